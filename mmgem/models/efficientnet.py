@@ -1,0 +1,103 @@
+"""EfficientNet-Lite0, the default vision tower: 3.4M parameters, 224 px -> a (1280, 7, 7) map.
+
+Written from the papers (Tan & Le 2019, arXiv 1905.11946; the Lite variant drops squeeze-and-excite
+and uses ReLU6). Batch norm is folded into the convolutions when base weights are converted
+(:func:`fold_batch_norm`): the tower has plain convolutions with a bias, which is the same function in
+inference, faster, and the form that fine-tunes well on small batches (frozen statistics).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# (expansion, kernel, stride, out channels, repeats); stem and last stage are not scaled in Lite0.
+LITE0_STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+
+
+class SameConv(nn.Conv2d):
+    """Convolution with TensorFlow "SAME" padding: the odd pixel goes right and below."""
+
+    def __init__(self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1):
+        super().__init__(cin, cout, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride[0] > 1:
+            kernel, stride = self.kernel_size[0], self.stride[0]
+            pad_h, pad_w = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
+            x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
+        return super().forward(x)
+
+
+class InvertedBottleneck(nn.Module):
+    """Expand (1x1) -> depthwise -> project (1x1), with a skip where the shapes allow."""
+
+    def __init__(self, cin: int, cout: int, expansion: int, kernel: int, stride: int):
+        super().__init__()
+        mid = cin * expansion
+        self.expand = SameConv(cin, mid, 1) if expansion != 1 else None
+        self.depthwise = SameConv(mid, mid, kernel, stride, groups=mid)
+        self.project = SameConv(mid, cout, 1)
+        self.skip = stride == 1 and cin == cout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.expand(x)) if self.expand is not None else x
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.skip else y
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite feature extractor.
+
+    ``forward``: pixels ``(B, 3, H, W)`` float32, already ``(x - 127) / 128`` -> map
+    ``(B, C, ceil(H/32), ceil(W/32))`` float32, C = ``head``.
+    """
+
+    def __init__(self, stem: int = 32, stages: tuple = LITE0_STAGES, head: int = 1280):
+        super().__init__()
+        self.stem = SameConv(3, stem, 3, stride=2)
+        blocks, cin = [], stem
+        for expansion, kernel, stride, cout, repeats in stages:
+            for i in range(repeats):
+                blocks.append(InvertedBottleneck(cin, cout, expansion, kernel, stride if i == 0 else 1))
+                cin = cout
+        self.blocks = nn.ModuleList(blocks)
+        self.head = SameConv(cin, head, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        for block in self.blocks:
+            x = block(x)
+        return F.relu6(self.head(x))
+
+
+def fold_batch_norm(weights: dict[str, Tensor], eps: float = 1e-3) -> dict[str, Tensor]:
+    """Convert a published ``efficientnet-lite`` state dict (conv + batch norm pairs) to ours.
+
+    ``w' = w * g / sqrt(var + eps)``, ``b' = beta - mean * g / sqrt(var + eps)``. The classifier
+    (``_fc``) is dropped. Raises ``KeyError`` if a convolution has no batch norm beside it.
+    """
+    pairs = {"_conv_stem": ("_bn0", "stem"), "_conv_head": ("_bn1", "head")}
+    per_block = {"_expand_conv": ("_bn0", "expand"), "_depthwise_conv": ("_bn1", "depthwise")}
+    per_block["_project_conv"] = ("_bn2", "project")
+    out = {}
+    for name, w in weights.items():
+        if w.ndim != 4:
+            continue
+        *prefix, conv, _ = name.split(".")
+        norm, ours = (per_block if prefix else pairs)[conv]
+        bn = ".".join([*prefix, norm])
+        scale = weights[f"{bn}.weight"] / torch.sqrt(weights[f"{bn}.running_var"] + eps)
+        target = ".".join([*(["blocks", prefix[1]] if prefix else []), ours])
+        out[f"{target}.weight"] = w * scale[:, None, None, None]
+        out[f"{target}.bias"] = weights[f"{bn}.bias"] - weights[f"{bn}.running_mean"] * scale
+    return out
