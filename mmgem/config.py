@@ -1,0 +1,265 @@
+"""Typed configuration: what a model is (saved with it) and how it is trained (a recipe).
+
+A recipe is TOML; :func:`from_dict` turns it into dataclasses and refuses unknown keys and wrong types with
+the field's full name. The switches the paper leaves open are fields here, the default first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mmgem.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass
+class TowerConfig:
+    """The vision encoder."""
+
+    kind: Literal["efficientnet_lite0", "transformers"] = "efficientnet_lite0"
+    cut: int | None = None
+    """Blocks of EfficientNet in the frozen, cached lower part; None: all of it."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """transformers config (``model_type`` and its fields) when ``kind = "transformers"``."""
+
+
+@dataclass
+class LLMConfig:
+    """The language model: a transformers config, ``model_type`` and its fields."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ModelConfig:
+    """Everything that decides the shape and the function of an :class:`~mmgem.models.network.MMGEMNetwork`."""
+
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    dim: int = 512
+    """D, the width of the shared embedding space."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """h1 and h2: one linear map, or a hidden layer of 2 D with GELU."""
+    dropout: float = 0.0
+    """Dropout on the pooled visual feature, in training only."""
+    visual_tokens: int = 1
+    """k: LLM input vectors made from each visual embedding by h3."""
+    visual_grid: int = 1
+    """g: 1 = the whole image or box is one embedding; above, its g x g tiles follow it as more."""
+    text_pool: Literal["emb", "mean"] = "emb"
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """Mask of the embedding mode; captions are always causal."""
+    logit_scale: float = 1 / 0.07
+    """Initial inverse temperature of the contrastive loss."""
+    logit_bias: float = 0.0
+    """Initial bias, used by the sigmoid loss only (SigLIP starts at -10)."""
+
+
+@dataclass
+class Preprocessing:
+    """How pixels and texts are prepared; travels with the weights as ``preprocessor.json``."""
+
+    size: int = 224
+    mean: tuple[float, float, float] = (127 / 255, 127 / 255, 127 / 255)
+    std: tuple[float, float, float] = (128 / 255, 128 / 255, 128 / 255)
+    """Of pixels scaled to 0..1."""
+    resize: Literal["squash", "crop"] = "squash"
+    """To a square: both sides stretched, or short side scaled and the centre cut out."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    lowercase: bool = False
+    """Lower-case texts and drop the final full stop, before embedding and captioning alike."""
+    text_prefix: str = ""
+    """Put before every text; a space makes the first word the token it is inside a sentence."""
+    max_text_tokens: int = 77
+    """Longest text; more is an error, never cut silently."""
+
+
+@dataclass
+class DataConfig:
+    """What a run reads."""
+
+    train: Path
+    """Anything :func:`mmgem.data.readers.load_dataset` reads."""
+    split: str | None = "train"
+    dev: Path | None = None
+    """Evaluated during training; None: ``train``'s own ``dev_split``."""
+    dev_split: str | None = "dev"
+    views: int = 1
+    """Cached versions of each image: the plain one, its mirror, then random crops."""
+    crop_scale: float = 0.5
+    """Smallest share of the image's area in a random crop."""
+    cached: bool = True
+    """Compute the tower's lower part once and keep it; false reads pixels at every step."""
+    cache: Path | None = None
+    """Where feature maps are cached; None: under the user's cache folder."""
+    captions_per_image: int = 1
+    """Texts of an image in one batch; they share the contrastive target."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """The losses."""
+
+    name: Literal["joint", "contrastive", "captioning"] = "joint"
+    contrastive_weight: float = 1.0
+    caption_weight: float = 1.0
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    max_logit_scale_log: float = 4.6052
+    """The temperature's floor: scale <= 100, as in CLIP."""
+    soft_targets: float = 0.0
+    """Share of the contrastive target that follows the teacher's text similarity."""
+    teacher: Path | None = None
+    """Sentence encoder (transformers folder or the name of a pulled one) behind ``soft_targets``."""
+    teacher_temperature: float = 0.05
+    label_smoothing: float = 0.0
+    vocabulary_sample: int = 0
+    """Tokens sampled for the caption softmax beside those in use; 0: the whole vocabulary, exact."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW in three groups: new parts (projections, markers), LLM, tower. A rate of 0 freezes a group."""
+
+    lr_new: float = 1e-3
+    lr_llm: float = 3e-4
+    lr_tower: float = 0.0
+    lr_embeddings: float = 0.0
+    """The LLM's token table (and tied head)."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: int = 100
+    """Steps of linear warm-up; a cosine to ``final_lr`` times the rate follows."""
+    final_lr: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.0
+    """Decay of the averaged weights that are evaluated and exported; 0: none."""
+    lora_rank: int = 0
+    """Above 0, the LLM trains through LoRA adapters of this rank, merged on export."""
+
+
+@dataclass
+class TrainConfig:
+    """The loop."""
+
+    out: Path
+    epochs: float = 1.0
+    """Passes over the images (each with ``captions_per_image`` of its captions)."""
+    batch: int = 96
+    """Images in a step."""
+    seed: int = 0
+    evaluate_every: int = 0
+    """Steps; 0: only at the end."""
+    checkpoint_every: int = 200
+    log_every: int = 10
+    keep: int = 2
+    """Training checkpoints kept."""
+    evaluate_images: int = 1000
+    tensorboard: bool = False
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+
+
+@dataclass
+class StartConfig:
+    """Where the weights come from before step 0."""
+
+    checkpoint: Path | None = None
+    """A model folder to continue from; excludes the others."""
+    tower: str = "efficientnet_lite0"
+    """Base weights: a pulled name, a transformers folder or a hub id."""
+    llm: str = "smollm2"
+    layers: int | None = None
+    """Keep the LLM's first N blocks."""
+    quantize_embeddings: bool = False
+    """Round the token table to 4 bits before training, so that shipping it in 4 bits loses nothing."""
+
+
+@dataclass
+class Recipe:
+    """One training run, from one TOML file."""
+
+    data: DataConfig
+    train: TrainConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    start: StartConfig = field(default_factory=StartConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Build dataclass ``cls`` from plain ``data``; ``where`` prefixes field names in messages.
+
+    Raises :class:`ConfigError` naming the field for an unknown key, a missing one or a wrong type.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where or cls.__name__}: expected a table, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    prefix = f"{where}." if where else ""
+    values = {}
+    for key, value in data.items():
+        if key not in fields:
+            close = ", ".join(sorted(fields))
+            raise ConfigError(f"{prefix}{key}: unknown field (known: {close})")
+        values[key] = _convert(hints[key], value, f"{prefix}{key}")
+    for name, f in fields.items():
+        missing = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if missing and name not in values:
+            raise ConfigError(f"{prefix}{name}: missing")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is tuple:
+        inner = list(args[:1]) * len(value) if args[-1] is Ellipsis else list(args)
+        if not isinstance(value, list | tuple) or len(value) != len(inner):
+            raise ConfigError(f"{where}: expected {len(inner)} values, got {value!r}")
+        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True)))
+    if origin is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        return [_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a table, got {value!r}")
+        return value
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain, JSON-ready form of a config dataclass; :func:`from_dict` reads it back equal."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))

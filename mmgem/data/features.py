@@ -1,0 +1,174 @@
+"""The feature cache: a frozen tower sees each image once.
+
+Maps of the tower's lower part are kept as one memory-mapped float16 array per view, in a folder named by
+the hash of everything they depend on (weights, preprocessing, image files, view). Filling resumes where it
+stopped; an image that cannot be read is marked, reported and left out of training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgem.config import Preprocessing, to_dict
+from mmgem.data.images import open_image
+from mmgem.data.transforms import normalise, to_square, view_geometry
+from mmgem.errors import DataError, ImageError
+from mmgem.models.towers import Tower
+from mmgem.progress import track
+
+_CHUNK = 32
+_BAD, _TODO, _DONE = 2, 0, 1
+
+
+@dataclass
+class FeatureCache:
+    """``maps``: one ``(n, h, w, c)`` float16 memory map per view; ``valid``: indices of readable images;
+    ``problems``: one message per unreadable one."""
+
+    maps: list[np.ndarray]
+    valid: list[int]
+    problems: list[str]
+
+    @property
+    def views(self) -> int:
+        """How many versions of each image there are."""
+        return len(self.maps)
+
+    def read(self, images: Sequence[int], views: Sequence[int]) -> Tensor:
+        """Features ``(len(images), h, w, c)`` float32 of each image in its view."""
+        return torch.from_numpy(
+            np.stack([self.maps[v][i] for i, v in zip(images, views, strict=True)]).astype(np.float32)
+        )
+
+
+class PixelSource:
+    """The same interface without a cache, for towers that train whole: normalised pixels, read every time."""
+
+    def __init__(self, images: Sequence[Path], prep: Preprocessing, views: int, crop_scale: float):
+        self.images, self.prep, self.views, self.crop_scale = list(images), prep, views, crop_scale
+        self.valid = list(range(len(self.images)))
+        self.problems: list[str] = []
+
+    def read(self, images: Sequence[int], views: Sequence[int]) -> Tensor:
+        """Pixels ``(len(images), 3, S, S)`` float32. Raises ``ImageError`` for an unreadable file."""
+        pixels = [
+            to_square(
+                open_image(self.images[i], min_side=2 * self.prep.size),
+                self.prep,
+                view_geometry(v, self.images[i].name, self.crop_scale),
+            )
+            for i, v in zip(images, views, strict=True)
+        ]
+        return normalise(np.stack(pixels), self.prep)
+
+
+def tower_fingerprint(tower: Tower) -> str:
+    """Hash of the weights that :meth:`Tower.lower` depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for p in tower.lower_parameters():
+        digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cache_features(
+    tower: Tower,
+    prep: Preprocessing,
+    images: Sequence[Path],
+    folder: Path,
+    views: int = 1,
+    crop_scale: float = 0.5,
+) -> FeatureCache:
+    """Compute what is missing and return the cache for ``images`` (order kept).
+
+    Raises ``DataError`` if no image can be read.
+    """
+    stats = [_stat(p) for p in images]
+    base = {"tower": tower_fingerprint(tower), "prep": to_dict(prep), "images": stats}
+    maps, states, problems = [], [], {}
+    for view in range(views):
+        key = json.dumps({**base, "view": view, "crop_scale": crop_scale if view > 1 else None})
+        name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+        values, state, bad = _fill(tower, prep, images, folder / name, view, crop_scale, views)
+        maps.append(values)
+        states.append(state)
+        problems.update(bad)
+    bad_rows = np.any([s == _BAD for s in states], axis=0)
+    valid = np.flatnonzero(~bad_rows).tolist()
+    if not valid:
+        raise DataError(
+            f"none of the {len(images)} images can be read; first: {next(iter(problems.values()))}"
+        )
+    return FeatureCache(maps, valid, list(problems.values()))
+
+
+def _stat(path: Path) -> list[str | int]:
+    try:
+        info = path.stat()
+    except OSError:
+        return [str(path), -1, -1]
+    return [str(path), info.st_size, info.st_mtime_ns]
+
+
+def _fill(
+    tower: Tower,
+    prep: Preprocessing,
+    images: Sequence[Path],
+    folder: Path,
+    view: int,
+    crop_scale: float,
+    views: int,
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "problems.json"
+    problems = {int(k): v for k, v in json.loads(log.read_text()).items()} if log.exists() else {}
+    device = next(tower.parameters()).device
+    with torch.inference_mode():
+        probe = torch.zeros(1, 3, prep.size, prep.size, device=device)
+        shape = (len(images), *tower.lower(probe).shape[1:])
+    values = _open(folder / "maps.npy", shape, np.float16)
+    state = _open(folder / "state.npy", (len(images),), np.uint8)
+    todo = np.flatnonzero(state == _TODO).tolist()
+    chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
+    for rows in track(chunks, f"features, view {view + 1} of {views}", sizes=[len(c) for c in chunks]):
+        pixels, good = [], []
+        for row in rows:
+            try:
+                image = open_image(images[row])
+            except ImageError as error:
+                problems[row] = str(error)
+                temporary = log.with_suffix(".tmp")
+                temporary.write_text(json.dumps(problems))
+                os.replace(temporary, log)
+                state[row] = _BAD
+                continue
+            pixels.append(to_square(image, prep, view_geometry(view, images[row].name, crop_scale)))
+            good.append(row)
+        if good:
+            with torch.inference_mode():
+                maps = tower.lower(normalise(np.stack(pixels), prep).to(device))
+            values[good] = maps.half().cpu().numpy()
+            state[good] = _DONE
+    return values, state, problems
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    if path.exists():
+        try:
+            found = np.lib.format.open_memmap(path, "r+")
+        except ValueError as error:
+            raise DataError(f"{path}: damaged feature cache ({error}); delete the folder") from error
+        if found.shape == shape:
+            return found
+    temporary = path.with_suffix(".tmp")
+    np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
+    os.replace(temporary, path)
+    return np.lib.format.open_memmap(path, "r+")

@@ -1,0 +1,238 @@
+"""Any picture a user has -> an RGB image of 8 bits, upright; and the pictures in a folder.
+
+Notable choices. Everything that goes wrong with one picture is one ``ImageError`` with a one-line reason,
+so a caller can count, report and skip it. A truncated file is an error: half a photo embeds as something
+else. Only the formats in ``FORMATS`` are decoded, whatever the suffix says (Pillow would otherwise start
+Ghostscript for an EPS file named ``.jpg``). Colour profiles are ignored, as vision towers are trained so.
+
+Boxes are pixels of the stored, upright image (:func:`image_size`). ``open_image(..., min_side=n)`` may
+return a smaller picture: scale boxes by the ratio of the two sizes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+
+from mmgem.errors import ImageError, MMGEMError, UsageError
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2",
+)
+# fmt: on
+
+# EXIF orientation -> what brings the stored pixels upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
+    """Decode ``source`` to a new upright image of mode RGB.
+
+    ``source`` is a path, the bytes of an image file, a PIL image (its current frame; it is not changed) or
+    a uint8 array (H, W), (H, W, 3) or (H, W, 4). The EXIF orientation is applied and all metadata dropped;
+    transparency is composited on white; of an animation the first frame is taken. 16-bit grey is divided
+    by 257; integer or float grey without a stated range is divided by the first of 1 (float only), 255,
+    65535 and its own maximum that no pixel exceeds.
+
+    ``min_side`` (pixels) makes large JPEG files and bytes cheap: they are decoded at the smallest of the
+    scales 1/8, 1/4, 1/2, 1 that keeps both sides at or above ``min_side``. Other sources ignore it.
+
+    Raises ImageError (missing, empty, truncated, not an image, too many pixels, wrong array) and UsageError
+    (``source`` is none of the above, or ``min_side`` is below 1).
+    """
+    if min_side is not None and min_side < 1:
+        raise UsageError(f"min_side must be at least 1 pixel, not {min_side}")
+    with _opened(source) as image:
+        if min_side is not None and image is not source:
+            image.draft(None, (min_side, min_side))
+        image.load()
+        rgb = _to_rgb(image)
+        turn = _TURNS.get(_orientation(image))
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+        rgb.info = {}
+        return rgb
+
+
+def image_size(source: ImageSource) -> tuple[int, int]:
+    """Return ``(width, height)`` in pixels of the upright image, as ``open_image(source).size`` would be.
+
+    Reads the header only, except for PNG files without early EXIF and turned TIFF files, which Pillow has to
+    decode to be sure. Raises as :func:`open_image` does, but does not notice damaged pixels.
+    """
+    with _opened(source) as image:
+        turned = _orientation(image) >= 5
+        if turned and isinstance(image, TiffImagePlugin.TiffImageFile):
+            image.load()  # turns itself; whether the size before was turned depends on Pillow's version
+            turned = False
+        width, height = image.size
+        return (height, width) if turned else (width, height)
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the files under ``folder`` whose suffix is in ``IMAGE_SUFFIXES`` (any case), sorted by path.
+
+    Hidden files and folders are skipped. Linked files and folders are followed, each folder once (under its
+    real place if that is inside), never up to a parent of ``folder``. Subfolders that may not be read are
+    skipped with a warning. Raises UsageError if ``folder`` is missing or not a folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UsageError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+    real_root = root.resolve()
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    pending, linked = [root], list[Path]()
+    while pending or linked:
+        place = pending.pop() if pending else linked.pop(0)
+        try:
+            stat = place.stat()
+            if (stat.st_dev, stat.st_ino) in seen:
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(place) as listing:
+                entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError as error:
+            if place == root:
+                raise UsageError(f"{root}: {error.strerror}") from error
+            warnings.warn(f"{place}: skipped, {error.strerror}", stacklevel=2)
+            continue
+        for entry in entries:
+            if _is(entry, "dir"):
+                if not entry.is_symlink():
+                    pending.append(Path(entry.path))
+                elif not real_root.is_relative_to(Path(entry.path).resolve()):
+                    linked.append(Path(entry.path))
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES) and _is(entry, "file"):
+                found.append(Path(entry.path))
+    return sorted(found)
+
+
+def _is(entry: os.DirEntry[str], kind: str) -> bool:
+    """Whether an entry is (or links to) a dir or file; a link to itself is neither."""
+    try:
+        return entry.is_dir() if kind == "dir" else entry.is_file()
+    except OSError:
+        return False
+
+
+@cache
+def _formats() -> list[str]:
+    """``FORMATS`` without those this build of Pillow lacks."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[Image.Image]:
+    """Open ``source`` without decoding; any failure inside the block becomes an ImageError that names it."""
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+    elif isinstance(source, bytes):
+        name = "image bytes"
+    elif isinstance(source, np.ndarray):
+        name = "image array"
+    elif isinstance(source, Image.Image):
+        name = "PIL image"
+    else:
+        raise UsageError(
+            f"an image is a path, bytes, a PIL image or a uint8 array, not {type(source).__name__}"
+        )
+    try:
+        if isinstance(source, Image.Image):
+            yield source
+        elif isinstance(source, np.ndarray):
+            yield _from_array(source)
+        else:
+            with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+                if not file.read(1):
+                    raise ValueError("is empty")
+                yield Image.open(file, formats=_formats())
+    except MMGEMError:
+        raise
+    except Exception as error:  # decoders raise nearly every built-in exception on damaged files
+        raise ImageError(f"{name}: {' '.join(_reason(error).split())}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What to tell the user about a decoding failure."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image in a known format ({', '.join(_formats())}), or its header is damaged"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"too many pixels to decode safely: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; damaged EXIF counts as upright, the pixels being fine."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return value if value in _TURNS else 1
+    except Exception:  # the EXIF parser raises many built-in exceptions
+        return 1
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    """Array (H, W), (H, W, 3) or (H, W, 4) uint8 -> image of mode L, RGB or RGBA."""
+    if array.dtype != np.uint8:
+        raise ValueError(f"must be uint8, not {array.dtype}")
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
+        raise ValueError(f"must be (H, W), (H, W, 3) or (H, W, 4), not {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"has no pixels: {array.shape}")
+    return Image.fromarray(array)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert a loaded image of any mode to a new one of mode RGB, transparent pixels becoming white."""
+    if 0 in image.size:
+        raise ValueError("has no pixels")
+    if image.mode[0] in "IF":
+        image = _deep_grey(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    rgb = Image.new("RGB", image.size, "white")
+    rgb.paste(rgba, mask=rgba.getchannel("A"))
+    return rgb
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Image of a mode I;16*, I or F -> mode L; see :func:`open_image` for the scaling."""
+    stored = np.asarray(image)
+    values = stored.astype(np.float32)
+    if stored.dtype.itemsize == 2:
+        white = 65535.0
+    else:
+        peak = float(np.where(np.isfinite(values), values, 0).max())
+        values = np.nan_to_num(values, nan=0.0, posinf=peak, neginf=0.0)
+        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        white = next((w for w in whites if peak <= w), peak)
+    grey = np.clip(values * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)
+    if image.has_transparency_data:
+        grey[stored == image.info["transparency"]] = 255
+    return Image.fromarray(grey)

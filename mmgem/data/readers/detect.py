@@ -1,0 +1,125 @@
+"""``load_dataset``: any dataset on disk -> records, the format found from the content."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from mmgem.data.images import IMAGE_SUFFIXES, list_images
+from mmgem.data.readers.coco import coco_records, karpathy_records
+from mmgem.data.readers.files import read_text
+from mmgem.data.readers.flickr import (
+    is_csv_header,
+    is_pipe_header,
+    is_token_line,
+    read_caption_csv,
+    read_flickr_tokens,
+)
+from mmgem.data.readers.folders import read_caption_folder, read_class_folders
+from mmgem.data.records import Record, keep_split, read_jsonl
+from mmgem.errors import DataError, UsageError
+
+_KNOWN = "JSONL, COCO captions, Karpathy JSON, a Flickr token file or an image,caption CSV"
+_ANNOTATIONS = frozenset({".jsonl", ".json", ".csv", ".txt", ".token"})
+
+_Reader = Callable[[], list[Record]]
+
+
+def load_dataset(
+    path: str | os.PathLike[str], split: str | None = None, images: str | os.PathLike[str] | None = None
+) -> list[Record]:
+    """Load the dataset at ``path``: a file, or a folder; ``split`` keeps that split only.
+
+    Files: JSONL, COCO captions, Karpathy JSON, Flickr tokens, CSV with ``image,caption`` or with pipes;
+    ``images`` is their images folder, looked for near the file if None. A folder with one such file at its
+    top is that file; otherwise images with ``.txt`` beside them, class folders, or plain images.
+
+    Raises DataError for a file of no known format or with a malformed entry, UsageError for a missing path,
+    an unknown split, a folder with several datasets or with none, and ``images`` where it has no meaning.
+    """
+    path = Path(path)
+    found = _in_folder(path, images) if path.is_dir() else _reader(path, images)
+    if isinstance(found, str):
+        raise DataError(f"{path}: not a dataset ({_KNOWN}): {found}")
+    return keep_split(found(), split, path)
+
+
+def _reader(path: Path, images: str | os.PathLike[str] | None) -> _Reader | str:
+    """What reads the file ``path``, or why nothing does. Looks at the content only."""
+    folder = Path(images) if images is not None else None
+    try:
+        text = read_text(path)
+    except DataError:
+        return "it is not UTF-8 text"
+    first = text.lstrip().partition("\n")[0]
+    if not first:
+        return "it is empty"
+    if first[0] in "{[":
+        return _json_reader(path, text, folder)
+    if is_token_line(first):
+        return lambda: read_flickr_tokens(path, folder)
+    if is_csv_header(first) or is_pipe_header(first):
+        return lambda: read_caption_csv(path, folder)
+    return f"it begins with {first[:60]!r}"
+
+
+def _json_reader(path: Path, text: str, images: Path | None) -> _Reader | str:
+    """Tell JSONL, COCO and Karpathy apart by the first JSON value of the file."""
+
+    def jsonl() -> list[Record]:
+        if images is not None:
+            raise UsageError(
+                f"{path}: image paths of a JSONL dataset are relative to it; give no images folder"
+            )
+        return read_jsonl(path)
+
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text.lstrip())
+    except (ValueError, RecursionError) as error:
+        return jsonl if path.suffix.lower() == ".jsonl" else f"it is not valid JSON: {error}"
+    if path.suffix.lower() == ".jsonl" or (isinstance(value, dict) and "image" in value):
+        return jsonl
+    if not isinstance(value, dict):
+        return "it is a JSON list, not an object"
+    listed = value.get("images")
+    if isinstance(listed, list) and listed and isinstance(listed[0], dict):
+        if "sentences" in listed[0]:
+            return lambda: karpathy_records(value, path, images)
+        marks = value.get("annotations")
+        if isinstance(marks, list) and marks and isinstance(marks[0], dict) and "caption" in marks[0]:
+            return lambda: coco_records(value, path, images)
+        if marks:
+            return "it is COCO-like, but its annotations are not captions"
+    return f"it is a JSON object with the keys {', '.join(list(value)[:8]) or '(none)'}"
+
+
+def _in_folder(folder: Path, images: str | os.PathLike[str] | None) -> _Reader:
+    """What reads the dataset in ``folder``."""
+    names = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    pictures = {entry.stem for entry in names if entry.suffix.lower() in IMAGE_SUFFIXES}
+    files = {
+        entry: reader
+        for entry in names
+        if entry.suffix.lower() in _ANNOTATIONS and entry.stem not in pictures and entry.is_file()
+        if not isinstance(reader := _reader(entry, images), str)
+    }
+    if len(files) > 1:
+        raise UsageError(f"{folder}: several datasets, name one: {', '.join(file.name for file in files)}")
+    if files:
+        return next(iter(files.values()))
+    if images is not None:
+        raise UsageError(f"{folder}: no annotation file in it, so an images folder has no meaning")
+    found = list_images(folder)
+    if not found:
+        kinds = Counter(entry.suffix.lower() or "no suffix" for entry in names if entry.is_file())
+        there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no files"
+        raise UsageError(f"{folder}: no dataset file ({_KNOWN}) and no images in it; at its top: {there}")
+    if any(image.with_suffix(".txt").is_file() for image in found):
+        return lambda: read_caption_folder(folder)
+    classes = {image.relative_to(folder).parts[0] for image in found if image.parent != folder}
+    if len(classes) > 1 and all(image.parent != folder for image in found):
+        return lambda: read_class_folders(folder)
+    return lambda: read_caption_folder(folder)

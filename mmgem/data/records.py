@@ -1,0 +1,249 @@
+"""The one record type of every image dataset, and its JSONL file: one image a line.
+
+``{"image": "images/1.jpg", "captions": ["..."], "split": "train", "label": "daisy",
+"regions": [{"box": [x0, y0, x1, y1], "captions": ["..."]}]}``: all but ``image`` may be absent or null.
+Image paths are relative to the file. Boxes are pixels of the stored, upright image, half-open, x right and
+y down; they may cross the border. Unknown keys of a line or a region are kept as ``meta``. Whatever is
+wrong is an error that names the file, the line and the field: a caption lost in silence is a worse model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmgem.errors import DataError, UsageError
+
+_RECORD_KEYS = frozenset({"image", "captions", "split", "label", "regions"})
+_REGION_KEYS = frozenset({"box", "captions"})
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A box ``(x0, y0, x1, y1)`` in pixels of the stored, upright image, and what captions say of it."""
+
+    box: Box
+    captions: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a dataset; ``image`` is an absolute path that need not exist."""
+
+    image: Path
+    captions: tuple[str, ...] = ()
+    split: str | None = None
+    label: str | None = None
+    regions: tuple[Region, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+def read_jsonl(path: str | os.PathLike[str], split: str | None = None) -> list[Record]:
+    """Read a dataset file in UTF-8, in file order; blank lines are ignored; ``split`` keeps that split only.
+
+    Raises DataError ("file:line: field ...") for a malformed line and for a file without records, UsageError
+    for a missing file or a ``split`` that no record has. Images are not looked at.
+    """
+    path = Path(path)
+    folder = str(path.parent.resolve())
+    records: list[Record] = []
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.isspace() and text:
+                    records.append(_record(json.loads(text), folder))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}:{number}: not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{number}: not a JSON object on one line: {error.msg} at column {error.colno}"
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{path}:{number}: JSON is nested too deeply") from error
+    except ValueError as error:
+        raise DataError(f"{path}:{number}: {error}") from error
+    if not records:
+        raise DataError(f"{path}: no records, the file is empty")
+    return keep_split(records, split, path)
+
+
+def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None:
+    """Write ``records`` so that :func:`read_jsonl` gives equal ones back; missing folders are made.
+
+    Image paths are written relative to the file (on Windows absolute if on another drive). The file appears
+    whole or not at all. Raises UsageError if there is no record or it cannot be written, DataError for
+    ``meta`` that is not JSON or uses the name of a field.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = str(path.parent.resolve())
+        with temporary.open("wb") as file:
+            for record in records:
+                try:
+                    file.write(_line(record, folder))
+                except (TypeError, ValueError) as error:
+                    raise DataError(f"{path}: record of {record.image}: meta: {error}") from error
+                count += 1
+        if not count:
+            raise UsageError(f"{path}: no records to write")
+        temporary.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def keep_split(records: list[Record], split: str | None, source: str | os.PathLike[str]) -> list[Record]:
+    """Return the records of ``split`` (None: all). UsageError naming ``source`` and its splits if none."""
+    if split is None:
+        return records
+    kept = [record for record in records if record.split == split]
+    if not kept:
+        there = sorted({record.split for record in records if record.split is not None})
+        known = f"its splits are {', '.join(there)}" if there else "its records name no split"
+        raise UsageError(f"{source}: no split {split!r}; {known}")
+    return kept
+
+
+def image_path(folder: str, name: str) -> Path:
+    """Absolute path of ``name`` as seen from ``folder`` (itself absolute and free of links)."""
+    return Path(os.path.normpath(os.path.join(folder, name)))  # noqa: PTH118 (twice as fast)
+
+
+def _record(value: Any, folder: str) -> Record:
+    """A parsed line -> Record; ValueError names the field."""
+    if type(value) is not dict:
+        raise ValueError(f"must be one JSON object, not {_kind(value)}")
+    image = value.get("image")
+    if type(image) is not str or not image or "\0" in image:
+        raise ValueError(
+            f"image must be a file path, not {_kind(image)}" if "image" in value else 'no "image"'
+        )
+    if "://" in image:
+        raise ValueError(f"image must be a file path, URLs are not fetched: {image}")
+    regions = value.get("regions")
+    if regions is not None and type(regions) is not list:
+        raise ValueError(f"regions must be a list of objects, not {_kind(regions)}")
+    return Record(
+        image=image_path(folder, image),
+        captions=_captions(value, ""),
+        split=_name(value, "split"),
+        label=_name(value, "label"),
+        regions=tuple([_region(region, f"regions[{i}]") for i, region in enumerate(regions or ())]),
+        meta=_meta(value, _RECORD_KEYS),
+    )
+
+
+def _region(value: Any, where: str) -> Region:
+    if type(value) is not dict:
+        raise ValueError(f"{where} must be an object, not {_kind(value)}")
+    return Region(
+        box=_box(value.get("box"), f"{where}.box"),
+        captions=_captions(value, f"{where}."),
+        meta=_meta(value, _REGION_KEYS),
+    )
+
+
+def _captions(value: dict[str, Any], where: str) -> tuple[str, ...]:
+    captions = value.get("captions")
+    if captions is None:
+        if "caption" in value:
+            raise ValueError(f'{where}caption is not a field; write "captions": ["..."], a list of strings')
+        return ()
+    if type(captions) is not list:
+        raise ValueError(f'{where}captions must be a list of strings, like ["..."], not {_kind(captions)}')
+    for i, caption in enumerate(captions):
+        if type(caption) is not str:
+            raise ValueError(f"{where}captions[{i}] must be a string, not {_kind(caption)}")
+        if not caption or caption.isspace():
+            raise ValueError(f"{where}captions[{i}] is empty")
+    return tuple(captions)
+
+
+def _name(value: dict[str, Any], key: str) -> str | None:
+    name = value.get(key)
+    if name is None:
+        return None
+    if type(name) is not str or not name or name.isspace():
+        raise ValueError(f"{key} must be a non-empty string, not {_kind(name)}")
+    return name
+
+
+def _box(value: Any, where: str) -> Box:
+    wrong = f"{where} must be 4 finite numbers [x0, y0, x1, y1]"
+    if type(value) is not list or len(value) != 4 or any(type(n) not in (int, float) for n in value):
+        raise ValueError(f"{wrong}, not {json.dumps(value)[:80]}")
+    try:
+        x0, y0, x1, y1 = map(float, value)
+    except OverflowError as error:
+        raise ValueError(wrong) from error
+    if not all(map(math.isfinite, (x0, y0, x1, y1))):
+        raise ValueError(f"{wrong}, not {value}")
+    if x1 <= x0 or y1 <= y0:
+        raise ValueError(f"{where} must have x0 < x1 and y0 < y1, not {value} (is it [x, y, width, height]?)")
+    return x0, y0, x1, y1
+
+
+def _meta(value: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    return {key: item for key, item in value.items() if key not in known}
+
+
+def _kind(value: Any) -> str:
+    """The JSON name of a parsed value's type."""
+    if type(value) is str and not value.strip():
+        return "an empty string"
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _line(record: Record, folder: str) -> bytes:
+    """One line of the file. Empty fields are left out; lone surrogates (odd file names) are escaped."""
+    image = os.path.normpath(record.image.absolute())
+    if image.startswith(folder + os.sep):
+        image = image[len(folder) + 1 :]
+    else:
+        with suppress(ValueError):  # another Windows drive
+            image = os.path.relpath(image, folder)
+    value: dict[str, Any] = {"image": Path(image).as_posix()}
+    if record.captions:
+        value["captions"] = record.captions
+    if record.split is not None:
+        value["split"] = record.split
+    if record.label is not None:
+        value["label"] = record.label
+    if record.regions:
+        value["regions"] = [_region_value(region) for region in record.regions]
+    value |= _free_meta(record.meta, _RECORD_KEYS)
+    try:
+        text = json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value).encode()
+    return text + b"\n"
+
+
+def _region_value(region: Region) -> dict[str, Any]:
+    value = {"box": region.box, "captions": region.captions}
+    return value | _free_meta(region.meta, _REGION_KEYS)
+
+
+def _free_meta(meta: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    if clash := known & meta.keys():
+        raise ValueError(f"{', '.join(sorted(clash))} is the name of a field")
+    return meta

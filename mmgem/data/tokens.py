@@ -1,0 +1,59 @@
+"""Token ids of texts in the form the model reads them, without silent truncation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgem.config import Preprocessing
+from mmgem.data.transforms import normalise_text
+from mmgem.errors import CheckpointError, DataError
+
+
+class Tokenizer:
+    """A transformers tokenizer with our text normalisation around it."""
+
+    def __init__(self, hf: Any, prep: Preprocessing):
+        self.hf, self.prep = hf, prep
+        end = hf.eos_token_id if hf.eos_token_id is not None else hf.sep_token_id
+        if end is None:
+            raise CheckpointError("the tokenizer has no end-of-text token")
+        self.end: int = end
+
+    @classmethod
+    def from_folder(cls, folder: Path, prep: Preprocessing) -> Tokenizer:
+        """Read the tokenizer files of a checkpoint or base-model folder. Raises ``CheckpointError``."""
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(str(folder)), prep)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+
+    def encode_all(self, texts: Sequence[str]) -> list[Tensor]:
+        """Token ids (1-D int64) of each text. Raises ``DataError`` for an empty text or one over the
+        model's ``max_text_tokens``."""
+        if not texts:
+            return []
+        plain = [normalise_text(t, self.prep) for t in texts]
+        ids = self.hf(plain, add_special_tokens=False)["input_ids"]
+        for text, tokens in zip(texts, ids, strict=True):
+            if not text.strip() or not tokens:
+                raise DataError("empty text")
+            if len(tokens) > self.prep.max_text_tokens:
+                raise DataError(
+                    f"text of {len(tokens)} tokens is over the model's {self.prep.max_text_tokens}: "
+                    f"{text[:60]!r}…"
+                )
+        return [torch.tensor(tokens) for tokens in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out; a sentence again where training texts were not."""
+        text = " ".join(self.hf.decode(list(ids), skip_special_tokens=True).split())
+        if self.prep.lowercase and text:
+            text = text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+        return text

@@ -1,0 +1,92 @@
+"""Pixels for a tower: resize, normalise, and the augmented views of training.
+
+A view is a number: 0 is the plain picture, 1 its mirror, 2 and up random crops (half of them mirrored),
+drawn from the view number and the image's own path, so a view is the same picture on every run and machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from mmgem.config import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_SIDES = {"left": "right", "right": "left"}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a view does to a picture: cut ``crop`` (shares of width and height, x0 y0 x1 y1), then mirror."""
+
+    crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    flip: bool = False
+
+
+def view_geometry(view: int, key: str, crop_scale: float = 0.5) -> Geometry:
+    """Geometry of view number ``view`` of the image called ``key``; crops keep at least ``crop_scale`` of
+    the area and a side ratio within 4:5."""
+    if view < 2:
+        return Geometry(flip=view == 1)
+    seed = hashlib.blake2b(f"{view}/{key}".encode(), digest_size=8).digest()
+    rng = random.Random(seed)
+    side, ratio = rng.uniform(crop_scale, 1.0) ** 0.5, rng.uniform(0.8, 1.25) ** 0.5
+    width, height = min(1.0, side * ratio), min(1.0, side / ratio)
+    x, y = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+    return Geometry((x, y, x + width, y + height), rng.random() < 0.5)
+
+
+def to_square(image: Image.Image, prep: Preprocessing, geometry: Geometry | None = None) -> np.ndarray:
+    """RGB picture -> ``(size, size, 3)`` uint8, squashed or centre-cropped, after ``geometry`` if given."""
+    width, height = image.size
+    box = (0.0, 0.0, float(width), float(height))
+    if geometry is not None:
+        x0, y0, x1, y1 = geometry.crop
+        box = (x0 * width, y0 * height, x1 * width, y1 * height)
+    if prep.resize == "crop":
+        side = min(box[2] - box[0], box[3] - box[1])
+        cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        box = (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)
+    out = image.resize((prep.size, prep.size), _FILTERS[prep.interpolation], box=box)
+    if geometry is not None and geometry.flip:
+        out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(out)
+
+
+def normalise(pixels: np.ndarray, prep: Preprocessing) -> Tensor:
+    """``(B, S, S, 3)`` uint8 -> ``(B, 3, S, S)`` float32, ``(x / 255 - mean) / std``."""
+    import torch
+
+    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float()
+    mean = torch.tensor(prep.mean).view(3, 1, 1) * 255
+    std = torch.tensor(prep.std).view(3, 1, 1) * 255
+    return (x - mean) / std
+
+
+def mirror_text(text: str) -> str:
+    """Swap the words left and right, as a mirrored picture asks; case is kept."""
+
+    def swap(match: re.Match[str]) -> str:
+        word = match.group(0)
+        other = _SIDES[word.lower()]
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return re.sub(r"\b(left|right)\b", swap, text, flags=re.IGNORECASE)
+
+
+def normalise_text(text: str, prep: Preprocessing) -> str:
+    """The form of ``text`` the model reads: white space collapsed, no space before punctuation; where the
+    preprocessing says so lower case without the final full stop, and the prefix in front."""
+    text = re.sub(r"\s+([.,;:!?])", r"\1", " ".join(text.split()))
+    if prep.lowercase:
+        text = text.lower().rstrip(" .")
+    return prep.text_prefix + text

@@ -1,0 +1,51 @@
+"""Atomic writes and the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_home() -> Path:
+    """``$MMGEM_CACHE``, or ``mmgem`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if own := os.environ.get("MMGEM_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmgem"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` (UTF-8) so that readers see the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write into a temporary sibling, then put it in ``folder``'s place.
+
+    A kill at any moment leaves the old folder or the new one under a name that is read: a folder is only
+    ever renamed once it is complete. Leftovers of an earlier kill are removed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for leftover in (new, old):
+        if leftover.exists() and (leftover != old or folder.exists()):
+            shutil.rmtree(leftover)
+    if old.exists():
+        old.rename(folder)
+    new.mkdir()
+    fill(new)
+    for file in new.iterdir():
+        if file.is_file():
+            with file.open("rb") as f:
+                os.fsync(f.fileno())
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    if old.exists():
+        shutil.rmtree(old)

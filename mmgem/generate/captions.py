@@ -1,0 +1,101 @@
+"""Captions from visual prefixes: greedy or beam search, batched, on the KV cache.
+
+Every prefix has the same length, so a batch needs no padding and its members cannot influence each other.
+Beam search keeps K live hypotheses an image and ranks finished ones by log P / length ** alpha
+(Wu et al. 2016, arXiv 1609.08144, simplified); beams=1 is greedy decoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from mmgem.models.network import MMGEMNetwork
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Token ids without the end token, and their summed log-probability (end token included)."""
+
+    ids: list[int]
+    log_prob: float
+
+
+@torch.inference_mode()
+def generate_captions(
+    network: MMGEMNetwork,
+    prefixes: Tensor,
+    end: int,
+    beams: int = 3,
+    max_tokens: int = 30,
+    alpha: float = 0.7,
+) -> list[Caption]:
+    """Decode one caption per row of ``prefixes`` ``(B, P, H)``.
+
+    ``end``: the end-of-text token. ``beams``: live hypotheses (1 = greedy). Captions that do not end within
+    ``max_tokens`` are cut there. ``alpha``: length normalisation.
+    """
+    count = len(prefixes)
+    device = prefixes.device
+    llm = network.llm
+    inputs = torch.cat([prefixes, network.cap.expand(count, 1, -1).to(prefixes)], 1)
+    length = inputs.shape[1]
+    positions = torch.arange(length, device=device).expand(count, -1)
+    cache = DynamicCache()
+    states = llm(inputs, positions, _causal(count, length, device), cache)
+    log_probs = llm.logits(states[:, -1]).float().log_softmax(-1)
+    cache.batch_repeat_interleave(beams)
+
+    vocabulary = log_probs.shape[-1]
+    # All beams start equal: only the first may open, or they would all be the same.
+    live = torch.full((count, beams), -torch.inf, device=device)
+    live[:, 0] = 0.0
+    log_probs = log_probs[:, None].expand(-1, beams, -1)
+    tokens = torch.empty(count, beams, 0, dtype=torch.long, device=device)
+    best: list[Caption] = [Caption([], -torch.inf)] * count
+    best_score = torch.full((count,), -torch.inf, device=device)
+    open_ = torch.ones(count, dtype=torch.bool, device=device)
+
+    for step in range(max_tokens):
+        scores = (live[..., None] + log_probs).flatten(1)
+        # At most K of the 2K best can be the end token, so K live ones always remain.
+        top, at = scores.topk(2 * beams if vocabulary > 1 else beams, dim=1)
+        origin, token = at // vocabulary, at % vocabulary
+        ended = token == end
+        final = top / (step + 1) ** alpha
+        # A hypothesis may end only from among the K best, as if the others were already pruned.
+        final[:, beams:] = -torch.inf
+        final = final.masked_fill(~ended, -torch.inf)
+        score, which = final.max(1)
+        for b in torch.nonzero(open_ & (score > best_score))[:, 0].tolist():
+            ids = tokens[b, origin[b, which[b]]].tolist()
+            best[b] = Caption(ids, float(top[b, which[b]]))
+        best_score = torch.where(open_, torch.maximum(best_score, score), best_score)
+
+        keep = top.masked_fill(ended, -torch.inf).topk(beams, dim=1)
+        live, origin, token = keep.values, origin.gather(1, keep.indices), token.gather(1, keep.indices)
+        tokens = torch.cat([tokens.gather(1, origin[..., None].expand(-1, -1, step)), token[..., None]], 2)
+        # log P only falls; the best a live one can still score is at the greatest length.
+        reachable = live[:, 0] / max_tokens**alpha
+        open_ = open_ & (best_score < reachable)
+        if beams == 1:
+            open_ = open_ & ~torch.isfinite(best_score)
+        if not open_.any() or step + 1 == max_tokens:
+            break
+        rows = (torch.arange(count, device=device)[:, None] * beams + origin).flatten()
+        cache.reorder_cache(rows)
+        at_position = torch.full((count * beams, 1), length + step, device=device)
+        states = llm(llm.embed(token.reshape(-1, 1)), at_position, None, cache)
+        log_probs = llm.logits(states[:, 0]).float().log_softmax(-1).view(count, beams, -1)
+
+    for b in range(count):
+        if not torch.isfinite(best_score[b]):
+            best[b] = Caption(tokens[b, 0].tolist(), float(live[b, 0]))
+    return best
+
+
+def _causal(count: int, length: int, device: torch.device) -> Tensor:
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().expand(count, -1, -1)

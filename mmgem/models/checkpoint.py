@@ -1,0 +1,117 @@
+"""The checkpoint folder: ``config.json``, ``preprocessor.json``, tokenizer files, ``model.safetensors``.
+
+It needs nothing beside it and loads offline. A missing or unexpected tensor, or one of another shape, is an
+error that lists the names; weights are never left random.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmgem.config import ModelConfig, Preprocessing, from_dict, to_dict
+from mmgem.data.tokens import Tokenizer
+from mmgem.errors import CheckpointError, ConfigError
+from mmgem.files import write_atomic, write_folder
+from mmgem.models.network import MMGEMNetwork
+from mmgem.models.storage import load_tensors, save_tensors
+
+FORMAT = 1
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """State dict without second names of shared (tied) tensors."""
+    seen: dict[tuple[int, tuple[int, ...]], str] = {}
+    out = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        key = (id(tensor), tuple(tensor.shape))
+        if key not in seen:
+            seen[key] = name
+            out[name] = tensor
+    return out
+
+
+def load_into(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Copy ``tensors`` into ``module``. Raises ``CheckpointError`` listing names that do not fit."""
+    own = own_tensors(module)
+    missing = sorted(own.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{n} {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own.keys() & tensors.keys()
+        if own[n].shape != tensors[n].shape
+    ]
+    problems = [
+        f"{kind} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{where}: tensors do not fit the model: {'; '.join(problems)}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+
+
+def save_model(
+    folder: Path,
+    network: MMGEMNetwork,
+    tokenizer: Tokenizer,
+    card: str,
+    bits: dict[str, int] | None = None,
+) -> None:
+    """Write a model folder, replacing it as a whole. ``bits``: tensors to round (see ``storage``)."""
+
+    def fill(new: Path) -> None:
+        config = {"format": FORMAT, "model": to_dict(network.config)}
+        write_atomic(new / "config.json", json.dumps(config, indent=1) + "\n")
+        write_atomic(new / "preprocessor.json", json.dumps(to_dict(tokenizer.prep), indent=1) + "\n")
+        tokenizer.hf.save_pretrained(str(new))
+        save_tensors(new / "model.safetensors", own_tensors(network), bits)
+        write_atomic(new / "README.md", card)
+
+    write_folder(folder, fill)
+
+
+def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
+    """Read a model folder into float32 on the CPU, in eval mode. Raises ``CheckpointError``."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder")
+    raw = _json(folder / "config.json")
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / 'config.json'}: format {raw.get('format')!r}, this version reads {FORMAT}")
+    try:
+        config = from_dict(ModelConfig, raw.get("model"), "model")
+        prep = from_dict(Preprocessing, _json(folder / "preprocessor.json"), "preprocessor")
+        network = build(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    load_into(network, load_tensors(folder / "model.safetensors"), str(folder / "model.safetensors"))
+    return network.eval(), Tokenizer.from_folder(folder, prep)
+
+
+def build(config: ModelConfig) -> MMGEMNetwork:
+    """An :class:`MMGEMNetwork` whose weights will all be overwritten: initialisation is skipped."""
+    try:
+        from transformers.initialization import no_init_weights as skip_init
+    except ImportError:  # another transformers 5: initialising is only slower
+        skip_init = contextlib.nullcontext
+    with skip_init():
+        return MMGEMNetwork(config)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected an object")
+    return data

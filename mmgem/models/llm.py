@@ -1,0 +1,117 @@
+"""Adapter for any transformers causal LM: hidden states in, hidden states or logits out.
+
+Nothing of transformers is copied or patched. Truncation keeps the first N blocks. Attention masks are
+built by us and passed as 4-D, so causal, bidirectional and packed rows are one code path; cached
+decoding uses the library's ``DynamicCache``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmgem.errors import ConfigError
+
+
+class LLM(nn.Module):
+    """A causal language model without its loss: ``embed`` tokens, run ``forward``, read ``logits``."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        options = dict(config)
+        model_type = options.pop("model_type", None)
+        if model_type is None:
+            raise ConfigError("model.llm.config: model_type is missing")
+        try:
+            hf_config = AutoConfig.for_model(model_type, **options)
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"model.llm.config: {error}") from error
+        hf_config.use_cache = False
+        self.lm = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return self.lm.config.hidden_size
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the output head."""
+        return self.lm.get_input_embeddings().weight.shape[0]
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, first to last."""
+        return find_blocks(self.lm)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input vectors of token ids: ``(...)`` int64 -> ``(..., H)``."""
+        return self.lm.get_input_embeddings()(ids)
+
+    def forward(
+        self, inputs: Tensor, positions: Tensor, allowed: Tensor | None = None, cache: Any = None
+    ) -> Tensor:
+        """Run the blocks and the final norm.
+
+        ``inputs``: ``(B, L, H)`` float; ``positions``: ``(B, L)`` int64, each sequence counting from 0;
+        ``allowed``: ``(B, L, S)`` bool, True where row position may look at column position (S = cached +
+        L). ``cache``: a transformers ``Cache``, extended in place. Returns ``(B, L, H)``.
+        """
+        mask = None
+        if allowed is not None:
+            mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
+            mask = mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)[:, None]
+        out = self.lm.base_model(
+            inputs_embeds=inputs,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return out.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Output head: ``(..., H)`` -> ``(..., vocabulary)`` float, with the model's own soft cap if any."""
+        return self._capped(self.lm.get_output_embeddings()(hidden))
+
+    def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Logits of some tokens only: ``(..., H)``, ``(S,)`` int64 -> ``(..., S)``."""
+        head = self.lm.get_output_embeddings()
+        bias = head.bias[tokens] if getattr(head, "bias", None) is not None else None
+        return self._capped(torch.nn.functional.linear(hidden, head.weight[tokens], bias))
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        cap = getattr(self.lm.config, "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def export_config(self) -> dict[str, Any]:
+        """The plain config dict that rebuilds this module."""
+        config = self.lm.config.to_diff_dict()
+        for key in ("_name_or_path", "transformers_version", "dtype", "architectures", "quantization_config"):
+            config.pop(key, None)
+        return {**config, "model_type": self.lm.config.model_type}
+
+
+def find_blocks(lm: nn.Module) -> nn.ModuleList:
+    """The list of transformer blocks of a transformers causal LM. Raises ``ConfigError`` if none is found."""
+    count = lm.config.num_hidden_layers  # type: ignore[union-attr]
+    for module in lm.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ConfigError(f"{type(lm).__name__}: no list of {count} blocks found, so it cannot be truncated")
+
+
+def truncate(lm: nn.Module, layers: int) -> None:
+    """Keep the first ``layers`` blocks of ``lm``, in place. Raises ``ConfigError`` if it has fewer."""
+    blocks = find_blocks(lm)
+    if not 0 < layers <= len(blocks):
+        raise ConfigError(f"model.llm.layers: {layers} is not between 1 and {len(blocks)}")
+    del blocks[layers:]
+    config: Any = lm.config
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    config.num_hidden_layers = layers

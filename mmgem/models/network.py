@@ -1,0 +1,149 @@
+"""MM-GEM: one vision tower, one LLM and three small projections that embed and generate (arXiv 2405.19333).
+
+    v = h1(P(V, box))            image or region embedding
+    t = h2(LLM(x, [EMB])_[EMB])  text embedding
+    V_in = h3(v)                 what the LLM sees of the image when it captions after [CAP]
+
+This file is tensors only; files, images and strings are handled by :mod:`mmgem.api`.
+Shapes: B images or sequences, K boxes, D embedding width, H LLM width, P visual prefix length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmgem.config import ModelConfig
+from mmgem.models.llm import LLM
+from mmgem.models.packing import Packing, pack
+from mmgem.models.pooling import pool_boxes, pool_full
+from mmgem.models.towers import EfficientNetTower, Tower, TransformersTower
+
+
+def projection(kind: str, width_in: int, width_out: int, dropout: float = 0.0) -> nn.Module:
+    """h1 or h2: ``linear``, or ``mlp`` with one hidden layer."""
+    drop: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
+    if kind == "linear":
+        return nn.Sequential(*drop, nn.Linear(width_in, width_out))
+    hidden = 2 * width_out
+    layers = [nn.LayerNorm(width_in), *drop, nn.Linear(width_in, hidden), nn.GELU()]
+    return nn.Sequential(*layers, *drop, nn.Linear(hidden, width_out))
+
+
+class MMGEMNetwork(nn.Module):
+    """The assembled network. Build it from a config; weights come from a checkpoint or from base models."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.tower: Tower
+        if config.tower.kind == "efficientnet_lite0":
+            self.tower = EfficientNetTower(config.tower.cut, **config.tower.config)
+        else:
+            self.tower = TransformersTower(config.tower.config)
+        self.llm = LLM(config.llm.config)
+        width = self.llm.width
+        self.h1 = projection(config.projection, self.tower.channels, config.dim, config.dropout)
+        self.h2 = projection("linear", width, config.dim)
+        self.h3 = nn.Linear(config.dim, config.visual_tokens * width)
+        self.emb = nn.Parameter(torch.empty(width))
+        self.cap = nn.Parameter(torch.empty(width))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
+        self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias)))
+        self.reset_markers()
+
+    def reset_markers(self) -> None:
+        """Start ``[EMB]``, ``[CAP]`` and ``h3`` at the scale of the LLM's own token vectors."""
+        std = float(self.llm.lm.get_input_embeddings().weight.detach().std())
+        nn.init.normal_(self.emb, std=std)
+        nn.init.normal_(self.cap, std=std)
+        nn.init.normal_(self.h3.weight, std=std / math.sqrt(self.config.dim))
+        nn.init.zeros_(self.h3.bias)
+
+    @property
+    def prefix_length(self) -> int:
+        """P: LLM positions one image or region takes, [CAP] not counted."""
+        grid = self.config.visual_grid
+        return self.config.visual_tokens * (1 + (grid * grid if grid > 1 else 0))
+
+    def visual(self, maps: Tensor, boxes: Tensor | None = None) -> Tensor:
+        """Embeddings of whole images or boxes, not normalised.
+
+        ``maps``: ``(B, H, W, C)``. ``boxes``: ``(B, K, 4)`` in pixels of the tower's input. Returns
+        ``(B, 1 + g*g or 1, D)`` for whole images, ``(B, K, 1 + g*g or 1, D)`` for boxes: the embedding
+        itself first, then its tiles where ``visual_grid`` > 1 (they only feed captions).
+        """
+        grid, side = self.config.visual_grid, float(self.tower.size)
+        if boxes is None:
+            pooled = pool_full(maps)
+            if grid > 1:
+                pooled = torch.cat([pooled, pool_full(maps, grid)], 1)
+        else:
+            pooled = pool_boxes(maps, boxes, (side, side))
+            if grid > 1:
+                pooled = torch.cat([pooled, pool_boxes(maps, boxes, (side, side), grid)], 2)
+        return self.h1(pooled)
+
+    def prefix(self, visual: Tensor) -> Tensor:
+        """V_in: :meth:`visual` output ``(B, 1 + tiles, D)`` -> LLM input vectors ``(B, P, H)``."""
+        return self.h3(visual).reshape(len(visual), self.prefix_length, self.llm.width)
+
+    def text(self, ids: list[Tensor]) -> Tensor:
+        """Text embeddings ``(B, D)``, not normalised, of B token sequences (each 1-D int64)."""
+        return self.run(texts=ids)[0]
+
+    def run(
+        self,
+        texts: Sequence[Tensor] = (),
+        captions: Sequence[Tensor] = (),
+        prefixes: Tensor | None = None,
+        row_length: int = 128,
+    ) -> tuple[Tensor, Tensor]:
+        """One pass of the LLM over texts (``x, [EMB]``) and captions (``V_in, [CAP], x``) packed together.
+
+        ``texts``, ``captions``: token ids, each 1-D int64 on the CPU; ``prefixes``: ``(len(captions), P, H)``.
+        Returns the text embeddings ``(len(texts), D)``, not normalised, and the hidden states ``(T, H)``
+        that predict ``x_1 .. x_n, end`` of each caption in turn (T = sum of n + 1): the head is worth
+        running at no other position.
+        """
+        n, m, head = len(texts), len(captions), self.prefix_length + 1
+        counts = torch.tensor([len(t) for t in [*texts, *captions]])
+        offsets = torch.tensor([0] * n + [head] * m)
+        packing = pack((counts + offsets + torch.tensor([1] * n + [0] * m)).tolist(), row_length)
+        device = self.emb.device
+
+        tokens = self.llm.embed(torch.cat([*texts, *captions]).to(device))
+        inputs = tokens.new_zeros(packing.segments.numel(), self.llm.width)
+        inputs = inputs.index_copy(0, packing.span(offsets, counts).to(device), tokens)
+        ends = packing.flat(counts[:n], torch.arange(n)).to(device)
+        inputs = inputs.index_copy(0, ends, self.emb.expand(n, -1).to(tokens.dtype))
+        captioned = torch.arange(n, n + m)
+        if m:
+            if prefixes is None:
+                raise ValueError("captions need prefixes")
+            heads = torch.cat([prefixes, self.cap.expand(m, 1, -1)], 1).flatten(0, 1).to(tokens.dtype)
+            at = packing.span(torch.zeros(m).long(), torch.full((m,), head), captioned).to(device)
+            inputs = inputs.index_copy(0, at, heads)
+
+        causal: bool | Tensor = True
+        if self.config.attention == "bidirectional":
+            causal = torch.arange(n + m) >= n
+        allowed = packing.allowed(causal).to(device)
+        states = self.llm(
+            inputs.view(*packing.segments.shape, -1), packing.positions.to(device), allowed
+        ).flatten(0, 1)
+
+        predicting = packing.span(offsets[n:] - 1, counts[n:] + 1, captioned).to(device)
+        return self._pool_text(states, packing, counts[:n], ends), states[predicting]
+
+    def _pool_text(self, states: Tensor, packing: Packing, counts: Tensor, ends: Tensor) -> Tensor:
+        if self.config.text_pool == "emb":
+            return self.h2(states[ends])
+        lengths = counts + 1
+        owner = torch.repeat_interleave(torch.arange(len(counts)), lengths).to(states.device)
+        at = packing.span(torch.zeros_like(counts), lengths, torch.arange(len(counts))).to(states.device)
+        total = states.new_zeros(len(counts), states.shape[-1]).index_add(0, owner, states[at])
+        return self.h2(total / lengths[:, None].to(states))

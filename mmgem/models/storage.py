@@ -1,0 +1,81 @@
+"""Tensors on disk: safetensors, with optional 8- or 4-bit groups for weights that ship in a package.
+
+A quantised matrix is cut into groups along its last axis; each group keeps float16 ``scale`` and ``low`` and
+its values as ``low + q * scale``. What is rounded is listed in the file's metadata; loading returns float32.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmgem.errors import CheckpointError
+
+GROUPS = {8: 64, 4: 32}
+
+
+def quantize(weight: Tensor, bits: int) -> dict[str, Tensor]:
+    """``(rows, columns)`` float, columns a multiple of the group (64 for 8 bits, 32 for 4) ->
+    ``q`` uint8 (two 4-bit values a byte), ``scale`` and ``low`` float16 ``(rows, groups)``."""
+    groups = weight.float().unflatten(-1, (-1, GROUPS[bits]))
+    low = groups.amin(-1).half()
+    scale = ((groups.amax(-1) - low.float()) / (2**bits - 1)).clamp(min=1e-7).half()
+    q = ((groups - low.float()[..., None]) / scale.float()[..., None]).round().clamp(0, 2**bits - 1)
+    q = q.to(torch.uint8).flatten(-2)
+    if bits == 4:
+        q = q[..., 0::2] | (q[..., 1::2] << 4)
+    return {"q": q.contiguous(), "scale": scale, "low": low}
+
+
+def dequantize(parts: dict[str, Tensor], bits: int) -> Tensor:
+    """Inverse of :func:`quantize`: ``(rows, columns)`` float32."""
+    q = parts["q"]
+    if bits == 4:
+        q = torch.stack([q & 15, q >> 4], -1).flatten(-2)
+    groups = q.float().unflatten(-1, (-1, GROUPS[bits]))
+    return (parts["low"].float()[..., None] + groups * parts["scale"].float()[..., None]).flatten(-2)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], bits: dict[str, int] | None = None) -> None:
+    """Write ``tensors``; those named in ``bits`` as 8 or 4 bits, where their shape allows it, else float16."""
+    out: dict[str, Tensor] = {}
+    rounded: dict[str, dict[str, object]] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu()
+        width = (bits or {}).get(name)
+        if width is None:
+            out[name] = tensor.contiguous().clone()
+        elif tensor.ndim >= 2 and tensor[0].numel() % GROUPS[width] == 0:
+            for part, value in quantize(tensor.reshape(len(tensor), -1), width).items():
+                out[f"{name}.{part}"] = value
+            rounded[name] = {"bits": width, "shape": list(tensor.shape)}
+        else:
+            out[name] = tensor.half().contiguous()
+    save_file(out, str(path), metadata={"quantized": json.dumps(rounded), "format": "pt"})
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a file of :func:`save_tensors` (or any safetensors file). Rounded weights come back float32.
+
+    Raises ``CheckpointError`` for a missing or damaged file.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
+    try:
+        with safe_open(str(path), framework="pt") as f:
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            metadata = f.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged safetensors file ({error})") from error
+    try:
+        for name, facts in json.loads(metadata.get("quantized", "{}")).items():
+            parts = {part: tensors.pop(f"{name}.{part}") for part in ("q", "scale", "low")}
+            tensors[name] = dequantize(parts, facts["bits"]).reshape(facts["shape"])
+    except KeyError as error:
+        raise CheckpointError(f"{path}: missing tensor {error}") from error
+    return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}

@@ -1,0 +1,117 @@
+"""Vision towers: pixels in, a feature map ``(B, H, W, C)`` out.
+
+Every tower is cut in two: ``lower`` (pixels to features that never change while it is frozen, so they are
+computed once and cached) and ``upper`` (the rest, which may train). ``upper(lower(x))`` is the tower.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmgem.errors import ConfigError
+from mmgem.models.efficientnet import EfficientNetLite
+
+
+class Tower(nn.Module):
+    """A vision encoder cut in two. ``channels`` is C of the map, ``size`` its input side in pixels."""
+
+    channels: int
+    size: int
+
+    def lower(self, pixels: Tensor) -> Tensor:
+        """``(B, 3, S, S)`` float, normalised -> features ``(B, h, w, c)``, the part that can be cached."""
+        raise NotImplementedError
+
+    def upper(self, features: Tensor) -> Tensor:
+        """Features of :meth:`lower` -> map ``(B, H, W, C)``."""
+        return features
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``(B, 3, S, S)`` float -> ``(B, H, W, C)``."""
+        return self.upper(self.lower(pixels))
+
+    def lower_parameters(self) -> list[nn.Parameter]:
+        """Parameters used by :meth:`lower`; frozen whenever its output is cached."""
+        return list(self.parameters())
+
+
+class EfficientNetTower(Tower):
+    """EfficientNet-Lite0. ``cut``: how many of its 16 blocks belong to ``lower`` (None: the whole net)."""
+
+    def __init__(self, cut: int | None = None, size: int = 224, stem: int = 32, head: int = 1280):
+        super().__init__()
+        self.net = EfficientNetLite(stem=stem, head=head).to(memory_format=torch.channels_last)
+        if cut is not None and not 0 <= cut <= len(self.net.blocks):
+            raise ConfigError(f"model.tower.cut: {cut} is not between 0 and {len(self.net.blocks)}")
+        self.cut, self.size, self.channels = cut, size, head
+
+    def lower(self, pixels: Tensor) -> Tensor:
+        """Stem and the first ``cut`` blocks."""
+        x = F.relu6(self.net.stem(pixels.contiguous(memory_format=torch.channels_last)))
+        for block in self.net.blocks[: self.cut]:
+            x = block(x)
+        if self.cut is None:
+            x = F.relu6(self.net.head(x))
+        return x.permute(0, 2, 3, 1)
+
+    def upper(self, features: Tensor) -> Tensor:
+        """The remaining blocks and the 1280-channel head."""
+        if self.cut is None:
+            return features
+        x = features.permute(0, 3, 1, 2)
+        for block in self.net.blocks[self.cut :]:
+            x = block(x)
+        return F.relu6(self.net.head(x)).permute(0, 2, 3, 1)
+
+    def lower_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the stem and the first ``cut`` blocks."""
+        if self.cut is None:
+            return list(self.parameters())
+        return [*self.net.stem.parameters(), *self.net.blocks[: self.cut].parameters()]
+
+
+class TransformersTower(Tower):
+    """Any transformers vision model with a patch grid (CLIP, SigLIP, DINOv2/v3, ViT) or a feature map
+    (ConvNeXt, ResNet). Class and register tokens are dropped: they come first in all of them."""
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__()
+        from transformers import AutoConfig, AutoModel
+
+        options = dict(config)
+        model_type = options.pop("model_type", None)
+        if model_type is None:
+            raise ConfigError("model.tower.config: model_type is missing")
+        try:
+            hf_config = AutoConfig.for_model(model_type, **options)
+            self.net = AutoModel.from_config(hf_config)
+        except (ValueError, KeyError) as error:
+            raise ConfigError(f"model.tower.config: {error}") from error
+        size = getattr(hf_config, "image_size", 224)
+        self.size = size if isinstance(size, int) else max(size)
+        self.channels = getattr(hf_config, "hidden_size", None) or hf_config.hidden_sizes[-1]
+        patch = getattr(hf_config, "patch_size", None)
+        self.patch = patch if isinstance(patch, int) else None
+
+    def lower(self, pixels: Tensor) -> Tensor:
+        """The whole model; its last hidden state as a map."""
+        states = self.net(pixel_values=pixels).last_hidden_state
+        if states.ndim == 4:
+            return states.permute(0, 2, 3, 1)
+        if self.patch is None:
+            raise ConfigError("model.tower.config: patch_size is missing, so tokens cannot become a map")
+        height, width = pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
+        return states[:, states.shape[1] - height * width :].unflatten(1, (height, width))
+
+
+def export_vision_config(net: nn.Module) -> dict[str, Any]:
+    """The plain config dict that rebuilds a transformers vision model."""
+    config: Any = net.config
+    plain = config.to_diff_dict()
+    for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
+        plain.pop(key, None)
+    return {**plain, "model_type": config.model_type}

@@ -1,0 +1,53 @@
+"""Autoregressive captioning: -log P(x_i | V_in, [CAP], x_<i), mean over caption and end-of-text tokens.
+
+The output head runs only where a caption token is predicted. ``vocabulary_sample`` > 0 estimates the full
+softmax from the tokens that occur in the training captions plus a random sample of all others, weighted
+by the inverse of its rate (sampled softmax, Jean et al. 2015, arXiv 1412.2007); 0 is the exact loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgem.config import ObjectiveConfig
+from mmgem.data.batches import Batch
+from mmgem.models.network import MMGEMNetwork
+
+
+def captioning(network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """Predict every caption from its image, return ``{"caption_loss"}``."""
+    visual = network.visual(network.tower.upper(batch.features))
+    prefixes = network.prefix(visual[batch.caption_owner])
+    _, states = network.run(captions=batch.captions, prefixes=prefixes)
+    return {"caption_loss": caption_loss(network, states, batch, config)}
+
+
+def caption_loss(
+    network: MMGEMNetwork, states: Tensor, batch: Batch, config: ObjectiveConfig
+) -> Tensor:
+    """Token mean of the cross-entropy of ``states`` ``(T, H)`` against the batch's caption tokens."""
+    targets = batch.caption_targets
+    smoothing = config.label_smoothing
+    if not config.vocabulary_sample or batch.vocabulary is None:
+        return F.cross_entropy(network.llm.logits(states).float(), targets, label_smoothing=smoothing)
+    used = batch.vocabulary
+    total = network.llm.vocabulary
+    sample = torch.randint(total, (config.vocabulary_sample,), device=used.device)
+    # Sampled tokens that are in use are counted already: their copies get no mass.
+    position = torch.full((total,), -1, device=used.device)
+    position[used] = torch.arange(len(used), device=used.device)
+    rate = math.log(total / config.vocabulary_sample)
+    extra = torch.where(position[sample] >= 0, -torch.inf, rate)
+    logits = network.llm.logits_of(states, torch.cat([used, sample])).float()
+    logits = torch.cat([logits[:, : len(used)], logits[:, len(used) :] + extra], 1)
+    log_norm = logits.logsumexp(1)
+    picked = logits.gather(1, position[targets][:, None])[:, 0]
+    loss = (log_norm - picked).mean()
+    if smoothing:
+        uniform = (log_norm[:, None] - logits[:, : len(used)]).mean()
+        loss = (1 - smoothing) * loss + smoothing * uniform
+    return loss

@@ -1,0 +1,24 @@
+"""MM-GEM's loss, L = L_emb + L_gen, with both modes packed into one pass of the LLM."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmgem.config import ObjectiveConfig
+from mmgem.data.batches import Batch
+from mmgem.models.network import MMGEMNetwork
+from mmgem.objectives.captioning import caption_loss
+from mmgem.objectives.contrastive import contrastive_loss
+
+
+def joint(network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """Return ``{"contrastive_loss", "caption_loss"}``, each times its configured weight."""
+    visual = network.visual(network.tower.upper(batch.features))
+    prefixes = network.prefix(visual[batch.caption_owner])
+    texts, states = network.run(texts=batch.texts, captions=batch.captions, prefixes=prefixes)
+    embedding = contrastive_loss(network, visual[:, 0], texts, batch, config)
+    generation = caption_loss(network, states, batch, config)
+    return {
+        "contrastive_loss": config.contrastive_weight * embedding,
+        "caption_loss": config.caption_weight * generation,
+    }

@@ -1,0 +1,89 @@
+"""Progress on stderr for anything over a second, with rate and time left."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, unit: str = "") -> Iterator[T]:
+    """Yield ``items``, showing a bar; ``sizes`` gives each item's weight (e.g. images in a batch).
+
+    Nothing is shown where stderr is not a terminal, except a line at the end if it took over 10 s.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:.1f}{unit}/s", style="progress.data.speed")
+
+    rows = list(items)
+    weights = sizes if sizes is not None else [1] * len(rows)
+    if not rows:
+        return
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+    console = Console(stderr=True)
+    with Progress(*columns, Rate(), TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=sum(weights))
+        for row, weight in zip(rows, weights, strict=True):
+            yield row
+            bar.advance(task, weight)
+
+
+class Meter:
+    """A training bar on stderr: step, pairs a second, time left and the newest values; a plain line every
+    half minute where stderr is not a terminal."""
+
+    def __init__(self, label: str, total: int, done: int, unit: str):
+        from rich.console import Console
+
+        self.label, self.total, self.done, self.unit = label, total, done, unit
+        self.console = Console(stderr=True, highlight=False)
+        self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=50)
+        self.printed = time.monotonic()
+        self.count = 0
+        self.status: Any = None
+
+    def __enter__(self) -> Meter:
+        if self.console.is_terminal:
+            self.status = self.console.status(self.label)
+            self.status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.status is not None:
+            self.status.stop()
+
+    @property
+    def rate(self) -> float:
+        """Units a second over the last 50 steps."""
+        (start, first), (end, last) = self.recent[0], self.recent[-1]
+        return (last - first) / (end - start) if end > start else 0.0
+
+    def advance(self, steps: int, units: int, values: dict[str, float]) -> None:
+        """Count ``steps`` done with ``units`` in them and show ``values``."""
+        now = time.monotonic()
+        self.done += steps
+        self.count += units
+        self.recent.append((now, self.count))
+        per_step = (now - self.recent[0][0]) / max(1, len(self.recent) - 1)
+        left = int(per_step * (self.total - self.done))
+        shown = " ".join(f"{k} {v:.4g}" for k, v in values.items())
+        eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+        line = f"{self.label} {self.done}/{self.total} | {self.rate:.1f}{self.unit}/s | left {eta} | {shown}"
+        if self.status is not None:
+            self.status.update(line)
+        elif now - self.printed > 30 or self.done == self.total:
+            self.printed = now
+            self.console.print(line, soft_wrap=True)
+
+    def say(self, step: int, values: dict[str, Any]) -> None:
+        """Print the results of an evaluation above the bar; it does not count into the rate."""
+        self.console.print(f"step {step}: {values}", soft_wrap=True)
+        self.recent = deque([(time.monotonic(), self.count)], maxlen=50)

@@ -1,0 +1,42 @@
+"""Reading a recipe: TOML, with ``key=value`` overrides from the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from mmgem.config import Recipe, from_dict
+from mmgem.errors import ConfigError
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read ``path``; each override is ``section.field=value`` with a TOML value (bare words are strings).
+
+    Raises ``ConfigError`` naming the file or field.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    for override in overrides or []:
+        _apply(data, override)
+    return from_dict(Recipe, data)
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r}: expected section.field=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, name = key.split(".")
+    for table in tables:
+        data = data.setdefault(table, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"{key}: {table} is not a table")
+    data[name] = value

@@ -1,0 +1,97 @@
+"""What a report or a contact sheet shows: photos, and rows of search results.
+
+Images are whatever :func:`mmgem.data.images.open_image` takes. Boxes are pixels of the upright stored image,
+(x0, y0, x1, y1). Scores are cosine similarities, guesses are (class name, probability 0..1), best first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmgem.data.images import ImageSource
+from mmgem.search.store import Box
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fact:
+    """A line about the model or the run, or a figure to show large: ``Fact("photos a second", "41")``."""
+
+    label: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PhotoCard:
+    """A photo with what the model says of it; ``name`` (a file name) is used by the filter."""
+
+    image: ImageSource
+    caption: str = ""
+    guesses: Sequence[tuple[str, float]] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Match:
+    """One search result; with a box, the region of the photo that was found."""
+
+    image: ImageSource
+    score: float
+    box: Box | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryRow:
+    """A text query and its photos, best first."""
+
+    text: str
+    matches: Sequence[Match]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SimilarRow:
+    """A query photo, or a box of one, and the photos like it, best first (without the photo itself)."""
+
+    image: ImageSource
+    matches: Sequence[Match]
+    box: Box | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """A box of a photo and the caption generated for it, with a score if there is one to tell."""
+
+    box: Box
+    caption: str
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegionCard:
+    """A photo with boxes to draw and caption."""
+
+    image: ImageSource
+    regions: Sequence[Region]
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Report:
+    """A page to show: empty parts are left out.
+
+    ``figures`` are shown large and should be few; ``facts`` are lines. ``commands`` are shell commands,
+    exactly those that made the page. ``note`` ends the page.
+    """
+
+    title: str
+    lead: str = ""
+    figures: Sequence[Fact] = ()
+    facts: Sequence[Fact] = ()
+    queries: Sequence[QueryRow] = ()
+    similar: Sequence[SimilarRow] = ()
+    regions: Sequence[RegionCard] = ()
+    photos: Sequence[PhotoCard] = ()
+    commands: Sequence[str] = ()
+    note: str = ""

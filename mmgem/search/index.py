@@ -1,0 +1,247 @@
+"""Bring the index of a folder of photos up to date: embed what is new, forget what is gone.
+
+Notable choices. A file whose size and modification time are as recorded is not opened, so a run with nothing
+to do is one walk over the folder. Any other file is hashed first, and embedded only if its bytes are new to
+the index. The model is made when the first photo needs it, never before. Work is recorded batch by batch
+(:mod:`mmgem.search.store`): a killed run loses at most one batch and the next run goes on from there.
+A photo that cannot be decoded is recorded too, with the reason, and tried again when its bytes change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mmgem.data.images import list_images
+from mmgem.errors import ImageError, SearchIndexError
+from mmgem.search.store import KnownPhoto, NewContent, SeenFile, Store
+
+# Record files whose content is known already (moved, touched) at least this often.
+_FILES_PER_TRANSACTION = 1024
+
+
+class Embedder(Protocol):
+    """What an index needs of a model; ``fingerprint`` identifies the weights, ``dim`` is D."""
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+    @property
+    def dim(self) -> int: ...  # noqa: D102
+
+    def embed_images(self, images: Sequence[Path], /) -> np.ndarray:
+        """Return (n, D) float32 rows of unit length; raise ImageError if any image cannot be decoded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BadPhoto:
+    """A photo that is not in the index; ``path`` is relative to the folder."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IndexReport:
+    """What a run did.
+
+    ``photos`` can be found now: ``unchanged`` since the last run, ``reused`` (moved, touched or a copy of a
+    known photo: no model was run) or new, for which ``embedded`` distinct pictures went through the model.
+    ``removed`` are gone from the folder (moved ones not counted). ``failed`` lists every photo that is in
+    the folder but not in the index, those of earlier runs included.
+    """
+
+    photos: int
+    embedded: int
+    reused: int
+    unchanged: int
+    removed: int
+    failed: tuple[BadPhoto, ...]
+    seconds: float
+
+
+def update_index(
+    out: Path,
+    folder: Path,
+    make_embedder: Callable[[], Embedder],
+    fingerprint: str,
+    *,
+    model: str = "",
+    batch: int = 32,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> IndexReport:
+    """Make the index ``out`` (a folder of its own) hold the photos under ``folder``, and only those.
+
+    ``make_embedder`` is called at most once, and only if some photo has to be embedded; ``fingerprint`` is
+    that of the model it makes. ``model`` is kept in the index for whoever opens it (a name or a path that
+    loads the model again). ``progress`` is handed the paths of the new, changed, moved and touched files and
+    gives them back one by one, showing a bar: ``partial(track, label=…)`` of :mod:`mmgem.progress`.
+
+    Raises UsageError if ``folder`` is not a folder, and SearchIndexError if the index belongs to another
+    model or to another folder that still exists, is damaged, or is being written by another process, or if
+    the folder has no photos although the index does (a drive that is not mounted looks like that).
+    """
+    began = time.perf_counter()
+    folder = folder.resolve()
+    found = _scan(folder)
+    with Store(out, fingerprint) as store:
+        _check_folder(store, out, folder)
+        known = store.photos()
+        if known and not found:
+            raise SearchIndexError(
+                f"{folder}: no photos here, but {out} holds {len(known)}; "
+                f"delete {out} if they are really gone"
+            )
+        store.set_source(folder, model)
+        pending = [
+            path
+            for path, stat in found.items()
+            if path not in known or (known[path].size, known[path].mtime_ns) != stat
+        ]
+        gone = [path for path in known if path not in found]
+        store.forget(gone)
+        run = _Run(store, folder, make_embedder, fingerprint, known)
+        for path in progress(pending):
+            run.add(path)
+            if len(run.queue) >= batch or len(run.settled) >= _FILES_PER_TRANSACTION:
+                run.flush()
+        run.flush()
+        store.compact()
+        failed = dict(store.problems()) | run.unreadable
+        photos = len(store.photos().keys() - failed.keys())
+    moved = sum((Counter(known[path].content for path in gone) & run.reused_by_new_paths).values())
+    return IndexReport(
+        photos=photos,
+        embedded=run.embedded,
+        reused=run.reused,
+        unchanged=len(found) - len(pending),
+        removed=len(gone) - moved,
+        failed=tuple(BadPhoto(path, reason) for path, reason in sorted(failed.items())),
+        seconds=time.perf_counter() - began,
+    )
+
+
+class _Run:
+    """The state of one update: ``queue`` waits for the model, ``settled`` only for a transaction."""
+
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        make_embedder: Callable[[], Embedder],
+        fingerprint: str,
+        known: dict[str, KnownPhoto],
+    ) -> None:
+        self.store, self.folder, self.known = store, folder, known
+        self.make_embedder, self.fingerprint = make_embedder, fingerprint
+        self.embedder: Embedder | None = None
+        self.queue: dict[bytes, list[SeenFile]] = {}
+        self.settled: list[SeenFile] = []
+        self.unreadable: dict[str, str] = {}
+        self.reused_by_new_paths: Counter[int] = Counter()
+        self.embedded = self.reused = 0
+
+    def add(self, path: str) -> None:
+        """Hash one file and decide what it needs. One that cannot be read loses its entry."""
+        try:
+            file = _read(self.folder, path)
+        except OSError as error:
+            self.store.forget([path])
+            if not isinstance(error, FileNotFoundError):
+                self.unreadable[path] = error.strerror or str(error)
+            return
+        content = self.store.content(file.digest)
+        if content is None:
+            self.queue.setdefault(file.digest, []).append(file)
+            return
+        self.settled.append(file)
+        self.reused += 1
+        if path not in self.known:
+            self.reused_by_new_paths[content] += 1
+
+    def flush(self) -> None:
+        """Embed the queue and record everything so far, in one transaction.
+
+        A file that changed while it was being embedded is left for the next run.
+        """
+        contents: list[NewContent] = []
+        files = self.settled
+        if self.queue:
+            firsts = [copies[0] for copies in self.queue.values()]
+            results = self._embed([self.folder / file.path for file in firsts])
+            for first, result in zip(firsts, results, strict=True):
+                if _stat(self.folder / first.path) != (first.size, first.mtime_ns):
+                    continue
+                files.extend(self.queue[first.digest])
+                if isinstance(result, str):
+                    contents.append(NewContent(first.digest, np.zeros((0, 0), np.float32), problem=result))
+                else:
+                    contents.append(NewContent(first.digest, result[None], (None,)))
+                    self.embedded += 1
+        self.store.record(contents, files)
+        self.queue, self.settled = {}, []
+
+    def _embed(self, paths: list[Path]) -> list[np.ndarray | str]:
+        """Return the vector (D,) of each photo, or why it has none.
+
+        A batch with a bad photo is halved until the bad one is alone.
+        """
+        if self.embedder is None:
+            self.embedder = self.make_embedder()
+            if self.embedder.fingerprint != self.fingerprint:
+                made = self.embedder.fingerprint
+                raise SearchIndexError(
+                    f"the model's fingerprint is {made}, not {self.fingerprint} as announced"
+                )
+        try:
+            vectors = np.asarray(self.embedder.embed_images(paths), np.float32)
+        except ImageError as error:
+            if len(paths) == 1:
+                return [str(error).removeprefix(f"{paths[0]}: ")]
+            middle = len(paths) // 2
+            return self._embed(paths[:middle]) + self._embed(paths[middle:])
+        if vectors.shape != (len(paths), self.embedder.dim):
+            raise SearchIndexError(
+                f"the model gave an array {vectors.shape}, not {(len(paths), self.embedder.dim)}"
+            )
+        return [v if np.isfinite(v).all() else "its embedding is not finite" for v in vectors]
+
+
+def _scan(folder: Path) -> dict[str, tuple[int, int]]:
+    """Map the relative path of each photo under ``folder`` to (size in bytes, mtime in ns)."""
+    found = {}
+    for path in list_images(folder):
+        stat = _stat(path)
+        if stat is not None:
+            found[str(path)[len(str(folder)) :].lstrip(os.sep).replace(os.sep, "/")] = stat
+    return found
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _read(folder: Path, path: str) -> SeenFile:
+    with (folder / path).open("rb") as file:
+        stat = os.fstat(file.fileno())
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    return SeenFile(path, stat.st_size, stat.st_mtime_ns, digest)
+
+
+def _check_folder(store: Store, out: Path, folder: Path) -> None:
+    """One folder per index; but a folder that moved is the same one."""
+    before = store.folder
+    if before is not None and before.is_dir() and not before.samefile(folder):
+        raise SearchIndexError(f"{out}: is the index of {before}; give {folder} an index of its own")

@@ -1,0 +1,393 @@
+"""The files of a photo index, and the only code that reads or writes them.
+
+    IDX/photos.sqlite3   the manifest: what was seen where, and which content owns which vectors
+    IDX/vectors-G.f32    generation G of the vectors: little-endian float32, row r at byte 4·dim·r
+    IDX/lock             held by the one process that writes
+
+Notable choices. A vector belongs to a *content* (the hash of a file's bytes), a path merely points to one: so
+a photo that moves, is touched or is stored twice is never embedded again, and a content may own several rows
+(one for the whole image, one for each box). Vectors are appended and synced before the transaction that
+names their rows: killed at any moment, the index is as the last transaction left it, and the next run
+overwrites the unnamed tail. The manifest keeps a rollback journal rather than a write-ahead log, so that the
+folder can be copied and read from read-only media. Nothing is ever changed in place under a reader's memory
+map: rows nobody points to are skipped, and go when :meth:`Store.compact` starts the next generation. Paths
+are stored as bytes, relative to the folder of photos and with forward slashes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from mmgem.errors import SearchIndexError
+
+Box = tuple[float, float, float, float]
+
+_FORMAT = 1
+_DATABASE = "photos.sqlite3"
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE contents (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, problem TEXT);
+CREATE TABLE photos (
+    path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    content INTEGER NOT NULL REFERENCES contents(id)
+) WITHOUT ROWID;
+CREATE INDEX photos_content ON photos(content);
+CREATE TABLE rows (row INTEGER PRIMARY KEY, content INTEGER NOT NULL REFERENCES contents(id), box TEXT);
+CREATE INDEX rows_content ON rows(content);
+"""
+# Compact when this many rows, and a quarter of all, belong to no photo.
+_SLACK_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFile:
+    """A photo file as it was read: ``path`` relative to the folder, ``size`` in bytes, and its hash."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPhoto:
+    """What the manifest holds of a path; ``content`` is its content's number."""
+
+    size: int
+    mtime_ns: int
+    content: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewContent:
+    """A content to record: ``vectors`` (m, D) float32 with a box or None (whole image) each, or a problem."""
+
+    digest: bytes
+    vectors: np.ndarray
+    boxes: Sequence[Box | None] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """One consistent state of an index.
+
+    ``vectors`` (R, D) float32 is memory-mapped and may hold rows that no photo points to. ``entries`` are
+    (row, path, box as JSON or None), sorted by row, then path.
+    """
+
+    fingerprint: str
+    model: str
+    folder: Path
+    vectors: np.ndarray
+    entries: list[tuple[int, bytes, str | None]]
+
+
+class Store:
+    """The one writer of an index folder; a context manager. Each call that changes something is atomic.
+
+    Raises SearchIndexError if the folder cannot be written, is damaged, is being written by another process
+    or was built by a model with another fingerprint.
+    """
+
+    def __init__(self, out: Path, fingerprint: str) -> None:
+        self._out = out
+        with _named(out):
+            out.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(out)
+        try:
+            with _named(out):
+                self._db = _connect(out / _DATABASE, create=True)
+                self._prepare(fingerprint)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+        self._lock.close()
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder of the indexed photos as last recorded (absolute); None for a new index."""
+        with _named(self._out):
+            return _path(_meta(self._db, "folder"))
+
+    def set_source(self, folder: Path, model: str) -> None:
+        """Record where the photos are (absolute, and relative to the index) and the model's name."""
+        wanted: dict[str, object] = {"folder": os.fsencode(folder), "model": model}
+        with suppress(ValueError):  # another drive on Windows: no relative path exists
+            wanted["folder_from_index"] = os.fsencode(os.path.relpath(folder, self._out.resolve()))
+        if any(_meta(self._db, key) != value for key, value in wanted.items()):
+            with self._transaction():
+                self._set_meta(wanted)
+
+    def photos(self) -> dict[str, KnownPhoto]:
+        """Return every recorded path, failed ones included."""
+        with _named(self._out):
+            rows = self._db.execute("SELECT path, size, mtime_ns, content FROM photos")
+            return {os.fsdecode(path): KnownPhoto(*rest) for path, *rest in rows}
+
+    def content(self, digest: bytes) -> int | None:
+        """Return the number of the content with this hash, or None if it has not been seen."""
+        with _named(self._out):
+            found = self._db.execute("SELECT id FROM contents WHERE digest = ?", (digest,)).fetchone()
+        return None if found is None else found[0]
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Return (path, reason) of every recorded photo that cannot be embedded, sorted by path."""
+        with _named(self._out):
+            rows = self._db.execute(
+                "SELECT path, problem FROM photos JOIN contents ON contents.id = photos.content"
+                " WHERE problem IS NOT NULL ORDER BY path"
+            )
+            return [(os.fsdecode(path), problem) for path, problem in rows]
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Drop paths; what they pointed to stays until the next compaction, in case they come back."""
+        keys = [(os.fsencode(path),) for path in paths]
+        if keys:
+            with self._transaction():
+                self._db.executemany("DELETE FROM photos WHERE path = ?", keys)
+
+    def record(self, contents: Sequence[NewContent], files: Sequence[SeenFile]) -> None:
+        """Add contents and point files to contents (new or already there), in one transaction."""
+        if not files:
+            return
+        vectors = [content.vectors for content in contents if len(content.vectors)]
+        row = self._append(np.concatenate(vectors)) if vectors else 0
+        with self._transaction():
+            for content in contents:
+                number = self._db.execute(
+                    "INSERT INTO contents (digest, problem) VALUES (?, ?)", (content.digest, content.problem)
+                ).lastrowid
+                for box in content.boxes:
+                    text = None if box is None else json.dumps(box)
+                    self._db.execute("INSERT INTO rows VALUES (?, ?, ?)", (row, number, text))
+                    row += 1
+            self._db.executemany(
+                "REPLACE INTO photos SELECT ?, ?, ?, id FROM contents WHERE digest = ?",
+                [(os.fsencode(file.path), file.size, file.mtime_ns, file.digest) for file in files],
+            )
+
+    def compact(self) -> None:
+        """Leave out the rows no photo points to, if they are many: write the next generation of vectors."""
+        with _named(self._out):
+            total = self._rows()
+            live = [
+                row
+                for (row,) in self._db.execute(
+                    "SELECT row FROM rows WHERE content IN (SELECT content FROM photos) ORDER BY row"
+                )
+            ]
+        dead = total - len(live)
+        if dead < _SLACK_ROWS or dead * 4 < total:
+            return
+        old, generation = self._vectors_file(), int(_meta(self._db, "generation")) + 1
+        new = _vectors_file(self._out, generation)
+        stored = _map(old, total, int(_meta(self._db, "dim")))
+        with _named(new), new.open("wb") as file:
+            for start in range(0, len(live), 4096):
+                file.write(stored[live[start : start + 4096]].tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        with self._transaction():
+            self._db.execute("DELETE FROM rows WHERE content NOT IN (SELECT content FROM photos)")
+            self._db.execute("DELETE FROM contents WHERE id NOT IN (SELECT content FROM photos)")
+            # In ascending order no new number meets an old one: each is at most the one it replaces.
+            self._db.executemany("UPDATE rows SET row = ? WHERE row = ?", list(enumerate(live)))
+            self._set_meta({"generation": generation})
+        del stored
+        with suppress(OSError):  # Windows keeps a file that a reader has mapped; the next run tries again
+            old.unlink()
+
+    def _prepare(self, fingerprint: str) -> None:
+        """Make a new manifest, or check that this one is ours; sweep what a killed compaction left."""
+        if _version(self._db, self._out) == 0:
+            with self._transaction():
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._set_meta({"fingerprint": fingerprint, "generation": 0})
+                self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+        check_fingerprint(self._out, _meta(self._db, "fingerprint"), fingerprint)
+        for stray in self._out.glob("vectors-*.f32"):
+            if stray != self._vectors_file():
+                with suppress(OSError):
+                    stray.unlink()
+
+    def _append(self, vectors: np.ndarray) -> int:
+        """Write rows (n, D) float32 after the last named one, synced to disk; return the first's number."""
+        dim = _meta(self._db, "dim")
+        if dim is None:
+            with self._transaction():
+                self._set_meta({"dim": vectors.shape[1]})
+        elif dim != vectors.shape[1]:
+            raise SearchIndexError(
+                f"{self._out}: holds vectors of {dim} numbers, the model gives {vectors.shape[1]}"
+            )
+        first = self._rows()
+        path = self._vectors_file()
+        with _named(path), path.open("r+b" if path.exists() else "w+b") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell() < first * vectors.shape[1] * 4:
+                raise _damaged(path)
+            file.seek(first * vectors.shape[1] * 4)
+            file.write(vectors.astype("<f4").tobytes())
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        return first
+
+    def _rows(self) -> int:
+        """How many rows of the vectors' file have been named; they are 0, 1, 2 …"""
+        return _count_rows(self._db)
+
+    def _vectors_file(self) -> Path:
+        return _vectors_file(self._out, int(_meta(self._db, "generation")))
+
+    def _set_meta(self, values: dict[str, object]) -> None:
+        self._db.executemany("REPLACE INTO meta VALUES (?, ?)", list(values.items()))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _named(self._out):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+
+def read_store(out: Path) -> Snapshot:
+    """Read an index folder, also while another process adds to it.
+
+    Raises SearchIndexError if it is missing, unfinished or damaged.
+    """
+    database = out / _DATABASE
+    if not database.is_file():
+        raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out {out}")
+    with _named(out), closing(_connect(database, create=False)) as db:
+        if _version(db, out) == 0:
+            raise SearchIndexError(f"{out}: an index that was never finished; run mmgem index again")
+        # Within one transaction: no writer can remove this generation of vectors before it is mapped.
+        db.execute("BEGIN")
+        entries = db.execute(
+            "SELECT row, path, box FROM rows JOIN photos ON photos.content = rows.content ORDER BY row, path"
+        ).fetchall()
+        vectors_file = _vectors_file(out, int(_meta(db, "generation")))
+        return Snapshot(
+            fingerprint=_meta(db, "fingerprint"),
+            model=_meta(db, "model") or "",
+            folder=_folder(db, out),
+            vectors=_map(vectors_file, _count_rows(db), int(_meta(db, "dim") or 0)),
+            entries=entries,
+        )
+
+
+def check_fingerprint(out: Path, built: str, wanted: str) -> None:
+    """Raise SearchIndexError unless the index was built by the model that is about to use it."""
+    if built != wanted:
+        raise SearchIndexError(
+            f"{out}: was built by another model ({built}, not {wanted}); use that model, "
+            f"or rebuild: delete {out} and run mmgem index again"
+        )
+
+
+def _folder(db: sqlite3.Connection, out: Path) -> Path:
+    """Where the photos are: as recorded or, if that is gone, at the same place relative to the index."""
+    folder, relative = _path(_meta(db, "folder")), _path(_meta(db, "folder_from_index"))
+    if folder is None:
+        return out
+    if relative is not None and not folder.is_dir() and (out / relative).is_dir():
+        return (out / relative).resolve()
+    return folder
+
+
+def _connect(path: Path, create: bool) -> sqlite3.Connection:
+    """Open for writing if the disk allows (a reader too must roll back what a killed writer left)."""
+    uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+
+
+def _lock(out: Path) -> sqlite3.Connection:
+    """Take the writer's lock: SQLite's own file lock, on every system, freed when the process dies."""
+    with _named(out):
+        lock = sqlite3.connect(out / "lock", isolation_level=None, timeout=0)
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            lock.close()
+            if "locked" in str(error):
+                raise SearchIndexError(f"{out}: another process is writing this index") from error
+            raise
+    return lock
+
+
+def _version(db: sqlite3.Connection, out: Path) -> int:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, _FORMAT):
+        raise SearchIndexError(
+            f"{out}: index format {version}, this mmgem knows {_FORMAT}; delete it and run mmgem index again"
+        )
+    return version
+
+
+def _meta(db: sqlite3.Connection, key: str) -> Any:
+    found = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if found is None else found[0]
+
+
+def _path(stored: bytes | None) -> Path | None:
+    return None if stored is None else Path(os.fsdecode(stored))
+
+
+def _count_rows(db: sqlite3.Connection) -> int:
+    return db.execute("SELECT coalesce(max(row) + 1, 0) FROM rows").fetchone()[0]
+
+
+def _vectors_file(out: Path, generation: int) -> Path:
+    return out / f"vectors-{generation}.f32"
+
+
+def _map(path: Path, rows: int, dim: int) -> np.ndarray:
+    """Memory-map ``rows`` rows of ``dim`` numbers, read-only; raises SearchIndexError if there are fewer."""
+    if rows == 0:
+        return np.zeros((0, dim), np.float32)
+    with _named(path):
+        if path.stat().st_size < rows * dim * 4:
+            raise _damaged(path)
+        return np.asarray(np.memmap(path, "<f4", "r", shape=(rows, dim)))
+
+
+def _damaged(path: Path) -> SearchIndexError:
+    return SearchIndexError(
+        f"{path}: shorter than its manifest says; delete {path.parent} and run mmgem index again"
+    )
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what the disk or SQLite complains about into a SearchIndexError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise SearchIndexError(f"{path}: {error.strerror or error}") from error
+    except sqlite3.Error as error:
+        raise SearchIndexError(f"{path}: {error}") from error

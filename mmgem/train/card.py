@@ -1,0 +1,22 @@
+"""The model card written beside the weights: what it is, what it learned from, how it scored."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mmgem.config import Recipe, to_dict
+
+
+def card(recipe: Recipe, facts: dict[str, Any]) -> str:
+    """Markdown card of a run: figures on its dev images and the recipe that made it."""
+    lines = ["# mmgem model", "", "One vision tower and one LLM that embed and caption images.", ""]
+    lines += [f"- training data: `{recipe.data.train}`, split `{recipe.data.split}`"]
+    lines += [f"- started from: tower `{recipe.start.tower}`, LLM `{recipe.start.llm}`"]
+    if recipe.start.checkpoint:
+        lines[-1] = f"- started from: checkpoint `{recipe.start.checkpoint}`"
+    lines += [f"- step: {facts.get('step')}", "", "## Figures on the dev images (greedy captions)", ""]
+    figures = {k: v for k, v in facts.items() if k != "step"}
+    lines += ["```json", json.dumps(figures, indent=1), "```", "", "## Recipe", ""]
+    lines += ["```json", json.dumps(to_dict(recipe), indent=1), "```", ""]
+    return "\n".join(lines)

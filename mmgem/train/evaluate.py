@@ -1,0 +1,78 @@
+"""Scores on held-out images during training: retrieval, and greedy captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mmgem.data.features import FeatureCache, PixelSource
+from mmgem.data.records import Record
+from mmgem.data.tokens import Tokenizer
+from mmgem.evaluate.captions import caption_scores
+from mmgem.evaluate.retrieval import retrieval_scores
+from mmgem.generate.captions import generate_captions
+from mmgem.models.network import MMGEMNetwork
+
+
+@torch.inference_mode()
+def evaluate(
+    network: MMGEMNetwork,
+    tokenizer: Tokenizer,
+    records: list[Record],
+    source: FeatureCache | PixelSource,
+    objective: str = "joint",
+    batch: int = 64,
+) -> dict[str, Any]:
+    """Retrieval (i2t, t2i in percent) and greedy captions of ``records``, as far as ``objective`` trains them.
+
+    ``score``, by which the best step is chosen, is the mean of the R@1s and R@10s and of CIDEr.
+    """
+    usable = [i for i in source.valid if records[i].captions]
+    visual = []
+    for at in range(0, len(usable), batch):
+        rows = usable[at : at + batch]
+        read = source.read(rows, [0] * len(rows)).to(network.emb.device)
+        features = read if isinstance(source, FeatureCache) else network.tower.lower(read)
+        visual.append(network.visual(network.tower.upper(features)))
+    images = torch.cat(visual)
+    scores: dict[str, Any] = {}
+    parts = []
+    if objective != "captioning":
+        texts = [c for i in usable for c in records[i].captions]
+        owner = np.repeat(np.arange(len(usable)), [len(records[i].captions) for i in usable])
+        embedded = embed_tokens(network, tokenizer, texts)
+        found = retrieval_scores(_unit(images[:, 0]), embedded, owner)
+        scores |= {"i2t": found["i2t"], "t2i": found["t2i"]}
+        parts.append(np.mean([found[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")]))
+    if objective != "contrastive":
+        predicted = []
+        for at in range(0, len(images), batch):
+            prefixes = network.prefix(images[at : at + batch])
+            found_captions = generate_captions(network, prefixes, tokenizer.end, beams=1)
+            predicted += [tokenizer.decode(c.ids) for c in found_captions]
+        captions = caption_scores(predicted, [list(records[i].captions) for i in usable])
+        scores |= {"BLEU@4": captions["BLEU@4"], "CIDEr": captions["CIDEr"]}
+        parts.append(captions["CIDEr"])
+    scores["score"] = float(np.mean(parts))
+    return scores
+
+
+@torch.inference_mode()
+def embed_tokens(
+    network: MMGEMNetwork, tokenizer: Tokenizer, texts: list[str], batch: int = 256
+) -> np.ndarray:
+    """Unit text embeddings ``(len(texts), D)`` float32; texts of like length share a pass."""
+    ids = tokenizer.encode_all(texts)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    out = np.empty((len(ids), network.config.dim), np.float32)
+    for at in range(0, len(order), batch):
+        rows = order[at : at + batch]
+        out[rows] = _unit(network.text([ids[i] for i in rows]))
+    return out
+
+
+def _unit(x: torch.Tensor) -> np.ndarray:
+    return F.normalize(x.float(), dim=-1).cpu().numpy()

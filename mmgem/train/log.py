@@ -1,0 +1,41 @@
+"""Training log: ``log.jsonl`` always, a line on stderr, TensorBoard if asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmgem.files import write_atomic
+
+
+class Log:
+    """Appends one JSON object a line; a resumed run first drops the lines it will write again."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool):
+        self.path = folder / "log.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
+        self.board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append ``values`` of ``step``; numbers also go to TensorBoard."""
+        with self.path.open("a") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
+        if self.board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(name, value, step)
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return float("inf")

@@ -1,0 +1,184 @@
+"""The training loop: one recipe in, one model folder out; resumes by itself.
+
+Step n is a function of the weights after step n - 1, the seed and n alone, so a killed run that is started
+again ends with the same weights as one that was never interrupted (bitwise on one CPU machine).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmgem.config import Recipe, to_dict
+from mmgem.data.batches import Batch, Batches
+from mmgem.data.features import FeatureCache, PixelSource, cache_features
+from mmgem.data.readers import load_dataset
+from mmgem.data.records import Record
+from mmgem.data.tokens import Tokenizer
+from mmgem.errors import ConfigError, DataError
+from mmgem.files import cache_home
+from mmgem.models.checkpoint import build, own_tensors, save_model
+from mmgem.models.network import MMGEMNetwork
+from mmgem.objectives import OBJECTIVES
+from mmgem.progress import Meter
+from mmgem.train.card import card
+from mmgem.train.evaluate import evaluate
+from mmgem.train.log import Log
+from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
+from mmgem.train.start import start
+from mmgem.train.state import load_state, save_state
+from mmgem.train.teacher import embed_captions
+
+
+@dataclass
+class Run:
+    """Everything a step touches."""
+
+    recipe: Recipe
+    network: MMGEMNetwork
+    tokenizer: Tokenizer
+    batches: Batches
+    dev: tuple[list[Record], FeatureCache | PixelSource] | None
+    optimizer: torch.optim.AdamW
+    average: Average | None
+    total: int
+
+
+def train(recipe: Recipe) -> Path:
+    """Run ``recipe`` to its end and return the folder of the model it chose.
+
+    Raises ``ConfigError``, ``DataError`` or ``CheckpointError`` before the first step where it can.
+    """
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    run = prepare(recipe)
+    plain = to_dict(recipe)
+    out = recipe.train.out
+    state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain)
+    done = state["step"] if state else 0
+    best = state["best"] if state else None
+    facts = {"recipe": plain}
+    log = Log(out, done, recipe.train.tensorboard)
+    every = recipe.train.evaluate_every
+    with Meter("training", run.total, done, unit=" pairs") as meter:
+        for step in range(done, run.total):
+            values, pairs = one_step(run, step)
+            meter.advance(1, pairs, values)
+            finished = step + 1
+            last = finished == run.total
+            if finished % recipe.train.log_every == 0 or last:
+                log.write(finished, {**values, "pairs_per_second": round(meter.rate, 1)})
+            if run.dev and (last or (every and finished % every == 0)):
+                scores = measure(run)
+                log.write(finished, scores)
+                meter.say(finished, scores)
+                if best is None or scores["score"] > best["score"]:
+                    best = {"step": finished, **scores}
+                    export(run, out / "model", best)
+            if finished % recipe.train.checkpoint_every == 0 or last:
+                done_facts = {**facts, "best": best}
+                keep = recipe.train.keep
+                save_state(
+                    out / "checkpoints", finished, run.network, run.optimizer, run.average, done_facts, keep
+                )
+    if not run.dev:
+        export(run, out / "model", {"step": run.total})
+    return out / "model"
+
+
+def prepare(recipe: Recipe) -> Run:
+    """Read the data, fill the feature cache, build network and optimiser."""
+    if recipe.optim.lr_tower > 0 and recipe.model.tower.cut is None and recipe.data.cached:
+        raise ConfigError("optim.lr_tower: the tower cannot train while data.cached is true and model.tower.cut unset")
+    records = load_dataset(recipe.data.train, split=recipe.data.split)
+    if not any(r.captions for r in records):
+        raise DataError(f"{recipe.data.train}: no captions to train on")
+    network, tokenizer = start(recipe)
+    source = image_source(recipe, network, records, recipe.data.views)
+    dev = None
+    if recipe.data.dev or recipe.data.dev_split:
+        held_out = load_dataset(recipe.data.dev or recipe.data.train, split=recipe.data.dev_split)
+        held_out = [r for r in held_out if r.captions][: recipe.train.evaluate_images]
+        dev = (held_out, image_source(recipe, network, held_out, 1))
+    teacher = embed_captions(recipe, records) if recipe.objective.soft_targets else None
+    batches = Batches(
+        records, source, tokenizer, recipe.preprocessing, recipe.data, recipe.train.batch, recipe.train.seed, teacher
+    )
+    groups = trainable(network, recipe.optim, recipe.data.cached)
+    average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
+    total = max(1, round(recipe.train.epochs * batches.per_epoch))
+    return Run(recipe, network, tokenizer, batches, dev, optimizer(network, groups, recipe.optim), average, total)
+
+
+def image_source(
+    recipe: Recipe, network: MMGEMNetwork, records: list[Record], views: int
+) -> FeatureCache | PixelSource:
+    """Cached features of ``records``, or their pixels where the whole tower trains."""
+    paths = [r.image for r in records]
+    if not recipe.data.cached:
+        return PixelSource(paths, recipe.preprocessing, views, recipe.data.crop_scale)
+    folder = recipe.data.cache or cache_home() / "features"
+    prep, scale = recipe.preprocessing, recipe.data.crop_scale
+    return cache_features(network.tower.eval(), prep, paths, folder, views, scale)
+
+
+def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
+    """Forward, backward and update of ``step``; returns the numbers to log and the pairs seen."""
+    config = run.recipe.optim
+    run.network.train()
+    torch.manual_seed((run.recipe.train.seed << 32) + step)
+    batch = run.batches[step]
+    if batch.pixels is not None:
+        batch.features = run.network.tower.lower(batch.pixels)
+    factor = learning_rate(step, run.total, config)
+    for group in run.optimizer.param_groups:
+        group["lr"] = group["base"] * factor
+    losses = OBJECTIVES[run.recipe.objective.name](run.network, batch, run.recipe.objective)
+    loss = torch.stack(list(losses.values())).sum()
+    if not torch.isfinite(loss):
+        raise DataError(f"step {step}: the loss is {loss.item()}; lower the learning rates")
+    run.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_([p for p in run.network.parameters() if p.requires_grad], config.clip)
+    run.optimizer.step()
+    if run.average is not None:
+        run.average.update(run.network, step)
+    values = {name: round(value.item(), 5) for name, value in losses.items()}
+    values["gradient_norm"] = round(norm.item(), 4)
+    values["temperature"] = round(1 / run.network.logit_scale.exp().item(), 5)
+    values["lr_factor"] = round(factor, 5)
+    return values, len(batch.texts)
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Scores of the averaged (or current) weights on the dev images."""
+    assert run.dev is not None
+    if run.average is not None:
+        run.average.swap(run.network)
+    try:
+        return evaluate(run.network.eval(), run.tokenizer, *run.dev, run.recipe.objective.name)
+    finally:
+        if run.average is not None:
+            run.average.swap(run.network)
+
+
+def export(run: Run, folder: Path, facts: dict[str, Any]) -> None:
+    """Write the model folder with the averaged (or current) weights, adapters merged."""
+    if run.average is not None:
+        run.average.swap(run.network)
+    try:
+        network = run.network
+        if run.recipe.optim.lora_rank:
+            network = build(run.network.config)
+            network.load_state_dict(merge_lora(run.network.state_dict(), run.network))
+        save_model(folder, network, run.tokenizer, card(run.recipe, facts))
+    finally:
+        if run.average is not None:
+            run.average.swap(run.network)
+
+
+__all__ = ["Batch", "Run", "export", "measure", "one_step", "own_tensors", "prepare", "train"]

@@ -1,0 +1,121 @@
+"""AdamW groups, schedule and the averaged weights."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmgem.config import OptimConfig
+from mmgem.models.network import MMGEMNetwork
+
+
+def trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool) -> dict[str, list[str]]:
+    """Names of the parameters of each group that trains; all others are frozen here.
+
+    ``cached``: the tower's lower part comes from the feature cache, so it cannot train.
+    """
+    if config.lora_rank:
+        add_lora(network, config.lora_rank)
+    lower = {id(p) for p in network.tower.lower_parameters()} if cached else set()
+    table = network.llm.lm.get_input_embeddings().weight
+    groups: dict[str, list[str]] = {"new": [], "llm": [], "embeddings": [], "tower": []}
+    rates = {
+        "new": config.lr_new,
+        "llm": config.lr_llm,
+        "embeddings": config.lr_embeddings,
+        "tower": config.lr_tower,
+    }
+    for name, p in network.named_parameters():
+        if name.startswith("tower."):
+            group = "tower"
+        elif name.startswith("llm."):
+            group = "embeddings" if p is table else "llm"
+        else:
+            group = "new"
+        frozen_by_lora = config.lora_rank and group in ("llm", "embeddings") and "lora_" not in name
+        p.requires_grad_(rates[group] > 0 and id(p) not in lower and not frozen_by_lora)
+        if p.requires_grad:
+            groups[group].append(name)
+    return {g: names for g, names in groups.items() if names}
+
+
+def optimizer(network: MMGEMNetwork, groups: dict[str, list[str]], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over ``groups``; vectors and scalars (norms, biases, markers, temperature) do not decay."""
+    parameters = dict(network.named_parameters())
+    options = []
+    for group, names in groups.items():
+        rate = getattr(config, f"lr_{group}")
+        for decays in (True, False):
+            chosen = [parameters[n] for n in names if (parameters[n].ndim >= 2) == decays]
+            if chosen:
+                decay = config.weight_decay if decays else 0.0
+                options.append({"params": chosen, "lr": rate, "base": rate, "weight_decay": decay})
+    return torch.optim.AdamW(options, betas=config.betas, fused=True)
+
+
+def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+    """Factor on every group's rate: linear warm-up, then a cosine to ``final_lr``."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    share = (step - config.warmup) / max(1, total - config.warmup)
+    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+class Average:
+    """Exponential moving average of the trained parameters, warmed up so that early steps count little."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.decay = decay
+        self.values = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Move towards the current weights after ``step`` (from 0)."""
+        decay = min(self.decay, (step + 1) / (step + 10))
+        own = dict(network.named_parameters())
+        torch._foreach_lerp_(list(self.values.values()), [own[n].detach() for n in self.values], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self, network: nn.Module) -> None:
+        """Exchange the averaged and the current weights; call it twice to get back."""
+        own = dict(network.named_parameters())
+        for name, value in self.values.items():
+            current = own[name].detach().clone()
+            own[name].copy_(value)
+            value.copy_(current)
+
+
+def add_lora(network: MMGEMNetwork, rank: int) -> None:
+    """Put LoRA adapters (arXiv 2106.09685) on every linear map of the LLM's blocks, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = {n.rsplit(".", 1)[-1] for n, m in network.llm.blocks.named_modules() if _is_linear(m)}
+    options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted(targets))
+    inject_adapter_in_model(options, network.llm.lm)
+
+
+def merge_lora(state: dict[str, Tensor], network: MMGEMNetwork) -> dict[str, Tensor]:
+    """State dict in which adapters are folded into the weights they adapt and names are the base model's."""
+    from peft.tuners.lora import LoraLayer
+
+    deltas = {
+        name: module.get_delta_weight("default").detach()
+        for name, module in network.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    out = {}
+    for name, value in state.items():
+        if "lora_" in name:
+            continue
+        owner, _, last = name.rpartition(".base_layer.")
+        if owner:
+            out[f"{owner}.{last}"] = value + deltas[owner] if last == "weight" else value
+        else:
+            out[name] = value
+    return out
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
