@@ -232,7 +232,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         inner = list(args[:1]) * len(value) if args[-1] is Ellipsis else list(args)
         if not isinstance(value, list | tuple) or len(value) != len(inner):
             raise ConfigError(f"{where}: expected {len(inner)} values, got {value!r}")
-        return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True)))
+        return tuple(
+            _convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True))
+        )
     if origin is list:
         if not isinstance(value, list):
             raise ConfigError(f"{where}: expected a list, got {value!r}")

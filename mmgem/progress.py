@@ -27,9 +27,15 @@ def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, un
     weights = sizes if sizes is not None else [1] * len(rows)
     if not rows:
         return
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}")]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+    ]
     console = Console(stderr=True)
-    with Progress(*columns, Rate(), TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, Rate(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(label, total=sum(weights))
         for row, weight in zip(rows, weights, strict=True):
             yield row

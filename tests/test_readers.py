@@ -397,7 +397,7 @@ def test_what_is_no_dataset_is_described(tmp_path, content, part):
 
 def test_binary_missing_and_odd_folders(tmp_path):
     photos(tmp_path, "1.png")
-    assert "not UTF-8" in refused(load_dataset, tmp_path / "1.png")
+    assert "line 1: not UTF-8 text" in refused(load_dataset, tmp_path / "1.png")
     assert "No such file" in refused(load_dataset, tmp_path / "none.jsonl")
     assert "no meaning" in refused(load_dataset, tmp_path, images=tmp_path)
     odd = tmp_path / "odd"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -171,6 +172,18 @@ def test_split(tmp_path):
     assert "name no split" in refusal(put(tmp_path / "e.jsonl", {"image": "1.jpg"}), "test")
     with pytest.raises(UsageError, match="anything"):
         keep_split([], "train", "anything")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_reading_leaves_the_garbage_collector_as_it_was(tmp_path, enabled):
+    file = put(tmp_path / "d.jsonl", {"image": "1.jpg"}, {"image": ""})
+    try:
+        if not enabled:
+            gc.disable()
+        refusal(file)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 def test_lines_after_the_wanted_split_are_still_checked(tmp_path):

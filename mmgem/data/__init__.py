@@ -1,0 +1,1 @@
+"""Reading: files in formats people have, pictures of every kind, token ids, cached features, batches."""

