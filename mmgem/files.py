@@ -22,7 +22,7 @@ def write_atomic(path: Path, text: str) -> None:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +146,7 @@ def _fill(
                 problems[row] = str(error)
                 temporary = log.with_suffix(".tmp")
                 temporary.write_text(json.dumps(problems))
-                os.replace(temporary, log)
+                temporary.replace(log)
                 state[row] = _BAD
                 continue
             pixels.append(to_square(image, prep, view_geometry(view, images[row].name, crop_scale)))
@@ -170,5 +169,5 @@ def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
             return found
     temporary = path.with_suffix(".tmp")
     np.lib.format.open_memmap(temporary, "w+", dtype, shape).flush()
-    os.replace(temporary, path)
+    temporary.replace(path)
     return np.lib.format.open_memmap(path, "r+")

@@ -44,7 +44,7 @@ class EfficientNetTower(Tower):
 
     def __init__(self, cut: int | None = None, size: int = 224, stem: int = 32, head: int = 1280):
         super().__init__()
-        self.net = EfficientNetLite(stem=stem, head=head).to(memory_format=torch.channels_last)
+        self.net = EfficientNetLite(stem=stem, head=head)
         if cut is not None and not 0 <= cut <= len(self.net.blocks):
             raise ConfigError(f"model.tower.cut: {cut} is not between 0 and {len(self.net.blocks)}")
         self.cut, self.size, self.channels = cut, size, head

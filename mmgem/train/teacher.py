@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 
 import numpy as np
 import torch
@@ -49,5 +48,5 @@ def embed_captions(recipe: Recipe, records: list[Record]) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npy")
     np.save(temporary, values)
-    os.replace(temporary, path)
+    temporary.replace(path)
     return values
