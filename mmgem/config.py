@@ -38,7 +38,7 @@ class LLMConfig:
 
 @dataclass
 class ModelConfig:
-    """Everything that decides the shape and the function of an `MMGEMNetwork`."""
+    """Everything that decides the shape and the function of a ``MMGEMNetwork``."""
 
     tower: TowerConfig = field(default_factory=TowerConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)

@@ -13,7 +13,7 @@ class MMGEMError(Exception):
 
 
 class UsageError(MMGEMError):
-    """An argument that cannot work: a malformed box, a missing folder, two options that exclude each other."""
+    """An argument that cannot work: a malformed box, a missing folder, options that exclude each other."""
 
     exit_code = 2
 

@@ -31,6 +31,7 @@ class SameConv(nn.Conv2d):
         super().__init__(cin, cout, kernel, stride, padding=kernel // 2 if stride == 1 else 0, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> ``(B, C', ceil(H / stride), ceil(W / stride))``."""
         if self.stride[0] > 1:
             kernel, stride = self.kernel_size[0], self.stride[0]
             pad_h, pad_w = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
@@ -50,6 +51,7 @@ class InvertedBottleneck(nn.Module):
         self.skip = stride == 1 and cin == cout
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` -> ``(B, C', H / stride, W / stride)``."""
         y = F.relu6(self.expand(x)) if self.expand is not None else x
         y = self.project(F.relu6(self.depthwise(y)))
         return x + y if self.skip else y
@@ -74,6 +76,7 @@ class EfficientNetLite(nn.Module):
         self.head = SameConv(cin, head, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pixels to the map, see the class."""
         x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))
         for block in self.blocks:
             x = block(x)

@@ -104,7 +104,8 @@ class MMGEMNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One pass of the LLM over texts (``x, [EMB]``) and captions (``V_in, [CAP], x``) packed together.
 
-        ``texts``, ``captions``: token ids, each 1-D int64 on the CPU; ``prefixes``: ``(len(captions), P, H)``.
+        ``texts``, ``captions``: token ids, each 1-D int64 on the CPU. ``prefixes``: ``(M, P, H)``, one a
+        caption.
         Returns the text embeddings ``(len(texts), D)``, not normalised, and the hidden states ``(T, H)``
         that predict ``x_1 .. x_n, end`` of each caption in turn (T = sum of n + 1): the head is worth
         running at no other position.

@@ -41,7 +41,7 @@ class Packing:
         return row * self.segments.shape[1] + start + offsets
 
     def span(self, offsets: Tensor, counts: Tensor, sequences: Tensor | None = None) -> Tensor:
-        """Flat indices of ``counts[i]`` consecutive positions from ``offsets[i]``, sequence after sequence."""
+        """Flat indices of ``counts[i]`` consecutive positions from ``offsets[i]``, in turn."""
         before = counts.cumsum(0) - counts
         base = self.flat(offsets, sequences) - before
         return torch.repeat_interleave(base, counts) + torch.arange(int(counts.sum()))

@@ -42,7 +42,7 @@ def dequantize(parts: dict[str, Tensor], bits: int) -> Tensor:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], bits: dict[str, int] | None = None) -> None:
-    """Write ``tensors``; those named in ``bits`` as 8 or 4 bits, where their shape allows it, else float16."""
+    """Write ``tensors``; those named in ``bits`` as 8 or 4 bits where their shape allows, else float16."""
     out: dict[str, Tensor] = {}
     rounded: dict[str, dict[str, object]] = {}
     for name, tensor in tensors.items():

@@ -26,7 +26,7 @@ def evaluate(
     objective: str = "joint",
     batch: int = 64,
 ) -> dict[str, Any]:
-    """Retrieval (i2t, t2i in percent) and greedy captions of ``records``, as far as ``objective`` trains them.
+    """Retrieval (percent) and greedy captions of ``records``, as far as ``objective`` trains them.
 
     ``score``, by which the best step is chosen, is the mean of the R@1s and R@10s and of CIDEr.
     """
@@ -39,14 +39,14 @@ def evaluate(
         visual.append(network.visual(network.tower.upper(features)))
     images = torch.cat(visual)
     scores: dict[str, Any] = {}
-    parts = []
+    parts: list[float] = []
     if objective != "captioning":
         texts = [c for i in usable for c in records[i].captions]
         owner = np.repeat(np.arange(len(usable)), [len(records[i].captions) for i in usable])
         embedded = embed_tokens(network, tokenizer, texts)
         found = retrieval_scores(_unit(images[:, 0]), embedded, owner)
         scores |= {"i2t": found["i2t"], "t2i": found["t2i"]}
-        parts.append(np.mean([found[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")]))
+        parts.append(float(np.mean([found[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")])))
     if objective != "contrastive":
         predicted = []
         for at in range(0, len(images), batch):

@@ -92,9 +92,7 @@ def train(recipe: Recipe) -> Path:
 def prepare(recipe: Recipe) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
     if recipe.optim.lr_tower > 0 and recipe.model.tower.cut is None and recipe.data.cached:
-        raise ConfigError(
-            "optim.lr_tower: the tower cannot train while data.cached is true and model.tower.cut unset"
-        )
+        raise ConfigError("optim.lr_tower: a cached tower trains only above model.tower.cut; set it")
     records = load_dataset(recipe.data.train, split=recipe.data.split)
     if not any(r.captions for r in records):
         raise DataError(f"{recipe.data.train}: no captions to train on")
@@ -152,7 +150,7 @@ def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
     if not torch.isfinite(loss):
         raise DataError(f"step {step}: the loss is {loss.item()}; lower the learning rates")
     run.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(
         [p for p in run.network.parameters() if p.requires_grad], config.clip
     )

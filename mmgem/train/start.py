@@ -24,7 +24,8 @@ from mmgem.models.towers import EfficientNetTower, export_vision_config
 def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     """Build the network of ``recipe`` with its starting weights.
 
-    Raises ``ConfigError`` for settings that exclude each other, ``CheckpointError`` for weights that do not fit.
+    Raises ``ConfigError`` for settings that exclude each other, ``CheckpointError`` for weights that do
+    not fit.
     """
     torch.manual_seed(recipe.train.seed)
     if recipe.start.checkpoint:
@@ -36,7 +37,7 @@ def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     config.llm = dataclasses.replace(config.llm, config=llm_config)
     network = MMGEMNetwork(config)
     network.llm.lm.load_state_dict(lm.state_dict())
-    network.tower.net.load_state_dict(tower.state_dict())  # type: ignore[operator, union-attr]
+    network.tower.net.load_state_dict(tower.state_dict())  # type: ignore[union-attr]
     network.reset_markers()
     return network, Tokenizer.from_folder(llm_folder, recipe.preprocessing)
 
