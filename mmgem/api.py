@@ -98,7 +98,7 @@ class MMGEM:
 
     @torch.inference_mode()
     def score(self, images: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:
-        """log P(text | image) per token (end of text included), in nats, of each image with its text: ``(n,)``
+        """log P(text | image) per token (end of text included), in nats, of each image and its text: ``(n,)``
         float32. Raises ``UsageError`` unless there are as many texts as images."""
         if len(images) != len(texts):
             raise UsageError(f"{len(images)} images but {len(texts)} texts")

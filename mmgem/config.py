@@ -176,6 +176,9 @@ class StartConfig:
     llm: str = "smollm2"
     layers: int | None = None
     """Keep the LLM's first N blocks."""
+    keep_layers: list[int] = field(default_factory=list)
+    """Keep these blocks instead, counted from 0. A few first and a few last ones recover much sooner than
+    the first N: the last blocks are the ones that speak the output head's language."""
     quantize_embeddings: bool = False
     """Round the token table to 4 bits before training, so that shipping it in 4 bits loses nothing."""
 

@@ -123,8 +123,8 @@ def test_paths_are_those_seen_from_the_file(tmp_path, monkeypatch):
         ({"image": "1", "regions": [{"box": "0,0,1,1"}]}, ["regions[0].box must be 4 finite"]),
         ({"image": "1", "regions": [{"box": [0, 0, 1, "1"]}]}, ["regions[0].box must be 4 finite"]),
         ({"image": "1", "regions": [{"box": [0, 0, 1, True]}]}, ["regions[0].box must be 4 finite"]),
-        ({"image": "1", "regions": [{"box": [0, 0, 1, float("nan")]}]}, ["regions[0].box", "nan"]),
-        ({"image": "1", "regions": [{"box": [0, 0, float("inf"), 1]}]}, ["regions[0].box", "inf"]),
+        ({"image": "1", "regions": [{"box": [0, 0, 1, float("nan")]}]}, ["regions[0].box", "NaN"]),
+        ({"image": "1", "regions": [{"box": [0, 0, float("inf"), 1]}]}, ["regions[0].box", "Infinity"]),
         ({"image": "1", "regions": [{"box": [0, 0, 10**400, 1]}]}, ["regions[0].box must be 4 finite"]),
         (
             {"image": "1", "regions": [{"box": [0, 0, 1, 1]}, {"box": [5, 5, 5, 9]}]},

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgem.config import DataConfig, Preprocessing
+from mmgem.config import DataConfig
 from mmgem.data.features import FeatureCache, PixelSource
 from mmgem.data.records import Record
 from mmgem.data.tokens import Tokenizer
@@ -50,7 +50,6 @@ class Batches:
         records: list[Record],
         source: FeatureCache | PixelSource,
         tokenizer: Tokenizer,
-        prep: Preprocessing,
         config: DataConfig,
         size: int,
         seed: int,

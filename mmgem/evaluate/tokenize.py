@@ -119,6 +119,7 @@ def ptb_words(sentence: str) -> list[str]:
 
 def ngram_counts(words: Sequence[str], longest: int = 4) -> Counter[tuple[str, ...]]:
     """Count the n-grams of ``words`` of every length from 1 to ``longest``."""
-    return Counter(
-        tuple(words[start : start + n]) for n in range(1, longest + 1) for start in range(len(words) - n + 1)
-    )
+    counts: Counter[tuple[str, ...]] = Counter()
+    for n in range(1, longest + 1):
+        counts.update(zip(*(words[start:] for start in range(n)), strict=False))
+    return counts

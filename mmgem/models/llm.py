@@ -7,6 +7,7 @@ decoding uses the library's ``DynamicCache``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ class LLM(nn.Module):
         except (ValueError, KeyError) as error:
             raise ConfigError(f"model.llm.config: {error}") from error
         hf_config.use_cache = False
-        self.lm = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
+        self.lm = AutoModelForCausalLM.from_config(hf_config)
+        # Without initialisation (see checkpoint.build) the library does not tie the head either.
+        self.lm.tie_weights()
 
     @property
     def width(self) -> int:
@@ -88,12 +91,14 @@ class LLM(nn.Module):
         cap = getattr(self.lm.config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
-    def export_config(self) -> dict[str, Any]:
-        """The plain config dict that rebuilds this module."""
-        config = self.lm.config.to_diff_dict()
-        for key in ("_name_or_path", "transformers_version", "dtype", "architectures", "quantization_config"):
-            config.pop(key, None)
-        return {**config, "model_type": self.lm.config.model_type}
+
+def export_config(net: nn.Module) -> dict[str, Any]:
+    """The plain config dict that rebuilds a transformers model with ``AutoConfig.for_model``."""
+    config: Any = net.config
+    plain = config.to_diff_dict()
+    for key in ("_name_or_path", "transformers_version", "dtype", "architectures", "quantization_config"):
+        plain.pop(key, None)
+    return {**plain, "model_type": config.model_type}
 
 
 def find_blocks(lm: nn.Module) -> nn.ModuleList:
@@ -105,13 +110,23 @@ def find_blocks(lm: nn.Module) -> nn.ModuleList:
     raise ConfigError(f"{type(lm).__name__}: no list of {count} blocks found, so it cannot be truncated")
 
 
-def truncate(lm: nn.Module, layers: int) -> None:
-    """Keep the first ``layers`` blocks of ``lm``, in place. Raises ``ConfigError`` if it has fewer."""
+def truncate(lm: nn.Module, keep: Sequence[int]) -> None:
+    """Keep the blocks numbered ``keep`` (ascending, from 0) of ``lm``, in place.
+
+    Raises ``ConfigError`` if there is no such block or the order is another.
+    """
     blocks = find_blocks(lm)
-    if not 0 < layers <= len(blocks):
-        raise ConfigError(f"model.llm.layers: {layers} is not between 1 and {len(blocks)}")
-    del blocks[layers:]
+    if not keep or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= len(blocks):
+        raise ConfigError(f"start.keep_layers: {list(keep)} are not ascending numbers below {len(blocks)}")
+    chosen = [blocks[i] for i in keep]
+    del blocks[:]
+    blocks.extend(chosen)
+    # The KV cache finds a layer's slot by this number.
+    for place, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = place  # type: ignore[assignment]
     config: Any = lm.config
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
-    config.num_hidden_layers = layers
+        config.layer_types = [config.layer_types[i] for i in keep]
+    config.num_hidden_layers = len(chosen)

@@ -25,12 +25,13 @@ from mmgem.models.towers import EfficientNetTower, Tower, TransformersTower
 
 def projection(kind: str, width_in: int, width_out: int, dropout: float = 0.0) -> nn.Module:
     """h1 or h2: ``linear``, or ``mlp`` with one hidden layer."""
-    drop: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
+    # Dropout stays in place at rate 0: the names of the weights must not depend on it.
+    drop = nn.Dropout(dropout)
     if kind == "linear":
-        return nn.Sequential(*drop, nn.Linear(width_in, width_out))
+        return nn.Sequential(drop, nn.Linear(width_in, width_out))
     hidden = 2 * width_out
-    layers = [nn.LayerNorm(width_in), *drop, nn.Linear(width_in, hidden), nn.GELU()]
-    return nn.Sequential(*layers, *drop, nn.Linear(hidden, width_out))
+    layers = [nn.LayerNorm(width_in), drop, nn.Linear(width_in, hidden), nn.GELU()]
+    return nn.Sequential(*layers, drop, nn.Linear(hidden, width_out))
 
 
 class MMGEMNetwork(nn.Module):
@@ -57,7 +58,11 @@ class MMGEMNetwork(nn.Module):
 
     def reset_markers(self) -> None:
         """Start ``[EMB]``, ``[CAP]`` and ``h3`` at the scale of the LLM's own token vectors."""
-        std = float(self.llm.lm.get_input_embeddings().weight.detach().std())
+        if self.emb.is_meta:
+            return
+        with torch.no_grad():
+            # As the blocks see them: some models (Gemma 3) scale the rows of their table.
+            std = float(self.llm.embed(torch.arange(min(self.llm.vocabulary, 4096))).std())
         nn.init.normal_(self.emb, std=std)
         nn.init.normal_(self.cap, std=std)
         nn.init.normal_(self.h3.weight, std=std / math.sqrt(self.config.dim))

@@ -48,15 +48,16 @@ def pool_boxes(
     reading order. Boxes may cross the border or be thinner than a cell.
     """
     _, height, width, _ = maps.shape
-    boxes = boxes.to(maps.dtype)
+    # Coordinates keep float32 where maps are half precision.
+    boxes = boxes.to(torch.promote_types(maps.dtype, torch.float32))
     scale_y, scale_x = height / image_size[0], width / image_size[1]
-    cuts = torch.arange(grid + 1, device=maps.device, dtype=maps.dtype) / grid
+    cuts = torch.arange(grid + 1, device=maps.device, dtype=boxes.dtype) / grid
     x = boxes[..., 0:1] + (boxes[..., 2:3] - boxes[..., 0:1]) * cuts
     y = boxes[..., 1:2] + (boxes[..., 3:4] - boxes[..., 1:2]) * cuts
     wx = axis_weights(x[..., :-1] * scale_x, x[..., 1:] * scale_x, width, samples, bins)
     wy = axis_weights(y[..., :-1] * scale_y, y[..., 1:] * scale_y, height, samples, bins)
-    rows = torch.einsum("bkjx,byxc->bkjyc", wx, maps)
-    return torch.einsum("bkiy,bkjyc->bkijc", wy, rows).flatten(2, 3)
+    rows = torch.einsum("bkjx,byxc->bkjyc", wx.to(maps.dtype), maps)
+    return torch.einsum("bkiy,bkjyc->bkijc", wy.to(maps.dtype), rows).flatten(2, 3)
 
 
 def pool_full(maps: Tensor, grid: int = 1) -> Tensor:

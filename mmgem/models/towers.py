@@ -6,6 +6,7 @@ computed once and cached) and ``upper`` (the rest, which may train). ``upper(low
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -76,7 +77,9 @@ class EfficientNetTower(Tower):
 
 class TransformersTower(Tower):
     """Any transformers vision model with a patch grid (CLIP, SigLIP, DINOv2/v3, ViT) or a feature map
-    (ConvNeXt, ResNet). Class and register tokens are dropped: they come first in all of them."""
+    (ConvNeXt, ResNet). Class and register tokens are dropped: they come first in all of them.
+
+    ``config``: the model's own, and optionally ``size``, the input side where it is not ``image_size``."""
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
@@ -86,32 +89,28 @@ class TransformersTower(Tower):
         model_type = options.pop("model_type", None)
         if model_type is None:
             raise ConfigError("model.tower.config: model_type is missing")
+        size = options.pop("size", None)
         try:
             hf_config = AutoConfig.for_model(model_type, **options)
             self.net = AutoModel.from_config(hf_config)
         except (ValueError, KeyError) as error:
             raise ConfigError(f"model.tower.config: {error}") from error
-        size = getattr(hf_config, "image_size", 224)
-        self.size = size if isinstance(size, int) else max(size)
+        native = getattr(hf_config, "image_size", 224)
+        native = native if isinstance(native, int) else max(native)
+        self.size = size or native
+        # Some models resize their position table by themselves, others only if told to.
+        resizes = "interpolate_pos_encoding" in inspect.signature(self.net.forward).parameters
+        self.options = {"interpolate_pos_encoding": True} if resizes and self.size != native else {}
         self.channels = getattr(hf_config, "hidden_size", None) or hf_config.hidden_sizes[-1]
         patch = getattr(hf_config, "patch_size", None)
         self.patch = patch if isinstance(patch, int) else None
 
     def lower(self, pixels: Tensor) -> Tensor:
         """The whole model; its last hidden state as a map."""
-        states = self.net(pixel_values=pixels).last_hidden_state
+        states = self.net(pixel_values=pixels, **self.options).last_hidden_state
         if states.ndim == 4:
             return states.permute(0, 2, 3, 1)
         if self.patch is None:
             raise ConfigError("model.tower.config: patch_size is missing, so tokens cannot become a map")
         height, width = pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
         return states[:, states.shape[1] - height * width :].unflatten(1, (height, width))
-
-
-def export_vision_config(net: nn.Module) -> dict[str, Any]:
-    """The plain config dict that rebuilds a transformers vision model."""
-    config: Any = net.config
-    plain = config.to_diff_dict()
-    for key in ("_name_or_path", "transformers_version", "dtype", "architectures"):
-        plain.pop(key, None)
-    return {**plain, "model_type": config.model_type}

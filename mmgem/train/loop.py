@@ -104,16 +104,8 @@ def prepare(recipe: Recipe) -> Run:
         held_out = [r for r in held_out if r.captions][: recipe.train.evaluate_images]
         dev = (held_out, image_source(recipe, network, held_out, 1))
     teacher = embed_captions(recipe, records) if recipe.objective.soft_targets else None
-    batches = Batches(
-        records,
-        source,
-        tokenizer,
-        recipe.preprocessing,
-        recipe.data,
-        recipe.train.batch,
-        recipe.train.seed,
-        teacher,
-    )
+    size, seed = recipe.train.batch, recipe.train.seed
+    batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher)
     groups = trainable(network, recipe.optim, recipe.data.cached)
     average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
     total = max(1, round(recipe.train.epochs * batches.per_epoch))

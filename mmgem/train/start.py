@@ -67,8 +67,10 @@ def _language_model(folder: Path, options: StartConfig) -> tuple[nn.Module, dict
         lm = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"start.llm: {folder}: {str(error).splitlines()[0]}") from error
-    if options.layers is not None:
-        truncate(lm, options.layers)
+    if options.layers is not None and options.keep_layers:
+        raise ConfigError("start.keep_layers: excludes start.layers")
+    if options.layers is not None or options.keep_layers:
+        truncate(lm, options.keep_layers or range(options.layers or 0))
     if options.quantize_embeddings:
         table = lm.get_input_embeddings().weight
         with torch.no_grad():
