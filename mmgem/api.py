@@ -143,6 +143,8 @@ class MMGEM:
         if len(box) != 4 or not all(np.isfinite(box)) or box[2] <= box[0] or box[3] <= box[1]:
             raise UsageError(f"box {tuple(box)} is not x0,y0,x1,y1 with x1 > x0 and y1 > y0")
         width, height = image_size(image)
+        if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
+            raise UsageError(f"box {tuple(box)} lies outside the image of {width} x {height} pixels")
         left, top, across, down = 0.0, 0.0, float(width), float(height)
         if prep.resize == "crop":
             across = down = float(min(width, height))

@@ -18,6 +18,7 @@ from mmgem.data.features import FeatureCache, PixelSource
 from mmgem.data.records import Record
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import mirror_text, view_geometry
+from mmgem.errors import DataError
 
 
 @dataclass
@@ -57,6 +58,8 @@ class Batches:
     ):
         """``teacher``: ``(total captions, E)`` float32 in the order of ``records``."""
         self.usable = [i for i in source.valid if records[i].captions]
+        if not self.usable:
+            raise DataError("no readable image has a caption")
         self.size = min(size, len(self.usable))
         self.per_epoch = len(self.usable) // self.size
         self.records, self.source, self.config, self.seed = records, source, config, seed

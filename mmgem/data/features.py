@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmgem.config import Preprocessing, to_dict
-from mmgem.data.images import open_image
+from mmgem.data.images import image_size, open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
 from mmgem.errors import DataError, ImageError
 from mmgem.models.towers import Tower
@@ -50,12 +50,20 @@ class FeatureCache:
 
 
 class PixelSource:
-    """The same interface without a cache, for towers that train whole: normalised pixels, read every time."""
+    """The same interface without a cache, for towers that train whole: normalised pixels, read every time.
+
+    Files without a readable image header are left out at once; damage further in is an error when read."""
 
     def __init__(self, images: Sequence[Path], prep: Preprocessing, views: int, crop_scale: float):
         self.images, self.prep, self.views, self.crop_scale = list(images), prep, views, crop_scale
-        self.valid = list(range(len(self.images)))
+        self.valid: list[int] = []
         self.problems: list[str] = []
+        for i, path in enumerate(self.images):
+            try:
+                image_size(path)
+                self.valid.append(i)
+            except ImageError as error:
+                self.problems.append(str(error))
 
     def read(self, images: Sequence[int], views: Sequence[int]) -> Tensor:
         """Pixels ``(len(images), 3, S, S)`` float32. Raises ``ImageError`` for an unreadable file."""
@@ -90,6 +98,8 @@ def cache_features(
 
     Raises ``DataError`` if no image can be read.
     """
+    if not images:
+        raise DataError("no images to compute features of")
     stats = [_stat(p) for p in images]
     base = {"tower": tower_fingerprint(tower), "prep": to_dict(prep), "images": stats}
     maps, states, problems = [], [], {}

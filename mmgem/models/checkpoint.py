@@ -19,6 +19,7 @@ from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.files import write_atomic, write_folder
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.registry import complete
 from mmgem.models.storage import load_tensors, save_tensors
 
 FORMAT = 1
@@ -80,6 +81,7 @@ def save_model(
 
 def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
     """Read a model folder into float32 on the CPU, in eval mode. Raises ``CheckpointError``."""
+    folder = complete(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
     raw = _json(folder / "config.json")
@@ -91,6 +93,7 @@ def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
         config = from_dict(ModelConfig, raw.get("model"), "model")
         prep = from_dict(Preprocessing, _json(folder / "preprocessor.json"), "preprocessor")
         network = build(config)
+        check_size(network, prep)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     load_into(network, load_tensors(folder / "model.safetensors"), str(folder / "model.safetensors"))
@@ -105,6 +108,15 @@ def build(config: ModelConfig) -> MMGEMNetwork:
         skip_init = contextlib.nullcontext
     with skip_init():
         return MMGEMNetwork(config)
+
+
+def check_size(network: MMGEMNetwork, prep: Preprocessing) -> None:
+    """Raise ``ConfigError`` if pictures are prepared at another size than the tower's (boxes would shift)."""
+    if network.tower.size != prep.size:
+        raise ConfigError(
+            f"preprocessing.size: {prep.size}, but the tower reads {network.tower.size} pixels a side; "
+            "change it, or model.tower.config.size"
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -20,8 +20,8 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     packaged = PACKAGED / text
     if (packaged / "config.json").is_file():
         return packaged
-    if Path(text).is_dir():
-        return Path(text)
+    if complete(Path(text)).is_dir():
+        return complete(Path(text))
     if text.count("/") == 1 and not text.startswith((".", "/", "~")):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -32,6 +32,12 @@ def resolve(name: str | os.PathLike[str]) -> Path:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{text}: no such model folder, and not on the hub: {reason}") from error
     raise CheckpointError(f"{text}: no such model (a folder, a hub id, or {', '.join(packaged_models())})")
+
+
+def complete(folder: Path) -> Path:
+    """``folder``, or its last whole version where a kill came between the two renames that replace it."""
+    old = folder.with_name(f"{folder.name}.old")
+    return old if old.is_dir() and not folder.exists() else folder
 
 
 def packaged_models() -> list[str]:

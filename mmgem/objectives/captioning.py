@@ -41,11 +41,11 @@ def caption_loss(network: MMGEMNetwork, states: Tensor, batch: Batch, config: Ob
     rate = math.log(total / config.vocabulary_sample)
     extra = torch.where(position[sample] >= 0, -torch.inf, rate)
     logits = network.llm.logits_of(states, torch.cat([used, sample])).float()
-    logits = torch.cat([logits[:, : len(used)], logits[:, len(used) :] + extra], 1)
-    log_norm = logits.logsumexp(1)
+    weights = torch.cat([torch.zeros(len(used), device=used.device), extra])
+    log_norm = (logits + weights).logsumexp(1)
     picked = logits.gather(1, position[targets][:, None])[:, 0]
     loss = (log_norm - picked).mean()
     if smoothing:
-        uniform = (log_norm[:, None] - logits[:, : len(used)]).mean()
-        loss = (1 - smoothing) * loss + smoothing * uniform
+        mean_logit = (logits @ weights.exp()) / total
+        loss = (1 - smoothing) * loss + smoothing * (log_norm - mean_logit).mean()
     return loss

@@ -28,8 +28,7 @@ def contrastive_loss(
 ) -> Tensor:
     """Scalar loss of ``images`` ``(B, D)`` and ``texts`` ``(N, D)``, not normalised."""
     images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
-    scale = network.logit_scale.clamp(max=config.max_logit_scale_log).exp()
-    logits = scale * images @ texts.T
+    logits = network.logit_scale.exp() * images @ texts.T
     own = batch.text_owner[None, :] == torch.arange(len(images), device=logits.device)[:, None]
     if config.loss == "sigmoid":
         signs = own.to(logits) * 2 - 1

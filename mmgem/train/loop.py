@@ -6,19 +6,20 @@ again ends with the same weights as one that was never interrupted (bitwise on o
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mmgem.config import Recipe, to_dict
+from mmgem.config import Preprocessing, Recipe, to_dict
 from mmgem.data.batches import Batch, Batches
 from mmgem.data.features import FeatureCache, PixelSource, cache_features
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record
 from mmgem.data.tokens import Tokenizer
-from mmgem.errors import ConfigError, DataError
+from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.files import cache_home
 from mmgem.models.checkpoint import build, own_tensors, save_model
 from mmgem.models.network import MMGEMNetwork
@@ -91,18 +92,20 @@ def train(recipe: Recipe) -> Path:
 
 def prepare(recipe: Recipe) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
-    if recipe.optim.lr_tower > 0 and recipe.model.tower.cut is None and recipe.data.cached:
-        raise ConfigError("optim.lr_tower: a cached tower trains only above model.tower.cut; set it")
-    records = load_dataset(recipe.data.train, split=recipe.data.split)
-    if not any(r.captions for r in records):
-        raise DataError(f"{recipe.data.train}: no captions to train on")
+    records = _captioned(recipe.data.train, recipe.data.split, "data.split")
     network, tokenizer = start(recipe)
-    source = image_source(recipe, network, records, recipe.data.views)
+    tower = network.config.tower
+    if recipe.optim.lr_tower > 0 and recipe.data.cached and (tower.kind == "transformers" or tower.cut is None):
+        raise ConfigError(
+            "optim.lr_tower: a cached tower trains only above model.tower.cut (EfficientNet); set that, or "
+            "data.cached = false"
+        )
+    source = image_source(recipe, network, tokenizer.prep, records, recipe.data.views)
     dev = None
     if recipe.data.dev or recipe.data.dev_split:
-        held_out = load_dataset(recipe.data.dev or recipe.data.train, split=recipe.data.dev_split)
-        held_out = [r for r in held_out if r.captions][: recipe.train.evaluate_images]
-        dev = (held_out, image_source(recipe, network, held_out, 1))
+        held_out = _captioned(recipe.data.dev or recipe.data.train, recipe.data.dev_split, "data.dev_split")
+        held_out = held_out[: recipe.train.evaluate_images]
+        dev = (held_out, image_source(recipe, network, tokenizer.prep, held_out, 1))
     teacher = embed_captions(recipe, records) if recipe.objective.soft_targets else None
     size, seed = recipe.train.batch, recipe.train.seed
     batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher)
@@ -114,16 +117,33 @@ def prepare(recipe: Recipe) -> Run:
     )
 
 
+def _captioned(path: Path, split: str | None, field: str) -> list[Record]:
+    """Records with captions of ``split`` (none, or "" in a recipe: all)."""
+    try:
+        records = [r for r in load_dataset(path, split=split or None) if r.captions]
+    except UsageError as error:
+        raise ConfigError(f'{field}: {error} ("" for none)') from error
+    if not records:
+        raise DataError(f"{path}: no captions in split {split!r}")
+    return records
+
+
 def image_source(
-    recipe: Recipe, network: MMGEMNetwork, records: list[Record], views: int
+    recipe: Recipe, network: MMGEMNetwork, prep: Preprocessing, records: list[Record], views: int
 ) -> FeatureCache | PixelSource:
-    """Cached features of ``records``, or their pixels where the whole tower trains."""
+    """Cached features of ``records``, or their pixels where the whole tower trains; says what it skips."""
     paths = [r.image for r in records]
-    if not recipe.data.cached:
-        return PixelSource(paths, recipe.preprocessing, views, recipe.data.crop_scale)
-    folder = recipe.data.cache or cache_home() / "features"
-    prep, scale = recipe.preprocessing, recipe.data.crop_scale
-    return cache_features(network.tower.eval(), prep, paths, folder, views, scale)
+    scale = recipe.data.crop_scale
+    source: FeatureCache | PixelSource
+    if recipe.data.cached:
+        folder = recipe.data.cache or cache_home() / "features"
+        source = cache_features(network.tower.eval(), prep, paths, folder, views, scale)
+    else:
+        source = PixelSource(paths, prep, views, scale)
+    if source.problems:
+        skipped = f"{len(source.problems)} of {len(paths)} images skipped; the first: {source.problems[0]}"
+        print(skipped, file=sys.stderr)
+    return source
 
 
 def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
@@ -147,6 +167,8 @@ def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
         [p for p in run.network.parameters() if p.requires_grad], config.clip
     )
     run.optimizer.step()
+    with torch.no_grad():
+        run.network.logit_scale.clamp_(max=run.recipe.objective.max_logit_scale_log)
     if run.average is not None:
         run.average.update(run.network, step)
     values = {name: round(value.item(), 5) for name, value in losses.items()}

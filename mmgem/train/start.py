@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmgem.config import ModelConfig, Recipe, StartConfig, TowerConfig
+from mmgem.config import ModelConfig, Recipe, StartConfig, TowerConfig, to_dict
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.models.checkpoint import build, load_into, load_model
-from mmgem.models.llm import truncate
+from mmgem.models.checkpoint import build, check_size, load_into, load_model
+from mmgem.models.llm import export_config, truncate
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.pull import SOURCES, base_folder
 from mmgem.models.storage import dequantize, load_tensors, quantize
-from mmgem.models.towers import EfficientNetTower, export_vision_config
+from mmgem.models.towers import EfficientNetTower
+from mmgem.train.state import difference
 
 
 def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
@@ -31,11 +32,13 @@ def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     if recipe.start.checkpoint:
         return _from_checkpoint(recipe)
     llm_folder = source_folder(recipe.start.llm)
-    lm, llm_config = _language_model(llm_folder, recipe.start)
+    lm = _language_model(llm_folder, recipe.start)
+    _agree(recipe.model.llm.config, lm, "model.llm.config")
     tower, tower_config = _tower(recipe.start, recipe.model.tower)
     config = dataclasses.replace(recipe.model, tower=tower_config)
-    config.llm = dataclasses.replace(config.llm, config=llm_config)
+    config.llm = dataclasses.replace(config.llm, config=export_config(lm))
     network = MMGEMNetwork(config)
+    check_size(network, recipe.preprocessing)
     network.llm.lm.load_state_dict(lm.state_dict())
     network.tower.net.load_state_dict(tower.state_dict())  # type: ignore[union-attr]
     network.reset_markers()
@@ -50,6 +53,8 @@ def source_folder(name: str) -> Path:
 def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     assert recipe.start.checkpoint is not None
     old, tokenizer = load_model(recipe.start.checkpoint)
+    _keep(recipe.model, old.config, "model", {"model.dropout", "model.tower.cut"})
+    _keep(recipe.preprocessing, tokenizer.prep, "preprocessing", set())
     config: ModelConfig = dataclasses.replace(old.config)
     if config.tower.kind == "efficientnet_lite0":
         # Where the cut lies changes what is cached and trained, not the function.
@@ -60,13 +65,32 @@ def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     return network, tokenizer
 
 
-def _language_model(folder: Path, options: StartConfig) -> tuple[nn.Module, dict[str, Any]]:
+def _keep(asked: Any, kept: Any, where: str, free: set[str]) -> None:
+    """Refuse what a recipe sets (other than the default) against the checkpoint it starts from."""
+    plain = to_dict(asked)
+    set_here = difference(to_dict(type(asked)()), plain, where)
+    if wrong := sorted(set(set_here) & set(difference(to_dict(kept), plain, where)) - free):
+        raise ConfigError(f"{wrong[0]}: differs from start.checkpoint, which keeps its own; leave it out")
+
+
+def _agree(asked: dict[str, Any], net: nn.Module, where: str) -> None:
+    """Refuse config fields of a recipe that the base weights contradict."""
+    for key, value in asked.items():
+        own = getattr(net.config, key, None)
+        if own != value:
+            raise ConfigError(f"{where}.{key}: {value!r}, but the base weights have {own!r}")
+
+
+def _language_model(folder: Path, options: StartConfig) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        lm = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+        lm, found = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"start.llm: {folder}: {str(error).splitlines()[0]}") from error
+    _complete(found, f"start.llm: {folder}")
     if options.layers is not None and options.keep_layers:
         raise ConfigError("start.keep_layers: excludes start.layers")
     if options.layers is not None or options.keep_layers:
@@ -75,10 +99,7 @@ def _language_model(folder: Path, options: StartConfig) -> tuple[nn.Module, dict
         table = lm.get_input_embeddings().weight
         with torch.no_grad():
             table.copy_(dequantize(quantize(table, 4), 4))
-    config = lm.config.to_diff_dict()
-    for key in ("_name_or_path", "transformers_version", "dtype", "architectures", "quantization_config"):
-        config.pop(key, None)
-    return lm, {**config, "model_type": lm.config.model_type}
+    return lm
 
 
 def _tower(options: StartConfig, config: TowerConfig) -> tuple[nn.Module, TowerConfig]:
@@ -95,7 +116,19 @@ def _tower(options: StartConfig, config: TowerConfig) -> tuple[nn.Module, TowerC
     try:
         full = AutoConfig.from_pretrained(options.tower)
         vision = getattr(full, "vision_config", full)
-        net = AutoModel.from_pretrained(options.tower, config=vision, dtype=torch.float32)
+        net, found = AutoModel.from_pretrained(
+            options.tower, config=vision, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"start.tower: {options.tower}: {str(error).splitlines()[0]}") from error
-    return net, dataclasses.replace(config, config=export_vision_config(net))
+    _complete(found, f"start.tower: {options.tower}")
+    size = {"size": config.config["size"]} if "size" in config.config else {}
+    _agree({k: v for k, v in config.config.items() if k != "size"}, net, "model.tower.config")
+    return net, dataclasses.replace(config, config=export_config(net) | size)
+
+
+def _complete(found: dict[str, Any], where: str) -> None:
+    """Refuse base weights that leave part of the model random; a pooler is not part of the map."""
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise CheckpointError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")
