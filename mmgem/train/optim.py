@@ -91,8 +91,13 @@ def add_lora(network: MMGEMNetwork, rank: int) -> None:
     """Put LoRA adapters (arXiv 2106.09685) on every linear map of the LLM's blocks, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    targets = {n.rsplit(".", 1)[-1] for n, m in network.llm.blocks.named_modules() if _is_linear(m)}
-    options = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=sorted(targets))
+    maps = {n.rsplit(".", 1)[-1]: m for n, m in network.llm.blocks.named_modules() if _is_linear(m)}
+    options = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=sorted(maps),
+        fan_in_fan_out=not all(isinstance(m, nn.Linear) for m in maps.values()),
+    )
     inject_adapter_in_model(options, network.llm.lm)
 
 

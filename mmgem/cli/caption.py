@@ -1,0 +1,50 @@
+"""``mmgem caption``: a sentence for each photo, or for a box of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmgem.cli.inputs import (
+    BeamsOption,
+    BoxOption,
+    FilesArgument,
+    ModelOption,
+    each_photo,
+    failed_json,
+    find_photos,
+    load_model,
+    parse_box,
+)
+from mmgem.cli.output import JsonOption, line_printer, print_json
+
+
+def caption(
+    files: FilesArgument,
+    box: BoxOption = None,
+    beams: BeamsOption = 3,
+    model: ModelOption = "tiny",
+    as_json: JsonOption = False,
+) -> None:
+    """Describe each photo in a sentence: its path, a tab, the sentence.
+
+    With --json: {"captions": [{"file", "caption"}], "failed": [{"file", "reason"}]}.
+    """
+    region = parse_box(box)
+    photos = find_photos(files)
+    mmgem = load_model(model)
+    show = line_printer()
+    captions: list[dict[str, str]] = []
+    failed: list[tuple[Path, str]] = []
+    done = each_photo(
+        photos,
+        lambda batch: mmgem.caption(batch, None if region is None else [region] * len(batch), beams=beams),
+        "Captioning",
+        failed,
+    )
+    for photo, text in done:
+        if as_json:
+            captions.append({"file": str(photo), "caption": text})
+        else:
+            show(f"{photo}\t{text}")
+    if as_json:
+        print_json({"captions": captions, "failed": failed_json(failed)})

@@ -1,0 +1,67 @@
+"""``mmgem classify``: zero-shot classification with class names of your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmgem.cli.inputs import FilesArgument, ModelOption, each_photo, failed_json, find_photos, load_model
+from mmgem.cli.output import JsonOption, line_printer, print_json
+from mmgem.errors import UsageError
+
+
+def classify(
+    files: FilesArgument,
+    classes: Annotated[
+        str, typer.Option(metavar="A,B,C|FILE", help="Class names, or a file with one a line.")
+    ],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Print the N most likely.")] = 3,
+    model: ModelOption = "tiny",
+    as_json: JsonOption = False,
+) -> None:
+    """Say which of the classes each photo shows: its path, then the most likely, tab-separated.
+
+    With --json: {"photos": [{"file", "guesses": [{"class", "probability"}]}],
+    "failed": [{"file", "reason"}]}.
+    """
+    names = read_classes(classes)
+    photos = find_photos(files)
+    mmgem = load_model(model)
+    from mmgem.evaluate.classify import class_embeddings
+    from mmgem.evaluate.classify import classify as probabilities
+
+    prototypes = class_embeddings(mmgem.embed_texts, names)
+    temperature = 1 / mmgem.network.logit_scale.detach().exp().item()
+    show = line_printer()
+    rows: list[dict[str, Any]] = []
+    failed: list[tuple[Path, str]] = []
+    for photo, vector in each_photo(
+        photos, lambda batch: list(mmgem.embed_images(batch)), "Classifying", failed
+    ):
+        shares = probabilities(vector[None], prototypes, temperature)[0]
+        guesses = [(names[i], float(shares[i])) for i in (-shares).argsort(kind="stable")[:top]]
+        if as_json:
+            told = [{"class": name, "probability": round(share, 6)} for name, share in guesses]
+            rows.append({"file": str(photo), "guesses": told})
+        else:
+            show("\t".join([str(photo), *(f"{name} {share:.0%}" for name, share in guesses)]))
+    if as_json:
+        print_json({"photos": rows, "failed": failed_json(failed)})
+
+
+def read_classes(text: str) -> list[str]:
+    """Names separated by commas, or the lines of a file. Raises UsageError for fewer than two."""
+    path = Path(text)
+    try:
+        parts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes {path}: cannot be read as text ({error})") from error
+    names = list(dict.fromkeys(name for part in parts if (name := part.strip())))
+    if len(names) < 2:
+        raise UsageError(
+            f"--classes {text!r}: give two or more names with commas between them, "
+            "or an existing file with one a line"
+        )
+    return names

@@ -1,0 +1,78 @@
+"""``mmgem embed``: embeddings of photos and texts, for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmgem.cli.inputs import ModelOption, each_photo, failed_json, find_photos, load_model
+from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def embed(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILES", help="Photos, or folders of photos.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A text to embed; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="Write the (n, D) float32 array here.")
+    ] = None,
+    model: ModelOption = "tiny",
+    as_json: JsonOption = False,
+) -> None:
+    """Embed photos and texts as vectors of unit length, whose dot products are similarities.
+
+    Prints a line each: the path or text, then D numbers, tab-separated. Rows are in the order given, photos
+    before texts, without photos that could not be read. With --json:
+    {"embeddings": [{"file" or "text", "vector"}], "dim", "failed": [{"file", "reason"}]}; with --out as well,
+    the vectors are in the file only.
+    """
+    texts = text or []
+    if not files and not texts:
+        raise UsageError("nothing to embed: give photos, or --text")
+    if not all(map(str.strip, texts)):
+        raise UsageError("--text: the text is empty")
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"{out}: no folder {out.parent}")
+    photos = find_photos(files or []) if files else []
+    mmgem = load_model(model)
+    import numpy as np
+
+    failed: list[tuple[Path, str]] = []
+    found = list(each_photo(photos, lambda batch: list(mmgem.embed_images(batch)), "Embedding", failed))
+    names = [("file", str(photo)) for photo, _ in found] + [("text", text) for text in texts]
+    vectors = np.concatenate(
+        [np.array([vector for _, vector in found]).reshape(-1, mmgem.dim), mmgem.embed_texts(texts)]
+    ).astype(np.float32)
+    if out is not None:
+        _save(out, vectors)
+        note(f"wrote {len(vectors)} x {mmgem.dim} float32 to {out}")
+    if as_json:
+        rows: list[dict[str, Any]] = [{kind: name} for kind, name in names]
+        if out is None:
+            for row, vector in zip(rows, vectors, strict=True):
+                row["vector"] = [round(x, 7) for x in vector.tolist()]
+        print_json({"embeddings": rows, "dim": mmgem.dim, "failed": failed_json(failed)})
+    elif out is None:
+        for (_, name), vector in zip(names, vectors, strict=True):
+            print("\t".join([" ".join(name.split()), *(f"{x:.7f}" for x in vector.tolist())]))
+
+
+def _save(path: Path, vectors: np.ndarray) -> None:
+    import numpy as np
+
+    part = path.with_name(path.name + ".tmp")
+    try:
+        with part.open("wb") as file:
+            np.save(file, vectors)
+        part.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error

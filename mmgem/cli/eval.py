@@ -1,0 +1,140 @@
+"""``mmgem eval``: the figures of a model on a test set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmgem.cli.inputs import BeamsOption, ModelOption, each_photo, load_model
+from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from mmgem.api import MMGEM
+    from mmgem.data.records import Record
+
+_TASKS = ("retrieval", "caption", "classify")
+
+
+def evaluate(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="retrieval, caption or classify.")],
+    model: ModelOption = "tiny",
+    data: Annotated[Path | None, typer.Option(metavar="D", help="Any dataset mmgem reads.")] = None,
+    split: Annotated[str | None, typer.Option(metavar="S", help="Only this split of --data.")] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="A standard test set; see docs.")] = None,
+    root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the preset's files are.")] = None,
+    beams: BeamsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model on a test set: --data D, or --preset NAME --root DIR. All figures are percent.
+
+    Photos that cannot be read are left out, which is noted, and "skipped" counts them. With --json:
+    retrieval {"i2t": {"R@1", "R@5", "R@10"}, "t2i": {...}, "images", "texts", "skipped"};
+    caption {"BLEU@1" to "BLEU@4", "ROUGE_L", "CIDEr", "images", "skipped"};
+    classify {"top1", "top5", "mean_per_class", "images", "skipped"}.
+    """
+    if task not in _TASKS:
+        raise UsageError(f"no eval task {task!r}; there are {', '.join(_TASKS)}")
+    records, classes = _read(task, data, split, preset, root)
+    mmgem = load_model(model)
+    skipped: list[tuple[Path, str]] = []
+    if task == "retrieval":
+        scores = _retrieval(mmgem, records, skipped)
+    elif task == "caption":
+        scores = _captions(mmgem, records, beams, skipped, by_domain=preset == "nocaps")
+    else:
+        scores = _classification(mmgem, records, classes, skipped)
+    if skipped:
+        note(f"{len(skipped)} of {len(records)} photos left out: not comparable with figures on all of them")
+    if as_json:
+        print_json({**scores, "skipped": len(skipped)})
+    else:
+        _show(scores)
+
+
+def _read(
+    task: str, data: Path | None, split: str | None, preset: str | None, root: Path | None
+) -> tuple[list[Record], dict[str, str]]:
+    """The records the task can use, and the class name of each label."""
+    from mmgem.data.readers import load_dataset
+    from mmgem.evaluate.presets import PRESETS, load_preset, preset_classes, preset_mismatch
+
+    if (data is None) == (preset is None):
+        raise UsageError("give --data or --preset, one of the two")
+    if preset is not None:
+        if preset not in PRESETS:
+            raise UsageError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+        if root is None or split is not None:
+            raise UsageError("--preset needs --root DIR, and has a split of its own")
+        if PRESETS[preset].task != task:
+            raise UsageError(f"{preset} is a test set for mmgem eval {PRESETS[preset].task}")
+        records = load_preset(preset, root)
+        if warning := preset_mismatch(preset, records):
+            note(f"warning: {warning}")
+        return records, preset_classes(preset, root) if task == "classify" else {}
+    assert data is not None
+    everything = load_dataset(data, split=split)
+    wanted = "label" if task == "classify" else "captions"
+    records = [record for record in everything if getattr(record, wanted)]
+    if not records:
+        raise DataError(f"{data}: no {wanted} in it, which eval {task} needs")
+    if left_out := len(everything) - len(records):
+        note(f"{left_out} of {len(everything)} records have no {wanted} and are left out")
+    return records, {label: label for label in sorted({str(record.label) for record in records})}
+
+
+def _retrieval(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, str]]) -> dict[str, Any]:
+    import numpy as np
+
+    from mmgem.evaluate.retrieval import retrieval_scores
+
+    kept, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
+    owner = np.repeat(np.arange(len(kept)), [len(record.captions) for record in kept])
+    texts = mmgem.embed_texts([caption for record in kept for caption in record.captions])
+    return dict(retrieval_scores(np.stack(vectors), texts, owner))
+
+
+def _captions(
+    mmgem: MMGEM, records: list[Record], beams: int, skipped: list[tuple[Path, str]], by_domain: bool
+) -> dict[str, Any]:
+    from mmgem.evaluate.captions import caption_scores, grouped_caption_scores
+
+    kept, said = _results(records, lambda batch: mmgem.caption(batch, beams=beams), "Captioning", skipped)
+    references = [list(record.captions) for record in kept]
+    if by_domain:
+        return dict(grouped_caption_scores(said, references, [record.meta["domain"] for record in kept]))
+    return dict(caption_scores(said, references))
+
+
+def _classification(
+    mmgem: MMGEM, records: list[Record], classes: dict[str, str], skipped: list[tuple[Path, str]]
+) -> dict[str, Any]:
+    import numpy as np
+
+    from mmgem.evaluate.classify import class_embeddings, classification_scores
+
+    prototypes = class_embeddings(mmgem.embed_texts, list(classes.values()))
+    kept, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
+    rows = {label: row for row, label in enumerate(classes)}
+    labels = [rows[str(record.label)] for record in kept]
+    return dict(classification_scores(np.stack(vectors), prototypes, labels))
+
+
+def _results(
+    records: list[Record], work: Any, label: str, skipped: list[tuple[Path, str]]
+) -> tuple[list[Record], list[Any]]:
+    """The records whose photo could be read, and their results."""
+    done = list(each_photo([record.image for record in records], work, label, skipped, batch=32))
+    bad = {photo for photo, _ in skipped}
+    return [record for record in records if record.image not in bad], [result for _, result in done]
+
+
+def _show(scores: dict[str, Any], indent: str = "") -> None:
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            _show(value, indent + "  ")
+        else:
+            print(f"{indent}{name:<{16 - len(indent)}}{value if isinstance(value, int) else f'{value:.2f}'}")

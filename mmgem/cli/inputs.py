@@ -1,0 +1,132 @@
+"""What commands are given: photos, boxes, models; bad photos among good ones are reported and skipped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from mmgem.cli.output import note
+from mmgem.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from mmgem.api import MMGEM
+
+T = TypeVar("T")
+Box = tuple[float, float, float, float]
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", metavar="M", help="The packaged model, a model folder or a hub id.")
+]
+FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILES", help="Photos, or folders of photos.")]
+BoxOption = Annotated[
+    str | None,
+    typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Only this box, in pixels of the upright photo."),
+]
+BeamsOption = Annotated[
+    int, typer.Option("--beams", min=1, metavar="N", help="Beam search width; 1 is greedy.")
+]
+
+
+def load_model(name: str) -> MMGEM:
+    """Load a model, with the libraries' warnings and progress bars off the terminal."""
+    quiet_libraries()
+    from mmgem.api import MMGEM
+
+    return MMGEM.from_pretrained(name)
+
+
+def quiet_libraries() -> None:
+    """Keep transformers from printing anything but errors."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def lasting_name(name: str) -> str:
+    """``name`` of a model so that it means the same in any working directory."""
+    from mmgem.models.registry import complete, resolve
+
+    folder = resolve(name)
+    return str(folder.absolute()) if folder == complete(Path(name)) else name
+
+
+def find_photos(files: Sequence[Path]) -> list[Path]:
+    """The photos that ``files`` (photos and folders) name, folders in the order of their paths.
+
+    Raises UsageError for a folder without photos, ImageError if no file exists.
+    """
+    from mmgem.data.images import list_images
+
+    photos: list[Path] = []
+    for file in files:
+        found = list_images(file) if file.is_dir() else [file]
+        if not found:
+            raise UsageError(f"{file}: no photos in this folder")
+        photos += found
+    if not any(photo.exists() for photo in photos):
+        raise ImageError(f"{photos[0]}: No such file or directory")
+    return photos
+
+
+def parse_box(text: str | None) -> Box | None:
+    """``x0,y0,x1,y1`` -> numbers. Raises UsageError for anything else, and for an empty box."""
+    if text is None:
+        return None
+    try:
+        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--box {text}: must be four numbers x0,y0,x1,y1") from error
+    if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
+        raise UsageError(f"--box {text}: must have x0 < x1 and y0 < y1")
+    return x0, y0, x1, y1
+
+
+def each_photo(
+    photos: Sequence[Path],
+    work: Callable[[list[Path]], Sequence[T]],
+    label: str,
+    failed: list[tuple[Path, str]],
+    batch: int = 16,
+) -> Iterator[tuple[Path, T]]:
+    """Yield each photo and its result; ``work`` is given batches. Shows a bar.
+
+    A photo that cannot be read is noted on standard error and added to ``failed`` with the reason. Raises
+    ImageError once all are done if none could be read.
+    """
+    from mmgem.progress import track
+
+    if not photos:
+        return
+    chunks = [list(photos[at : at + batch]) for at in range(0, len(photos), batch)]
+    for chunk in track(chunks, label, sizes=[len(chunk) for chunk in chunks], unit=" photos"):
+        for photo, result in zip(chunk, _attempt(work, chunk), strict=True):
+            if not isinstance(result, ImageError):
+                yield photo, result
+                continue
+            if len(photos) == 1:
+                raise result
+            failed.append((photo, str(result).removeprefix(f"{photo}: ")))
+            note(f"skipped {result}")
+    if len(failed) == len(photos):
+        raise ImageError(f"none of the {len(photos)} photos could be read")
+
+
+def failed_json(failed: Sequence[tuple[Path, str]]) -> list[dict[str, str]]:
+    """What ``--json`` says of the photos that were skipped."""
+    return [{"file": str(photo), "reason": reason} for photo, reason in failed]
+
+
+def _attempt(work: Callable[[list[Path]], Sequence[T]], photos: list[Path]) -> list[T | ImageError]:
+    """The result of each photo, or its error: a batch with a bad one is halved until that one is alone."""
+    try:
+        return list(work(photos))
+    except ImageError as error:
+        if len(photos) == 1:
+            return [error]
+    middle = len(photos) // 2
+    return _attempt(work, photos[:middle]) + _attempt(work, photos[middle:])

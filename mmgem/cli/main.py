@@ -1,0 +1,144 @@
+"""``mmgem``: the verbs, and the one place where errors become a line on standard error and an exit code.
+
+Each verb is a file of its own beside this one, and imports what is heavy (torch, numpy) only when it runs:
+``mmgem --help`` stays instant. Set ``MMGEM_DEBUG=1`` to see where an error came from.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, TextIO
+
+import typer
+
+from mmgem import __version__
+from mmgem.cli.caption import caption
+from mmgem.cli.classify import classify
+from mmgem.cli.demo import demo
+from mmgem.cli.embed import embed
+from mmgem.cli.eval import evaluate
+from mmgem.cli.index import index
+from mmgem.cli.output import note
+from mmgem.cli.pull import pull
+from mmgem.cli.search import search
+from mmgem.cli.train import train
+from mmgem.errors import MMGEMError, UsageError
+
+# What typer raises for a bad command line is not exported by name, but it is the base of this one.
+_BadCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
+
+_INTERNAL, _INTERRUPTED, _BROKEN_PIPE = 70, 130, 141
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.command("demo", short_help="All of it on sample photos, or yours: one web page.")(demo)
+app.command("index", short_help="Make a folder of photos searchable.")(index)
+app.command("search", short_help="Find photos by words, or by a photo.")(search)
+app.command("caption", short_help="Describe photos, or boxes of them.")(caption)
+app.command("classify", short_help="Sort photos into classes you name.")(classify)
+app.command("embed", short_help="Vectors of photos and texts.")(embed)
+app.command("train", short_help="Train a model from a recipe.")(train)
+app.command("eval", short_help="Measure a model on a test set.")(evaluate)
+app.command("pull", short_help="Fetch base weights or sample photos.")(pull)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Exit codes: 0 done; 1 the data, the model or the disk is at fault, and a line on standard error "
+    "says how; 2 the command line or the recipe is; 70 a bug in mmgem; 130 interrupted. A photo among others "
+    "that cannot be read is reported and skipped; only if none can be read is that an error."
+)
+def _mmgem(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Embed, search, classify and caption images with one small model."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the program's own) and return its exit code.
+
+    Never raises: what goes wrong is one line on standard error, with a traceback before it if the environment
+    variable ``MMGEM_DEBUG`` is set.
+    """
+    args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            _let_any_path_through(sys.stdout)
+            command = typer.main.get_command(app)
+            with command.make_context("mmgem", args) as context:
+                command.invoke(context)
+            sys.stdout.flush()
+    except typer.Exit as done:
+        return done.exit_code
+    except KeyboardInterrupt:
+        note("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        _discard_output()
+        return _BROKEN_PIPE
+    except Exception as error:
+        return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    """Print what went wrong on one line and return the exit code."""
+    if os.environ.get("MMGEM_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    message, code = str(error), MMGEMError.exit_code
+    if isinstance(error, MMGEMError):
+        code = error.exit_code
+    elif isinstance(error, _BadCommandLine):
+        context = getattr(error, "ctx", None)
+        place = context.command_path if context is not None else "mmgem"
+        message, code = f"{error.format_message()} See {place} --help.", UsageError.exit_code  # type: ignore[attr-defined]
+    elif isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        message = f"{where}{error.strerror}"
+    else:
+        hint = "a bug in mmgem; set MMGEM_DEBUG=1 for the traceback"
+        message, code = f"{type(error).__name__}: {message} ({hint})", _INTERNAL
+    note(f"error: {' '.join(message.split())}")
+    return code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Show our own warnings as a line; the libraries' are for developers."""
+    if f"{os.sep}mmgem{os.sep}" in filename:
+        note(f"warning: {' '.join(str(message).split())}")
+
+
+def _let_any_path_through(stream: TextIO) -> None:
+    """Write file names that are not valid text as the bytes they are."""
+    with suppress(AttributeError, ValueError):
+        stream.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]
+
+
+def _discard_output() -> None:
+    """Nobody reads standard output any more: keep the interpreter from failing when it flushes it."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

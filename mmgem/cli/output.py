@@ -1,0 +1,46 @@
+"""Results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+_LISTED = 20
+
+
+def note(text: str) -> None:
+    """Tell the user something that is not a result."""
+    print(f"mmgem: {text}", file=sys.stderr)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print the one JSON object of a command."""
+    import json
+
+    print(json.dumps(value))
+
+
+def line_printer() -> Callable[[str], None]:
+    """A function that prints a line of results at once, also while a progress bar is shown.
+
+    A bar takes over ``sys.stdout`` to keep a terminal tidy; lines for a file or a pipe must go past it.
+    """
+    stream = sys.stdout
+
+    def show(text: str) -> None:
+        print(text, file=sys.stdout if stream.isatty() else stream, flush=True)
+
+    return show
+
+
+def note_skipped(problems: Sequence[str]) -> None:
+    """List photos that were skipped, the first of them if they are many."""
+    for problem in problems[:_LISTED]:
+        note(f"skipped {problem}")
+    if len(problems) > _LISTED:
+        note(f"skipped {len(problems) - _LISTED} more; --json lists all")

@@ -1,0 +1,103 @@
+"""``mmgem search``: the photos of an index that fit a text, or are like a photo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmgem.cli.inputs import Box, BoxOption, lasting_name, load_model, parse_box
+from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from mmgem.search.search import Hit, PhotoIndex
+
+
+def search(
+    idx: Annotated[Path, typer.Argument(metavar="IDX", help="Folder made by mmgem index.")],
+    query: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to look for.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="F", help="Look for photos like this one instead.")
+    ] = None,
+    box: BoxOption = None,
+    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many photos.")] = 10,
+    html: Annotated[
+        Path | None, typer.Option(metavar="F", help="Write the result as a web page as well.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="M", help="Where the index's model is now.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find photos by a text, or photos like a photo: similarity, a tab, the path; best first.
+
+    The index's own model is used. A photo that is the query is not among its results. With --json:
+    {"query": {"text"} or {"image", "box"}, "hits": [{"file", "score"}], "photos"}.
+    """
+    region = parse_box(box)
+    if (query is None) == (image is None):
+        raise UsageError("give a text or --image, one of the two")
+    if region is not None and image is None:
+        raise UsageError("--box needs --image")
+    if query is not None and not query.strip():
+        raise UsageError("the text to search for is empty")
+    if image is not None and not image.is_file():
+        raise UsageError(f"{image}: no such file")
+    photos, name = _open(idx, model)
+    mmgem = load_model(name)
+    if query is not None:
+        hits = photos.search(mmgem.embed_texts([query])[0], k)
+    else:
+        assert image is not None
+        vector = mmgem.embed_images([image], None if region is None else [region])[0]
+        hits = [hit for hit in photos.search(vector, k + 1) if not _same(hit.path, image)][:k]
+    if html is not None:
+        _write_page(html, query, image, region, hits)
+    if as_json:
+        asked = {"text": query} if image is None else {"image": str(image), "box": region}
+        found = [{"file": str(hit.path), "score": round(hit.score, 6)} for hit in hits]
+        print_json({"query": asked, "hits": found, "photos": len(photos)})
+    else:
+        for hit in hits:
+            print(f"{hit.score:.3f}\t{hit.path}")
+
+
+def _open(idx: Path, model: str | None) -> tuple[PhotoIndex, str]:
+    """The index and the name of its model, checked to be the one that built it. Needs no torch."""
+    from mmgem.models.registry import fingerprint, resolve
+    from mmgem.search.search import PhotoIndex
+    from mmgem.search.store import check_fingerprint
+
+    photos = PhotoIndex.open(idx)
+    if not len(photos):
+        raise UsageError(f"{idx}: the index holds no photos")
+    name = photos.model if model is None else lasting_name(model)
+    try:
+        found = fingerprint(resolve(name))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; if the model has moved, say where it is with --model") from error
+    check_fingerprint(idx, photos.fingerprint, found)
+    return photos, name
+
+
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
+
+
+def _write_page(path: Path, query: str | None, image: Path | None, box: Box | None, hits: list[Hit]) -> None:
+    from mmgem.search.cards import Match, QueryRow, Report, SimilarRow
+    from mmgem.search.report import write_report
+
+    matches = [Match(hit.path, hit.score, hit.box) for hit in hits]
+    if query is not None:
+        report = Report(title=query, queries=[QueryRow(query, matches)])
+    else:
+        assert image is not None
+        report = Report(title=f"Photos like {image.name}", similar=[SimilarRow(image, matches, box)])
+    for problem in write_report(path, report):
+        note(f"left blank in {path}: {problem}")

@@ -1,0 +1,30 @@
+"""``mmgem train``: run a recipe, or go on with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmgem.cli.inputs import quiet_libraries
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to train, and on what.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Fields to change, like train.epochs=2."),
+    ] = None,
+) -> None:
+    """Train a model as a recipe says; prints its folder.
+
+    A run that was stopped goes on when the same command is given again.
+    """
+    from mmgem.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    quiet_libraries()
+    from mmgem.train.loop import train as run
+
+    print(run(loaded))

@@ -1,0 +1,253 @@
+"""The demo: photos in; an index, captions, classes and searches out, shown on one page.
+
+Every step is the library's own, in the order a user would take them; this file only chooses what to ask.
+Everything lands in one folder: the page, a contact sheet, the index, and the sample photos if they are used.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mmgem.api import MMGEM
+from mmgem.data.images import list_images
+from mmgem.errors import DownloadError, ImageError, SearchIndexError, UsageError
+from mmgem.evaluate.classify import class_embeddings, classify
+from mmgem.models.pull import SETS, SOURCES, base_folder, cache_folder
+from mmgem.progress import track
+from mmgem.search.cards import Fact, Match, PhotoCard, QueryRow, Report, SimilarRow
+from mmgem.search.index import IndexReport, update_index
+from mmgem.search.report import write_report
+from mmgem.search.search import PhotoIndex
+from mmgem.search.sheet import contact_sheet
+
+SAMPLE_QUERIES = (
+    "a close up of a cat",
+    "a man taking a picture",
+    "a person in an orange suit",
+    "a red motorcycle",
+    "a tall building by the water",
+    "a flower",
+)
+"""What the sample photos are searched for."""
+
+QUERIES = ("people", "a dog", "water", "a building", "food")
+"""What other photos are searched for, and captions of a few of them."""
+
+# fmt: off
+CLASSES = (
+    "cat", "dog", "horse", "bird", "person", "group of people", "child", "astronaut", "photographer",
+    "flower", "tree", "forest", "mountain", "beach", "lake", "field", "street", "house", "temple", "bridge",
+    "car", "motorcycle", "bicycle", "boat", "train", "airplane", "rocket", "cup of coffee", "meal", "coin",
+    "starry sky", "sports game",
+)
+# fmt: on
+"""The classes that photos are sorted into."""
+
+_SHOWN = 40  # photos on the wall; a large folder is sampled evenly
+_MATCHES, _GUESSES, _CAPTION_QUERIES, _SIMILAR_ROWS = 4, 3, 3, 3
+_COPY = 0.999  # cosine above which a photo counts as the same picture
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What was made: the page, the contact sheet, the index, and a line for each photo left out."""
+
+    page: Path
+    sheet: Path
+    index: Path
+    problems: list[str]
+
+
+def run_demo(
+    out: Path, photos: Path | None = None, model: str = "tiny", say: Callable[[str], None] = print
+) -> Demo:
+    """Index, search, caption and classify the folder ``photos`` (None: sample photos, fetched once).
+
+    Writes ``report.html``, ``sheet.png`` and ``index/`` to ``out``, in place of those of an earlier demo.
+    ``say`` is given a line before what takes long. Raises UsageError for a folder without photos or an
+    ``out`` that cannot be written, ImageError if none of the photos can be read, DownloadError if the
+    samples cannot be had.
+    """
+    began = time.perf_counter()
+    if photos is not None and not list_images(photos):
+        raise UsageError(f"{photos}: no photos in this folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder = _sample_photos(out / "sample-photos", say) if photos is None else photos
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}") from error
+    say(f"loading the model {model}")
+    mmgem = MMGEM.from_pretrained(model)
+    index, report = _index(out / "index", folder, mmgem, model)
+    if not len(index):
+        bad = report.failed
+        raise ImageError(f"{folder}: none of the {len(bad)} photos could be read: {bad[0].reason}")
+    speeds = [Fact("photos", f"{len(index):,}")]
+    if report.embedded:
+        speeds.append(Fact("photos indexed a second", f"{report.embedded / report.seconds:.0f}"))
+
+    shown = [int(i) for i in np.unique(np.linspace(0, len(index) - 1, min(_SHOWN, len(index))).round())]
+    paths = [index.paths[i] for i in shown]
+    vectors = np.asarray(index.vectors[shown])
+    before = time.perf_counter()
+    chunks = [paths[at : at + 8] for at in range(0, len(paths), 8)]
+    captions = [
+        caption
+        for chunk in track(chunks, "Captioning", [len(chunk) for chunk in chunks], unit=" photos")
+        for caption in mmgem.caption(chunk)
+    ]
+    speeds.append(Fact("captions a second", f"{len(paths) / (time.perf_counter() - before):.1f}"))
+    guesses = _guesses(mmgem, vectors)
+    queries = list(SAMPLE_QUERIES if photos is None else (*QUERIES, *_some(captions)))
+    told = dict(zip(paths, captions, strict=True))
+    rows = _queries(mmgem, index, queries, told)
+    similar = _similar(index, vectors, told)
+    speeds.append(Fact("seconds in all", f"{time.perf_counter() - began:.0f}"))
+
+    page = Report(
+        title="Sample photos" if photos is None else "Your photos",
+        lead="One small model embeds, searches, captions and classifies these photos on the CPU. No tags, no "
+        "file names, no network: what you see comes from the pixels alone.",
+        figures=speeds,
+        facts=_facts(mmgem, model, len(index), len(paths), len(report.failed)),
+        queries=rows,
+        similar=similar,
+        photos=[
+            PhotoCard(path, caption, guess, path.name)
+            for path, caption, guess in zip(paths, captions, guesses, strict=True)
+        ],
+        commands=_commands(out, photos, model, queries[0]),
+        note=_credits() if photos is None else "",
+    )
+    made = Demo(
+        out / "report.html",
+        out / "sheet.png",
+        out / "index",
+        [f"{folder / bad.path}: {bad.reason}" for bad in report.failed],
+    )
+    made.problems.extend(write_report(made.page, page))
+    contact_sheet(made.sheet, [*rows, *similar])
+    return made
+
+
+def _sample_photos(folder: Path, say: Callable[[str], None]) -> Path:
+    """Put the sample photos into ``folder`` and return it."""
+    try:
+        sources = []
+        for name in SETS["photos"]:
+            if not cache_folder(name).is_dir():
+                say(f"fetching sample photos: {SOURCES[name].requirement}")
+            sources.append(base_folder(name))
+    except DownloadError as error:
+        raise DownloadError(f"{error}; to go without the samples, give your own: --photos DIR") from error
+    folder.mkdir(exist_ok=True)
+    for source in sources:
+        for picture in source.iterdir():
+            shutil.copy2(picture, folder / picture.name)
+    return folder
+
+
+def _index(out: Path, folder: Path, mmgem: MMGEM, model: str) -> tuple[PhotoIndex, IndexReport]:
+    """The index ``out`` of ``folder``, up to date; one of other photos or another model is replaced."""
+    with suppress(SearchIndexError):
+        old = PhotoIndex.open(out)
+        if old.fingerprint != mmgem.fingerprint or old.folder != folder.resolve():
+            shutil.rmtree(out)
+    report = update_index(
+        out,
+        folder,
+        lambda: mmgem,
+        mmgem.fingerprint,
+        model=model,
+        progress=partial(track, label="Indexing", unit=" photos"),
+    )
+    return PhotoIndex.open(out), report
+
+
+def _guesses(mmgem: MMGEM, vectors: np.ndarray) -> list[list[tuple[str, float]]]:
+    """The likeliest classes of each photo of (n, D) ``vectors``, with their probabilities."""
+    classes = class_embeddings(mmgem.embed_texts, CLASSES)
+    shares = classify(vectors, classes, 1 / mmgem.network.logit_scale.detach().exp().item())
+    best = np.argsort(-shares, axis=1)[:, :_GUESSES]
+    return [[(CLASSES[i], float(row[i])) for i in top] for row, top in zip(shares, best, strict=True)]
+
+
+def _queries(
+    mmgem: MMGEM, index: PhotoIndex, queries: Sequence[str], captions: dict[Path, str]
+) -> list[QueryRow]:
+    """A row of results for each text."""
+    found = index.search_many(mmgem.embed_texts(queries), _MATCHES)
+    return [
+        QueryRow(query, [Match(hit.path, hit.score, caption=captions.get(hit.path, "")) for hit in hits])
+        for query, hits in zip(queries, found, strict=True)
+    ]
+
+
+def _similar(index: PhotoIndex, vectors: np.ndarray, captions: dict[Path, str]) -> list[SimilarRow]:
+    """Rows for the photos (keys of ``captions``, with their ``vectors``) that have the nearest neighbours."""
+    rows = []
+    for (path, caption), hits in zip(captions.items(), index.search_many(vectors, _MATCHES + 2), strict=True):
+        near = [
+            Match(hit.path, hit.score, caption=captions.get(hit.path, ""))
+            for hit in hits
+            if hit.path != path and hit.score < _COPY
+        ]
+        if near:
+            rows.append(SimilarRow(path, near[:_MATCHES], caption=caption))
+    rows.sort(key=lambda row: -row.matches[0].score)
+    chosen: list[SimilarRow] = []
+    for row in rows:
+        # Two photos that are each other's nearest make one row.
+        if len(chosen) < _SIMILAR_ROWS and row.matches[0].image not in [other.image for other in chosen]:
+            chosen.append(row)
+    return chosen
+
+
+def _some(captions: Sequence[str]) -> list[str]:
+    """A few different captions of photos far apart in the folder."""
+    spoken = list(dict.fromkeys(caption for caption in captions if any(map(str.isalpha, caption))))
+    step = max(1, len(spoken) // _CAPTION_QUERIES)
+    return spoken[::step][:_CAPTION_QUERIES]
+
+
+def _facts(mmgem: MMGEM, model: str, indexed: int, shown: int, failed: int) -> list[Fact]:
+    facts = [
+        Fact("model", Path(model).name),
+        Fact("embedding", f"{mmgem.dim} numbers a photo or text"),
+        Fact("classes", f"{len(CLASSES)}, from {CLASSES[0]} to {CLASSES[-1]}"),
+    ]
+    if shown < indexed:
+        facts.append(Fact("shown below", f"{shown} of {indexed:,} photos, evenly spread"))
+    if failed:
+        facts.append(Fact("not readable", f"{failed:,} photos, left out"))
+    return facts
+
+
+def _commands(out: Path, photos: Path | None, model: str, query: str) -> list[str]:
+    """The commands of this page, without folders that are nobody's business."""
+
+    def short(path: Path) -> str:
+        return shlex.quote(path.name if path.is_absolute() else str(path))
+
+    options = [] if photos is None else ["--photos", short(photos)]
+    options += ["--out", short(out)]
+    if model != "tiny":
+        options += ["--model", short(Path(model))]
+    return [
+        " ".join(["mmgem demo", *options]),
+        f"mmgem search {short(out)}/index {shlex.quote(query)}",
+    ]
+
+
+def _credits() -> str:
+    sources = [SOURCES[name] for name in SETS["photos"]]
+    return "Sample photos from " + "; ".join(f"{s.requirement} ({s.licence})" for s in sources) + "."

@@ -1,0 +1,212 @@
+"""The model folder: loads equal, offline and whole, or says by name what is wrong; survives any kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import toys
+from safetensors.torch import load_file, save_file
+
+from mmgem.errors import CheckpointError
+from mmgem.files import write_folder
+from mmgem.models.checkpoint import load_model, own_tensors, save_model
+from mmgem.models.network import MMGEMNetwork
+from mmgem.models.registry import fingerprint, resolve
+
+
+def outputs(network: MMGEMNetwork) -> torch.Tensor:
+    """Something that every part of the network has a hand in."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        side = network.tower.size
+        visual = network.visual(network.tower(torch.randn(2, 3, side, side)))
+        texts, states = network.run(toys.sequences([3, 5]), toys.sequences([4, 2]), network.prefix(visual))
+        return torch.cat([visual.flatten(), texts.flatten(), network.llm.logits(states).flatten()])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_model(folder, toys.network("qwen2"), toys.tokenizer(), "a card")
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+def test_loads_equal(folder: Path) -> None:
+    network, tokenizer = load_model(folder)
+    assert not network.training
+    assert network.config == toys.network("qwen2").config
+    assert torch.equal(outputs(network), outputs(toys.network("qwen2")))
+    assert tokenizer.prep == toys.prep()
+    assert tokenizer.encode_all(["a dog runs"])[0].tolist() == [2, 4, 9]
+    assert {"config.json", "preprocessor.json", "tokenizer.json", "model.safetensors", "README.md"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert (folder / "README.md").read_text() == "a card"
+
+
+def test_saving_what_was_loaded_changes_nothing(folder: Path) -> None:
+    network, tokenizer = load_model(folder)
+    before = (folder / "model.safetensors").read_bytes(), fingerprint(folder)
+    save_model(folder, network, tokenizer, "a card")
+    assert ((folder / "model.safetensors").read_bytes(), fingerprint(folder)) == before
+
+
+@pytest.mark.parametrize("llm", ["qwen2", "gpt2", "gemma3", "llama"])
+def test_tied_embeddings_are_saved_once(llm: str, tmp_path: Path) -> None:
+    network = toys.network(llm)
+    save_model(tmp_path / "model", network, toys.tokenizer(), "")
+    names = [
+        n for n, t in load_file(str(tmp_path / "model" / "model.safetensors")).items() if len(t.shape) == 2
+    ]
+    tables = [n for n in names if "embed_tokens" in n or "wte" in n or "lm_head" in n]
+    assert len(tables) == (2 if llm == "llama" else 1)
+    loaded, _ = load_model(tmp_path / "model")
+    head, table = loaded.llm.lm.get_output_embeddings().weight, loaded.llm.lm.get_input_embeddings().weight
+    assert (head is table) == (llm != "llama")
+
+
+def test_rounded_weights(folder: Path) -> None:
+    network, tokenizer = load_model(folder)
+    exact = outputs(network)
+    bits = {n: 8 for n, t in own_tensors(network).items() if t.ndim >= 2}
+    save_model(folder, network, tokenizer, "", bits)
+    rounded = outputs(load_model(folder)[0])
+    # Toy matrices are narrower than a group: they are kept in half precision.
+    torch.testing.assert_close(rounded, exact, atol=1e-2, rtol=1e-2)
+    assert not torch.equal(rounded, exact)
+
+
+def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(str(path))
+    for change, message in (
+        (lambda t: t.pop("h1.1.weight"), r"model\.safetensors: .*missing h1\.1\.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), r"unexpected extra"),
+        (lambda t: t.update({"emb": torch.zeros(3)}), r"wrong shape emb \(3,\) instead of \(16,\)"),
+    ):
+        changed = dict(tensors)
+        change(changed)
+        save_file(changed, str(path))
+        with pytest.raises(CheckpointError, match=message):
+            load_model(folder)
+    save_file({}, str(path))
+    with pytest.raises(CheckpointError, match=r"and \d+ more"):
+        load_model(folder)
+
+
+def test_a_folder_that_is_not_whole_is_refused(folder: Path) -> None:
+    for name, message in (
+        ("config.json", r"config\.json: missing"),
+        ("preprocessor.json", r"preprocessor\.json: missing"),
+        ("model.safetensors", r"model\.safetensors: missing"),
+        ("tokenizer.json", "no usable tokenizer"),
+    ):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        with pytest.raises(CheckpointError, match=message):
+            load_model(folder)
+        (folder / name).write_bytes(content)
+    load_model(folder)
+    with pytest.raises(CheckpointError, match="no such model folder"):
+        load_model(folder / "none")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "message"),
+    [
+        ("config.json", ["format"], 99, "format 99"),
+        ("config.json", ["model", "dims"], 8, r"model\.dims: unknown field"),
+        ("config.json", ["model", "dim"], "8", r"model\.dim: expected int"),
+        ("config.json", ["model", "llm", "config", "model_type"], "nonsense", r"model\.llm\.config"),
+        ("config.json", ["model", "tower", "config", "model_type"], "nonsense", r"model\.tower\.config"),
+        ("preprocessor.json", ["resize"], "stretch", r"preprocessor\.resize: 'stretch' is not one of"),
+        ("preprocessor.json", ["size"], 48, r"preprocessing\.size: 48, but the tower reads 32"),
+    ],
+)
+def test_wrong_config_is_refused_by_field(
+    folder: Path, name: str, path: list[str], value: object, message: str
+) -> None:
+    data = json.loads((folder / name).read_text())
+    inner = data
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    (folder / name).write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_config_that_is_not_json_is_refused(folder: Path) -> None:
+    for text, message in (("{", "not JSON"), ("[1]", "expected an object")):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=rf"config\.json: {message}"):
+            load_model(folder)
+
+
+class Killed(BaseException):
+    """What a process that dies looks like to the code it dies in."""
+
+
+@pytest.mark.parametrize("files_written", [0, 1, 2])
+def test_a_kill_while_writing_leaves_the_old_model(folder: Path, files_written: int) -> None:
+    def fill(new: Path) -> None:
+        for i in range(files_written):
+            (new / f"{i}.bin").write_bytes(b"half")
+        raise Killed
+
+    with pytest.raises(Killed):
+        write_folder(folder, fill)
+    assert folder.with_name("model.new").is_dir()
+    before = outputs(load_model(folder)[0])
+    other = toys.network("qwen2", seed=1)
+    save_model(folder, other, toys.tokenizer(), "")
+    assert torch.equal(outputs(load_model(folder)[0]), outputs(other))
+    assert not torch.equal(before, outputs(other))
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_kill_between_the_renames_leaves_a_model(folder: Path) -> None:
+    before = outputs(load_model(folder)[0])
+    # The old folder is out of the way, the new one not yet in its place.
+    shutil.copytree(folder, folder.with_name("model.new"))
+    folder.rename(folder.with_name("model.old"))
+    assert torch.equal(outputs(load_model(folder)[0]), before)
+    assert resolve(folder) == folder.with_name("model.old")
+    save_model(folder, toys.network("qwen2", seed=1), toys.tokenizer(), "")
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+    assert resolve(folder) == folder
+
+
+def test_a_kill_before_the_old_folder_is_deleted(folder: Path) -> None:
+    # Both names are there: the new model counts, the leftover goes with the next write.
+    shutil.copytree(folder, folder.with_name("model.old"))
+    (folder.with_name("model.old") / "config.json").unlink()
+    network, tokenizer = load_model(folder)
+    save_model(folder, network, tokenizer, "")
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_unknown_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such model"):
+        resolve(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="no such model"):
+        resolve("nothing")
+
+
+def test_fingerprint_tells_models_apart(folder: Path, tmp_path: Path) -> None:
+    before = fingerprint(folder)
+    assert fingerprint(Path(shutil.copytree(folder, tmp_path / "copy"))) == before
+    save_model(folder, toys.network("qwen2", seed=1), toys.tokenizer(), "")
+    assert fingerprint(folder) != before
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        fingerprint(folder)

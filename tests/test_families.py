@@ -1,0 +1,135 @@
+"""Every tower family with every LLM family: forward, a training step, save and load, a caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import toys
+
+from mmgem.config import ObjectiveConfig, OptimConfig
+from mmgem.errors import ConfigError
+from mmgem.generate.captions import generate_captions
+from mmgem.models.checkpoint import load_model, save_model
+from mmgem.models.llm import LLM
+from mmgem.models.towers import TransformersTower
+from mmgem.objectives import joint
+from mmgem.train.optim import optimizer, trainable
+
+# Parts of published towers that come after the map: they are kept, and learn nothing.
+AFTER_THE_MAP = {
+    "clip": ("tower.net.post_layernorm.",),
+    "siglip": ("tower.net.head.",),
+    "vit": ("tower.net.pooler.",),
+    "convnext": ("tower.net.layernorm.",),
+    "dinov2": ("tower.net.embeddings.mask_token",),
+    "dinov3": ("tower.net.embeddings.mask_token",),
+}
+
+
+PAIRS = [
+    *(
+        (tower, llm)
+        for tower in ("efficientnet_lite0", "clip", "siglip", "dinov2", "convnext")
+        for llm in ("llama", "qwen3", "gpt2", "gemma3")
+    ),
+    *(("vit", "qwen2"), ("dinov3", "gemma2")),
+]
+
+
+@pytest.mark.parametrize(("tower", "llm"), PAIRS)
+def test_family(tower: str, llm: str, tmp_path: Path) -> None:
+    network = toys.network(llm, tower, visual_tokens=2)
+    side = network.tower.size
+    pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
+    maps = network.tower(pixels)
+    assert maps.ndim == 4
+    assert maps.shape[::3] == (3, network.tower.channels)
+
+    batch = toys.batch(network, images=3, each=2)
+    batch.features = network.tower.lower(pixels)
+    options = OptimConfig(lr_tower=1e-3, lr_embeddings=1e-3)
+    adam = optimizer(network, trainable(network, options, cached=False), options)
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    losses = joint(network.train(), batch, ObjectiveConfig())
+    loss = losses["contrastive_loss"] + losses["caption_loss"]
+    assert torch.isfinite(loss)
+    loss.backward()
+    adam.step()
+    unused = ("logit_bias", *AFTER_THE_MAP.get(tower, ()))
+    for name, p in network.named_parameters():
+        assert p.requires_grad
+        learns = not name.startswith(unused)
+        assert (p.grad is not None and bool(torch.isfinite(p.grad).all())) == learns, name
+        assert (not torch.equal(p, before[name])) == learns or p.grad is None or not p.grad.any(), name
+
+    network.eval()
+    save_model(tmp_path / "model", network, toys.tokenizer(toys.prep(side)), "")
+    loaded, tokenizer = load_model(tmp_path / "model")
+    with torch.no_grad():
+        visual = network.visual(network.tower(pixels))
+        assert torch.equal(loaded.visual(loaded.tower(pixels)), visual)
+        assert torch.equal(loaded.text(batch.texts), network.text(batch.texts))
+        prefixes = network.prefix(visual)
+        captions = generate_captions(network, prefixes, tokenizer.end, beams=2, max_tokens=5)
+        assert captions == generate_captions(loaded, loaded.prefix(visual), tokenizer.end, 2, 5)
+    assert len(captions) == 3
+
+
+@pytest.mark.parametrize("llm", toys.LLMS)
+def test_logits_are_the_librarys(llm: str) -> None:
+    adapter = toys.network(llm).llm
+    ids = torch.randint(1, len(toys.WORDS), (2, 7))
+    with torch.no_grad():
+        mask = torch.ones(2, 7, 7, dtype=torch.bool).tril()
+        states = adapter(adapter.embed(ids), torch.arange(7).expand(2, -1), mask)
+        expected = adapter.lm(input_ids=ids).logits
+        torch.testing.assert_close(adapter.logits(states), expected, atol=1e-5, rtol=1e-5)
+        some = torch.tensor([5, 0, 31])
+        torch.testing.assert_close(adapter.logits_of(states, some), expected[..., some], atol=1e-5, rtol=1e-5)
+    assert (adapter.width, adapter.vocabulary, len(adapter.blocks)) == (16, len(toys.WORDS), 2)
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2", "dinov3", "vit", "convnext"])
+def test_maps_are_in_reading_order(tower: str) -> None:
+    """What changes in one corner of the picture changes most in that corner of the map."""
+    made = toys.network(tower=tower).tower
+    plain = torch.zeros(1, 3, made.size, made.size)
+    with torch.no_grad():
+        base = made(plain)
+        for down in (0, 1):
+            for right in (0, 1):
+                pixels = plain.clone()
+                half = made.size // 2
+                pixels[..., down * half : (down + 1) * half, right * half : (right + 1) * half] = torch.randn(
+                    1, 3, half, half
+                )
+                change = (made(pixels) - base).abs().sum(-1)[0]
+                cells = change.shape[0] // 2
+                corners = change.unflatten(0, (2, cells)).unflatten(2, (2, cells)).sum((1, 3))
+                assert corners.argmax() == 2 * down + right
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2", "dinov3", "vit", "convnext"])
+def test_other_input_sizes(tower: str) -> None:
+    config = toys.TOWERS[tower].config
+    made = TransformersTower({**config, "size": 2 * config["image_size"]})
+    assert made.size == 2 * config["image_size"]
+    with torch.no_grad():
+        cells = 2 if tower == "convnext" else 4
+        assert made(torch.randn(1, 3, made.size, made.size)).shape[1:3] == (2 * cells, 2 * cells)
+
+
+def test_configs_that_cannot_be_built_are_refused() -> None:
+    for build, where in ((LLM, "llm"), (TransformersTower, "tower")):
+        with pytest.raises(ConfigError, match=rf"model\.{where}\.config: model_type is missing"):
+            build({})
+        with pytest.raises(ConfigError, match=rf"model\.{where}\.config: .*nonsense"):
+            build({"model_type": "nonsense"})
+    with pytest.raises(ConfigError, match=r"model\.tower\.cut: 17"):
+        toys.TOWERS["cut"] = toys.TowerConfig(cut=17)
+        try:
+            toys.network(tower="cut")
+        finally:
+            del toys.TOWERS["cut"]

@@ -1,0 +1,276 @@
+"""A run that is stopped, however it is stopped, ends exactly as one that is not."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toys
+
+import mmgem.train.loop as loop
+import mmgem.train.state as state_file
+from mmgem.config import Recipe, from_dict, to_dict
+from mmgem.errors import CheckpointError, ConfigError
+from mmgem.models.storage import load_tensors, save_tensors
+from mmgem.train.log import Log
+from mmgem.train.loop import train
+from mmgem.train.state import difference, load_state, save_state, saved_steps
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.photos(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return toys.base_models(tmp_path_factory.mktemp("bases"), "tied llama")
+
+
+@pytest.fixture
+def make(tmp_path: Path, data: Path, bases: tuple[Path, Path]) -> Any:
+    def recipe(name: str = "run", **changes: Any) -> Recipe:
+        options = {"optim__ema": 0.9, "model__dropout": 0.2, "objective__vocabulary_sample": 16}
+        made = toys.recipe(tmp_path, data, *bases, **(options | changes))
+        made.train.out = tmp_path / name
+        return made
+
+    return recipe
+
+
+class Killed(BaseException):
+    """A kill, as the code it hits sees it."""
+
+
+def train_until(recipe: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until just before step ``stop`` and die there."""
+    plain = loop.one_step
+
+    def dying(run: Any, step: int) -> Any:
+        if step == stop:
+            raise Killed
+        return plain(run, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "one_step", dying)
+        with pytest.raises(Killed):
+            train(recipe)
+
+
+def log_of(recipe: Recipe) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (recipe.train.out / "log.jsonl").read_text().splitlines()]
+
+
+def without_speed(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in log]
+
+
+def test_resumed_equals_uninterrupted(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = make("whole", train__evaluate_every=4), make("parts", train__evaluate_every=4)
+    train(whole)
+    for stop in (2, 7, 7, 11):  # before the first checkpoint; between two; without progress; near the end
+        train_until(parts, stop, monkeypatch)
+    train(parts)
+    one, two = (r.train.out / "model" / "model.safetensors" for r in (whole, parts))
+    assert one.read_bytes() == two.read_bytes()
+    for file in ("weights", "optimizer", "average"):
+        name = f"checkpoints/step-00000012/{file}.safetensors"
+        assert (whole.train.out / name).read_bytes() == (parts.train.out / name).read_bytes()
+    assert without_speed(log_of(whole)) == without_speed(log_of(parts))
+    assert [line["step"] for line in log_of(parts) if "caption_loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in log_of(parts) if "score" in line] == [4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    "options", [{"optim__lora_rank": 2}, {"data__cached": False, "optim__lr_tower": 1e-3}]
+)
+def test_what_trains_is_what_resumes(
+    options: dict[str, Any], make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**options, "data__dev_split": "", "train__epochs": 2}
+    whole, parts = make("whole", **options), make("parts", **options)
+    train(whole)
+    train_until(parts, 4, monkeypatch)
+    train(parts)
+    one, two = (r.train.out / "model" / "model.safetensors" for r in (whole, parts))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_finished_run_does_nothing_more(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make()
+    train(recipe)
+    log = log_of(recipe)
+    monkeypatch.setattr(loop, "one_step", None)
+    assert train(recipe) == recipe.train.out / "model"
+    assert log_of(recipe) == log
+
+
+def test_a_kill_before_the_final_export(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, whole = make(data__dev_split=""), make("whole", data__dev_split="")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "export", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            train(recipe)
+    folder = train(recipe)
+    assert (folder / "model.safetensors").read_bytes() == (train(whole) / "model.safetensors").read_bytes()
+
+
+def test_only_the_newest_checkpoints_are_kept(make: Any) -> None:
+    recipe = make(train__checkpoint_every=2, train__keep=3, data__dev_split="")
+    train(recipe)
+    assert saved_steps(recipe.train.out / "checkpoints") == [8, 10, 12]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"optim__lr_new": 0.5}, r"optim\.lr_new"),
+        ({"train__batch": 4}, r"train\.batch"),
+        ({"model__dropout": 0.0}, r"model\.dropout"),
+        ({"preprocessing__lowercase": False}, r"preprocessing\.lowercase"),
+        ({"optim__betas": [0.9, 0.95]}, r"optim\.betas"),
+    ],
+)
+def test_another_recipe_is_refused(
+    change: dict[str, Any], field: str, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_until(make(), 4, monkeypatch)
+    with pytest.raises(ConfigError, match=rf"^{field}: changed since .*step-00000003 was written"):
+        train(make(**change))
+    train(make())
+
+
+def test_difference_names_nested_fields(make: Any) -> None:
+    one, two = to_dict(make()), to_dict(make(optim__lr_new=0.5, train__keep=7))
+    assert difference(one, two) == ["optim.lr_new", "train.keep"]
+    assert difference(one, one) == []
+    assert difference({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == ["a.c"]
+
+
+def state(make: Any) -> tuple[Any, ...]:
+    run = loop.prepare(make(data__dev_split=""))
+    loop.one_step(run, 0)
+    return run, run.network, run.optimizer, run.average
+
+
+def weights(folder: Path) -> torch.Tensor:
+    newest = folder / f"step-{saved_steps(folder)[-1]:08d}"
+    return load_tensors(newest / "weights.safetensors")["h3.weight"]
+
+
+@pytest.mark.parametrize("fails_at", ["weights", "optimizer", "average", "state"])
+def test_a_kill_while_writing_leaves_the_checkpoint_before(
+    fails_at: str, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, network, adam, average = state(make)
+    folder, facts = tmp_path / "checkpoints", {"recipe": to_dict(run.recipe), "best": None}
+    save_state(folder, 1, network, adam, average, facts, 1)
+    before = weights(folder)
+    loop.one_step(run, 1)
+    plain_save, plain_write = state_file.save_tensors, state_file.write_atomic
+
+    def dying_save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        if path.stem == fails_at:
+            path.write_bytes(b"half of it")
+            raise Killed
+        plain_save(path, tensors)
+
+    def dying_write(path: Path, text: str) -> None:
+        if path.stem == fails_at:
+            raise Killed
+        plain_write(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_file, "save_tensors", dying_save)
+        patch.setattr(state_file, "write_atomic", dying_write)
+        with pytest.raises(Killed):
+            save_state(folder, 2, network, adam, average, facts, 1)
+    assert saved_steps(folder) == [1]
+    assert torch.equal(weights(folder), before)
+    restored = load_state(folder, network, adam, average, to_dict(run.recipe))
+    assert restored is not None
+    assert restored["step"] == 1
+    assert torch.equal(network.h3.weight, before)
+    save_state(folder, 2, network, adam, average, facts, 1)
+    assert [p.name for p in folder.iterdir()] == ["step-00000002"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(make: Any, tmp_path: Path) -> None:
+    run, network, adam, average = state(make)
+    folder, recipe = tmp_path / "checkpoints", to_dict(run.recipe)
+    save_state(folder, 1, network, adam, average, {"recipe": recipe}, 1)
+    path = folder / "step-00000001" / "weights.safetensors"
+    tensors = load_tensors(path)
+    del tensors["h3.weight"]
+    save_tensors(path, tensors)
+    with pytest.raises(CheckpointError, match=r"step-00000001: does not fit the model: h3\.weight"):
+        load_state(folder, network, adam, average, recipe)
+    assert load_state(tmp_path / "none", network, adam, average, recipe) is None
+
+
+def test_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
+    log = Log(tmp_path, 0, tensorboard=False)
+    for step in range(1, 6):
+        log.write(step, {"loss": step / 10})
+    with log.path.open("a") as f:
+        f.write('{"step": 6, "lo')  # a line cut by a kill
+    Log(tmp_path, 3, tensorboard=False).write(4, {"loss": 9.0})
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 9.0)]
+
+
+def run_quietly(plain: dict[str, Any]) -> None:
+    """What the processes to be killed do."""
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    train(from_dict(Recipe, plain))
+
+
+def logged_steps(recipe: Recipe) -> int:
+    path = recipe.train.out / "log.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_three_times_equals_uninterrupted(make: Any, tmp_path: Path) -> None:
+    options = {"train__epochs": 30, "train__checkpoint_every": 4, "train__evaluate_every": 25}
+    whole, killed = make("whole", **options), make("killed", **options)
+    killed.data.cache = tmp_path / "own"
+    train(whole)
+    # Processes of their own, started from one that has done the slow imports.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "mmgem.train.loop",
+            "transformers.models.llama.modeling_llama",
+            "transformers.models.clip.modeling_clip",
+        ]
+    )
+    rng = random.Random(time.time_ns())
+    for _ in range(3):
+        process = context.Process(target=run_quietly, args=(to_dict(killed),))
+        process.start()
+        # Somewhere in the next quarter of the run, at whatever it is doing then.
+        goal = logged_steps(killed) + rng.randint(1, 22)
+        while logged_steps(killed) < goal and process.is_alive():
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.join(30)
+        assert process.exitcode == -signal.SIGKILL
+    last = context.Process(target=run_quietly, args=(to_dict(killed),))
+    last.start()
+    last.join(60)
+    assert last.exitcode == 0
+    one, two = (r.train.out / "model" / "model.safetensors" for r in (whole, killed))
+    assert one.read_bytes() == two.read_bytes()
+    assert without_speed(log_of(killed)) == without_speed(log_of(whole))

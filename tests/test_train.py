@@ -1,0 +1,383 @@
+"""Training from a recipe to a model folder, on toy models and flat-coloured pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import toys
+from PIL import Image
+
+from mmgem.api import MMGEM
+from mmgem.config import Recipe
+from mmgem.data.features import FeatureCache
+from mmgem.errors import CheckpointError, ConfigError, DataError, ImageError
+from mmgem.models.checkpoint import load_model
+from mmgem.models.storage import dequantize, load_tensors, quantize
+from mmgem.train.loop import one_step, prepare, train
+from mmgem.train.start import start
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.photos(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return toys.base_models(tmp_path_factory.mktemp("bases"))
+
+
+@pytest.fixture
+def make(tmp_path: Path, data: Path, bases: tuple[Path, Path]) -> Any:
+    def recipe(**changes: Any) -> Recipe:
+        return toys.recipe(tmp_path, data, *bases, **changes)
+
+    return recipe
+
+
+def lines(recipe: Recipe) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (recipe.train.out / "log.jsonl").read_text().splitlines()]
+
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "black": (10, 10, 10)}
+
+
+def coloured(folder: Path) -> Path:
+    """Noisy pictures of four colours, captioned with them."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(40):
+        name, colour = list(COLOURS.items())[i % 4]
+        path = folder / f"{i}.png"
+        noise = rng.integers(0, 30, (32, 32, 3))
+        Image.fromarray((np.array(colour) + noise).astype(np.uint8)).save(path)
+        captions = [f"a {name} {thing}" for thing in ("ball", "boat", "house")]
+        rows.append({"image": str(path), "captions": captions, "split": "dev" if i >= 32 else "train"})
+    (folder / "colours.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "colours.jsonl"
+
+
+def test_a_run_learns_and_leaves_a_model(make: Any, tmp_path: Path) -> None:
+    data = coloured(tmp_path / "colours")
+    rates = {"optim__lr_llm": 1e-2, "optim__lr_new": 2e-2, "optim__lr_embeddings": 1e-2, "optim__ema": 0.9}
+    recipe = make(data__train=str(data), data__views=2, train__epochs=20, train__evaluate_every=30, **rates)
+    folder = train(recipe)
+    assert folder == recipe.train.out / "model"
+    steps = [line for line in lines(recipe) if "caption_loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 81))
+    for name in ("caption_loss", "contrastive_loss"):
+        assert np.mean([s[name] for s in steps[-5:]]) < 0.8 * np.mean([s[name] for s in steps[:5]])
+    assert steps[-1]["lr_factor"] < 0.01
+    scores = [line for line in lines(recipe) if "score" in line]
+    assert [line["step"] for line in scores] == [30, 60, 80]
+    assert {"i2t", "t2i", "BLEU@4", "CIDEr"} <= scores[0].keys()
+
+    model = MMGEM.from_pretrained(folder)
+    dev = [json.loads(line) for line in data.read_text().splitlines()[32:]]
+    photos = [row["image"] for row in dev]
+    texts = model.embed_texts([f"a {name} ball" for name in COLOURS])
+    assert (model.embed_images(photos) @ texts.T).argmax(1).tolist() == [0, 1, 2, 3] * 2
+    for caption, row in zip(model.caption(photos), dev, strict=True):
+        assert caption.lower().rstrip(".") in row["captions"]
+    card = (folder / "README.md").read_text()
+    best = max(scores, key=lambda s: s["score"])
+    assert f"step: {best['step']}\n" in card
+    assert str(data) in card
+
+
+def test_the_best_step_is_kept(make: Any) -> None:
+    recipe = make(train__epochs=4, train__evaluate_every=2, optim__lr_new=0.5)
+    folder = train(recipe)
+    scores = {line["step"]: line["score"] for line in lines(recipe) if "score" in line}
+    assert list(scores) == [2, 4, 6, 8, 10, 12]
+    best = max(scores, key=lambda step: scores[step])
+    assert f"step: {best}\n" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "captioning"])
+def test_one_objective_alone(objective: str, make: Any) -> None:
+    recipe = make(objective__name=objective, train__epochs=1, train__evaluate_every=3)
+    folder = train(recipe)
+    log = lines(recipe)
+    assert ("contrastive_loss" in log[0]) == (objective == "contrastive")
+    assert ("caption_loss" in log[0]) == (objective == "captioning")
+    assert ("i2t" in log[-1]) == (objective == "contrastive")
+    assert ("CIDEr" in log[-1]) == (objective == "captioning")
+    load_model(folder)
+
+
+def test_without_a_dev_split(make: Any) -> None:
+    recipe = make(data__dev_split="", train__epochs=1, train__evaluate_every=1)
+    model, _ = load_model(train(recipe))
+    assert not any("score" in line for line in lines(recipe))
+    final = load_tensors(recipe.train.out / "checkpoints" / "step-00000003" / "weights.safetensors")
+    assert torch.equal(model.h3.weight, final["h3.weight"])
+
+
+def test_dev_images_from_another_file(make: Any, tmp_path: Path) -> None:
+    other = toys.photos(tmp_path / "other", train=0, dev=5, seed=3)
+    recipe = make(data__dev=str(other), train__epochs=1)
+    assert len(prepare(recipe).dev[0]) == 5
+    run = prepare(make(train__evaluate_images=3))
+    assert len(run.dev[0]) == 3
+
+
+def test_data_that_cannot_train_is_refused(make: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.split: .*no split 'tr'.*dev, train"):
+        prepare(make(data__split="tr"))
+    with pytest.raises(ConfigError, match=r"data\.dev_split: .*no split 'val'.*\"\" for none"):
+        prepare(make(data__dev_split="val"))
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text('{"image": "a.png", "split": "train"}\n')
+    with pytest.raises(DataError, match=r"bare\.jsonl: no captions"):
+        prepare(make(data__train=str(bare)))
+
+
+def test_all_splits_together(make: Any) -> None:
+    run = prepare(make(data__split="", data__dev_split=""))
+    assert len(run.batches.usable) == 32
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make: Any) -> None:
+    recipe = make(train__epochs=1)
+    run = prepare(recipe)
+    with torch.no_grad():
+        run.network.h1[1].weight.fill_(torch.nan)
+    with pytest.raises(DataError, match="step 0: the loss is nan; lower the learning rates"):
+        one_step(run, 0)
+
+
+def test_temperature_stays_in_its_bounds(make: Any) -> None:
+    run = prepare(make(objective__max_logit_scale_log=2.7, optim__lr_new=0.1, data__dev_split=""))
+    for step in range(12):
+        one_step(run, step)
+        assert run.network.logit_scale.item() <= 2.7
+    # It is not stuck at its bound: the gradient still reaches it there.
+    with torch.no_grad():
+        run.network.logit_scale.fill_(2.7)
+    one_step(run, 0)
+    assert float(run.network.logit_scale.grad) != 0
+
+
+def test_frozen_groups_do_not_move(make: Any) -> None:
+    recipe = make(optim__lr_llm=0.0, data__dev_split="", train__epochs=1)
+    before, _ = start(recipe)
+    after, _ = load_model(train(recipe))
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    moved = {n for n in new if not torch.equal(old[n], new[n])}
+    assert moved
+    assert not any(n.startswith(("llm.", "tower.")) for n in moved)
+
+
+def test_the_upper_part_of_the_default_tower_trains(tmp_path: Path, data: Path) -> None:
+    bases = toys.base_models(tmp_path / "bases", tower="efficientnet_lite0")
+    recipe = toys.recipe(tmp_path, data, *bases, optim__lr_tower=1e-3, data__dev_split="", train__epochs=1)
+    before, _ = start(recipe)
+    after, _ = load_model(train(recipe))
+    old, new = before.tower.net.state_dict(), after.tower.net.state_dict()
+    changed = {n for n in new if not torch.equal(old[n], new[n])}
+    assert {n.split(".")[0] for n in changed} == {"blocks", "head"}
+    assert min(int(n.split(".")[1]) for n in changed if n.startswith("blocks")) == 11
+    with pytest.raises(ConfigError, match=r"optim\.lr_tower: a cached tower trains only above"):
+        changed_recipe = dataclasses.replace(recipe.model.tower, cut=None)
+        prepare(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, tower=changed_recipe)))
+
+
+def test_a_cached_transformers_tower_cannot_train(make: Any) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr_tower"):
+        prepare(make(optim__lr_tower=1e-3))
+    run = prepare(make(optim__lr_tower=1e-3, data__cached=False, data__dev_split=""))
+    before = run.network.tower.net.encoder.layers[0].mlp.fc1.weight.detach().clone()
+    one_step(run, 0)
+    assert not torch.equal(before, run.network.tower.net.encoder.layers[0].mlp.fc1.weight)
+
+
+def test_pixels_and_cached_features_give_the_same_steps(make: Any) -> None:
+    cached = prepare(make(data__dev_split="", model__dropout=0.0))
+    pixels = prepare(make(data__dev_split="", model__dropout=0.0, data__cached=False))
+    assert isinstance(cached.batches.source, FeatureCache)
+    for step in range(3):
+        one, two = one_step(cached, step)[0], one_step(pixels, step)[0]
+        for name in ("contrastive_loss", "caption_loss"):
+            assert one[name] == pytest.approx(two[name], rel=5e-3)
+
+
+def test_bad_images_are_reported_and_skipped(
+    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = toys.photos(tmp_path / "broken")
+    (data.parent / "images" / "3.png").write_bytes(b"")
+    (data.parent / "images" / "7.png").unlink()
+    for cached in (True, False):
+        run = prepare(make(data__train=str(data), data__cached=cached, train__batch=100))
+        assert run.batches.size == 22
+        error = capsys.readouterr().err
+        assert "2 of 24 images skipped" in error
+        assert "3.png" in error
+    (data.parent / "images" / "20.png").write_bytes((data.parent / "images" / "20.png").read_bytes()[:-2000])
+    with pytest.raises(ImageError, match=r"20\.png"):
+        one_step(run, 0)
+
+
+def test_lora_is_merged_on_export(make: Any) -> None:
+    recipe = make(optim__lora_rank=2, optim__lr_llm=1e-2, data__dev_split="", train__epochs=2)
+    run = prepare(recipe)
+    for step in range(run.total):
+        one_step(run, step)
+    model, _ = load_model(train(recipe))
+    texts = toys.sequences([4, 6])
+    with torch.no_grad():
+        torch.testing.assert_close(model.text(texts), run.network.eval().text(texts), atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(model.text(texts), start(recipe)[0].eval().text(texts), atol=1e-3)
+
+
+def test_soft_targets_need_and_use_a_teacher(make: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    from transformers import BertConfig, BertModel
+
+    monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=r"objective\.teacher"):
+        prepare(make(objective__soft_targets=0.3))
+    with pytest.raises(CheckpointError, match=r"objective\.teacher"):
+        prepare(make(objective__soft_targets=0.3, objective__teacher=str(tmp_path / "none")))
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(toys.WORDS), **sizes)).save_pretrained(tmp_path / "teacher")
+    hf = toys.hf_tokenizer()
+    hf.pad_token = "<unk>"
+    hf.save_pretrained(tmp_path / "teacher")
+    recipe = make(objective__soft_targets=0.3, objective__teacher=str(tmp_path / "teacher"))
+    run = prepare(recipe)
+    rows = run.batches.teacher
+    assert rows.shape == (24 * 3, 8)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(prepare(recipe).batches.teacher, rows)  # the second time from disk
+    soft = one_step(run, 0)[0]["contrastive_loss"]
+    assert soft != one_step(prepare(make()), 0)[0]["contrastive_loss"]
+
+
+def test_weights_come_from_the_base_models(make: Any, bases: tuple[Path, Path]) -> None:
+    network, tokenizer = start(make())
+    source = toys.network()
+    for name in ("tower.net", "llm.lm"):
+        ours, theirs = network.get_submodule(name).state_dict(), source.get_submodule(name).state_dict()
+        assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+    assert tokenizer.prep.size == 32
+    again, _ = start(make())
+    assert torch.equal(again.h1[1].weight, network.h1[1].weight)
+    other, _ = start(make(train__seed=5))
+    assert not torch.equal(other.h1[1].weight, network.h1[1].weight)
+
+
+def test_a_tower_inside_a_two_tower_checkpoint(make: Any, tmp_path: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel
+
+    vision = {k: v for k, v in toys.TOWERS["clip"].config.items() if k != "model_type"}
+    text = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    clip = CLIPModel(
+        CLIPConfig(vision_config=vision, text_config=text | {"num_attention_heads": 2}, projection_dim=8)
+    ).eval()
+    clip.save_pretrained(tmp_path / "clip")
+    network, _ = start(make(start__tower=str(tmp_path / "clip")))
+    pixels = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = clip.vision_model(pixel_values=pixels).last_hidden_state[:, 1:].unflatten(1, (4, 4))
+        assert torch.equal(network.eval().tower(pixels), expected)
+
+
+def test_base_weights_that_are_not_whole_are_refused(
+    make: Any, bases: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for section, folder in zip(("start__llm", "start__tower"), bases, strict=True):
+        copy = Path(shutil.copytree(folder, tmp_path / section))
+        tensors = load_file(str(copy / "model.safetensors"))
+        name = next(n for n in tensors if "layers.1" in n)
+        del tensors[name]
+        save_file(tensors, str(copy / "model.safetensors"), metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=rf"{section.replace('__', '.')}.*1 tensors are missing"):
+            start(make(**{section: str(copy)}))
+        (copy / "config.json").unlink()
+        with pytest.raises(CheckpointError, match=section.replace("__", r"\.")):
+            start(make(**{section: str(copy)}))
+
+
+def test_fewer_layers_and_rounded_tokens(tmp_path: Path, data: Path, bases: tuple[Path, Path]) -> None:
+    recipe = toys.recipe(tmp_path, data, *bases, start__layers=1)
+    assert len(start(recipe)[0].llm.blocks) == 1
+    last, _ = start(toys.recipe(tmp_path, data, *bases, start__keep_layers=[1]))
+    assert torch.equal(last.llm.blocks[0].mlp.up_proj.weight, toys.network().llm.blocks[1].mlp.up_proj.weight)
+    for change in ({"start__layers": 3}, {"start__keep_layers": [1, 0]}, {"start__layers": 0}):
+        with pytest.raises(ConfigError, match="start"):
+            start(toys.recipe(tmp_path, data, *bases, **change))
+    toys.LLMS["wide"] = toys.LLMS["llama"] | {"hidden_size": 32}
+    try:
+        wide = toys.base_models(tmp_path / "wide", "wide")
+    finally:
+        del toys.LLMS["wide"]
+    network, _ = start(toys.recipe(tmp_path, data, *wide, start__quantize_embeddings=True))
+    table = network.llm.lm.get_input_embeddings().weight
+    assert torch.equal(dequantize(quantize(table, 4), 4), table)
+
+
+def test_settings_the_weights_contradict_are_refused(make: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"model\.llm\.config\.hidden_size: 32, but the base weights have 16"
+    ):
+        start(make(model__llm={"config": {"hidden_size": 32}}))
+    tower = {"kind": "transformers", "config": {"patch_size": 4}}
+    with pytest.raises(ConfigError, match=r"model\.tower\.config\.patch_size: 4"):
+        start(make(model__tower=tower))
+    with pytest.raises(ConfigError, match=r"preprocessing\.size: 64, but the tower reads 32"):
+        start(make(preprocessing__size=64))
+    tower = {"kind": "transformers", "config": {"size": 64}}
+    network, _ = start(make(model__tower=tower, preprocessing__size=64))
+    assert network.tower.size == 64
+    with pytest.raises(ConfigError, match=r"start\.tower: .*EfficientNet"):
+        start(make(model__tower={"kind": "efficientnet_lite0"}))
+
+
+def test_a_second_stage_starts_from_a_checkpoint(make: Any, tmp_path: Path) -> None:
+    first = train(make(train__epochs=1, preprocessing__mean=[0.5, 0.5, 0.4]))
+    changes: dict[str, Any] = {"start": {"checkpoint": str(first)}, "preprocessing": {}, "model": {}}
+    for dropout in (0.0, 0.3):
+        changes["model"] = {"dropout": dropout}
+        recipe = make(train__out=str(tmp_path / f"second{dropout}"), train__epochs=1)
+        recipe = dataclasses.replace(
+            recipe, **{k: toys.from_dict(type(getattr(recipe, k)), v) for k, v in changes.items()}
+        )
+        network, tokenizer = start(recipe)
+        old, _ = load_model(first)
+        assert torch.equal(network.h1[1].weight, old.h1[1].weight)
+        assert network.config.dropout == dropout
+        assert tokenizer.prep.mean == (0.5, 0.5, 0.4)
+        _, kept = load_model(train(recipe))
+        assert kept.prep == tokenizer.prep
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("model", "dim", 9), ("preprocessing", "size", 64), ("model", "attention", "bidirectional")],
+)
+def test_a_checkpoint_keeps_its_own_settings(
+    section: str, field: str, value: Any, make: Any, tiny_model_folder: Path
+) -> None:
+    recipe = make()
+    plain = toys.recipe(recipe.train.out.parent, recipe.data.train, Path("a"), Path("b"))
+    for name in ("model", "preprocessing"):
+        setattr(plain, name, type(getattr(plain, name))())
+    plain.start = type(plain.start)(checkpoint=tiny_model_folder)
+    plain.model.tower.cut = 11
+    start(plain)
+    setattr(getattr(plain, section), field, value)
+    with pytest.raises(ConfigError, match=rf"{section}\.{field}: differs from start\.checkpoint"):
+        start(plain)

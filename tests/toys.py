@@ -1,0 +1,230 @@
+"""Random models of a few thousand parameters, with what they need around them: words, pictures, folders.
+
+Nothing here is downloaded. Models are made from seeds, so a failing test fails again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mmgem.config import LLMConfig, ModelConfig, Preprocessing, Recipe, TowerConfig, from_dict
+from mmgem.data.batches import Batch
+from mmgem.data.tokens import Tokenizer
+from mmgem.models.checkpoint import build
+from mmgem.models.network import MMGEMNetwork
+
+WORDS = (  # noqa: SIM905
+    "<end> <unk> a the dog cat man woman child runs sits jumps on in with grass snow water beach street red "
+    "blue green black white left right big small two three ball bike horse boat tree house sky and of near to"
+).split()
+
+_VIT = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+_LM = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+TOWERS: dict[str, TowerConfig] = {
+    "efficientnet_lite0": TowerConfig(cut=11, config={"size": 32, "stem": 8, "head": 16}),
+    "clip": TowerConfig(
+        "transformers", config={"model_type": "clip_vision_model", "intermediate_size": 16} | _VIT
+    ),
+    "siglip": TowerConfig(
+        "transformers", config={"model_type": "siglip_vision_model", "intermediate_size": 16} | _VIT
+    ),
+    "dinov2": TowerConfig("transformers", config={"model_type": "dinov2"} | _VIT),
+    "dinov3": TowerConfig(
+        "transformers",
+        config={"model_type": "dinov3_vit", "intermediate_size": 16, "num_register_tokens": 2} | _VIT,
+    ),
+    "vit": TowerConfig("transformers", config={"model_type": "vit", "intermediate_size": 16} | _VIT),
+    "convnext": TowerConfig(
+        "transformers",
+        config={
+            "model_type": "convnext",
+            "hidden_sizes": [4, 4, 8, 16],
+            "depths": [1, 1, 1, 1],
+            "image_size": 64,
+        },
+    ),
+}
+
+LLMS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"} | _LM,
+    "tied llama": {"model_type": "llama", "tie_word_embeddings": True} | _LM,
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True} | _LM,
+    "qwen3": {"model_type": "qwen3", "tie_word_embeddings": True} | _LM,
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": len(WORDS),
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 256,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+    "gemma2": {"model_type": "gemma2", "final_logit_softcapping": 5.0} | _LM,
+    "gemma3": {"model_type": "gemma3_text"} | _LM,
+}
+
+
+def network(llm: str = "llama", tower: str = "clip", seed: int = 0, **options: Any) -> MMGEMNetwork:
+    """A random network in eval mode; ``options`` are fields of ``ModelConfig``."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        tower=copy.deepcopy(TOWERS[tower]), llm=LLMConfig(dict(LLMS[llm])), **({"dim": 8} | options)
+    )
+    made = MMGEMNetwork(config).eval()
+    with torch.no_grad():  # The library starts all weights tiny; wider ones make the tests sharper.
+        for name, p in made.named_parameters():
+            if p.ndim >= 2 and not name.startswith("tower."):
+                p.mul_(4)
+    return made
+
+
+def twin(of: MMGEMNetwork) -> MMGEMNetwork:
+    """A copy with the same weights in other memory."""
+    made = build(of.config)
+    made.load_state_dict(of.state_dict())
+    return made.train(of.training)
+
+
+def prep(size: int = 32, **options: Any) -> Preprocessing:
+    """Preprocessing for the toy towers."""
+    return Preprocessing(size=size, **options)
+
+
+def hf_tokenizer() -> Any:
+    """A transformers tokenizer of one token a word."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast
+
+    fast = Fast(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    fast.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>", unk_token="<unk>")
+
+
+def tokenizer(preprocessing: Preprocessing | None = None) -> Tokenizer:
+    """The toy words behind our tokenizer."""
+    return Tokenizer(hf_tokenizer(), preprocessing or prep())
+
+
+def sequences(counts: list[int], seed: int = 0) -> list[Tensor]:
+    """Random token ids, ``counts`` of them each, without the end token."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(1, len(WORDS), (n,), generator=generator) for n in counts]
+
+
+def batch(of: MMGEMNetwork, images: int = 4, each: int = 1, seed: int = 0) -> Batch:
+    """A batch of random features with ``each`` captions of 2 to 9 tokens an image."""
+    generator = torch.Generator().manual_seed(seed)
+    side = of.tower.size
+    with torch.no_grad():
+        features = of.tower.lower(torch.randn(images, 3, side, side, generator=generator))
+    ids = sequences(torch.randint(2, 10, (images * each,), generator=generator).tolist(), seed)
+    end = torch.tensor([0])
+    owner = torch.arange(images).repeat_interleave(each)
+    return Batch(
+        features=features,
+        texts=ids,
+        text_owner=owner,
+        captions=ids,
+        caption_owner=owner,
+        caption_targets=torch.cat([t for tokens in ids for t in (tokens, end)]),
+        vocabulary=torch.cat([*ids, end]).unique(),
+    )
+
+
+def sentence(rng: np.random.Generator, words: int = 6) -> str:
+    """A sentence of toy words."""
+    return " ".join(WORDS[i] for i in rng.integers(2, len(WORDS), words))
+
+
+def photos(folder: Path, train: int = 24, dev: int = 8, seed: int = 0) -> Path:
+    """Write pictures of flat colours and noise with three captions each; returns the dataset file."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(train + dev):
+        colour = rng.integers(0, 200, 3)
+        pixels = (colour + rng.integers(0, 55, (40, 48, 3))).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+        captions = [sentence(rng, int(rng.integers(3, 8))) for _ in range(3)]
+        split = "train" if i < train else "dev"
+        lines.append(json.dumps({"image": f"images/{i}.png", "captions": captions, "split": split}))
+    path = folder / "captions.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def base_models(folder: Path, llm: str = "llama", tower: str = "clip", seed: int = 0) -> tuple[Path, Path]:
+    """Write base weights as a user would have them: an LLM folder with tokenizer, and a tower folder."""
+    made = network(llm, tower, seed)
+    lm_folder, tower_folder = folder / f"{llm}-{seed}", folder / f"{tower}-{seed}"
+    made.llm.lm.save_pretrained(lm_folder)
+    hf_tokenizer().save_pretrained(lm_folder)
+    if tower == "efficientnet_lite0":
+        tower_folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in made.tower.net.state_dict().items()}
+        save_file(weights, str(tower_folder / "model.safetensors"))
+        (tower_folder / "config.json").write_text('{"kind": "efficientnet_lite0"}')
+    else:
+        made.tower.net.save_pretrained(tower_folder)
+    return lm_folder, tower_folder
+
+
+def recipe(folder: Path, data: Path, lm: Path, tower: Path, **changes: Any) -> Recipe:
+    """A short joint run over ``data``; ``changes`` are ``section__field=value``."""
+    efficient = tower.name.startswith("efficientnet")
+    plain: dict[str, Any] = {
+        "data": {"train": str(data), "cache": str(folder / "features"), "views": 3},
+        "preprocessing": {"size": 32, "lowercase": True},
+        "start": {"tower": str(tower), "llm": str(lm)},
+        "model": {
+            "dim": 8,
+            "dropout": 0.1,
+            "tower": {"kind": "efficientnet_lite0", "cut": 11, "config": {"size": 32, "stem": 8, "head": 16}}
+            if efficient
+            else {"kind": "transformers"},
+        },
+        "optim": {"warmup": 2, "lr_llm": 1e-3, "lr_new": 1e-2},
+        "train": {
+            "out": str(folder / "run"),
+            "epochs": 4,
+            "batch": 8,
+            "log_every": 1,
+            "checkpoint_every": 3,
+            "threads": 1,
+        },
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        plain.setdefault(section, {})[name] = value
+    return from_dict(Recipe, plain)
