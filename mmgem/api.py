@@ -58,7 +58,7 @@ class MMGEM:
 
         ``boxes``: ``x0, y0, x1, y1`` in pixels of the upright stored image, one per image (None: the whole).
         Returns ``(n, D)`` float32 of unit length. Raises ``ImageError`` naming the image that cannot be read,
-        ``UsageError`` for a box that is empty or a wrong number of boxes.
+        ``UsageError`` for a box that is empty or outside the image, or a wrong number of boxes.
         """
         parts = [_unit(v[:, 0]) for v in self._visual(images, boxes)]
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)

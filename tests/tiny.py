@@ -19,10 +19,10 @@ def save_tiny_model(folder: Path, seed: int = 0) -> Path:
 
 
 def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (48, 36)) -> Path:
-    """Write one picture of a random colour gradient; the suffix chooses the format."""
+    """Write one picture of four random colours; the suffix chooses the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    corners = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
-    Image.fromarray(corners).resize(size, Image.Resampling.BILINEAR).save(path)
+    colours = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
+    Image.fromarray(colours).resize(size, Image.Resampling.NEAREST).save(path)
     return path
 
 

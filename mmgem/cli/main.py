@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -102,9 +102,9 @@ def _report(error: Exception) -> int:
     if isinstance(error, MMGEMError):
         code = error.exit_code
     elif isinstance(error, _BadCommandLine):
-        context = getattr(error, "ctx", None)
-        place = context.command_path if context is not None else "mmgem"
-        message, code = f"{error.format_message()} See {place} --help.", UsageError.exit_code  # type: ignore[attr-defined]
+        said: Any = error
+        place = said.ctx.command_path if said.ctx is not None else "mmgem"
+        message, code = f"{said.format_message().rstrip('.')} (see {place} --help)", UsageError.exit_code
     elif isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename is not None else ""
         message = f"{where}{error.strerror}"
