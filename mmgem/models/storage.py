@@ -1,6 +1,6 @@
-"""Tensors on disk: safetensors, with optional 8- or 4-bit groups for weights that ship in a package.
+"""Tensors on disk: safetensors, with optional 8- or 4-bit values for weights that ship in a package.
 
-A quantised matrix is cut into groups along its last axis; each group keeps float16 ``scale`` and ``low`` and
+A quantised matrix is cut into groups along its rows; each group keeps float16 ``scale`` and ``low`` and
 its values as ``low + q * scale``. What is rounded is listed in the file's metadata; loading returns float32.
 """
 
@@ -16,13 +16,17 @@ from torch import Tensor
 
 from mmgem.errors import CheckpointError
 
-GROUPS = {8: 64, 4: 32}
+GROUP_OF_4_BITS = 32
 
 
 def quantize(weight: Tensor, bits: int) -> dict[str, Tensor]:
-    """``(rows, columns)`` float, columns a multiple of the group (64 for 8 bits, 32 for 4) ->
-    ``q`` uint8 (two 4-bit values a byte), ``scale`` and ``low`` float16 ``(rows, groups)``."""
-    groups = weight.float().unflatten(-1, (-1, GROUPS[bits]))
+    """Round a matrix ``(rows, columns)`` float to 8 bits a value, a group a row, or to 4 bits, a group 32
+    columns (of which there must be a multiple).
+
+    Returns ``q`` uint8 (two 4-bit values a byte) and ``scale``, ``low`` float16 ``(rows, groups)``.
+    """
+    width = GROUP_OF_4_BITS if bits == 4 else weight.shape[-1]
+    groups = weight.float().unflatten(-1, (-1, width))
     low = groups.amin(-1).half()
     scale = ((groups.amax(-1) - low.float()) / (2**bits - 1)).clamp(min=1e-7).half()
     q = ((groups - low.float()[..., None]) / scale.float()[..., None]).round().clamp(0, 2**bits - 1)
@@ -37,7 +41,7 @@ def dequantize(parts: dict[str, Tensor], bits: int) -> Tensor:
     q = parts["q"]
     if bits == 4:
         q = torch.stack([q & 15, q >> 4], -1).flatten(-2)
-    groups = q.float().unflatten(-1, (-1, GROUPS[bits]))
+    groups = q.float().unflatten(-1, (parts["scale"].shape[-1], -1))
     return (parts["low"].float()[..., None] + groups * parts["scale"].float()[..., None]).flatten(-2)
 
 
@@ -50,7 +54,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], bits: dict[str, int] | 
         width = (bits or {}).get(name)
         if width is None:
             out[name] = tensor.contiguous().clone()
-        elif tensor.ndim >= 2 and tensor[0].numel() % GROUPS[width] == 0:
+        elif tensor.ndim >= 2 and (width == 8 or tensor[0].numel() % GROUP_OF_4_BITS == 0):
             for part, value in quantize(tensor.reshape(len(tensor), -1), width).items():
                 out[f"{name}.{part}"] = value
             rounded[name] = {"bits": width, "shape": list(tensor.shape)}

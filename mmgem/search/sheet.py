@@ -58,7 +58,7 @@ def contact_sheet(
     part = target.with_name(f"{target.name}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(part, kind, optimize=True, quality=88)
+        sheet.save(part, kind, quality=88)
         part.replace(target)
     except OSError as error:
         part.unlink(missing_ok=True)
