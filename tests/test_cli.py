@@ -18,7 +18,7 @@ from mmgem import MMGEM, __version__
 from mmgem.cli import main as main_module
 from mmgem.cli.main import main
 
-VERBS = ("demo", "index", "search", "caption", "classify", "embed", "train", "eval", "pull")
+VERBS = ("demo", "index", "search", "caption", "classify", "embed", "train", "eval", "pull", "export")
 ROOT = Path(main_module.__file__).parents[2]
 
 

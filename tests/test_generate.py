@@ -74,14 +74,15 @@ def forced_log_prob(network: MMGEMNetwork, prefix: Tensor, caption: Caption, end
 
 
 @pytest.mark.parametrize("llm", ["llama", "gpt2", "gemma3"])
-@pytest.mark.parametrize(("beams", "alpha"), [(2, 0.7), (4, 0.0), (5, 1.0)])
+@pytest.mark.parametrize(("beams", "alpha"), [(2, 0.7), (3, 1.0), (4, 0.0)])
 @torch.inference_mode()
 def test_equals_slow_beam_search(llm: str, beams: int, alpha: float) -> None:
-    network = confident(llm, ends=3.0)
-    prefixes = torch.randn(4, 2, 16) * 2
-    fast = generate_captions(network, prefixes, END, beams, 8, alpha)
+    network = confident(llm, seed=2, ends=3.0)
+    torch.manual_seed(2)
+    prefixes = torch.randn(5, 2, 16) * 2
+    fast = generate_captions(network, prefixes, END, beams, 10, alpha)
     for prefix, caption in zip(prefixes, fast, strict=True):
-        ids, log_p = slow_beam(network, prefix, beams, 8, alpha)
+        ids, log_p = slow_beam(network, prefix, beams, 10, alpha)
         assert caption.ids == ids
         assert caption.log_prob == pytest.approx(log_p, abs=1e-4)
 
