@@ -18,7 +18,7 @@ from mmgem import MMGEM, __version__
 from mmgem.cli import main as main_module
 from mmgem.cli.main import main
 
-VERBS = ("demo", "index", "search", "caption", "classify", "embed", "train", "eval", "pull", "export")
+VERBS = ("demo", "index", "search", "caption", "classify", "embed", "train", "eval", "export", "pull")
 ROOT = Path(main_module.__file__).parents[2]
 
 

@@ -122,6 +122,11 @@ def test_without_a_dev_split(make: Any) -> None:
     assert torch.equal(model.h3.weight, final["h3.weight"])
 
 
+def test_training_leaves_the_process_as_it_was(make: Any) -> None:
+    train(make(train__epochs=1, data__dev_split=""))
+    assert float(torch.tensor([1e-40]) * 1.0) > 0
+
+
 def test_dev_images_from_another_file(make: Any, tmp_path: Path) -> None:
     other = toys.photos(tmp_path / "other", train=0, dev=5, seed=3)
     recipe = make(data__dev=str(other), train__epochs=1)

@@ -53,8 +53,16 @@ def train(recipe: Recipe) -> Path:
 
     Raises ``ConfigError``, ``DataError`` or ``CheckpointError`` before the first step where it can.
     """
-    # Gradients run into denormal numbers, which cost CPUs a hundred times more; before any worker thread.
+    # Gradients run into denormal numbers, which cost CPUs a hundred times more; before any worker thread. It
+    # holds for the whole process, so it is undone: a caller's own arithmetic is none of our business.
     torch.set_flush_denormal(True)
+    try:
+        return _train(recipe)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _train(recipe: Recipe) -> Path:
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
     run = prepare(recipe)
