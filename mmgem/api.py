@@ -16,6 +16,7 @@ from mmgem.data.transforms import normalise, to_square
 from mmgem.errors import UsageError
 from mmgem.generate.captions import generate_captions
 from mmgem.models.checkpoint import load_model
+from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.registry import fingerprint, resolve
 
@@ -60,23 +61,15 @@ class MMGEM:
         Returns ``(n, D)`` float32 of unit length. Raises ``ImageError`` naming the image that cannot be read,
         ``UsageError`` for a box that is empty or outside the image, or a wrong number of boxes.
         """
-        parts = [_unit(v[:, 0]) for v in self._visual(images, boxes)]
+        parts = [unit_rows(v[:, 0]) for v in self._visual(images, boxes)]
         return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
 
-    @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts: ``(n, D)`` float32 of unit length; the dot product with an image's embedding is their
         similarity. Raises ``DataError`` for an empty text or one over ``max_text_tokens``."""
         if isinstance(texts, str):
             raise UsageError("texts must be a list of strings, not one string")
-        ids = self.tokenizer.encode_all(texts)
-        out = np.empty((len(ids), self.dim), np.float32)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        step = 4 * self.batch
-        for at in range(0, len(order), step):
-            rows = order[at : at + step]
-            out[rows] = _unit(self.network.text([ids[i] for i in rows]))
-        return out
+        return embed_texts(self.network, self.tokenizer, texts, 4 * self.batch)
 
     @torch.inference_mode()
     def caption(
@@ -151,7 +144,3 @@ class MMGEM:
             left, top = (width - across) / 2, (height - down) / 2
         sx, sy = prep.size / across, prep.size / down
         return [(box[0] - left) * sx, (box[1] - top) * sy, (box[2] - left) * sx, (box[3] - top) * sy]
-
-
-def _unit(x: Tensor) -> np.ndarray:
-    return F.normalize(x.float(), dim=-1).cpu().numpy()

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mmgem.data.features import FeatureCache, PixelSource
 from mmgem.data.records import Record
@@ -14,6 +13,7 @@ from mmgem.data.tokens import Tokenizer
 from mmgem.evaluate.captions import caption_scores
 from mmgem.evaluate.retrieval import retrieval_scores
 from mmgem.generate.captions import generate_captions
+from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 
 
@@ -43,8 +43,8 @@ def evaluate(
     if objective != "captioning":
         texts = [c for i in usable for c in records[i].captions]
         owner = np.repeat(np.arange(len(usable)), [len(records[i].captions) for i in usable])
-        embedded = embed_tokens(network, tokenizer, texts)
-        found = retrieval_scores(_unit(images[:, 0]), embedded, owner)
+        embedded = embed_texts(network, tokenizer, texts, 4 * batch)
+        found = retrieval_scores(unit_rows(images[:, 0]), embedded, owner)
         scores |= {"i2t": found["i2t"], "t2i": found["t2i"]}
         parts.append(float(np.mean([found[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")])))
     if objective != "contrastive":
@@ -58,21 +58,3 @@ def evaluate(
         parts.append(captions["CIDEr"])
     scores["score"] = float(np.mean(parts))
     return scores
-
-
-@torch.inference_mode()
-def embed_tokens(
-    network: MMGEMNetwork, tokenizer: Tokenizer, texts: list[str], batch: int = 256
-) -> np.ndarray:
-    """Unit text embeddings ``(len(texts), D)`` float32; texts of like length share a pass."""
-    ids = tokenizer.encode_all(texts)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    out = np.empty((len(ids), network.config.dim), np.float32)
-    for at in range(0, len(order), batch):
-        rows = order[at : at + batch]
-        out[rows] = _unit(network.text([ids[i] for i in rows]))
-    return out
-
-
-def _unit(x: torch.Tensor) -> np.ndarray:
-    return F.normalize(x.float(), dim=-1).cpu().numpy()

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from mmgem.config import Preprocessing, Recipe, to_dict
-from mmgem.data.batches import Batch, Batches
+from mmgem.data.batches import Batches
 from mmgem.data.features import FeatureCache, PixelSource, cache_features
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.files import cache_home
-from mmgem.models.checkpoint import build, own_tensors, save_model
+from mmgem.models.checkpoint import build, save_model
 from mmgem.models.network import MMGEMNetwork
 from mmgem.objectives import OBJECTIVES
 from mmgem.progress import Meter
@@ -213,6 +213,3 @@ def export(run: Run, folder: Path, facts: dict[str, Any]) -> None:
     finally:
         if run.average is not None:
             run.average.swap(run.network)
-
-
-__all__ = ["Batch", "Run", "export", "measure", "one_step", "own_tensors", "prepare", "train"]
