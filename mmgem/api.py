@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 
@@ -116,17 +117,24 @@ class MMGEM:
             yield self._batch(chunk, None if boxes is None else boxes[at : at + self.batch])
 
     def _batch(self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None) -> Tensor:
-        prep = self.tokenizer.prep
+        prep, device = self.tokenizer.prep, self.network.emb.device
+        scales = [dataclasses.replace(prep, size=side) for side in (prep.size, *prep.scales)]
         # Twice the model's side leaves the resize something to filter; boxes do not mind the scale.
-        pixels = np.stack([to_square(open_image(i, min_side=2 * prep.size), prep) for i in images])
-        device = self.network.emb.device
-        maps = self.network.tower(normalise(pixels, prep).to(device))
-        if boxes is None:
-            return self.network.visual(maps)
-        placed = [self._place(image, box) for image, box in zip(images, boxes, strict=True)]
-        whole = torch.tensor([box is None for box in boxes], device=device)
-        regions = self.network.visual(maps, torch.tensor(placed, device=device)[:, None])[:, 0]
-        return torch.where(whole[:, None, None], self.network.visual(maps), regions)
+        opened = [open_image(image, min_side=2 * max(s.size for s in scales)) for image in images]
+        placed = whole = None
+        if boxes is not None:
+            placed = torch.tensor([self._place(i, b) for i, b in zip(images, boxes, strict=True)])
+            placed = placed[:, None].to(device)
+            whole = torch.tensor([box is None for box in boxes], device=device)[:, None, None]
+        seen = []
+        for scale in scales:
+            pixels = np.stack([to_square(image, scale) for image in opened])
+            maps = self.network.tower(normalise(pixels, scale).to(device))
+            visual = self.network.visual(maps)
+            if placed is not None and whole is not None:
+                visual = torch.where(whole, visual, self.network.visual(maps, placed)[:, 0])
+            seen.append(visual)
+        return torch.stack(seen).mean(0)
 
     def _place(self, image: ImageSource, box: Box | None) -> list[float]:
         """A box in pixels of the stored image -> pixels of the tower's input."""

@@ -72,6 +72,9 @@ class Preprocessing:
     resize: Literal["squash", "crop"] = "squash"
     """To a square: both sides stretched, or short side scaled and the centre cut out."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    scales: tuple[int, ...] = ()
+    """More input sides: outside training an image or box is read at ``size`` and at each of these, and its
+    embedding is the mean. Larger ones see smaller things; each costs another pass of the tower."""
     lowercase: bool = False
     """Lower-case texts and drop the final full stop, before embedding and captioning alike."""
     text_prefix: str = ""

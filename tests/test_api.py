@@ -59,6 +59,28 @@ def test_all_kinds_of_images_are_the_same_image(model: MMGEM, tiny_photos: list[
     np.testing.assert_allclose(embedded, np.tile(embedded[:1], (6, 1)), atol=1e-5)
 
 
+def test_scales_are_averaged(tiny_photos: list[Path]) -> None:
+    network, (width, height) = toys.network(), Image.open(tiny_photos[0]).size
+    photos, box = tiny_photos[:3], (1.0, 2.0, width - 3.0, height - 1.0)
+    single = MMGEM(network, toys.tokenizer())
+    double = MMGEM(network, toys.tokenizer(toys.prep(scales=(48,))), batch=2)
+    pixels = np.stack([to_square(open_image(p), toys.prep(size=48)) for p in photos])
+    with torch.inference_mode():
+        maps = network.tower(normalise(pixels, toys.prep()))
+        larger = network.visual(maps)[:, 0]
+        usual = network.visual(
+            network.tower(
+                normalise(np.stack([to_square(open_image(p), toys.prep()) for p in photos]), toys.prep())
+            )
+        )[:, 0]
+    wanted = torch.nn.functional.normalize(larger + usual, dim=1).numpy()
+    np.testing.assert_allclose(double.embed_images(photos), wanted, atol=1e-5)
+    # The same box, wherever the map's resolution puts it.
+    mixed = double.embed_images(photos, [box, None, (0, 0, width, height)])
+    np.testing.assert_allclose(mixed[1], wanted[1], atol=1e-5)
+    assert float(mixed[0] @ single.embed_images(photos[:1], [box])[0]) > 0.9
+
+
 def test_neighbours_and_batches_do_not_matter(model: MMGEM, tiny_photos: list[Path]) -> None:
     small = MMGEM(model.network, model.tokenizer, batch=2)
     photos = tiny_photos[:5]

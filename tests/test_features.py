@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,22 @@ def test_whatever_it_depends_on_makes_another_cache(change: str, images: list[Pa
     elif change == "size":
         prep = toys.prep(size=40)
     elif change == "file":
-        os.utime(images[0], ns=(1, 1))
+        Image.new("RGB", (40, 40), "red").save(images[0])
     elif change == "order":
         images = images[::-1]
     else:
         scale, expected = 0.9, 40  # plain and mirrored views do not depend on it
     cache_features(tower, prep, images, tmp_path / "cache", views=3, crop_scale=scale)
     assert tower.seen == expected
+
+
+def test_what_it_does_not_depend_on(images: list[Path], tmp_path: Path) -> None:
+    cache_features(CountingTower(), toys.prep(), images, tmp_path / "cache")
+    (tmp_path / "copies").mkdir()
+    copies = [Path(shutil.copy(path, tmp_path / "copies" / path.name)) for path in images]
+    again = CountingTower()
+    cache_features(again, toys.prep(lowercase=True, scales=[48]), copies, tmp_path / "cache")
+    assert again.seen == 0
 
 
 def test_bad_images_are_skipped_and_reported(images: list[Path], tmp_path: Path) -> None:

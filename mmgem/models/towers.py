@@ -98,16 +98,17 @@ class TransformersTower(Tower):
         native = getattr(hf_config, "image_size", 224)
         native = native if isinstance(native, int) else max(native)
         self.size = size or native
+        self.native = native
         # Some models resize their position table by themselves, others only if told to.
-        resizes = "interpolate_pos_encoding" in inspect.signature(self.net.forward).parameters
-        self.options = {"interpolate_pos_encoding": True} if resizes and self.size != native else {}
+        self.told = "interpolate_pos_encoding" in inspect.signature(self.net.forward).parameters
         self.channels = getattr(hf_config, "hidden_size", None) or hf_config.hidden_sizes[-1]
         patch = getattr(hf_config, "patch_size", None)
         self.patch = patch if isinstance(patch, int) else None
 
     def lower(self, pixels: Tensor) -> Tensor:
         """The whole model; its last hidden state as a map."""
-        states = self.net(pixel_values=pixels, **self.options).last_hidden_state
+        options = {"interpolate_pos_encoding": True} if self.told and pixels.shape[-1] != self.native else {}
+        states = self.net(pixel_values=pixels, **options).last_hidden_state
         if states.ndim == 4:
             return states.permute(0, 2, 3, 1)
         if self.patch is None:

@@ -54,7 +54,9 @@ def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     assert recipe.start.checkpoint is not None
     old, tokenizer = load_model(recipe.start.checkpoint)
     _keep(recipe.model, old.config, "model", {"model.dropout", "model.tower.cut"})
-    _keep(recipe.preprocessing, tokenizer.prep, "preprocessing", set())
+    _keep(recipe.preprocessing, tokenizer.prep, "preprocessing", {"preprocessing.scales"})
+    if recipe.preprocessing.scales:  # they change what the weights are shown, not the weights
+        tokenizer.prep = dataclasses.replace(tokenizer.prep, scales=recipe.preprocessing.scales)
     config: ModelConfig = dataclasses.replace(old.config)
     if config.tower.kind == "efficientnet_lite0":
         # Where the cut lies changes what is cached and trained, not the function.
