@@ -52,6 +52,11 @@ class MMGEM:
         """D, the width of the embeddings."""
         return self.network.config.dim
 
+    @property
+    def temperature(self) -> float:
+        """The trained temperature: cosines divided by it are the logits of the contrastive objective."""
+        return 1 / self.network.logit_scale.detach().exp().item()
+
     @torch.inference_mode()
     def embed_images(
         self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None

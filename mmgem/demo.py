@@ -177,7 +177,7 @@ def _index(out: Path, folder: Path, mmgem: MMGEM, model: str) -> tuple[PhotoInde
 def _guesses(mmgem: MMGEM, vectors: np.ndarray) -> list[list[tuple[str, float]]]:
     """The likeliest classes of each photo of (n, D) ``vectors``, with their probabilities."""
     classes = class_embeddings(mmgem.embed_texts, CLASSES)
-    shares = classify(vectors, classes, 1 / mmgem.network.logit_scale.detach().exp().item())
+    shares = classify(vectors, classes, mmgem.temperature)
     best = np.argsort(-shares, axis=1)[:, :_GUESSES]
     return [[(CLASSES[i], float(row[i])) for i in top] for row, top in zip(shares, best, strict=True)]
 

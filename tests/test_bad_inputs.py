@@ -129,6 +129,12 @@ def no_teacher(place: Place) -> list[object]:
     return place.recipe(*start, cache, "objective.soft_targets=0.5", "train.batch=1")
 
 
+def no_scale(place: Place) -> list[object]:
+    path = place.model / "preprocessor.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scales": [0]}))
+    return ["caption", place.photo, "--model", place.model]
+
+
 def other_models_index(place: Place) -> list[object]:
     return ["search", place.index(), "a dog", "--model", save_tiny_model(place.folder / "other", seed=1)]
 
@@ -230,6 +236,7 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
     "newer format": (newer, ["config.json: format 2, this version reads 1"], 1),
     "misspelt config": (misspelt, ["model.dims: unknown field"], 1),
     "no preprocessor": (lambda p: without(p, "preprocessor.json"), ["preprocessor.json: missing"], 1),
+    "impossible scale": (no_scale, ["preprocessing.scales: 0 is not a side of 1 to 4096"], 1),
     "no tokenizer": (lambda p: without(p, "tokenizer.json"), ["no usable tokenizer"], 1),
     "no weights": (lambda p: without(p, "model.safetensors"), ["model.safetensors: missing"], 1),
     "damaged weights": (

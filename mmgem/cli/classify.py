@@ -33,14 +33,13 @@ def classify(
     from mmgem.evaluate.classify import classify as probabilities
 
     prototypes = class_embeddings(mmgem.embed_texts, names)
-    temperature = 1 / mmgem.network.logit_scale.detach().exp().item()
     show = line_printer()
     rows: list[dict[str, Any]] = []
     failed: list[tuple[Path, str]] = []
     for photo, vector in each_photo(
         photos, lambda batch: list(mmgem.embed_images(batch)), "Classifying", failed
     ):
-        shares = probabilities(vector[None], prototypes, temperature)[0]
+        shares = probabilities(vector[None], prototypes, mmgem.temperature)[0]
         guesses = [(names[i], float(shares[i])) for i in (-shares).argsort(kind="stable")[:top]]
         if as_json:
             told = [{"class": name, "probability": round(share, 6)} for name, share in guesses]
