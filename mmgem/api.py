@@ -12,16 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgem.data.images import ImageSource, image_size, open_image
+from mmgem.data.records import Box
 from mmgem.data.tokens import Tokenizer
-from mmgem.data.transforms import normalise, to_square
+from mmgem.data.transforms import normalise, place_box, to_square
 from mmgem.errors import UsageError
 from mmgem.generate.captions import generate_captions
 from mmgem.models.checkpoint import load_model
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.registry import fingerprint, resolve
-
-Box = tuple[float, float, float, float]
 
 
 class MMGEM:
@@ -151,9 +150,4 @@ class MMGEM:
         width, height = image_size(image)
         if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
             raise UsageError(f"box {tuple(box)} lies outside the image of {width} x {height} pixels")
-        left, top, across, down = 0.0, 0.0, float(width), float(height)
-        if prep.resize == "crop":
-            across = down = float(min(width, height))
-            left, top = (width - across) / 2, (height - down) / 2
-        sx, sy = prep.size / across, prep.size / down
-        return [(box[0] - left) * sx, (box[1] - top) * sy, (box[2] - left) * sx, (box[3] - top) * sy]
+        return list(place_box(box, (width, height), prep)[0])

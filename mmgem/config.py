@@ -103,6 +103,16 @@ class DataConfig:
     """Where feature maps are cached; None: under the user's cache folder."""
     captions_per_image: int = 1
     """Texts of an image in one batch; they share the contrastive target."""
+    long_texts: float = 0.0
+    """Share of whole images whose text is two or more of their captions, joined in random order."""
+    region_share: float = 0.0
+    """Share of a batch that is boxes with captions instead of whole images (stage 2)."""
+    boxes_per_image: int = 4
+    """Most boxes taken from one image in a batch; they share its feature map."""
+    mosaics: int = 0
+    """Canvases of 2 to 4 training photos each to take boxes from, made once and kept in the cache."""
+    mosaic_views: int = 2
+    """Cached versions of each canvas, as ``views``."""
 
 
 @dataclass
@@ -120,6 +130,8 @@ class ObjectiveConfig:
     teacher: Path | None = None
     """Sentence encoder (transformers folder or the name of a pulled one) behind ``soft_targets``."""
     teacher_temperature: float = 0.05
+    mask_same: bool = False
+    """Leave out of the negatives what shows the same photo or says the same words."""
     label_smoothing: float = 0.0
     vocabulary_sample: int = 0
     """Tokens sampled for the caption softmax beside those in use; 0: the whole vocabulary, exact."""

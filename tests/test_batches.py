@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import toys
+from PIL import Image
 
 from mmgem.config import DataConfig
 from mmgem.data.batches import Batch, Batches
-from mmgem.data.features import FeatureCache
-from mmgem.data.records import Record
+from mmgem.data.features import FeatureCache, Joined
+from mmgem.data.records import Record, Region
 from mmgem.data.transforms import view_geometry
 from mmgem.errors import DataError
 
@@ -163,3 +164,110 @@ def test_fewer_captions_than_asked_for() -> None:
     counts = Counter(batch.text_owner.tolist())
     images = images_of(batch)
     assert {images[b]: n for b, n in counts.items()} == {0: 1, 1: 1, 2: 3}
+
+
+def boxed_records(folder: Path, count: int = 6) -> list[Record]:
+    """Images of 40 x 20 pixels with four boxes each; every caption is of one box alone."""
+    words = [" ".join([*("a dog", "a cat")[k % 2 : k % 2 + 1], "left", "of"]) for k in range(4)]
+    made = []
+    for i in range(count):
+        path = folder / f"{i}.png"
+        Image.new("RGB", (40, 20)).save(path)
+        boxes = [(10.0 * k, 2.0, 10.0 * k + 8, 12.0) for k in range(4)]
+        said = [(f"{words[k]} {toys.WORDS[10 + i]} {toys.WORDS[20 + k]}",) for k in range(4)]
+        regions = tuple(Region(box, text) for box, text in zip(boxes, said, strict=True))
+        made.append(Record(path, (f"a {toys.WORDS[10 + i]}",), regions=regions))
+    return made
+
+
+def told_boxes(batch: Batch) -> list[tuple[int, tuple[float, ...], str]]:
+    """(image, box, text) of every boxed item of a batch."""
+    assert batch.boxes is not None
+    assert batch.box_valid is not None
+    whole = len(batch.features) - len(batch.boxes)
+    rows = [
+        (images_of(batch)[whole + r], tuple(batch.boxes[r, k].tolist()))
+        for r, k in batch.box_valid.nonzero().tolist()
+    ]
+    said = [toys.tokenizer().decode(t.tolist()) for t in batch.texts[len(batch.texts) - len(rows) :]]
+    assert batch.text_owner.tolist() == list(range(len(batch.texts)))
+    return [(image, box, text) for (image, box), text in zip(rows, said, strict=True)]
+
+
+def test_boxes_come_with_their_own_text(tmp_path: Path) -> None:
+    data = boxed_records(tmp_path)
+    made = batches(data, features(6, views=2), size=8, region_share=0.75, boxes_per_image=3)
+    assert (made.size, made.boxes, made.box_images, made.per_epoch) == (2, 6, 2, 3)
+    turned = set()
+    for step in range(30):
+        batch = made[step]
+        items = told_boxes(batch)
+        assert len(items) == 6
+        assert len(batch.features) == 4
+        assert batch.photos is not None
+        assert len(batch.photos) == 8
+        for image, box, text in items:
+            (k,) = [k for k in range(4) if toys.WORDS[20 + k] in text.split()]
+            assert toys.WORDS[10 + image] in text.split()
+            mirrored = "right" in text.split()
+            x0, x1 = 10.0 * k * 32 / 40, (10.0 * k + 8) * 32 / 40
+            expected = (32 - x1, 3.2, 32 - x0, 19.2) if mirrored else (x0, 3.2, x1, 19.2)
+            assert box == pytest.approx(expected)
+            turned.add(mirrored)
+    assert turned == {True, False}
+
+
+def test_all_boxed_images_take_turns(tmp_path: Path) -> None:
+    made = batches(boxed_records(tmp_path), features(6), size=4, region_share=1.0, boxes_per_image=2)
+    assert (made.size, made.box_images, made.per_epoch) == (0, 2, 3)
+    seen = [image for step in range(3) for image, _, _ in told_boxes(made[step])]
+    assert Counter(seen) == Counter(dict.fromkeys(range(6), 2))
+
+
+def test_a_box_out_of_view_is_not_told(tmp_path: Path) -> None:
+    data = boxed_records(tmp_path, 3)
+    made = batches(data, features(3, views=40), size=4, region_share=1.0, crop_scale=0.2)
+    few = 0
+    for step in range(40):
+        for _, (x0, y0, x1, y1), _ in told_boxes(made[step]):
+            seen = max(0, min(x1, 32) - max(x0, 0)) * max(0, min(y1, 32) - max(y0, 0))
+            assert seen >= 0.6 * (x1 - x0) * (y1 - y0) - 1e-3
+        few += len(told_boxes(made[step])) < 4
+    assert few
+
+
+def test_whole_images_are_the_same_with_and_without_boxes(tmp_path: Path) -> None:
+    data = boxed_records(tmp_path)
+    alone, both = batches(data, features(6), size=3), batches(data, features(6), size=6, region_share=0.5)
+    for step in range(4):
+        a, b = alone[step], both[step]
+        assert images_of(a) == images_of(b)[:3]
+        assert all(torch.equal(x, y) for x, y in zip(a.texts, b.texts, strict=False))
+
+
+def test_long_texts_join_captions_of_one_image() -> None:
+    data = records(8)
+    made = batches(data, features(8), size=8, long_texts=0.5)
+    counts: Counter[int] = Counter()
+    for step in range(20):
+        batch = made[step]
+        assert len(batch.texts) == 8
+        for image, tokens in zip(images_of(batch), batch.texts, strict=True):
+            words = " ".join(toys.WORDS[t] for t in tokens)
+            said = words.split(" <unk> ")  # what the toy tokenizer makes of a full stop
+            assert set(said) <= set(data[image].captions)
+            assert len(set(said)) == len(said)
+            counts[len(said)] += 1
+        assert batch.vocabulary is not None
+        assert set(batch.caption_targets.tolist()) <= set(batch.vocabulary.tolist())
+    assert set(counts) == {1, 2, 3, 4, 5}
+    assert 0.35 < counts[1] / 160 < 0.65
+
+
+def test_two_sources_are_read_as_one() -> None:
+    one, two = features(4, views=3), features(3, views=1, valid=[0, 2])
+    joined = Joined([one, two], [4, 3])
+    assert joined.valid == [0, 1, 2, 3, 4, 6]
+    assert joined.views_of([0, 6, 3]).tolist() == [3, 1, 3]
+    got = joined.read([6, 1, 4, 3], [0, 2, 0, 1])[:, 0, 0].tolist()
+    assert got == [[2, 0], [1, 2], [0, 0], [3, 1]]

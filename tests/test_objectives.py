@@ -16,7 +16,7 @@ from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
 from mmgem.objectives import OBJECTIVES, captioning, contrastive, joint
 from mmgem.objectives.captioning import caption_loss
-from mmgem.objectives.contrastive import contrastive_loss
+from mmgem.objectives.contrastive import contrastive_loss, embed_items
 
 
 def loss_of(network: MMGEMNetwork, images: Tensor, texts: Tensor, batch: Batch, **options: object) -> Tensor:
@@ -206,3 +206,39 @@ def test_sampled_gradients_reach_the_head() -> None:
     assert head is not None
     assert torch.isfinite(head).all()
     assert (head[batch.caption_targets.unique()] != 0).any(1).all()
+
+
+def test_items_are_whole_images_then_boxes(network: MMGEMNetwork) -> None:
+    batch = toys.batch(network, images=4)
+    side = float(network.tower.size)
+    batch.boxes = torch.tensor([[[0, 0, side, side / 2], [1, 2, 9, 30]], [[4, 4, 20, 28], [0, 0, 0, 0]]])
+    batch.box_valid = torch.tensor([[True, True], [True, False]])
+    items = embed_items(network, batch)
+    maps = network.tower.upper(batch.features)
+    expected = [network.visual(maps[i : i + 1])[0] for i in (0, 1)]
+    for image, box in ((2, batch.boxes[0, 0]), (2, batch.boxes[0, 1]), (3, batch.boxes[1, 0])):
+        expected.append(network.visual(maps[image : image + 1], box[None, None])[0, 0])
+    torch.testing.assert_close(items, torch.stack(expected))
+    batch.features = batch.features[2:]
+    torch.testing.assert_close(embed_items(network, batch), torch.stack(expected[2:]))
+
+
+def test_the_same_thing_is_no_negative(network: MMGEMNetwork) -> None:
+    batch = toys.batch(network, images=4)
+    batch.photos = torch.tensor([0, 1, 0, 2])  # items 0 and 2 show one photo
+    batch.text_keys = torch.tensor([5, 6, 7, 6])  # items 1 and 3 are told the same
+    images, texts = torch.randn(4, 8), torch.randn(4, 8)
+    logits = network.logit_scale.exp() * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
+    same = torch.zeros(4, 4, dtype=torch.bool)
+    same[[0, 2, 1, 3], [2, 0, 3, 1]] = True
+    logits = logits.masked_fill(same, -torch.inf)
+    labels = torch.arange(4)
+    expected = F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
+    torch.testing.assert_close(loss_of(network, images, texts, batch, mask_same=True), expected)
+    batch.teacher_texts = F.normalize(torch.randn(4, 3), dim=1)
+    soft = loss_of(network, images, texts, batch, mask_same=True, soft_targets=0.5)
+    assert torch.isfinite(soft)
+    # With nothing the same, nothing changes.
+    batch.photos, batch.text_keys = torch.arange(4), torch.arange(4)
+    plain = loss_of(network, images, texts, batch)
+    torch.testing.assert_close(loss_of(network, images, texts, batch, mask_same=True), plain)

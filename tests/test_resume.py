@@ -90,7 +90,17 @@ def test_resumed_equals_uninterrupted(make: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "options", [{"optim__lora_rank": 2}, {"data__cached": False, "optim__lr_tower": 1e-3}]
+    "options",
+    [
+        {"optim__lora_rank": 2},
+        {"data__cached": False, "optim__lr_tower": 1e-3},
+        {
+            "data__mosaics": 9,
+            "data__region_share": 0.5,
+            "data__long_texts": 0.5,
+            "objective__mask_same": True,
+        },
+    ],
 )
 def test_what_trains_is_what_resumes(
     options: dict[str, Any], make: Any, monkeypatch: pytest.MonkeyPatch

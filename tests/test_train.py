@@ -386,3 +386,36 @@ def test_a_checkpoint_keeps_its_own_settings(
     setattr(getattr(plain, section), field, value)
     with pytest.raises(ConfigError, match=rf"{section}\.{field}: differs from start\.checkpoint"):
         start(plain)
+
+
+def test_boxes_of_mosaics_and_whole_images_train_together(make: Any, tmp_path: Path) -> None:
+    options = {"data__mosaics": 10, "data__region_share": 0.5, "data__boxes_per_image": 2}
+    recipe = make(**options, objective__mask_same=True, train__epochs=1)
+    run = prepare(recipe)
+    batch = run.batches[0]
+    assert len(batch.texts) == 8
+    assert batch.boxes is not None
+    assert len(batch.features) == 4 + len(batch.boxes)
+    values, pairs = one_step(run, 0)
+    assert pairs == 8
+    assert np.isfinite(list(values.values())).all()
+    (mosaics,) = (tmp_path / "mosaics").iterdir()
+    made = mosaics.stat().st_mtime_ns
+    prepare(recipe)  # canvases are made once
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "mosaics").iterdir()] == [made]
+
+
+def test_a_data_set_of_boxes_alone_trains(make: Any, tmp_path: Path, data: Path) -> None:
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for row in rows:
+        row["image"] = str(data.parent / row["image"])
+        if row["split"] == "train":
+            row["regions"] = [{"box": [4, 4, 30, 30], "captions": row.pop("captions")}]
+    path = tmp_path / "regions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = make(data__train=str(path), data__region_share=1.0, train__epochs=1)
+    assert MMGEM.from_pretrained(train(recipe)).dim == 8
+    with pytest.raises(DataError, match="no captions in split 'train'"):
+        train(make(data__train=str(path)))
+    with pytest.raises(ConfigError, match=r"data\.mosaics: boxes are taken from them only if"):
+        train(make(data__mosaics=4))

@@ -1,12 +1,16 @@
-"""Batches: which images, which of their views and captions, as token ids; a pure function of (seed, step).
+"""Batches: which images and boxes, which of their views and captions, as token ids; a pure function of
+(seed, step).
 
 Because a batch depends on nothing but the seed and its number, an interrupted run resumes exactly by
-counting. Every image of a batch is a different one, and each caption of an image is used once before any is
-used again.
+counting. Every image of a batch is a different one, and each caption is used once before any is used again.
+
+An *item* is what is embedded: a whole image, or a box of one. Stage 1 has whole images only; with
+``region_share`` a part of every batch is boxes, several of one image on one feature map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +18,14 @@ import torch
 from torch import Tensor
 
 from mmgem.config import DataConfig
-from mmgem.data.features import FeatureCache, PixelSource
-from mmgem.data.records import Record
+from mmgem.data.features import Source
+from mmgem.data.images import image_size
+from mmgem.data.records import Box, Record
 from mmgem.data.tokens import Tokenizer
-from mmgem.data.transforms import mirror_text, view_geometry
+from mmgem.data.transforms import Geometry, mirror_text, place_box, view_geometry
 from mmgem.errors import DataError
+
+_SEEN = 0.6  # a box of which a view shows a smaller share is no longer what its captions say
 
 
 @dataclass
@@ -26,10 +33,14 @@ class Batch:
     """What a training step reads. Token lists stay on the CPU (they are packed there).
 
     ``features``: ``(B, h, w, c)`` float32 of the tower's lower part; where nothing is cached they are yet to
-    be computed from ``pixels`` ``(B, 3, S, S)``. ``texts``: N sequences to embed,
-    ``text_owner``: ``(N,)`` their image. ``captions``: M sequences to predict, ``caption_owner``: ``(M,)``,
-    ``caption_targets``: ``(sum of n + 1,)`` tokens and end of text of each in turn. ``teacher_texts``:
-    ``(N, E)`` unit rows or None. ``vocabulary``: ``(V',)`` tokens that occur in training captions.
+    be computed from ``pixels`` ``(B, 3, S, S)``. The V items are the whole images, then the boxes:
+    ``boxes`` ``(R, K, 4)`` in pixels of the tower's input belong to the last R maps, ``box_valid``
+    ``(R, K)`` says which of them are items, in reading order; None: every map is an item.
+    ``texts``: N sequences to embed, ``text_owner``: ``(N,)`` their item. ``captions``: M sequences to
+    predict, ``caption_owner``: ``(M,)``, ``caption_targets``: ``(sum of n + 1,)`` tokens and end of text of
+    each in turn. ``photos`` ``(V,)`` and ``text_keys`` ``(N,)``: equal numbers show the same photo, say the
+    same words. ``teacher_texts``: ``(N, E)`` unit rows or None. ``vocabulary``: ``(V',)`` tokens that occur
+    in training captions.
     """
 
     features: Tensor
@@ -39,8 +50,35 @@ class Batch:
     caption_owner: Tensor
     caption_targets: Tensor
     pixels: Tensor | None = None
+    boxes: Tensor | None = None
+    box_valid: Tensor | None = None
+    photos: Tensor | None = None
+    text_keys: Tensor | None = None
     teacher_texts: Tensor | None = None
     vocabulary: Tensor | None = None
+
+
+@dataclass
+class _Item:
+    """An image (by its place in the batch) or a box of it; ``said``: numbers of its captions, in one text
+    or several."""
+
+    photo: str
+    said: list[list[int]]
+    mirrored: bool
+    box: Box | None = None
+
+
+def distinct_texts(records: Iterable[Record]) -> list[str]:
+    """Every caption of images and regions once, in the order of ``records``."""
+    return list(
+        dict.fromkeys(
+            caption
+            for record in records
+            for captions in (record.captions, *(region.captions for region in record.regions))
+            for caption in captions
+        )
+    )
 
 
 class Batches:
@@ -49,69 +87,172 @@ class Batches:
     def __init__(
         self,
         records: list[Record],
-        source: FeatureCache | PixelSource,
+        source: Source,
         tokenizer: Tokenizer,
         config: DataConfig,
         size: int,
         seed: int,
         teacher: np.ndarray | None = None,
     ):
-        """``teacher``: ``(total captions, E)`` float32 in the order of ``records``."""
-        self.usable = [i for i in source.valid if records[i].captions]
-        if not self.usable:
-            raise DataError("no readable image has a caption")
-        self.size = min(size, len(self.usable))
-        self.per_epoch = len(self.usable) // self.size
+        """``teacher``: ``(texts, E)`` float32, rows in the order of :func:`distinct_texts`."""
         self.records, self.source, self.config, self.seed = records, source, config, seed
-        self.end = tokenizer.end
-        self.ids = [tokenizer.encode_all(r.captions) for r in records]
-        self.mirrored = [
-            tokenizer.encode_all([mirror_text(c) for c in r.captions]) if source.views > 1 else ids
-            for r, ids in zip(records, self.ids, strict=True)
-        ]
-        used = np.unique(np.concatenate([np.asarray(t) for ids in (*self.ids, *self.mirrored) for t in ids]))
+        self.tokenizer, self.end, self.teacher = tokenizer, tokenizer.end, teacher
+        self.usable = [i for i in source.valid if records[i].captions]
+        self.regional: list[int] = []
+        boxes = round(size * config.region_share)
+        if boxes:
+            self.regional = [i for i in source.valid if any(r.captions for r in records[i].regions)]
+            if not self.regional:
+                raise DataError("data.region_share: no readable image has a region with a caption")
+            self.sizes = {i: image_size(records[i].image) for i in self.regional}
+        if boxes < size and not self.usable:
+            raise DataError("no readable image has a caption")
+        self.size = min(size - boxes, len(self.usable))
+        self.boxes = boxes
+        # Images a step takes boxes from; at the end of a batch there may be fewer boxes of the last one.
+        self.box_images = min(-(-boxes // config.boxes_per_image), len(self.regional))
+        walked, each = (self.usable, self.size) if self.size else (self.regional, self.box_images)
+        self.per_epoch = len(walked) // each
+        self._read_texts(tokenizer)
+
+    def _read_texts(self, tokenizer: Tokenizer) -> None:
+        texts = distinct_texts(self.records)
+        self.number = {text: n for n, text in enumerate(texts)}
+        self.texts, self.ids = texts, tokenizer.encode_all(texts)
+        flips = self.source.views > 1
+        self.mirrored = tokenizer.encode_all([mirror_text(t) for t in texts]) if flips else self.ids
+        used = np.unique(np.concatenate([np.asarray(t) for t in (*self.ids, *self.mirrored)]))
         self.vocabulary = torch.from_numpy(np.union1d(used, [self.end]))
-        self.teacher = teacher
-        self.first_caption = np.cumsum([0] + [len(r.captions) for r in records])
 
     def __getitem__(self, step: int) -> Batch:
+        images, views, items = self._whole(step)
+        more, more_views, boxed = self._regions(step)
+        return self._assemble(images + more, views + more_views, items, boxed)
+
+    def _whole(self, step: int) -> tuple[list[int], list[int], list[_Item]]:
+        if not self.size:
+            return [], [], []
         epoch, place = divmod(step, self.per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.usable))
         images = [self.usable[i] for i in order[place * self.size : (place + 1) * self.size]]
         rng = np.random.default_rng((self.seed, epoch, place))
-        views = rng.integers(self.source.views, size=len(images)).tolist()
-        tokens: list[Tensor] = []
-        owners: list[int] = []
-        rows: list[int] = []
+        views = rng.integers(self.source.views_of(images)).tolist()
+        long = rng.random(len(images)) < self.config.long_texts if self.config.long_texts else None
+        items = []
         for b, (i, view) in enumerate(zip(images, views, strict=True)):
-            flip = view_geometry(view, self.records[i].image.name, self.config.crop_scale).flip
-            ids = (self.mirrored if flip else self.ids)[i]
-            for c in self._captions(i, epoch, len(ids)):
-                tokens.append(ids[c])
-                owners.append(b)
-                rows.append(int(self.first_caption[i]) + c)
+            record = self.records[i]
+            if long is not None and long[b] and len(record.captions) > 1:
+                count = int(rng.integers(2, len(record.captions) + 1))
+                said = [rng.permutation(len(record.captions))[:count].tolist()]
+            else:
+                said = [[c] for c in self._captions((i,), epoch, len(record.captions))]
+            numbers = [[self.number[record.captions[c]] for c in text] for text in said]
+            items.append(_Item(str(record.image), numbers, self._geometry(i, view).flip))
+        return images, views, items
+
+    def _regions(self, step: int) -> tuple[list[int], list[int], list[list[_Item]]]:
+        """Images, their views, and the items on each: boxes that the view shows well enough."""
+        images: list[int] = []
+        views: list[int] = []
+        items: list[list[_Item]] = []
+        wanted = self.boxes
+        for at in range(step * self.box_images, (step + 1) * self.box_images):
+            turn, place = divmod(at, len(self.regional))
+            order = np.random.default_rng((self.seed, turn, 3)).permutation(len(self.regional))
+            i = self.regional[order[place]]
+            rng = np.random.default_rng((self.seed, turn, place, 3))
+            view = int(rng.integers(self.source.views_of([i])[0]))
+            found = self._boxes(i, view, turn, rng)
+            if not found:
+                view, found = 0, self._boxes(i, 0, turn, rng)
+            images.append(i)
+            views.append(view)
+            items.append(found[:wanted])
+            wanted -= len(items[-1])
+        return images, views, items
+
+    def _boxes(self, i: int, view: int, turn: int, rng: np.random.Generator) -> list[_Item]:
+        record, geometry = self.records[i], self._geometry(i, view)
+        regions = [r for r in range(len(record.regions)) if record.regions[r].captions]
+        items: list[_Item] = []
+        for r in rng.permutation(regions).tolist():
+            region = record.regions[r]
+            box, seen = place_box(region.box, self.sizes[i], self.tokenizer.prep, geometry)
+            if seen >= _SEEN and len(items) < self.config.boxes_per_image:
+                (c,) = self._captions((i, r), turn, len(region.captions), 1)
+                photo = region.meta.get("photo", f"{record.image} {region.box}")
+                items.append(_Item(str(photo), [[self.number[region.captions[c]]]], geometry.flip, box))
+        return items
+
+    def _assemble(
+        self, images: list[int], views: list[int], whole: list[_Item], boxed: list[list[_Item]]
+    ) -> Batch:
+        items = whole + [item for row in boxed for item in row]
+        texts: list[Tensor] = []
+        owners: list[int] = []
+        keys: list[int] = []
+        rows: list[np.ndarray] = []
+        for v, item in enumerate(items):
+            for said in item.said:
+                texts.append(self._tokens(said, item.mirrored))
+                owners.append(v)
+                keys.append(said[0] if len(said) == 1 else -len(keys) - 1)
+                if self.teacher is not None:
+                    mean = self.teacher[said].mean(0)
+                    rows.append(mean if len(said) == 1 else mean / np.linalg.norm(mean))
         end = torch.tensor([self.end])
         owner = torch.tensor(owners)
         read = self.source.read(images, views)
-        cached = isinstance(self.source, FeatureCache)
+        cached = self.source.cached
+        boxes, valid = self._pad(boxed)
+        known: dict[str, int] = {}
+        vocabulary = self.vocabulary
+        if self.config.long_texts:  # where sentences meet, tokens of their own may arise
+            vocabulary = torch.cat([vocabulary, *texts]).unique()
         return Batch(
             features=read if cached else read[:0],
             pixels=None if cached else read,
-            texts=tokens,
+            boxes=boxes,
+            box_valid=valid,
+            texts=texts,
             text_owner=owner,
-            captions=tokens,
+            captions=texts,
             caption_owner=owner,
-            caption_targets=torch.cat([t for ids in tokens for t in (ids, end)]),
-            teacher_texts=None if self.teacher is None else torch.from_numpy(self.teacher[rows]),
-            vocabulary=self.vocabulary,
+            caption_targets=torch.cat([t for ids in texts for t in (ids, end)]),
+            photos=torch.tensor([known.setdefault(item.photo, len(known)) for item in items]),
+            text_keys=torch.tensor(keys),
+            teacher_texts=None if self.teacher is None else torch.from_numpy(np.stack(rows)),
+            vocabulary=vocabulary,
         )
 
-    def _captions(self, image: int, epoch: int, count: int) -> list[int]:
-        """Captions of ``image`` in ``epoch``: walks through shuffled rounds of all of them."""
-        want = min(self.config.captions_per_image, count)
+    def _tokens(self, said: list[int], mirrored: bool) -> Tensor:
+        if len(said) == 1:
+            return (self.mirrored if mirrored else self.ids)[said[0]]
+        joined = ". ".join(self.texts[n].rstrip(" .") for n in said)
+        (ids,) = self.tokenizer.encode_all([mirror_text(joined) if mirrored else joined])
+        return ids
+
+    @staticmethod
+    def _pad(boxed: list[list[_Item]]) -> tuple[Tensor | None, Tensor | None]:
+        if not boxed:
+            return None, None
+        most = max(1, *map(len, boxed))
+        boxes, valid = torch.zeros(len(boxed), most, 4), torch.zeros(len(boxed), most, dtype=torch.bool)
+        for row, items in enumerate(boxed):
+            for k, item in enumerate(items):
+                assert item.box is not None
+                boxes[row, k], valid[row, k] = torch.tensor(item.box), True
+        return boxes, valid
+
+    def _geometry(self, image: int, view: int) -> Geometry:
+        return view_geometry(view, self.records[image].image.name, self.config.crop_scale)
+
+    def _captions(self, key: tuple[int, ...], turn: int, count: int, want: int | None = None) -> list[int]:
+        """Captions of an image or region in its ``turn``: walks through shuffled rounds of all of them."""
+        want = min(want or self.config.captions_per_image, count)
         picked: list[int] = []
-        for at in range(epoch * want, (epoch + 1) * want):
-            turn, place = divmod(at, count)
-            order = np.random.default_rng((self.seed, image, turn)).permutation(count)
+        for at in range(turn * want, (turn + 1) * want):
+            round_, place = divmod(at, count)
+            order = np.random.default_rng((self.seed, *key, round_)).permutation(count)
             picked.append(int(order[place]))
         return picked

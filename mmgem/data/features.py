@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,11 +38,16 @@ class FeatureCache:
     maps: list[np.ndarray]
     valid: list[int]
     problems: list[str]
+    cached: ClassVar[bool] = True
 
     @property
     def views(self) -> int:
         """How many versions of each image there are."""
         return len(self.maps)
+
+    def views_of(self, images: Sequence[int]) -> np.ndarray:
+        """``(len(images),)``: how many versions of each there are."""
+        return np.full(len(images), self.views)
 
     def read(self, images: Sequence[int], views: Sequence[int]) -> Tensor:
         """Features ``(len(images), h, w, c)`` float32 of each image in its view."""
@@ -55,6 +61,8 @@ class PixelSource:
 
     Files without a readable image header are left out at once; damage further in is an error when read."""
 
+    cached = False
+
     def __init__(self, images: Sequence[Path], prep: Preprocessing, views: int, crop_scale: float):
         self.images, self.prep, self.views, self.crop_scale = list(images), prep, views, crop_scale
         self.valid: list[int] = []
@@ -65,6 +73,10 @@ class PixelSource:
                 self.valid.append(i)
             except ImageError as error:
                 self.problems.append(str(error))
+
+    def views_of(self, images: Sequence[int]) -> np.ndarray:
+        """``(len(images),)``: how many versions of each there are."""
+        return np.full(len(images), self.views)
 
     def read(self, images: Sequence[int], views: Sequence[int]) -> Tensor:
         """Pixels ``(len(images), 3, S, S)`` float32. Raises ``ImageError`` for an unreadable file."""
@@ -77,6 +89,38 @@ class PixelSource:
             for i, v in zip(images, views, strict=True)
         ]
         return normalise(np.stack(pixels), self.prep)
+
+
+class Joined:
+    """Several sources of one kind as one; images are numbered through."""
+
+    def __init__(self, parts: Sequence[FeatureCache | PixelSource], sizes: Sequence[int]):
+        """``sizes``: how many images, readable or not, each part was given."""
+        self.parts = list(parts)
+        self.cached = self.parts[0].cached
+        self.starts = np.cumsum([0, *sizes])
+        self.views = max(part.views for part in parts)
+        self.valid = [int(self.starts[at]) + i for at, part in enumerate(parts) for i in part.valid]
+        self.problems = [problem for part in parts for problem in part.problems]
+
+    def views_of(self, images: Sequence[int]) -> np.ndarray:
+        """``(len(images),)``: how many versions of each there are."""
+        counts = np.array([part.views for part in self.parts])
+        return counts[np.searchsorted(self.starts, images, side="right") - 1]
+
+    def read(self, images: Sequence[int], views: Sequence[int]) -> Tensor:
+        """What the part of each image gives for it, in the order of ``images``."""
+        owner = np.searchsorted(self.starts, images, side="right") - 1
+        numbers, seen = np.asarray(images), np.asarray(views)
+        read, order = [], []
+        for at in np.unique(owner):
+            (rows,) = np.nonzero(owner == at)
+            read.append(self.parts[at].read((numbers[rows] - self.starts[at]).tolist(), seen[rows].tolist()))
+            order.append(rows)
+        return torch.cat(read)[np.argsort(np.concatenate(order))]
+
+
+Source = FeatureCache | PixelSource | Joined
 
 
 def tower_fingerprint(tower: Tower) -> str:
@@ -103,7 +147,7 @@ def cache_features(
         raise DataError("no images to compute features of")
     plain = to_dict(prep)
     pixels = {name: plain[name] for name in ("size", "mean", "std", "resize", "interpolation")}
-    base = {"tower": tower_fingerprint(tower), "prep": pixels, "images": [_identity(p) for p in images]}
+    base = {"tower": tower_fingerprint(tower), "prep": pixels, "images": [image_identity(p) for p in images]}
     maps, states, problems = [], [], {}
     for view in range(views):
         key = json.dumps({**base, "view": view, "crop_scale": crop_scale if view > 1 else None})
@@ -121,7 +165,7 @@ def cache_features(
     return FeatureCache(maps, valid, list(problems.values()))
 
 
-def _identity(path: Path) -> list[str | int]:
+def image_identity(path: Path) -> list[str | int]:
     """Name (it seeds the crops), size and hash of the first 64 KB: copying a data set or touching its files
     leaves the cache valid."""
     try:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mmgem.config import Preprocessing
+from mmgem.data.records import Box
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,19 +48,45 @@ def view_geometry(view: int, key: str, crop_scale: float = 0.5) -> Geometry:
 
 def to_square(image: Image.Image, prep: Preprocessing, geometry: Geometry | None = None) -> np.ndarray:
     """RGB picture -> ``(size, size, 3)`` uint8, squashed or centre-cropped, after ``geometry`` if given."""
-    width, height = image.size
-    box = (0.0, 0.0, float(width), float(height))
-    if geometry is not None:
-        x0, y0, x1, y1 = geometry.crop
-        box = (x0 * width, y0 * height, x1 * width, y1 * height)
-    if prep.resize == "crop":
-        side = min(box[2] - box[0], box[3] - box[1])
-        cx, cy = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        box = (cx - side / 2, cy - side / 2, cx + side / 2, cy + side / 2)
+    left, top, width, height = _source(image.size, prep, geometry)
+    box = (left, top, left + width, top + height)
     out = image.resize((prep.size, prep.size), _FILTERS[prep.interpolation], box=box)
     if geometry is not None and geometry.flip:
         out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(out)
+
+
+def place_box(
+    box: Box, image: tuple[int, int], prep: Preprocessing, geometry: Geometry | None = None
+) -> tuple[Box, float]:
+    """Where :func:`to_square` puts a box.
+
+    ``box``: pixels of the upright stored image of size ``image`` (width, height). Returns the box in pixels
+    of the square, which it may cross, and the share of its area that the square shows (0 to 1).
+    """
+    left, top, width, height = _source(image, prep, geometry)
+    across, down = prep.size / width, prep.size / height
+    x0, y0 = (box[0] - left) * across, (box[1] - top) * down
+    x1, y1 = (box[2] - left) * across, (box[3] - top) * down
+    if geometry is not None and geometry.flip:
+        x0, x1 = prep.size - x1, prep.size - x0
+    seen_x = max(0.0, min(x1, prep.size) - max(x0, 0.0))
+    seen_y = max(0.0, min(y1, prep.size) - max(y0, 0.0))
+    return (x0, y0, x1, y1), seen_x * seen_y / ((x1 - x0) * (y1 - y0))
+
+
+def _source(
+    image: tuple[int, int], prep: Preprocessing, geometry: Geometry | None
+) -> tuple[float, float, float, float]:
+    """The part of the picture that becomes the square: left, top, width, height in pixels."""
+    width, height = image
+    x0, y0, x1, y1 = geometry.crop if geometry is not None else (0.0, 0.0, 1.0, 1.0)
+    left, top, across, down = x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height
+    if prep.resize == "crop":
+        side = min(across, down)
+        left, top = left + (across - side) / 2, top + (down - side) / 2
+        across = down = side
+    return left, top, across, down
 
 
 def normalise(pixels: np.ndarray, prep: Preprocessing) -> Tensor:

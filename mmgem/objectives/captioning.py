@@ -16,11 +16,12 @@ from torch import Tensor
 from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
+from mmgem.objectives.contrastive import embed_items
 
 
 def captioning(network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig) -> dict[str, Tensor]:
     """Predict every caption from its image, return ``{"caption_loss"}``."""
-    visual = network.visual(network.tower.upper(batch.features))
+    visual = embed_items(network, batch)
     prefixes = network.prefix(visual[batch.caption_owner])
     _, states = network.run(captions=batch.captions, prefixes=prefixes)
     return {"caption_loss": caption_loss(network, states, batch, config)}

@@ -15,10 +15,13 @@ from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
 
+# Far below any logit (at most 100), yet finite: a target of 0 times it is 0.
+_MASKED = -1e4
+
 
 def contrastive(network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig) -> dict[str, Tensor]:
     """Embed images and texts, return ``{"contrastive_loss"}``."""
-    visual = network.visual(network.tower.upper(batch.features))
+    visual = embed_items(network, batch)
     texts, _ = network.run(texts=batch.texts)
     return {"contrastive_loss": contrastive_loss(network, visual[:, 0], texts, batch, config)}
 
@@ -30,6 +33,8 @@ def contrastive_loss(
     images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
     logits = network.logit_scale.exp() * images @ texts.T
     own = batch.text_owner[None, :] == torch.arange(len(images), device=logits.device)[:, None]
+    if config.mask_same and (same := same_things(batch, own)) is not None:
+        logits = logits.masked_fill(same & ~own, _MASKED)
     if config.loss == "sigmoid":
         signs = own.to(logits) * 2 - 1
         return -F.logsigmoid(signs * (logits + network.logit_bias)).sum() / len(texts)
@@ -37,12 +42,32 @@ def contrastive_loss(
     i2t = i2t / i2t.sum(1, keepdim=True)
     if config.soft_targets and batch.teacher_texts is not None:
         similar = teacher_images(batch.teacher_texts, own) @ batch.teacher_texts.T
-        similar = similar / config.teacher_temperature
+        similar = (similar / config.teacher_temperature).masked_fill(logits == _MASKED, -torch.inf)
         i2t = torch.lerp(i2t, similar.softmax(1), config.soft_targets)
         t2i = torch.lerp(t2i, similar.T.softmax(1), config.soft_targets)
     loss_i2t = -(i2t * logits.log_softmax(1)).sum(1).mean()
     loss_t2i = -(t2i * logits.T.log_softmax(1)).sum(1).mean()
     return loss_i2t + loss_t2i
+
+
+def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
+    """Visual embeddings ``(V, 1 + tiles, D)`` of the batch's whole images, then of its boxes."""
+    maps = network.tower.upper(batch.features)
+    if batch.boxes is None or batch.box_valid is None:
+        return network.visual(maps)
+    whole = len(maps) - len(batch.boxes)
+    boxes = batch.boxes.to(maps.device)
+    regions = network.visual(maps[whole:], boxes)[batch.box_valid.to(maps.device)]
+    return torch.cat([network.visual(maps[:whole]), regions]) if whole else regions
+
+
+def same_things(batch: Batch, own: Tensor) -> Tensor | None:
+    """``(V, N)``: whether item and text belong to one photo, or the item has a text of the same words."""
+    if batch.photos is None or batch.text_keys is None:
+        return None
+    photo = batch.photos[:, None] == batch.photos[batch.text_owner][None]
+    words = batch.text_keys[:, None] == batch.text_keys[None]
+    return photo.to(own.device) | (own.float() @ words.float().to(own.device) > 0)
 
 
 def teacher_images(teacher_texts: Tensor, own: Tensor) -> Tensor:

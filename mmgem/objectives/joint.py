@@ -8,12 +8,12 @@ from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
 from mmgem.objectives.captioning import caption_loss
-from mmgem.objectives.contrastive import contrastive_loss
+from mmgem.objectives.contrastive import contrastive_loss, embed_items
 
 
 def joint(network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig) -> dict[str, Tensor]:
     """Return ``{"contrastive_loss", "caption_loss"}``, each times its configured weight."""
-    visual = network.visual(network.tower.upper(batch.features))
+    visual = embed_items(network, batch)
     prefixes = network.prefix(visual[batch.caption_owner])
     texts, states = network.run(texts=batch.texts, captions=batch.captions, prefixes=prefixes)
     embedding = contrastive_loss(network, visual[:, 0], texts, batch, config)

@@ -6,6 +6,8 @@ again ends with the same weights as one that was never interrupted (bitwise on o
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,12 @@ from typing import Any
 import torch
 
 from mmgem.config import Preprocessing, Recipe, to_dict
-from mmgem.data.batches import Batches
-from mmgem.data.features import FeatureCache, PixelSource, cache_features
+from mmgem.data.batches import Batches, distinct_texts
+from mmgem.data.features import FeatureCache, Joined, PixelSource, Source, cache_features, image_identity
+from mmgem.data.mosaics import FILE as MOSAICS
+from mmgem.data.mosaics import make_mosaics
 from mmgem.data.readers import load_dataset
-from mmgem.data.records import Record
+from mmgem.data.records import Record, read_jsonl
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.files import cache_home
@@ -102,7 +106,11 @@ def _train(recipe: Recipe) -> Path:
 
 def prepare(recipe: Recipe) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
-    records = _captioned(recipe.data.train, recipe.data.split, "data.split")
+    if recipe.data.mosaics and not recipe.data.region_share:
+        raise ConfigError("data.mosaics: boxes are taken from them only if data.region_share is above 0")
+    records = _described(
+        recipe.data.train, recipe.data.split, "data.split", regions=recipe.data.region_share > 0
+    )
     network, tokenizer = start(recipe)
     whole = network.config.tower.kind == "transformers" or network.config.tower.cut is None
     if recipe.optim.lr_tower > 0 and recipe.data.cached and whole:
@@ -110,13 +118,16 @@ def prepare(recipe: Recipe) -> Run:
             "optim.lr_tower: a cached tower trains only above model.tower.cut (EfficientNet); set that, or "
             "data.cached = false"
         )
-    source = image_source(recipe, network, tokenizer.prep, records, recipe.data.views)
+    photos = image_source(recipe, network, tokenizer.prep, records, recipe.data.views)
+    source: Source = photos
+    if recipe.data.mosaics:
+        records, source = _with_mosaics(recipe, network, tokenizer.prep, records, photos)
     dev = None
     if recipe.data.dev or recipe.data.dev_split:
-        held_out = _captioned(recipe.data.dev or recipe.data.train, recipe.data.dev_split, "data.dev_split")
+        held_out = _described(recipe.data.dev or recipe.data.train, recipe.data.dev_split, "data.dev_split")
         held_out = held_out[: recipe.train.evaluate_images]
         dev = (held_out, image_source(recipe, network, tokenizer.prep, held_out, 1))
-    teacher = embed_captions(recipe, records) if recipe.objective.soft_targets else None
+    teacher = embed_captions(recipe, distinct_texts(records)) if recipe.objective.soft_targets else None
     size, seed = recipe.train.batch, recipe.train.seed
     batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher)
     groups = trainable(network, recipe.optim, recipe.data.cached)
@@ -127,15 +138,36 @@ def prepare(recipe: Recipe) -> Run:
     )
 
 
-def _captioned(path: Path, split: str | None, field: str) -> list[Record]:
-    """Records with captions of ``split`` (none, or "" in a recipe: all)."""
+def _described(path: Path, split: str | None, field: str, regions: bool = False) -> list[Record]:
+    """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all)."""
     try:
-        records = [r for r in load_dataset(path, split=split or None) if r.captions]
+        records = load_dataset(path, split=split or None)
     except UsageError as error:
         raise ConfigError(f'{field}: {error} ("" for none)') from error
-    if not records:
+    kept = [r for r in records if r.captions or (regions and r.regions)]
+    if not kept:
         raise DataError(f"{path}: no captions in split {split!r}")
-    return records
+    return kept
+
+
+def _with_mosaics(
+    recipe: Recipe,
+    network: MMGEMNetwork,
+    prep: Preprocessing,
+    records: list[Record],
+    source: FeatureCache | PixelSource,
+) -> tuple[list[Record], Joined]:
+    """``records`` and canvases of them, the latter made unless the cache has them."""
+    data = recipe.data
+    photos = [records[i] for i in source.valid]
+    facts = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
+    name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+    folder = (data.cache or cache_home() / "features").parent / "mosaics" / name
+    if not (folder / MOSAICS).is_file():
+        make_mosaics(photos, folder, data.mosaics, recipe.train.seed, prep.size)
+    canvases = read_jsonl(folder / MOSAICS)
+    more = image_source(recipe, network, prep, canvases, data.mosaic_views)
+    return records + canvases, Joined([source, more], [len(records), len(canvases)])
 
 
 def image_source(

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from mmgem.config import Recipe
-from mmgem.data.records import Record
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.files import cache_home
 from mmgem.progress import track
 from mmgem.train.start import source_folder
 
 
-def embed_captions(recipe: Recipe, records: list[Record]) -> np.ndarray:
-    """``(total captions, E)`` float32 unit rows, in the order of ``records``; cached on disk.
+def embed_captions(recipe: Recipe, texts: Sequence[str]) -> np.ndarray:
+    """``(len(texts), E)`` float32 unit rows; cached on disk.
 
     The teacher is a transformers encoder whose token states are averaged (as all-MiniLM is used).
     Raises ``ConfigError`` without a teacher, ``CheckpointError`` if it cannot be read.
@@ -25,7 +25,6 @@ def embed_captions(recipe: Recipe, records: list[Record]) -> np.ndarray:
     if recipe.objective.teacher is None:
         raise ConfigError('objective.teacher: soft_targets needs a teacher, e.g. "minilm"')
     folder = source_folder(str(recipe.objective.teacher))
-    texts = [c for r in records for c in r.captions]
     digest = hashlib.blake2b("\n".join([str(folder), *texts]).encode(), digest_size=12).hexdigest()
     path = cache_home() / "teacher" / f"{digest}.npy"
     if path.exists():

@@ -1,0 +1,131 @@
+"""Mosaics: photos scaled and pasted on one canvas, so that captioned photos give regions with captions.
+
+Two to four photos lie on a canvas at random places without touching; each is a region whose captions are
+the photo's own. People without box labels can train regions on them, and regions can be measured on any
+captioned set. A canvas depends on the seed, its number and the photos alone, so the same command gives the
+same set on every machine. ``twins`` follows every canvas with another of the same photos in other places:
+only where things are tells the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmgem.data.images import open_image
+from mmgem.data.records import Box, Record, Region, write_jsonl
+from mmgem.errors import DataError, ImageError, UsageError
+from mmgem.progress import track
+
+FILE = "mosaics.jsonl"
+_LEAST, _MOST = 2, 4
+# Longest side of a photo as a share of the canvas, by how many there are.
+_SHARES = {2: (0.4, 0.65), 3: (0.35, 0.55), 4: (0.3, 0.48)}
+_TRIES, _SHRINK = 200, 0.93
+_QUALITY = 92
+
+Places = list[tuple[float, float, float, float]]
+
+
+def make_mosaics(
+    records: Sequence[Record], out: Path, count: int, seed: int = 0, side: int = 320, twins: bool = False
+) -> tuple[Path, list[str]]:
+    """Write ``count`` canvases of ``side`` x ``side`` pixels and their dataset file to the folder ``out``.
+
+    Only records with captions are used, each as often as any other. Returns the dataset file
+    (``mosaics.jsonl``, readable by ``read_jsonl``) and one line for each photo that cannot be read and was
+    left out. A region's meta says its ``photo``. The dataset file is written last.
+
+    Raises ``UsageError`` for less than two captioned records or impossible numbers, ``DataError`` if the
+    photos cannot be read.
+    """
+    photos = [record for record in records if record.captions]
+    if len(photos) < _LEAST:
+        raise UsageError(f"{len(photos)} captioned photos are too few for mosaics; {_LEAST} are needed")
+    if count < 1 or side < 32:
+        raise UsageError("mosaics: count must be at least 1 and side at least 32 pixels")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    digits = max(6, len(str(count)))
+    problems: dict[Path, str] = {}
+    made: list[Record] = []
+    plans = list(_plans(len(photos), count, seed, twins))
+    for number, (chosen, rng) in enumerate(track(plans, "mosaics")):
+        path = out / "images" / f"{number:0{digits}}.jpg"
+        record = _canvas(path, [photos[i] for i in chosen], rng, side, problems)
+        if record is not None:
+            made.append(record)
+    if not made:
+        raise DataError(f"no mosaic can be made; first: {next(iter(problems.values()))}")
+    write_jsonl(out / FILE, made)
+    return out / FILE, list(problems.values())
+
+
+def _plans(
+    photos: int, count: int, seed: int, twins: bool
+) -> Iterator[tuple[list[int], np.random.Generator]]:
+    """The photos of each canvas, and what draws its places: endless shuffled rounds of all photos."""
+    deck: list[int] = []
+    turn = 0
+    chosen: list[int] = []
+    for number in range(count):
+        rng = np.random.default_rng((seed, number))
+        if not (twins and number % 2):
+            want = min(photos, int(np.random.default_rng((seed, number, 1)).integers(_LEAST, _MOST + 1)))
+            chosen = []
+            while len(chosen) < want:
+                at = next((i for i in reversed(range(len(deck))) if deck[i] not in chosen), None)
+                if at is None:  # the next round, beneath what is left of this one
+                    deck = np.random.default_rng((seed, turn, 2)).permutation(photos).tolist() + deck
+                    turn += 1
+                else:
+                    chosen.append(deck.pop(at))
+        yield list(chosen), rng
+
+
+def _canvas(
+    path: Path, photos: list[Record], rng: np.random.Generator, side: int, problems: dict[Path, str]
+) -> Record | None:
+    opened: list[tuple[Record, Image.Image]] = []
+    for photo in photos:
+        try:
+            opened.append((photo, open_image(photo.image, min_side=side)))
+        except ImageError as error:
+            problems[photo.image] = str(error)
+    if len(opened) < _LEAST:
+        return None
+    places = scatter(rng, [image.width / image.height for _, image in opened])
+    paper = tuple(int(c) for c in rng.integers(40, 216, 3))
+    canvas = Image.new("RGB", (side, side), paper)
+    regions = []
+    for (photo, image), place in zip(opened, places, strict=True):
+        x0, y0, x1, y1 = (round(share * side) for share in place)
+        canvas.paste(image.resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC, reducing_gap=2), (x0, y0))
+        box: Box = (float(x0), float(y0), float(x1), float(y1))
+        regions.append(Region(box, photo.captions, {"photo": str(photo.image)}))
+    canvas.save(path, "JPEG", quality=_QUALITY)
+    return Record(path.resolve(), regions=tuple(regions), split=photos[0].split)
+
+
+def scatter(rng: np.random.Generator, ratios: Sequence[float]) -> Places:
+    """Places that do not touch for photos of these width-to-height ``ratios``, as shares of the canvas."""
+    low, high = _SHARES[len(ratios)]
+    sides = rng.uniform(low, high, len(ratios))
+    sizes = np.array([(s * min(1.0, r), s * min(1.0, 1 / r)) for s, r in zip(sides, ratios, strict=True)])
+    while True:
+        for _ in range(_TRIES):
+            corners = rng.uniform(size=(len(ratios), 2)) * (1 - sizes)
+            boxes = np.concatenate([corners, corners + sizes], 1)
+            if not _touch(boxes):
+                return [(float(a), float(b), float(c), float(d)) for a, b, c, d in boxes]
+        sizes = sizes * _SHRINK
+
+
+def _touch(boxes: np.ndarray) -> bool:
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    overlap = ((high - low) > 0).all(-1)
+    np.fill_diagonal(overlap, False)
+    return bool(overlap.any())
