@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgem.data.images import ImageSource, image_size, open_image
+from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
 from mmgem.data.tokens import Tokenizer
-from mmgem.data.transforms import normalise, place_box, to_square
 from mmgem.errors import UsageError
 from mmgem.generate.captions import generate_captions
 from mmgem.models.checkpoint import load_model
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.registry import fingerprint, resolve
+from mmgem.see import find_regions, heat, see
 
 
 class MMGEM:
@@ -88,7 +88,7 @@ class MMGEM:
         if beams < 1 or max_tokens < 1:
             raise UsageError("beams and max_tokens must be at least 1")
         captions = []
-        for visual in self._visual(images, boxes):
+        for visual in (part for chunk in self._visual(images, boxes) for part in chunk.split(self.batch)):
             prefixes = self.network.prefix(visual)
             found = generate_captions(self.network, prefixes, self.tokenizer.end, beams, max_tokens)
             captions += [self.tokenizer.decode(c.ids) for c in found]
@@ -111,43 +111,55 @@ class MMGEM:
             out += [-float(part.mean()) for part in losses.split([len(t) + 1 for t in chunk])]
         return np.asarray(out, np.float32)
 
+    @torch.inference_mode()
+    def find_regions(
+        self, images: Sequence[ImageSource], count: int = 20
+    ) -> list[tuple[list[Box], np.ndarray]]:
+        """Up to ``count`` boxes of each image that show something of their own, the most telling first.
+
+        Returns (boxes, embeddings ``(k, D)`` float32 of unit length) of each image. Boxes are pixels of the
+        upright stored image. No detector: windows of many sizes are compared with what is around them.
+        """
+        if count < 1:
+            raise UsageError(f"count must be at least 1, not {count}")
+        found = find_regions(self.network, self.tokenizer.prep, _listed(images), count)
+        return [(boxes, unit_rows(vectors)) for boxes, vectors in found]
+
+    @torch.inference_mode()
+    def heatmap(self, image: ImageSource, texts: Sequence[str], cells: int = 28) -> np.ndarray:
+        """How well each place of an image fits each text: ``(len(texts), cells, cells)`` float32 cosines.
+
+        Rows go from the top; cells are equal shares of the image (of its central square if the model crops).
+        """
+        vectors = torch.from_numpy(self.embed_texts(texts)).to(self.network.emb.device)
+        return heat(self.network, self.tokenizer.prep, image, vectors, cells).float().cpu().numpy()
+
     def _visual(self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None) -> Iterator[Tensor]:
-        if isinstance(images, str | bytes | os.PathLike):
-            raise UsageError("images must be a list, not one image")
-        if boxes is not None and len(boxes) != len(images):
+        """Visual embeddings in chunks, one row an image or box; neighbours of one path share its maps."""
+        images = _listed(images)
+        if boxes is None:
+            for at in range(0, len(images), self.batch):
+                yield see(self.network, self.tokenizer.prep, images[at : at + self.batch])
+            return
+        if len(boxes) != len(images):
             raise UsageError(f"{len(images)} images but {len(boxes)} boxes")
-        for at in range(0, len(images), self.batch):
-            chunk = images[at : at + self.batch]
-            yield self._batch(chunk, None if boxes is None else boxes[at : at + self.batch])
+        groups: list[tuple[ImageSource, list[Box | None]]] = []
+        for image, box in zip(images, boxes, strict=True):
+            if groups and _same(groups[-1][0], image):
+                groups[-1][1].append(box)
+            else:
+                groups.append((image, [box]))
+        for at in range(0, len(groups), self.batch):
+            chunk = groups[at : at + self.batch]
+            yield see(self.network, self.tokenizer.prep, [g[0] for g in chunk], [g[1] for g in chunk])
 
-    def _batch(self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None) -> Tensor:
-        prep, device = self.tokenizer.prep, self.network.emb.device
-        scales = [dataclasses.replace(prep, size=side) for side in (prep.size, *prep.scales)]
-        # Twice the model's side leaves the resize something to filter; boxes do not mind the scale.
-        opened = [open_image(image, min_side=2 * max(s.size for s in scales)) for image in images]
-        placed = whole = None
-        if boxes is not None:
-            placed = torch.tensor([self._place(i, b) for i, b in zip(images, boxes, strict=True)])
-            placed = placed[:, None].to(device)
-            whole = torch.tensor([box is None for box in boxes], device=device)[:, None, None]
-        seen = []
-        for scale in scales:
-            pixels = np.stack([to_square(image, scale) for image in opened])
-            maps = self.network.tower(normalise(pixels, scale).to(device))
-            visual = self.network.visual(maps)
-            if placed is not None and whole is not None:
-                visual = torch.where(whole, visual, self.network.visual(maps, placed)[:, 0])
-            seen.append(visual)
-        return torch.stack(seen).mean(0)
 
-    def _place(self, image: ImageSource, box: Box | None) -> list[float]:
-        """A box in pixels of the stored image -> pixels of the tower's input."""
-        prep = self.tokenizer.prep
-        if box is None:
-            return [0.0, 0.0, float(prep.size), float(prep.size)]
-        if len(box) != 4 or not all(np.isfinite(box)) or box[2] <= box[0] or box[3] <= box[1]:
-            raise UsageError(f"box {tuple(box)} is not x0,y0,x1,y1 with x1 > x0 and y1 > y0")
-        width, height = image_size(image)
-        if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
-            raise UsageError(f"box {tuple(box)} lies outside the image of {width} x {height} pixels")
-        return list(place_box(box, (width, height), prep)[0])
+def _listed(images: Sequence[ImageSource]) -> Sequence[ImageSource]:
+    if isinstance(images, str | bytes | os.PathLike):
+        raise UsageError("images must be a list, not one image")
+    return images
+
+
+def _same(one: ImageSource, other: ImageSource) -> bool:
+    """Whether both are one picture for certain: one object, or one path."""
+    return one is other or (isinstance(one, str | Path) and isinstance(other, str | Path) and one == other)

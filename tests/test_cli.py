@@ -18,7 +18,19 @@ from mmgem import MMGEM, __version__
 from mmgem.cli import main as main_module
 from mmgem.cli.main import main
 
-VERBS = ("demo", "index", "search", "caption", "classify", "embed", "train", "eval", "export", "pull")
+VERBS = (
+    "demo",
+    "index",
+    "search",
+    "caption",
+    "classify",
+    "embed",
+    "train",
+    "eval",
+    "mosaic",
+    "export",
+    "pull",
+)
 ROOT = Path(main_module.__file__).parents[2]
 
 
@@ -372,3 +384,39 @@ def test_names_that_are_no_text_come_out_as_they_are(run, tmp_path):
         pytest.skip("this file system takes only text")
     assert json.loads(run("caption", tmp_path, "--json")[0])["captions"][0]["file"] == str(tmp_path / name)
     run("index", tmp_path, "--out", tmp_path / "idx")
+
+
+def test_mosaics_are_evaluated_as_regions(run, dataset, tmp_path):
+    out, _ = run("mosaic", dataset, "--out", tmp_path / "m", "--split", "dev", "--count", 6, model=None)
+    path = Path(out.strip())
+    assert path == tmp_path / "m" / "mosaics.jsonl"
+    again = run("mosaic", dataset, "-o", tmp_path / "m", "--split", "dev", "--count", 6, "--json", model=None)
+    made = json.loads(again[0])
+    told = json.loads(run("eval", "region", "--data", path, "--captions", "--pointing", "--json")[0])
+    assert (told["regions"], told["skipped"]) == (made["regions"], 0)
+    assert {"r2t", "t2r", "CIDEr", "BLEU@4", "pointing", "chance"} <= set(told)
+    assert 5 < told["chance"] < 45
+    plain = json.loads(run("eval", "region", "--data", path, "--json")[0])
+    assert plain["r2t"] == told["r2t"] and "CIDEr" not in plain
+
+
+def test_eval_longtext(run, dataset):
+    told = json.loads(run("eval", "longtext", "--data", dataset, "--split", "dev", "--json")[0])
+    assert (told["images"], told["texts"], told["shortened"]) == (8, 8, 0)
+
+
+def test_regions_are_searched(run, tiny_photos, tmp_path):
+    run("index", tiny_photos[0].parent, "--out", tmp_path / "idx", "--regions", 5)
+    out, _ = run("search", tmp_path / "idx", "a dog at the top left", "--regions", "-k", 3, model=None)
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert len(rows) == 3
+    for _, _, box in rows:
+        x0, y0, x1, y1 = map(float, box.split(","))
+        assert (x0 + x1) / 2 < 24 and (y0 + y1) / 2 < 18
+    argv = ("search", tmp_path / "idx", "a dog", "--regions", "--where", "top-left", "--json", "-k", 3)
+    hits = json.loads(run(*argv, model=None)[0])["hits"]
+    assert [",".join(f"{x:g}" for x in hit["box"]) for hit in hits] == [row[2] for row in rows]
+    hits = json.loads(run("search", tmp_path / "idx", "a dog at the top left", "--json", model=None)[0])[
+        "hits"
+    ]
+    assert "box" not in hits[0]

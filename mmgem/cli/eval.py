@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from mmgem.api import MMGEM
     from mmgem.data.records import Record
 
-_TASKS = ("retrieval", "caption", "classify")
+_TASKS = ("retrieval", "caption", "classify", "region", "longtext")
 
 
 def evaluate(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="retrieval, caption or classify.")],
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="retrieval, caption, classify, region, longtext.")
+    ],
     model: ModelOption = "tiny",
     data: Annotated[Path | None, typer.Option(metavar="D", help="Any dataset mmgem reads.")] = None,
     split: Annotated[str | None, typer.Option(metavar="S", help="Only this split of --data.")] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="A standard test set; see docs.")] = None,
     root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the preset's files are.")] = None,
     beams: BeamsOption = 3,
+    captions: Annotated[bool, typer.Option("--captions", help="region: captions too.")] = False,
+    pointing: Annotated[bool, typer.Option("--pointing", help="region: heat maps too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on a test set: --data D, or --preset NAME --root DIR. All figures are percent.
@@ -33,7 +37,10 @@ def evaluate(
     Photos that cannot be read are left out, which is noted, and "skipped" counts them. With --json:
     retrieval {"i2t": {"R@1", "R@5", "R@10"}, "t2i": {...}, "images", "texts", "skipped"};
     caption {"BLEU@1" to "BLEU@4", "ROUGE_L", "CIDEr", "images", "skipped"};
-    classify {"top1", "top5", "mean_per_class", "images", "skipped"}.
+    classify {"top1", "top5", "mean_per_class", "images", "skipped"};
+    region {"r2t": {...}, "t2r": {...}, "regions", "texts", "skipped"}, with --captions those of caption, with
+    --pointing {"pointing", "chance"}; longtext (all captions of a photo as one text) as retrieval, with
+    "shortened", the texts that had to lose sentences.
     """
     if task not in _TASKS:
         raise UsageError(f"no eval task {task!r}; there are {', '.join(_TASKS)}")
@@ -44,8 +51,12 @@ def evaluate(
         scores = _retrieval(mmgem, records, skipped)
     elif task == "caption":
         scores = _captions(mmgem, records, beams, skipped, by_domain=preset == "nocaps")
-    else:
+    elif task == "classify":
         scores = _classification(mmgem, records, classes, skipped)
+    elif task == "longtext":
+        scores = _long_texts(mmgem, records, skipped)
+    else:
+        scores = _regions(mmgem, records, beams if captions else 0, pointing, skipped)
     if skipped:
         note(f"{len(skipped)} of {len(records)} photos left out: not comparable with figures on all of them")
     if as_json:
@@ -76,7 +87,7 @@ def _read(
         return records, preset_classes(preset, root) if task == "classify" else {}
     assert data is not None
     everything = load_dataset(data, split=split)
-    wanted = "label" if task == "classify" else "captions"
+    wanted = {"classify": "label", "region": "regions"}.get(task, "captions")
     records = [record for record in everything if getattr(record, wanted)]
     if not records:
         raise DataError(f"{data}: no {wanted} in it, which eval {task} needs")
@@ -120,6 +131,70 @@ def _classification(
     rows = {label: row for row, label in enumerate(classes)}
     labels = [rows[str(record.label)] for record in kept]
     return dict(classification_scores(np.stack(vectors), prototypes, labels))
+
+
+def _long_texts(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, str]]) -> dict[str, Any]:
+    import numpy as np
+
+    from mmgem.evaluate.retrieval import retrieval_scores
+
+    kept, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
+    joined = [mmgem.tokenizer.join(record.captions) for record in kept]
+    texts = mmgem.embed_texts([text for text, _ in joined])
+    scores = dict(retrieval_scores(np.stack(vectors), texts, np.arange(len(kept))))
+    return {**scores, "shortened": sum(lost > 0 for _, lost in joined)}
+
+
+def _regions(
+    mmgem: MMGEM, records: list[Record], beams: int, with_heat: bool, skipped: list[tuple[Path, str]]
+) -> dict[str, Any]:
+    """Boxes of one photo go through the model together; what is the same captions is the same thing."""
+    import numpy as np
+
+    from mmgem.data.images import image_size
+    from mmgem.evaluate.captions import caption_scores
+    from mmgem.evaluate.regions import pointing, region_scores
+
+    described = {r.image: [region for region in r.regions if region.captions] for r in records}
+    records = [record for record in records if described[record.image]]
+
+    def each_box(batch: list[Path], work: Any) -> list[Any]:
+        boxes = [region.box for photo in batch for region in described[photo]]
+        found = work([photo for photo in batch for _ in described[photo]], boxes)
+        ends = np.cumsum([len(described[photo]) for photo in batch])
+        return [found[end - len(described[p]) : end] for p, end in zip(batch, ends, strict=True)]
+
+    kept, vectors = _results(
+        records, lambda batch: each_box(batch, mmgem.embed_images), "Embedding boxes", skipped
+    )
+    regions = [region for record in kept for region in described[record.image]]
+    things: dict[tuple[str, ...], int] = {}
+    of_region = [things.setdefault(region.captions, len(things)) for region in regions]
+    pairs = [(thing, text) for captions, thing in things.items() for text in captions]
+    texts = mmgem.embed_texts([text for _, text in pairs])
+    scores: dict[str, Any] = dict(
+        region_scores(np.concatenate(vectors), texts, of_region, [thing for thing, _ in pairs])
+    )
+    if beams:
+        _, told = _results(
+            kept,
+            lambda batch: each_box(batch, lambda photos, boxes: mmgem.caption(photos, boxes, beams=beams)),
+            "Captioning boxes",
+            skipped,
+        )
+        said = [text for own in told for text in own]
+        captioned = caption_scores(said, [list(region.captions) for region in regions])
+        scores |= {name: value for name, value in captioned.items() if name != "images"}
+    if with_heat:
+        _, maps = _results(
+            kept,
+            lambda batch: [mmgem.heatmap(p, [r.captions[0] for r in described[p]]) for p in batch],
+            "Heat maps",
+            skipped,
+        )
+        sizes = [image_size(record.image) for record in kept for _ in described[record.image]]
+        scores |= pointing(np.concatenate(maps), [r.box for r in regions], sizes)
+    return scores
 
 
 def _results(

@@ -16,6 +16,10 @@ from mmgem.errors import ImageError, UsageError
 def index(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of photos; subfolders are searched.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="IDX", help="Folder of the index.")],
+    regions: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Make up to N regions of each photo findable too; kept."),
+    ] = None,
     model: ModelOption = "tiny",
     as_json: JsonOption = False,
 ) -> None:
@@ -36,6 +40,7 @@ def index(
         lambda: load_model(model),
         fingerprint(resolve(model)),
         model=lasting_name(model),
+        regions=regions,
         progress=partial(track, label="Indexing", unit=" photos"),
     )
     if not report.photos and not report.failed:

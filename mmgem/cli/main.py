@@ -23,6 +23,7 @@ from mmgem.cli.embed import embed
 from mmgem.cli.eval import evaluate
 from mmgem.cli.export import export
 from mmgem.cli.index import index
+from mmgem.cli.mosaic import mosaic
 from mmgem.cli.output import note
 from mmgem.cli.pull import pull
 from mmgem.cli.search import search
@@ -43,6 +44,7 @@ app.command("classify", short_help="Sort photos into classes you name.")(classif
 app.command("embed", short_help="Vectors of photos and texts.")(embed)
 app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("eval", short_help="Measure a model on a test set.")(evaluate)
+app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)
 app.command("export", short_help="Write a small copy of a model.")(export)
 app.command("pull", short_help="Fetch base weights or sample photos.")(pull)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from mmgem.search.places import Place
     from mmgem.search.search import Hit, PhotoIndex
 
 
@@ -22,6 +25,12 @@ def search(
         Path | None, typer.Option(metavar="F", help="Look for photos like this one instead.")
     ] = None,
     box: BoxOption = None,
+    regions: Annotated[
+        bool, typer.Option("--regions", help="Find regions, best of each photo; needs an index with some.")
+    ] = False,
+    where: Annotated[
+        str | None, typer.Option(metavar="PLACE", help="Only regions there: bottom-left, top, middle, ...")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many photos.")] = 10,
     html: Annotated[
         Path | None, typer.Option(metavar="F", help="Write the result as a web page as well.")
@@ -33,8 +42,10 @@ def search(
 ) -> None:
     """Find photos by a text, or photos like a photo: similarity, a tab, the path; best first.
 
-    The index's own model is used. A photo that is the query is not among its results. With --json:
-    {"query": {"text"} or {"image", "box"}, "hits": [{"file", "score"}], "photos"}.
+    The index's own model is used. A photo that is the query is not among its results. With --regions a line
+    has the box as well, and place words at the end of a text ("a dog at the bottom left") mean what --where
+    does; what lies well there gains up to 0.1. With --json: {"query": {"text"} or {"image", "box"}, "hits":
+    [{"file", "score"} and with --regions "box"], "photos"}.
     """
     region = parse_box(box)
     if (query is None) == (image is None):
@@ -45,23 +56,44 @@ def search(
         raise UsageError("the text to search for is empty")
     if image is not None and not image.is_file():
         raise UsageError(f"{image}: no such file")
+    words, place = _place(query, regions, where)
     photos, name = _open(idx, model)
+    if regions and not photos.regions:
+        raise UsageError(f"{idx}: was made without regions; make an index with: mmgem index DIR --regions 20")
     mmgem = load_model(name)
-    if query is not None:
-        hits = photos.search(mmgem.embed_texts([query])[0], k)
+
+    def find(vector: np.ndarray, count: int) -> list[Hit]:
+        return photos.search_regions(vector, count, place) if regions else photos.search(vector, count)
+
+    if words is not None:
+        hits = find(mmgem.embed_texts([words])[0], k)
     else:
         assert image is not None
         vector = mmgem.embed_images([image], None if region is None else [region])[0]
-        hits = [hit for hit in photos.search(vector, k + 1) if not _same(hit.path, image)][:k]
+        hits = [hit for hit in find(vector, k + 1) if not _same(hit.path, image)][:k]
     if html is not None:
         _write_page(html, query, image, region, hits)
     if as_json:
         asked = {"text": query} if image is None else {"image": str(image), "box": region}
-        found = [{"file": str(hit.path), "score": round(hit.score, 6)} for hit in hits]
+        found: list[dict[str, Any]] = [{"file": str(h.path), "score": round(h.score, 6)} for h in hits]
+        for told, hit in zip(found, hits, strict=True):
+            told |= {"box": hit.box} if regions else {}
         print_json({"query": asked, "hits": found, "photos": len(photos)})
     else:
         for hit in hits:
-            print(f"{hit.score:.3f}\t{hit.path}")
+            box_text = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
+            print(f"{hit.score:.3f}\t{hit.path}{box_text}")
+
+
+def _place(query: str | None, regions: bool, where: str | None) -> tuple[str | None, Place | None]:
+    """What to look for, and where: by ``--where``, else by the words of the query."""
+    from mmgem.search.places import parse_place, split_place
+
+    if where is not None:
+        if not regions:
+            raise UsageError("--where needs --regions")
+        return query, parse_place(where)
+    return split_place(query) if regions and query is not None else (query, None)
 
 
 def _open(idx: Path, model: str | None) -> tuple[PhotoIndex, str]:

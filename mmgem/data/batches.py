@@ -22,7 +22,7 @@ from mmgem.data.features import Source
 from mmgem.data.images import image_size
 from mmgem.data.records import Box, Record
 from mmgem.data.tokens import Tokenizer
-from mmgem.data.transforms import Geometry, mirror_text, place_box, view_geometry
+from mmgem.data.transforms import Geometry, join_sentences, mirror_text, place_box, view_geometry
 from mmgem.errors import DataError
 
 _SEEN = 0.6  # a box of which a view shows a smaller share is no longer what its captions say
@@ -228,7 +228,7 @@ class Batches:
     def _tokens(self, said: list[int], mirrored: bool) -> Tensor:
         if len(said) == 1:
             return (self.mirrored if mirrored else self.ids)[said[0]]
-        joined = ". ".join(self.texts[n].rstrip(" .") for n in said)
+        joined = join_sentences([self.texts[n] for n in said])
         (ids,) = self.tokenizer.encode_all([mirror_text(joined) if mirrored else joined])
         return ids
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmgem.config import Preprocessing
-from mmgem.data.transforms import normalise_text
+from mmgem.data.transforms import join_sentences, normalise_text
 from mmgem.errors import CheckpointError, DataError
 
 
@@ -50,6 +50,22 @@ class Tokenizer:
                     f"{text[:60]!r}…"
                 )
         return [torch.tensor(tokens) for tokens in ids]
+
+    def join(self, texts: Sequence[str]) -> tuple[str, int]:
+        """One text of several, as many as the model's ``max_text_tokens`` allow, and how many were left out.
+
+        Raises ``DataError`` if not even the first fits."""
+        kept = list(texts)
+        while True:
+            text = join_sentences(kept)
+            try:
+                self.encode_all([text])
+            except DataError:
+                if len(kept) == 1:
+                    raise
+                kept.pop()
+            else:
+                return text, len(texts) - len(kept)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out; a sentence again where training texts were not."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def view_geometry(view: int, key: str, crop_scale: float = 0.5) -> Geometry:
 
 def to_square(image: Image.Image, prep: Preprocessing, geometry: Geometry | None = None) -> np.ndarray:
     """RGB picture -> ``(size, size, 3)`` uint8, squashed or centre-cropped, after ``geometry`` if given."""
-    left, top, width, height = _source(image.size, prep, geometry)
+    left, top, width, height = shown_part(image.size, prep, geometry)
     box = (left, top, left + width, top + height)
     out = image.resize((prep.size, prep.size), _FILTERS[prep.interpolation], box=box)
     if geometry is not None and geometry.flip:
@@ -64,7 +65,7 @@ def place_box(
     ``box``: pixels of the upright stored image of size ``image`` (width, height). Returns the box in pixels
     of the square, which it may cross, and the share of its area that the square shows (0 to 1).
     """
-    left, top, width, height = _source(image, prep, geometry)
+    left, top, width, height = shown_part(image, prep, geometry)
     across, down = prep.size / width, prep.size / height
     x0, y0 = (box[0] - left) * across, (box[1] - top) * down
     x1, y1 = (box[2] - left) * across, (box[3] - top) * down
@@ -75,10 +76,11 @@ def place_box(
     return (x0, y0, x1, y1), seen_x * seen_y / ((x1 - x0) * (y1 - y0))
 
 
-def _source(
-    image: tuple[int, int], prep: Preprocessing, geometry: Geometry | None
+def shown_part(
+    image: tuple[int, int], prep: Preprocessing, geometry: Geometry | None = None
 ) -> tuple[float, float, float, float]:
-    """The part of the picture that becomes the square: left, top, width, height in pixels."""
+    """The part of a picture of size ``image`` (width, height) that becomes the square: left, top, width and
+    height in pixels."""
     width, height = image
     x0, y0, x1, y1 = geometry.crop if geometry is not None else (0.0, 0.0, 1.0, 1.0)
     left, top, across, down = x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height
@@ -108,6 +110,11 @@ def mirror_text(text: str) -> str:
         return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
 
     return re.sub(r"\b(left|right)\b", swap, text, flags=re.IGNORECASE)
+
+
+def join_sentences(texts: Sequence[str]) -> str:
+    """One text of several captions, a full stop between them."""
+    return ". ".join(text.strip().rstrip(" .") for text in texts)
 
 
 def normalise_text(text: str, prep: Preprocessing) -> str:

@@ -20,9 +20,9 @@ from typing import Protocol
 
 import numpy as np
 
-from mmgem.data.images import list_images
+from mmgem.data.images import image_size, list_images
 from mmgem.errors import ImageError, SearchIndexError
-from mmgem.search.store import KnownPhoto, NewContent, SeenFile, Store
+from mmgem.search.store import Box, KnownPhoto, NewContent, SeenFile, Store
 
 # Record files whose content is known already (moved, touched) at least this often.
 _FILES_PER_TRANSACTION = 1024
@@ -38,6 +38,10 @@ class Embedder(Protocol):
 
     def embed_images(self, images: Sequence[Path], /) -> np.ndarray:
         """Return (n, D) float32 rows of unit length; raise ImageError if any image cannot be decoded."""
+        ...
+
+    def find_regions(self, images: Sequence[Path], count: int, /) -> list[tuple[list[Box], np.ndarray]]:
+        """Return up to ``count`` boxes of each image and their vectors; called for an index with regions."""
         ...
 
 
@@ -75,6 +79,7 @@ def update_index(
     fingerprint: str,
     *,
     model: str = "",
+    regions: int | None = None,
     batch: int = 32,
     progress: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> IndexReport:
@@ -82,17 +87,19 @@ def update_index(
 
     ``make_embedder`` is called at most once, and only if some photo has to be embedded; ``fingerprint`` is
     that of the model it makes. ``model`` is kept in the index for whoever opens it (a name or a path that
-    loads the model again). ``progress`` is handed the paths of the new, changed, moved and touched files and
-    gives them back one by one, showing a bar: ``partial(track, label=…)`` of :mod:`mmgem.progress`.
+    loads the model again). ``regions``: how many boxes of each photo can be found beside the whole (None: as
+    the index has it, 0 if it is new). ``progress`` is handed the paths of the new, changed, moved and touched
+    files and gives them back one by one, showing a bar: ``partial(track, label=…)`` of :mod:`mmgem.progress`.
 
     Raises UsageError if ``folder`` is not a folder, and SearchIndexError if the index belongs to another
-    model or to another folder that still exists, is damaged, or is being written by another process, or if
-    the folder has no photos although the index does (a drive that is not mounted looks like that).
+    model, another number of regions or another folder that still exists, is damaged, or is being written by
+    another process, or if the folder has no photos although the index does (a drive that is not mounted looks
+    like that).
     """
     began = time.perf_counter()
     folder = folder.resolve()
     found = _scan(folder)
-    with Store(out, fingerprint) as store:
+    with Store(out, fingerprint, regions) as store:
         _check_folder(store, out, folder)
         known = store.photos()
         if known and not found:
@@ -184,13 +191,16 @@ class _Run:
                 if isinstance(result, str):
                     contents.append(NewContent(first.digest, np.zeros((0, 0), np.float32), problem=result))
                 else:
-                    contents.append(NewContent(first.digest, result[None], (None,)))
+                    boxes, vectors = result
+                    size = image_size(self.folder / first.path) if len(boxes) > 1 else None
+                    contents.append(NewContent(first.digest, vectors, boxes, size=size))
                     self.embedded += 1
         self.store.record(contents, files)
         self.queue, self.settled = {}, []
 
-    def _embed(self, paths: list[Path]) -> list[np.ndarray | str]:
-        """Return the vector (D,) of each photo, or why it has none.
+    def _embed(self, paths: list[Path]) -> list[tuple[list[Box | None], np.ndarray] | str]:
+        """Return the boxes (None: the whole, which comes first) and vectors (m, D) of each photo, or why it
+        has none.
 
         A batch with a bad photo is halved until the bad one is alone.
         """
@@ -203,6 +213,7 @@ class _Run:
                 )
         try:
             vectors = np.asarray(self.embedder.embed_images(paths), np.float32)
+            found = self.embedder.find_regions(paths, count) if (count := self.store.regions) else []
         except ImageError as error:
             if len(paths) == 1:
                 return [str(error).removeprefix(f"{paths[0]}: ")]
@@ -212,7 +223,12 @@ class _Run:
             raise SearchIndexError(
                 f"the model gave an array {vectors.shape}, not {(len(paths), self.embedder.dim)}"
             )
-        return [v if np.isfinite(v).all() else "its embedding is not finite" for v in vectors]
+        found = found or [([], vectors[:0])] * len(paths)
+        rows = [np.concatenate([v[None], more]) for v, (_, more) in zip(vectors, found, strict=True)]
+        return [
+            ([None, *boxes], own) if np.isfinite(own).all() else "its embedding is not finite"
+            for own, (boxes, _) in zip(rows, found, strict=True)
+        ]
 
 
 def _scan(folder: Path) -> dict[str, tuple[int, int]]:

@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from mmgem.errors import UsageError
+from mmgem.search.places import Place
 from mmgem.search.store import Box, Snapshot, check_fingerprint, read_store
 
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
 _QUERIES_AT_ONCE = 32
+_PLACE_WEIGHT = np.float32(0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,17 @@ class PhotoIndex:
         self.folder = folder
         self.fingerprint = snapshot.fingerprint
         self.model = snapshot.model
+        self.regions = snapshot.regions
         self._stored = snapshot.vectors
+        self._places = snapshot.places
         self._entries = snapshot.entries
         self._rows = np.array([row for row, _, _ in snapshot.entries], np.int64)
         # Entries of row r are _starts[r] : _starts[r + 1]; none for a row no photo points to.
         self._starts = np.searchsorted(self._rows, np.arange(len(self._stored) + 1))
         self._dead = np.flatnonzero(np.diff(self._starts) == 0)
+        boxed = self._rows[[box is not None for _, _, box in snapshot.entries]] if self.regions else ()
+        self._boxed = np.zeros(len(self._stored), bool)
+        self._boxed[np.asarray(boxed, np.int64)] = True
 
     @classmethod
     def open(
@@ -105,30 +112,72 @@ class PhotoIndex:
         """
         return next(self._search(np.asarray(vector, np.float32)[None], k), [])
 
+    def search_regions(self, vector: np.ndarray, k: int = 10, place: Place | None = None) -> list[Hit]:
+        """Return the best box of each of the ``k`` photos with the best boxes for ``vector`` (D,).
+
+        ``place``: only boxes there count, and the nearer to its middle the better: up to 0.1 is added to the
+        cosine. Raises UsageError as :meth:`search` does, and if the index was made without regions.
+        """
+        if not self.regions:
+            raise UsageError("this index has no regions; make one with: mmgem index DIR --regions 20")
+        queries = self._checked(np.asarray(vector, np.float32)[None], k)
+        scores = (queries @ self._stored.T)[0]
+        out = ~self._boxed
+        out[self._dead] = True
+        if place is not None:
+            assert self._places is not None
+            fit = place.fit(self._places)
+            scores = scores + _PLACE_WEIGHT * fit
+            out |= fit <= 0
+        scores[out] = -np.inf
+        best: dict[bytes, Hit] = {}
+        # Photos with several good boxes take more than k rows; look further until k photos are there.
+        depth = 4 * k
+        while True:
+            rows = [row for row in top_rows(scores, depth) if scores[row] > -np.inf]
+            hits = sorted(
+                (-float(scores[row]), path, _box(box) or ())
+                for row in rows
+                for _, path, box in self._entries[self._starts[row] : self._starts[row + 1]]
+            )
+            best = {}
+            for score, path, box in hits:
+                best.setdefault(path, Hit(self.folder / os.fsdecode(path), -score, box or None))
+            if len(best) >= k or len(rows) < depth:
+                return list(best.values())[:k]
+            depth *= 4
+
     def search_many(self, vectors: np.ndarray, k: int = 10) -> list[list[Hit]]:
         """Search for each row of ``vectors`` (q, D): as :meth:`search`, but faster than one at a time."""
         return list(self._search(np.asarray(vectors, np.float32), k))
 
     def _search(self, queries: np.ndarray, k: int) -> Iterator[list[Hit]]:
-        if k < 1:
-            raise UsageError(f"k must be at least 1, not {k}")
+        self._checked(queries, k)
         if len(self) == 0:
             yield from ([] for _ in queries)
             return
-        if queries.ndim != 2 or queries.shape[1] != self._stored.shape[1]:
-            raise UsageError(
-                f"this index holds vectors of {self._stored.shape[1]} numbers, not {queries.shape[1:]}"
-            )
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             scores = queries[start : start + _QUERIES_AT_ONCE] @ self._stored.T
             scores[:, self._dead] = -np.inf
+            scores[:, self._boxed] = -np.inf
             yield from (self._best(row, k) for row in scores)
+
+    def _checked(self, queries: np.ndarray, k: int) -> np.ndarray:
+        if k < 1:
+            raise UsageError(f"k must be at least 1, not {k}")
+        if len(self) and (queries.ndim != 2 or queries.shape[1] != self._stored.shape[1]):
+            raise UsageError(
+                f"this index holds vectors of {self._stored.shape[1]} numbers, not {queries.shape[1:]}"
+            )
+        return queries
 
     def _best(self, scores: np.ndarray, k: int) -> list[Hit]:
         """Scores (R,) of the stored rows -> the k best entries."""
         found = []
         for row in top_rows(scores, k):
             score = float(scores[row])
+            if score == -np.inf:
+                continue
             for entry in range(self._starts[row], self._starts[row + 1]):
                 _, path, box = self._entries[entry]
                 found.append((-score, path, _box(box) or ()))

@@ -36,7 +36,9 @@ _FORMAT = 1
 _DATABASE = "photos.sqlite3"
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE contents (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, problem TEXT);
+CREATE TABLE contents (
+    id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, problem TEXT, width INTEGER, height INTEGER
+);
 CREATE TABLE photos (
     path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
     content INTEGER NOT NULL REFERENCES contents(id)
@@ -70,12 +72,15 @@ class KnownPhoto:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewContent:
-    """A content to record: ``vectors`` (m, D) float32 with a box or None (whole image) each, or a problem."""
+    """A content to record: ``vectors`` (m, D) float32 with a box or None (whole image) each, or a problem.
+
+    ``size`` (width, height) in pixels is that of the upright photo, needed where there are boxes."""
 
     digest: bytes
     vectors: np.ndarray
     boxes: Sequence[Box | None] = ()
     problem: str | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +88,8 @@ class Snapshot:
     """One consistent state of an index.
 
     ``vectors`` (R, D) float32 is memory-mapped and may hold rows that no photo points to. ``entries`` are
-    (row, path, box as JSON or None), sorted by row, then path.
+    (row, path, box as JSON or None), sorted by row, then path. ``regions`` is how many boxes a photo has at
+    most; ``places`` (R, 4) float32, where there are any, the box of each row in shares of its photo.
     """
 
     fingerprint: str
@@ -91,6 +97,8 @@ class Snapshot:
     folder: Path
     vectors: np.ndarray
     entries: list[tuple[int, bytes, str | None]]
+    regions: int = 0
+    places: np.ndarray | None = None
 
 
 class Store:
@@ -100,7 +108,8 @@ class Store:
     or was built by a model with another fingerprint.
     """
 
-    def __init__(self, out: Path, fingerprint: str) -> None:
+    def __init__(self, out: Path, fingerprint: str, regions: int | None = None) -> None:
+        """``regions``: boxes a photo, at most; None: as the index has it, 0 if it is new."""
         self._out = out
         with _named(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +117,7 @@ class Store:
         try:
             with _named(out):
                 self._db = _connect(out / _DATABASE, create=True)
-                self._prepare(fingerprint)
+                self._prepare(fingerprint, regions)
         except BaseException:
             self._lock.close()
             raise
@@ -127,6 +136,12 @@ class Store:
         """Folder of the indexed photos as last recorded (absolute); None for a new index."""
         with _named(self._out):
             return _path(_meta(self._db, "folder"))
+
+    @property
+    def regions(self) -> int:
+        """Boxes a photo, at most."""
+        with _named(self._out):
+            return int(_meta(self._db, "regions"))
 
     def set_source(self, folder: Path, model: str) -> None:
         """Record where the photos are (absolute, and relative to the index) and the model's name."""
@@ -174,7 +189,8 @@ class Store:
         with self._transaction():
             for content in contents:
                 number = self._db.execute(
-                    "INSERT INTO contents (digest, problem) VALUES (?, ?)", (content.digest, content.problem)
+                    "INSERT INTO contents (digest, problem, width, height) VALUES (?, ?, ?, ?)",
+                    (content.digest, content.problem, *(content.size or (None, None))),
                 ).lastrowid
                 for box in content.boxes:
                     text = None if box is None else json.dumps(box)
@@ -216,15 +232,19 @@ class Store:
         with suppress(OSError):  # Windows keeps a file that a reader has mapped; the next run tries again
             old.unlink()
 
-    def _prepare(self, fingerprint: str) -> None:
+    def _prepare(self, fingerprint: str, regions: int | None) -> None:
         """Make a new manifest, or check that this one is ours; sweep what a killed compaction left."""
         if _version(self._db, self._out) == 0:
             with self._transaction():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
-                self._set_meta({"fingerprint": fingerprint, "generation": 0})
+                self._set_meta({"fingerprint": fingerprint, "generation": 0, "regions": regions or 0})
                 self._db.execute(f"PRAGMA user_version = {_FORMAT}")
         check_fingerprint(self._out, _meta(self._db, "fingerprint"), fingerprint)
+        if regions is not None and regions != (made := _meta(self._db, "regions")):
+            raise SearchIndexError(
+                f"{self._out}: was made with {made} regions a photo, not {regions}; use another index"
+            )
         for stray in self._out.glob("vectors-*.f32"):
             if stray != self._vectors_file():
                 with suppress(OSError):
@@ -292,13 +312,29 @@ def read_store(out: Path) -> Snapshot:
             "SELECT row, path, box FROM rows JOIN photos ON photos.content = rows.content ORDER BY row, path"
         ).fetchall()
         vectors_file = _vectors_file(out, int(_meta(db, "generation")))
+        regions, rows = int(_meta(db, "regions")), _count_rows(db)
         return Snapshot(
             fingerprint=_meta(db, "fingerprint"),
             model=_meta(db, "model") or "",
             folder=_folder(db, out),
-            vectors=_map(vectors_file, _count_rows(db), int(_meta(db, "dim") or 0)),
+            vectors=_map(vectors_file, rows, int(_meta(db, "dim") or 0)),
             entries=entries,
+            regions=regions,
+            places=_places(db, rows) if regions else None,
         )
+
+
+def _places(db: sqlite3.Connection, rows: int) -> np.ndarray:
+    """The box (rows, 4) of each row in shares of its photo; 0, 0, 1, 1 for a whole photo."""
+    places = np.tile(np.array([0, 0, 1, 1], np.float32), (rows, 1))
+    boxed = db.execute(
+        "SELECT row, box, width, height FROM rows JOIN contents ON contents.id = content"
+        " WHERE box IS NOT NULL"
+    )
+    for row, box, width, height in boxed:
+        x0, y0, x1, y1 = json.loads(box)
+        places[row] = (x0 / width, y0 / height, x1 / width, y1 / height)
+    return places
 
 
 def check_fingerprint(out: Path, built: str, wanted: str) -> None:

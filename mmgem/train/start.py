@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmgem.config import ModelConfig, Recipe, StartConfig, TowerConfig, to_dict
+from mmgem.config import ModelConfig, Preprocessing, Recipe, StartConfig, TowerConfig, to_dict
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.checkpoint import build, check_size, load_into, load_model
@@ -54,9 +54,12 @@ def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     assert recipe.start.checkpoint is not None
     old, tokenizer = load_model(recipe.start.checkpoint)
     _keep(recipe.model, old.config, "model", {"model.dropout", "model.tower.cut"})
-    _keep(recipe.preprocessing, tokenizer.prep, "preprocessing", {"preprocessing.scales"})
-    if recipe.preprocessing.scales:  # they change what the weights are shown, not the weights
-        tokenizer.prep = dataclasses.replace(tokenizer.prep, scales=recipe.preprocessing.scales)
+    # These change what the weights are shown, not the weights.
+    free = ("scales", "max_text_tokens")
+    _keep(recipe.preprocessing, tokenizer.prep, "preprocessing", {f"preprocessing.{name}" for name in free})
+    set_here = {k: getattr(recipe.preprocessing, k) for k in free}
+    changed = {k: v for k, v in set_here.items() if v != getattr(Preprocessing(), k)}
+    tokenizer.prep = dataclasses.replace(tokenizer.prep, **changed)
     config: ModelConfig = dataclasses.replace(old.config)
     if config.tower.kind == "efficientnet_lite0":
         # Where the cut lies changes what is cached and trained, not the function.

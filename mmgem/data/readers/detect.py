@@ -7,9 +7,11 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mmgem.data.images import IMAGE_SUFFIXES, list_images
 from mmgem.data.readers.coco import coco_records, karpathy_records
+from mmgem.data.readers.dci import DCI_MARKS, dci_folder, read_dci
 from mmgem.data.readers.files import read_text
 from mmgem.data.readers.flickr import (
     is_csv_header,
@@ -18,11 +20,18 @@ from mmgem.data.readers.flickr import (
     read_caption_csv,
     read_flickr_tokens,
 )
+from mmgem.data.readers.flickr30k_entities import entities_folder, read_flickr30k_entities
 from mmgem.data.readers.folders import read_caption_folder, read_class_folders
+from mmgem.data.readers.refcoco import PICKLES, pickle_refused, read_refcoco, refuse_pickles
+from mmgem.data.readers.regions import json_items
+from mmgem.data.readers.visual_genome import visual_genome_records
 from mmgem.data.records import Record, keep_split, read_jsonl
 from mmgem.errors import DataError, UsageError
 
-_KNOWN = "JSONL, COCO captions, Karpathy JSON, a Flickr token file or an image,caption CSV"
+_KNOWN = (
+    "JSONL, COCO captions, Karpathy JSON, Visual Genome regions, RefCOCO, DCI, a Flickr token file or an "
+    "image,caption CSV"
+)
 _ANNOTATIONS = frozenset({".jsonl", ".json", ".csv", ".txt", ".token"})
 
 _Reader = Callable[[], list[Record]]
@@ -33,9 +42,10 @@ def load_dataset(
 ) -> list[Record]:
     """Load the dataset at ``path``: a file, or a folder; ``split`` keeps that split only.
 
-    Files: JSONL, COCO captions, Karpathy JSON, Flickr tokens, CSV with ``image,caption`` or with pipes;
-    ``images`` is their images folder, looked for near the file if None. A folder with one such file at its
-    top is that file; otherwise images with ``.txt`` beside them, class folders, or plain images.
+    Files: JSONL, COCO captions, Karpathy JSON, Visual Genome regions, RefCOCO refs, Flickr tokens, CSV with
+    ``image,caption`` or with pipes; ``images`` is their images folder, looked for near the file if None.
+    Folders: Flickr30k Entities; DCI; with one such file at the top, that file; otherwise images with ``.txt``
+    beside them, class folders, or plain images.
 
     Raises DataError for a file of no known format or with a malformed entry, UsageError for a missing path,
     an unknown split, a folder with several datasets or with none, and ``images`` where it has no meaning.
@@ -50,6 +60,8 @@ def load_dataset(
 def _reader(path: Path, images: str | os.PathLike[str] | None) -> _Reader | str:
     """What reads the file ``path``, or why nothing does. Looks at the content only."""
     folder = Path(images) if images is not None else None
+    if path.suffix.lower() in PICKLES and path.is_file():
+        raise DataError(pickle_refused(path))
     try:
         text = read_text(path)
     except DataError as error:
@@ -67,7 +79,7 @@ def _reader(path: Path, images: str | os.PathLike[str] | None) -> _Reader | str:
 
 
 def _json_reader(path: Path, text: str, images: Path | None) -> _Reader | str:
-    """Tell JSONL, COCO and Karpathy apart by the first JSON value of the file."""
+    """Tell the formats apart by the first JSON value of the file; of a list, by its first item."""
 
     def jsonl() -> list[Record]:
         if images is not None:
@@ -76,14 +88,20 @@ def _json_reader(path: Path, text: str, images: Path | None) -> _Reader | str:
             )
         return read_jsonl(path)
 
+    value: Any
+    listing = text.lstrip().startswith("[")
     try:
-        value, _ = json.JSONDecoder().raw_decode(text.lstrip())
+        value = next(json_items(text), None) if listing else json.JSONDecoder().raw_decode(text.lstrip())[0]
     except (ValueError, RecursionError) as error:
         return jsonl if path.suffix.lower() == ".jsonl" else f"it is not valid JSON: {error}"
-    if path.suffix.lower() == ".jsonl" or (isinstance(value, dict) and "image" in value):
+    if path.suffix.lower() == ".jsonl":
         return jsonl
-    if not isinstance(value, dict):
-        return "it is a JSON list, not an object"
+    if listing:
+        return _list_reader(path, text, value, images)
+    if value.keys() >= DCI_MARKS:
+        return lambda: read_dci(path, images)
+    if "image" in value:
+        return jsonl
     listed = value.get("images")
     if isinstance(listed, list) and listed and isinstance(listed[0], dict):
         if "sentences" in listed[0]:
@@ -96,11 +114,28 @@ def _json_reader(path: Path, text: str, images: Path | None) -> _Reader | str:
     return f"it is a JSON object with the keys {', '.join(list(value)[:8]) or '(none)'}"
 
 
+def _list_reader(path: Path, text: str, first: Any, images: Path | None) -> _Reader | str:
+    """Tell Visual Genome and RefCOCO apart by the first item of a JSON list."""
+    if isinstance(first, dict) and "ref_id" in first:
+        return lambda: read_refcoco(path, images)
+    regions = first.get("regions") if isinstance(first, dict) else None
+    if isinstance(regions, list) and all(isinstance(r, dict) and "phrase" in r for r in regions[:1]):
+        return lambda: visual_genome_records(text, path, images)
+    return "it is a JSON list, not an object"
+
+
 def _in_folder(folder: Path, images: str | os.PathLike[str] | None) -> _Reader:
     """What reads the dataset in ``folder``."""
+    files: dict[Path, _Reader] = {}
+    if entities := entities_folder(folder):
+        files[entities / "Sentences"] = lambda: read_flickr30k_entities(entities, images)
+    if dci := dci_folder(folder):
+        files[dci] = lambda: read_dci(dci, images)
+    if folder in files:
+        return files[folder]
     names = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     pictures = {entry.stem for entry in names if entry.suffix.lower() in IMAGE_SUFFIXES}
-    files = {
+    files |= {
         entry: reader
         for entry in names
         if entry.suffix.lower() in _ANNOTATIONS and entry.stem not in pictures and entry.is_file()
@@ -110,6 +145,7 @@ def _in_folder(folder: Path, images: str | os.PathLike[str] | None) -> _Reader:
         raise UsageError(f"{folder}: several datasets, name one: {', '.join(file.name for file in files)}")
     if files:
         return next(iter(files.values()))
+    refuse_pickles(folder)
     if images is not None:
         raise UsageError(f"{folder}: no annotation file in it, so an images folder has no meaning")
     found = list_images(folder)

@@ -1,0 +1,90 @@
+"""Regions: a box and its captions among all boxes of a set, and where a heat map peaks.
+
+The same thing may be there more than once: a photo on several canvases, one phrase for two boxes. Regions
+with the same captions are one thing: any of them is a right answer (t2r), and texts are counted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from mmgem.errors import UsageError
+
+_DEPTHS = (1, 5, 10)
+_ROUNDING = np.float32(1e-6)
+_BLOCK = 512
+
+Floats = npt.NDArray[np.floating[Any]]
+Box = tuple[float, float, float, float]
+
+
+class RegionScores(TypedDict):
+    """Recalls by name in percent, each way, and how many regions and different texts there were."""
+
+    r2t: dict[str, float]
+    t2r: dict[str, float]
+    regions: int
+    texts: int
+
+
+def region_scores(
+    regions: Floats, texts: Floats, thing_of_region: npt.ArrayLike, thing_of_text: npt.ArrayLike
+) -> RegionScores:
+    """Return ``{"r2t": {"R@1", "R@5", "R@10"}, "t2r": {...}, "regions", "texts"}``, recalls in percent.
+
+    ``regions`` (n, D), ``texts`` (m, D): unit rows; ``thing_of_...``: integers (n,) and (m,), equal where a
+    text describes a region. A region is found right if any text of its thing is among the k best of all
+    texts; a text if any region of its thing is among the k best of all regions. Ties count against the
+    model.
+
+    Raises UsageError for shapes that do not fit, and for a region without a text or a text without a region.
+    """
+    a, b = np.asarray(thing_of_region), np.asarray(thing_of_text)
+    if a.shape != (len(regions),) or b.shape != (len(texts),):
+        raise UsageError("one thing a region and one a text are needed")
+    if lonely := set(a.tolist()) ^ set(b.tolist()):
+        raise UsageError(f"thing {min(lonely)} has no text or no region")
+    return {
+        "r2t": _recalls(thing_ranks(regions, texts, a, b)),
+        "t2r": _recalls(thing_ranks(texts, regions, b, a)),
+        "regions": len(a),
+        "texts": len(b),
+    }
+
+
+def thing_ranks(asked: Floats, found: Floats, of_asked: np.ndarray, of_found: np.ndarray) -> np.ndarray:
+    """1-based ranks (n,) of the best of ``found`` that is the same thing as each of ``asked``."""
+    ranks = np.empty(len(asked), np.int64)
+    for at in range(0, len(asked), _BLOCK):
+        scores = np.asarray(asked[at : at + _BLOCK], np.float32) @ np.asarray(found, np.float32).T
+        own = of_asked[at : at + _BLOCK, None] == of_found[None]
+        best = np.where(own, scores, -np.inf).max(1, keepdims=True) - _ROUNDING
+        ranks[at : at + _BLOCK] = 1 + ((scores >= best) & ~own).sum(1)
+    return ranks
+
+
+def pointing(heat: Floats, boxes: Sequence[Box], sizes: Sequence[tuple[int, int]]) -> dict[str, float]:
+    """``{"pointing", "chance"}`` in percent: how often the peak of a heat map ``heat[i]`` (h, w) lies in
+    ``boxes[i]`` (pixels of an image of ``sizes[i]``, width and height), and the mean share of the box's area.
+
+    The pointing game of Zhang et al. 2016 (arXiv 1608.00507), without its tolerance. Raises UsageError if the
+    lengths differ.
+    """
+    if not len(heat) == len(boxes) == len(sizes) or not len(heat):
+        raise UsageError(f"{len(heat)} heat maps, {len(boxes)} boxes and {len(sizes)} sizes")
+    hits, areas = [], []
+    for own, (x0, y0, x1, y1), (width, height) in zip(heat, boxes, sizes, strict=True):
+        row, column = divmod(int(np.argmax(own)), own.shape[1])
+        x, y = (column + 0.5) / own.shape[1] * width, (row + 0.5) / own.shape[0] * height
+        hits.append(x0 <= x < x1 and y0 <= y < y1)
+        across, down = min(x1, width) - max(x0, 0.0), min(y1, height) - max(y0, 0.0)
+        areas.append(max(across, 0) * max(down, 0) / (width * height))
+    return {"pointing": 100 * float(np.mean(hits)), "chance": 100 * float(np.mean(areas))}
+
+
+def _recalls(ranks: np.ndarray) -> dict[str, float]:
+    return {f"R@{k}": 100 * float(np.mean(ranks <= k)) for k in _DEPTHS}

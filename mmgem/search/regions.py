@@ -1,0 +1,95 @@
+"""Regions without a detector: windows of many sizes pooled from one feature map, the telling ones kept.
+
+A window is worth keeping if what it shows differs from what is around it: its embedding is compared with
+that of the frame twice its area (centre against surround, as in saliency maps, Itti et al. 1998), and windows
+that overlap a better one are dropped (non-maximum suppression). The same windows, all of them, make the heat
+map of a text. Everything is linear until the projection, so all windows of a map are one matrix product.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgem.models.network import MMGEMNetwork
+from mmgem.models.pooling import axis_weights
+
+_SIDES = (0.22, 0.3, 0.4, 0.52, 0.68)
+_RATIOS = (1.0, 0.6, 1.67)  # width to height
+_STRIDE = 0.25  # of the window's side
+_OVERLAP = 0.45
+_SURROUND = 2.0**0.5
+
+
+def windows() -> Tensor:
+    """Boxes ``(n, 4)`` of many sizes and shapes all over a unit square, float32."""
+    made = []
+    for side in _SIDES:
+        for ratio in _RATIOS:
+            width, height = min(1.0, side * ratio**0.5), min(1.0, side / ratio**0.5)
+            xs = np.linspace(0, 1 - width, max(2, round((1 - width) / (width * _STRIDE)) + 1))
+            ys = np.linspace(0, 1 - height, max(2, round((1 - height) / (height * _STRIDE)) + 1))
+            made += [(x, y, x + width, y + height) for y in ys for x in xs]
+    return torch.tensor(made, dtype=torch.float32)
+
+
+def surrounds(boxes: Tensor) -> Tensor:
+    """The boxes of twice the area around ``boxes`` ``(n, 4)``, cut at the unit square."""
+    middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    return torch.cat([middle - _SURROUND * half, middle + _SURROUND * half], 1).clamp(0, 1)
+
+
+def pool_windows(maps: Tensor, boxes: Tensor) -> Tensor:
+    """Pool the same ``boxes`` ``(n, 4)`` (shares of the square) of every map ``(B, H, W, C)``: ``(B, n, C)``.
+
+    Equal to :func:`mmgem.models.pooling.pool_boxes`, as one matrix product.
+    """
+    _, height, width, _ = maps.shape
+    wx = axis_weights(boxes[:, 0] * width, boxes[:, 2] * width, width)
+    wy = axis_weights(boxes[:, 1] * height, boxes[:, 3] * height, height)
+    weights = (wy[:, :, None] * wx[:, None, :]).flatten(1).to(maps)
+    return weights @ maps.flatten(1, 2)
+
+
+def embed_windows(network: MMGEMNetwork, maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings ``(B, n, D)`` of ``boxes`` and of the frames around them, not normalised."""
+    inner, outer = pool_windows(maps, boxes), pool_windows(maps, surrounds(boxes))
+    ground = surrounds(boxes)
+    small, large = _area(boxes), _area(ground)
+    share = (small / large).clamp(max=0.95)[None, :, None].to(maps)
+    frame = (outer - share * inner) / (1 - share)
+    return network.h1(inner), network.h1(frame)
+
+
+def choose(boxes: Tensor, inner: Tensor, frame: Tensor, count: int) -> Tensor:
+    """Numbers of the ``count`` windows of one image to keep, best first, none overlapping another much.
+
+    ``inner``, ``frame``: ``(n, D)`` of :func:`embed_windows`.
+    """
+    score = 1 - F.cosine_similarity(inner, frame, dim=-1)
+    order = score.argsort(descending=True, stable=True)
+    overlap = overlaps(boxes)
+    kept: list[int] = []
+    free = torch.ones(len(boxes), dtype=torch.bool)
+    for at in order.tolist():
+        if free[at]:
+            kept.append(at)
+            free &= overlap[at] < _OVERLAP
+            if len(kept) == count:
+                break
+    return torch.tensor(kept)
+
+
+def overlaps(boxes: Tensor) -> Tensor:
+    """Intersection over union ``(n, n)`` of boxes ``(n, 4)``."""
+    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    both = (high - low).clamp(min=0).prod(-1)
+    area = _area(boxes)
+    return both / (area[:, None] + area[None] - both)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -1,0 +1,118 @@
+"""Windows pooled as boxes are, telling ones found, heat where the text's picture is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toys
+from PIL import Image
+
+from mmgem import MMGEM, UsageError
+from mmgem.models.pooling import pool_boxes
+from mmgem.search.regions import choose, embed_windows, overlaps, pool_windows, surrounds, windows
+
+
+@pytest.fixture
+def model() -> MMGEM:
+    return MMGEM(toys.network(), toys.tokenizer(), batch=2)
+
+
+def photo(path: Path, size: tuple[int, int] = (64, 48), seed: int = 0) -> Path:
+    """Noise with a red patch at the bottom left."""
+    pixels = np.random.default_rng(seed).integers(90, 120, (size[1], size[0], 3)).astype(np.uint8)
+    pixels[size[1] // 2 :, : size[0] // 2] = (250, 10, 10)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_windows_are_inside_and_of_many_sizes() -> None:
+    boxes = windows()
+    assert boxes.min() >= 0
+    assert boxes.max() <= 1 + 1e-6
+    assert len(boxes) == len(boxes.unique(dim=0))
+    areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).round(decimals=3).unique()
+    assert areas.min() < 0.06
+    assert areas.max() > 0.4
+    around = surrounds(boxes)
+    assert (around[:, :2] <= boxes[:, :2]).all()
+    assert (around[:, 2:] >= boxes[:, 2:]).all()
+
+
+def test_windows_are_pooled_as_boxes_are() -> None:
+    maps = torch.randn(2, 5, 7, 3)
+    boxes = windows()[::9]
+    expected = pool_boxes(maps, (boxes * torch.tensor([7, 5, 7, 5])).expand(2, -1, -1), (5, 7))[:, :, 0]
+    torch.testing.assert_close(pool_windows(maps, boxes), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_windows_are_embedded_as_boxes_are() -> None:
+    network = toys.network(projection="mlp")
+    maps = torch.randn(1, 4, 4, network.tower.channels)
+    boxes, side = windows()[::17], float(network.tower.size)
+    inner, frame = embed_windows(network, maps, boxes)
+    expected = network.visual(maps, (boxes * side)[None])[0, :, 0]
+    torch.testing.assert_close(inner[0], expected, atol=1e-5, rtol=1e-4)
+    assert frame.shape == inner.shape
+    assert torch.isfinite(frame).all()
+
+
+def test_telling_windows_do_not_overlap_much() -> None:
+    boxes = windows()
+    inner, frame = torch.randn(len(boxes), 8), torch.randn(len(boxes), 8)
+    inner[5] = -frame[5]  # nothing differs more from what is around it
+    kept = choose(boxes, inner, frame, 12)
+    assert len(kept) == 12
+    assert kept[0] == 5
+    assert (overlaps(boxes[kept]) - torch.eye(12)).max() < 0.45
+
+
+def test_overlap_of_boxes() -> None:
+    boxes = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 6, 6.0]])
+    expected = torch.tensor([[1, 1 / 7, 0], [1 / 7, 1, 0], [0, 0, 1.0]])
+    torch.testing.assert_close(overlaps(boxes), expected)
+
+
+def test_found_regions_are_embedded_as_their_boxes(model: MMGEM, tmp_path: Path) -> None:
+    paths = [photo(tmp_path / f"{i}.png", (64 + 8 * i, 48), i) for i in range(11)]
+    found = model.find_regions(paths, 6)
+    assert len(found) == 11
+    for path, (boxes, vectors) in zip(paths, found, strict=True):
+        assert len(boxes) == len(vectors) == 6
+        width, height = Image.open(path).size
+        assert all(0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height for x0, y0, x1, y1 in boxes)
+        again = model.embed_images([path] * 6, boxes)
+        np.testing.assert_allclose(vectors, again, atol=0.02)  # boxes are rounded to a tenth of a pixel
+    with pytest.raises(UsageError, match="count must be at least 1"):
+        model.find_regions(paths, 0)
+
+
+def test_boxes_of_one_photo_share_its_maps(model: MMGEM, tmp_path: Path) -> None:
+    one, two = photo(tmp_path / "a.png"), photo(tmp_path / "b.png", seed=1)
+    boxes = [(0, 0, 20, 20), None, (5, 5, 60, 40), (1, 2, 30, 40), (0, 0, 64, 48)]
+    images = [one, one, one, two, one]
+    together = model.embed_images(images, boxes)
+    alone = np.concatenate([model.embed_images([i], [b]) for i, b in zip(images, boxes, strict=True)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    runs = []
+    hook = model.network.tower.register_forward_hook(lambda *_: runs.append(1))
+    model.embed_images([one] * 5, boxes)
+    hook.remove()
+    assert len(runs) == 1
+    assert model.caption(images, boxes) == [
+        model.caption([i], [b])[0] for i, b in zip(images, boxes, strict=True)
+    ]
+
+
+def test_heat_is_where_the_patch_is(model: MMGEM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = photo(tmp_path / "a.png")
+    patch = model.embed_images([path], [(0, 24, 32, 48)])
+    monkeypatch.setattr(model, "embed_texts", lambda texts: np.repeat(patch, len(texts), 0))
+    heat = model.heatmap(path, ["red", "red"], cells=16)
+    assert heat.shape == (2, 16, 16)
+    assert heat.dtype == np.float32
+    row, column = divmod(int(heat[0].argmax()), 16)
+    assert row >= 8
+    assert column < 8
