@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toys
+from PIL import Image
 from tiny import save_photos
 
 from mmgem import MMGEM, __version__
@@ -24,6 +25,7 @@ VERBS = (
     "search",
     "caption",
     "classify",
+    "heatmap",
     "embed",
     "train",
     "eval",
@@ -420,3 +422,14 @@ def test_regions_are_searched(run, tiny_photos, tmp_path):
         "hits"
     ]
     assert "box" not in hits[0]
+
+
+def test_heatmap(run, tiny_photos, tmp_path):
+    out, _ = run("heatmap", tiny_photos[0], "a dog", "--out", tmp_path / "heat.png")
+    place, score = out.strip().split("\t")
+    told = json.loads(run("heatmap", tiny_photos[0], "a dog", "--json")[0])
+    assert [round(x) for x in told["peak"]] == [int(x) for x in place.split(",")]
+    assert float(score) == pytest.approx(told["score"], abs=1e-3)
+    assert np.max(told["heat"]) == pytest.approx(told["score"], abs=1e-3)
+    with Image.open(tmp_path / "heat.png") as picture:
+        assert picture.size == (48, 36)

@@ -22,6 +22,7 @@ from mmgem.cli.demo import demo
 from mmgem.cli.embed import embed
 from mmgem.cli.eval import evaluate
 from mmgem.cli.export import export
+from mmgem.cli.heatmap import heatmap
 from mmgem.cli.index import index
 from mmgem.cli.mosaic import mosaic
 from mmgem.cli.output import note
@@ -41,6 +42,7 @@ app.command("index", short_help="Make a folder of photos searchable.")(index)
 app.command("search", short_help="Find photos by words, or by a photo.")(search)
 app.command("caption", short_help="Describe photos, or boxes of them.")(caption)
 app.command("classify", short_help="Sort photos into classes you name.")(classify)
+app.command("heatmap", short_help="Where in a photo a text is.")(heatmap)
 app.command("embed", short_help="Vectors of photos and texts.")(embed)
 app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("eval", short_help="Measure a model on a test set.")(evaluate)

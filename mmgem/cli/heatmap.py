@@ -1,0 +1,51 @@
+"""``mmgem heatmap``: where in a photo a text is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmgem.cli.inputs import ModelOption, load_model
+from mmgem.cli.output import JsonOption, print_json
+from mmgem.errors import UsageError
+
+
+def heatmap(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A photo.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for in it.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="F", help="Write the photo under its heat map.")
+    ] = None,
+    model: ModelOption = "tiny",
+    as_json: JsonOption = False,
+) -> None:
+    """Show where in a photo a text is: prints the hottest place, x and y in pixels, and its similarity.
+
+    The colours of the picture span the map's own range: they say where, not whether. With --json:
+    {"file", "text", "peak": [x, y], "score", "heat": rows of cosines from the top}.
+    """
+    if not text.strip():
+        raise UsageError("the text to look for is empty")
+    if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UsageError(f"{out}: must end in .png, .jpg or .webp")
+    mmgem = load_model(model)
+    from mmgem.data.images import image_size
+    from mmgem.search.heat import draw_heat
+
+    heat = mmgem.heatmap(photo, [text])[0]
+    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    width, height = image_size(photo)
+    peak = [(column + 0.5) / heat.shape[1] * width, (row + 0.5) / heat.shape[0] * height]
+    if out is not None:
+        try:
+            draw_heat(photo, heat).save(out)
+        except OSError as error:
+            raise UsageError(f"{out}: cannot be written: {error.strerror or error}") from error
+    score = float(heat.max())
+    if as_json:
+        found = {"peak": [round(x, 1) for x in peak], "score": round(score, 6)}
+        print_json({"file": str(photo), "text": text, **found, "heat": heat.round(4).tolist()})
+    else:
+        print(f"{peak[0]:.0f},{peak[1]:.0f}\t{score:.3f}")
