@@ -2,9 +2,9 @@
 
     python benchmarks/pooling.py [--maps 64] [--boxes 100] [--side 14] [--channels 1280] [--repeats 5]
 
-Both sides pool the same boxes of the same maps; the results are compared. "sampled" is what one writes without
-torchvision: ``grid_sample`` at 7 x 7 bins of 2 x 2 points a box, then the mean. Each side runs in a process
-of its own, so that the peak memory printed is its own, the maps included.
+Both sides pool the same boxes of the same maps; the results are compared. "sampled" is what one writes
+without torchvision: ``grid_sample`` at 7 x 7 bins of 2 x 2 points a box, then the mean. Each side runs in a
+process of its own, so that the peak memory printed is its own, the maps included.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ def main() -> None:
     difference = abs(found["sampled"][2] - found["closed form"][2]).max()
     assert difference < 1e-4, difference
     slow = statistics.median(found["sampled"][0])
-    print(
-        f"{options.maps} maps of {options.side} x {options.side} x {options.channels}, {options.boxes} boxes each"
-    )
+    shape = f"{options.side} x {options.side} x {options.channels}"
+    print(f"{options.maps} maps of {shape}, {options.boxes} boxes each")
     print(f"largest difference {difference:.1e}; median of {options.repeats}\n")
     for name, (seconds, peak, _) in found.items():
         taken = statistics.median(seconds)

@@ -185,7 +185,7 @@ class StartConfig:
     """Where the weights come from before step 0."""
 
     checkpoint: Path | None = None
-    """A model folder to continue from; excludes the others."""
+    """A model to continue from: a folder, or the name of a packaged one; excludes the others."""
     tower: str = "efficientnet_lite0"
     """Base weights: a pulled name, a transformers folder or a hub id."""
     llm: str = "smollm2"

@@ -17,6 +17,7 @@ from mmgem.models.checkpoint import build, check_size, load_into, load_model
 from mmgem.models.llm import export_config, truncate
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.pull import SOURCES, base_folder
+from mmgem.models.registry import resolve
 from mmgem.models.storage import dequantize, load_tensors, quantize
 from mmgem.models.towers import EfficientNetTower
 from mmgem.train.state import difference
@@ -52,7 +53,7 @@ def source_folder(name: str) -> Path:
 
 def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     assert recipe.start.checkpoint is not None
-    old, tokenizer = load_model(recipe.start.checkpoint)
+    old, tokenizer = load_model(resolve(recipe.start.checkpoint))
     _keep(recipe.model, old.config, "model", {"model.dropout", "model.tower.cut"})
     # These change what the weights are shown, not the weights.
     free = ("scales", "max_text_tokens")
