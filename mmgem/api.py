@@ -15,7 +15,7 @@ from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
-from mmgem.generate.captions import generate_captions
+from mmgem.generate.captions import caption_candidates, choose_captions
 from mmgem.models.checkpoint import load_model
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
@@ -83,15 +83,21 @@ class MMGEM:
         boxes: Sequence[Box | None] | None = None,
         beams: int = 3,
         max_tokens: int = 30,
+        assess: float = 0.15,
     ) -> list[str]:
-        """Describe each image, or one box of each, in a sentence. ``beams=1`` is greedy decoding."""
+        """Describe each image, or one box of each, in a sentence. ``beams=1`` is greedy decoding.
+
+        ``assess``: how much the model's own embedding of what beam search found decides which is said, added
+        to log P a token as a multiple of cosine over temperature; 0: log P alone.
+        """
         if beams < 1 or max_tokens < 1:
             raise UsageError("beams and max_tokens must be at least 1")
         captions = []
         for visual in (part for chunk in self._visual(images, boxes) for part in chunk.split(self.batch)):
             prefixes = self.network.prefix(visual)
-            found = generate_captions(self.network, prefixes, self.tokenizer.end, beams, max_tokens)
-            captions += [self.tokenizer.decode(c.ids) for c in found]
+            found = caption_candidates(self.network, prefixes, self.tokenizer.end, beams, max_tokens)
+            chosen = choose_captions(self.network, visual[:, 0], found, assess)
+            captions += [self.tokenizer.decode(c.ids) for c in chosen]
         return captions
 
     @torch.inference_mode()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import toys
 from torch import Tensor
 
-from mmgem.generate.captions import Caption, generate_captions
+from mmgem.generate.captions import Caption, caption_candidates, choose_captions, generate_captions
 from mmgem.models.network import MMGEMNetwork
 
 END = 0
@@ -157,3 +157,40 @@ def test_more_beams_do_not_lose_probability() -> None:
         for beams in (1, 4)
     ]
     assert mean[1] >= mean[0] - 1e-4
+
+
+@torch.inference_mode()
+def test_candidates_do_not_depend_on_their_neighbours() -> None:
+    network = confident("llama", seed=2, ends=3.0)
+    torch.manual_seed(2)
+    prefixes = torch.randn(5, 2, 16) * 2
+    together = caption_candidates(network, prefixes, END, 3, 12)
+    assert max(map(len, together)) > 3
+    for b, found in enumerate(together):
+        assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+        (alone,) = caption_candidates(network, prefixes[b : b + 1], END, 3, 12)
+        assert [c.ids for c in found] == [c.ids for c in alone]
+        for c in found:
+            ended = c.score > -torch.inf
+            assert ended or len(found) == 1
+            expected = forced_log_prob(network, prefixes[b], c, ended)
+            assert c.log_prob == pytest.approx(expected, abs=1e-4)
+            assert not ended or c.score == pytest.approx(c.log_prob / (len(c.ids) + 1) ** 0.7, abs=1e-5)
+
+
+@torch.inference_mode()
+def test_the_model_chooses_by_its_own_embedding() -> None:
+    network = confident("llama", seed=2, ends=3.0)
+    torch.manual_seed(2)
+    found = caption_candidates(network, torch.randn(5, 2, 16) * 2, END, 4, 12)
+    visual = torch.randn(5, network.config.dim)
+    assert choose_captions(network, visual, found, 0.0) == [own[0] for own in found]
+    for weight in (0.05, 1.0, 100.0):
+        chosen = choose_captions(network, visual, found, weight, most=6)
+        for image, own, best in zip(visual, found, chosen, strict=True):
+            scores = []
+            for c in own[:6]:
+                text = network.text([torch.tensor(c.ids)])[0] if c.ids else None
+                cosine = -torch.inf if text is None else torch.cosine_similarity(image, text, dim=0)
+                scores.append(c.score + weight * float(network.logit_scale.exp() * cosine))
+            assert scores[own.index(best)] == pytest.approx(max(scores), abs=1e-4)

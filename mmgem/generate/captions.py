@@ -2,7 +2,9 @@
 
 Every prefix has the same length, so a batch needs no padding and its members cannot influence each other.
 Beam search keeps K live hypotheses an image and ranks finished ones by log P / length ** alpha
-(Wu et al. 2016, arXiv 1609.08144, simplified); beams=1 is greedy decoding.
+(Wu et al. 2016, arXiv 1609.08144, simplified); beams=1 is greedy decoding. :func:`choose_captions` then lets
+the model choose among the finished ones by its own embedding of them: what is likely, and looks like the
+picture.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -18,13 +21,14 @@ from mmgem.models.network import MMGEMNetwork
 
 @dataclass(frozen=True)
 class Caption:
-    """Token ids without the end token, and their summed log-probability (end token included)."""
+    """Token ids without the end token, their summed log-probability (end token included), and the score by
+    which beam search ranks."""
 
     ids: list[int]
     log_prob: float
+    score: float = -torch.inf
 
 
-@torch.inference_mode()
 def generate_captions(
     network: MMGEMNetwork,
     prefixes: Tensor,
@@ -33,10 +37,50 @@ def generate_captions(
     max_tokens: int = 30,
     alpha: float = 0.7,
 ) -> list[Caption]:
-    """Decode one caption per row of ``prefixes`` ``(B, P, H)``.
+    """Decode one caption per row of ``prefixes`` ``(B, P, H)``: the first of :func:`caption_candidates`."""
+    return [found[0] for found in caption_candidates(network, prefixes, end, beams, max_tokens, alpha)]
 
-    ``end``: the end-of-text token. ``beams``: live hypotheses (1 = greedy). Captions that do not end within
-    ``max_tokens`` are cut there. ``alpha``: length normalisation.
+
+@torch.inference_mode()
+def choose_captions(
+    network: MMGEMNetwork, visual: Tensor, candidates: list[list[Caption]], weight: float, most: int = 10
+) -> list[Caption]:
+    """Choose a caption for each row of visual embeddings ``(B, D)`` by score + ``weight`` * cosine / T.
+
+    T is the trained temperature. Only the ``most`` best by score are looked at. The idea is Self-Retrieval's
+    (the model that retrieves assesses), turned to captions.
+    """
+    kept = [found[:most] for found in candidates]
+    flat = [torch.tensor(c.ids) for found in kept for c in found if c.ids]
+    if not flat or not weight:
+        return [found[0] for found in kept]
+    texts = F.normalize(network.text(flat).float(), dim=-1)
+    images = F.normalize(visual.float(), dim=-1)
+    scale = weight * network.logit_scale.exp()
+    chosen, at = [], 0
+    for image, found in zip(images, kept, strict=True):
+        scores = []
+        for c in found:
+            likeness = scale * (texts[at] @ image) if c.ids else torch.tensor(-torch.inf)
+            at += bool(c.ids)
+            scores.append(c.score + float(likeness))
+        chosen.append(found[max(range(len(found)), key=scores.__getitem__)])
+    return chosen
+
+
+@torch.inference_mode()
+def caption_candidates(
+    network: MMGEMNetwork,
+    prefixes: Tensor,
+    end: int,
+    beams: int = 3,
+    max_tokens: int = 30,
+    alpha: float = 0.7,
+) -> list[list[Caption]]:
+    """Finished captions of each row of ``prefixes`` ``(B, P, H)``, best first; at least one.
+
+    ``end``: the end-of-text token. ``beams``: live hypotheses (1 = greedy). Where none ends within
+    ``max_tokens`` the best is cut there. ``alpha``: length normalisation.
     """
     count = len(prefixes)
     device = prefixes.device
@@ -55,7 +99,7 @@ def generate_captions(
     live[:, 0] = 0.0
     log_probs = log_probs[:, None].expand(-1, beams, -1)
     tokens = torch.empty(count, beams, 0, dtype=torch.long, device=device)
-    best: list[Caption] = [Caption([], -torch.inf)] * count
+    ended_ones: list[list[Caption]] = [[] for _ in range(count)]
     best_score = torch.full((count,), -torch.inf, device=device)
     open_ = torch.ones(count, dtype=torch.bool, device=device)
 
@@ -69,11 +113,11 @@ def generate_captions(
         # A hypothesis may end only from among the K best, as if the others were already pruned.
         final[:, beams:] = -torch.inf
         final = final.masked_fill(~ended, -torch.inf)
-        score, which = final.max(1)
-        for b in torch.nonzero(open_ & (score > best_score))[:, 0].tolist():
-            ids = tokens[b, origin[b, which[b]]].tolist()
-            best[b] = Caption(ids, float(top[b, which[b]]))
-        best_score = torch.where(open_, torch.maximum(best_score, score), best_score)
+        # Images that are done take no more: what is found must not depend on the others of the batch.
+        for b, w in torch.nonzero(torch.isfinite(final) & open_[:, None]).tolist():
+            ids = tokens[b, origin[b, w]].tolist()
+            ended_ones[b].append(Caption(ids, float(top[b, w]), float(final[b, w])))
+        best_score = torch.where(open_, torch.maximum(best_score, final.amax(1)), best_score)
 
         keep = top.masked_fill(ended, -torch.inf).topk(beams, dim=1)
         live, origin, token = keep.values, origin.gather(1, keep.indices), token.gather(1, keep.indices)
@@ -91,10 +135,11 @@ def generate_captions(
         states = llm(llm.embed(token.reshape(-1, 1)), at_position, None, cache)
         log_probs = llm.logits(states[:, 0]).float().log_softmax(-1).view(count, beams, -1)
 
-    for b in range(count):
-        if not torch.isfinite(best_score[b]):
-            best[b] = Caption(tokens[b, 0].tolist(), float(live[b, 0]))
-    return best
+    for b, found in enumerate(ended_ones):
+        found.sort(key=lambda c: -c.score)
+        if not found:
+            found.append(Caption(tokens[b, 0].tolist(), float(live[b, 0])))
+    return ended_ones
 
 
 def _causal(count: int, length: int, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ its values as ``low + q * scale``. What is rounded is listed in the file's metad
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -62,6 +63,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], bits: dict[str, int] | 
             out[name] = tensor.half().contiguous()
     # One entry only: the library writes several in random order, and equal weights shall be equal files.
     save_file(out, str(path), metadata={"quantized": json.dumps(rounded)} if rounded else {"format": "pt"})
+    path.chmod(0o666 & ~_umask())  # the library leaves it readable by its owner alone
+
+
+def _umask() -> int:
+    """The process's mask of new files' permissions; there is no way to read it but to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
