@@ -23,7 +23,17 @@ from mmgem.errors import DownloadError, ImageError, SearchIndexError, UsageError
 from mmgem.evaluate.classify import class_embeddings, classify
 from mmgem.models.pull import SETS, SOURCES, base_folder, cache_folder
 from mmgem.progress import track
-from mmgem.search.cards import Fact, Match, PhotoCard, QueryRow, Report, SimilarRow
+from mmgem.search.cards import (
+    Fact,
+    HeatCard,
+    Match,
+    PhotoCard,
+    QueryRow,
+    Region,
+    RegionCard,
+    Report,
+    SimilarRow,
+)
 from mmgem.search.index import IndexReport, update_index
 from mmgem.search.report import write_report
 from mmgem.search.search import PhotoIndex
@@ -52,6 +62,8 @@ CLASSES = (
 # fmt: on
 """The classes that photos are sorted into."""
 
+_REGIONS = 16  # boxes of each photo that can be found
+_REGION_QUERIES, _REGION_CARDS, _REGION_BOXES, _HEAT_CARDS = 3, 3, 4, 4
 _SHOWN = 40  # photos on the wall; a large folder is sampled evenly
 _MATCHES, _GUESSES, _CAPTION_QUERIES, _SIMILAR_ROWS = 4, 3, 3, 3
 _COPY = 0.999  # cosine above which a photo counts as the same picture
@@ -89,14 +101,16 @@ def run_demo(
     say(f"loading the model {model}")
     mmgem = MMGEM.from_pretrained(model)
     index, report = _index(out / "index", folder, mmgem, model)
-    if not len(index):
+    found = index.photos
+    if not found:
         bad = report.failed
         raise ImageError(f"{folder}: none of the {len(bad)} photos could be read: {bad[0].reason}")
-    speeds = [Fact("photos", f"{len(index):,}")]
+    speeds = [Fact("photos", f"{len(found):,}")]
     if report.embedded >= _MEASURED:
         speeds.append(Fact("photos indexed a second", f"{report.embedded / report.seconds:.0f}"))
 
-    shown = [int(i) for i in np.unique(np.linspace(0, len(index) - 1, min(_SHOWN, len(index))).round())]
+    spread = np.unique(np.linspace(0, len(found) - 1, min(_SHOWN, len(found))).round())
+    shown = [found[int(i)] for i in spread]
     paths = [index.paths[i] for i in shown]
     vectors = np.asarray(index.vectors[shown])
     before = time.perf_counter()
@@ -112,6 +126,8 @@ def run_demo(
     told = dict(zip(paths, captions, strict=True))
     rows = _queries(mmgem, index, queries, told)
     similar = _similar(index, vectors, told)
+    places, heat = _places(mmgem, index, queries)
+    cards = _region_cards(mmgem, paths, told)
     speeds.append(Fact("seconds in all", f"{time.perf_counter() - began:.0f}"))
 
     page = Report(
@@ -119,9 +135,12 @@ def run_demo(
         lead="One small model embeds, searches, captions and classifies these photos on the CPU. No tags, no "
         "file names, no network: what you see comes from the pixels alone.",
         figures=speeds,
-        facts=_facts(mmgem, model, len(index), len(paths), len(report.failed)),
+        facts=_facts(mmgem, model, len(found), len(paths), len(report.failed)),
         queries=rows,
         similar=similar,
+        region_queries=places,
+        regions=cards,
+        heat=heat,
         photos=[
             PhotoCard(path, caption, guess, path.name)
             for path, caption, guess in zip(paths, captions, guesses, strict=True)
@@ -161,7 +180,7 @@ def _index(out: Path, folder: Path, mmgem: MMGEM, model: str) -> tuple[PhotoInde
     """The index ``out`` of ``folder``, up to date; one of other photos or another model is replaced."""
     with suppress(SearchIndexError):
         old = PhotoIndex.open(out)
-        if old.fingerprint != mmgem.fingerprint or old.folder != folder.resolve():
+        if (old.fingerprint, old.folder, old.regions) != (mmgem.fingerprint, folder.resolve(), _REGIONS):
             shutil.rmtree(out)
     report = update_index(
         out,
@@ -169,6 +188,7 @@ def _index(out: Path, folder: Path, mmgem: MMGEM, model: str) -> tuple[PhotoInde
         lambda: mmgem,
         mmgem.fingerprint,
         model=model,
+        regions=_REGIONS,
         progress=partial(track, label="Indexing", unit=" photos"),
     )
     return PhotoIndex.open(out), report
@@ -211,6 +231,33 @@ def _similar(index: PhotoIndex, vectors: np.ndarray, captions: dict[Path, str]) 
         if len(chosen) < _SIMILAR_ROWS and row.matches[0].image not in [other.image for other in chosen]:
             chosen.append(row)
     return chosen
+
+
+def _places(mmgem: MMGEM, index: PhotoIndex, queries: Sequence[str]) -> tuple[list[QueryRow], list[HeatCard]]:
+    """The best boxes for the texts that find a photo most clearly, and the heat maps of those photos."""
+    vectors = mmgem.embed_texts(queries)
+    best = [hits[0] for hits in index.search_many(vectors, 1)]
+    clear = sorted(range(len(queries)), key=lambda i: -best[i].score)
+    rows = []
+    for i in clear[:_REGION_QUERIES]:
+        hits = index.search_regions(vectors[i], _MATCHES)
+        rows.append(QueryRow(queries[i], [Match(hit.path, hit.score, hit.box) for hit in hits]))
+    heat = [
+        HeatCard(best[i].path, queries[i], mmgem.heatmap(best[i].path, [queries[i]])[0])
+        for i in clear[:_HEAT_CARDS]
+    ]
+    return rows, heat
+
+
+def _region_cards(mmgem: MMGEM, paths: Sequence[Path], captions: dict[Path, str]) -> list[RegionCard]:
+    """A few photos with their most telling boxes, each described."""
+    cards = []
+    for path in paths[:: max(1, len(paths) // _REGION_CARDS)][:_REGION_CARDS]:
+        boxes, _ = mmgem.find_regions([path], _REGION_BOXES)[0]
+        said = mmgem.caption([path] * len(boxes), boxes)
+        regions = [Region(box, text) for box, text in zip(boxes, said, strict=True)]
+        cards.append(RegionCard(path, regions, captions[path]))
+    return cards
 
 
 def _some(captions: Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ def test_sample_photos(demo, samples, tmp_path):
     assert 1 <= section(page, "similar").count('class="source"') <= 3
     assert "scikit-image" in page and "CC BY 2.0" in page and "mmgem demo --out out" in page
     assert str(tmp_path) not in page, "a page can be given away"
-    assert len(PhotoIndex.open(tmp_path / "out" / "index")) == 10
+    assert len(PhotoIndex.open(tmp_path / "out" / "index").photos) == 10
     assert f'mmgem search {tmp_path / "out" / "index"} "a dog"' in said
     assert main(["search", str(tmp_path / "out" / "index"), "a dog"]) == 0
 
@@ -100,7 +100,7 @@ def test_many_photos_are_all_searched_but_not_all_shown(demo, tmp_path):
     page, _ = demo("--photos", tmp_path / "mine")
     assert section(page, "photos").count('class="card large"') == 40
     assert "40 of 60 photos" in page
-    assert len(PhotoIndex.open(tmp_path / "out" / "index")) == 60
+    assert len(PhotoIndex.open(tmp_path / "out" / "index").photos) == 60
 
 
 def test_the_same_copies_are_no_neighbours(demo, tmp_path):
@@ -116,7 +116,7 @@ def test_other_photos_and_other_models_replace_the_index(demo, samples, tmp_path
     demo("--photos", tmp_path / "mine")
     demo("--photos", tmp_path / "mine", model=save_tiny_model(tmp_path / "other", seed=1))
     index = PhotoIndex.open(tmp_path / "out" / "index")
-    assert len(index) == 3 and index.folder == tmp_path / "mine" and index.model == str(tmp_path / "other")
+    assert len(index.photos) == 3 and index.folder == tmp_path / "mine" and index.model == str(tmp_path / "other")
 
 
 def test_a_folder_without_photos_leaves_nothing_behind(tiny_model_folder, tmp_path, capfd):

@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 from mmgem.errors import UsageError
 from mmgem.search.cards import (
     Fact,
+    HeatCard,
     Match,
     PhotoCard,
     QueryRow,
@@ -84,6 +85,8 @@ def full_report(photo: Path) -> Report:
         regions=[
             RegionCard(photo, [Region((0, 0, 400, 300), "an ear", 0.25), Region((5, 5, 9, 9), "a nose")])
         ],
+        region_queries=[QueryRow("an ear at the top", [Match(photo, 0.3, box=(0, 0, 90, 90))])],
+        heat=[HeatCard(photo, "an ear", np.random.default_rng(1).random((7, 7)))],
         photos=[PhotoCard(photo, f"caption {n}", [("cat", 0.62)], "IMG_1.jpg") for n in range(9)],
         commands=['mmgem search idx "cats & dogs"'],
         note="The end.",
@@ -124,12 +127,14 @@ def test_every_photo_has_a_text_and_links_lead_somewhere(photo: Path, tmp_path: 
     ids = {a["id"] for _, a in page.tags if "id" in a}
     assert {(a["href"] or "")[1:] for a in page.all("a")} == {
         "search",
+        "places",
         "similar",
         "regions",
+        "heat",
         "photos",
         "made",
     }
-    assert {"search", "similar", "regions", "photos", "made"} <= ids
+    assert {"search", "places", "similar", "regions", "heat", "photos", "made"} <= ids
 
 
 def test_what_is_not_given_is_not_there(tmp_path: Path) -> None:
@@ -162,7 +167,7 @@ def test_boxes_are_in_pixels_of_the_upright_photo(photo: Path, tmp_path: Path) -
     write_report(tmp_path / "r.html", full_report(photo))
     page = Page(tmp_path / "r.html")
     views = [svg["viewbox"] for svg in page.all("svg", "boxes")]
-    assert views == ["0 0 800 1200"] * 2
+    assert views == ["0 0 800 1200"] * 3
     first = page.all("rect", "edge")[0]
     assert [first[name] for name in ("x", "y", "width", "height")] == ["80", "120", "320", "480"]
     tags = [tag["style"] for tag in page.all("span", "tag") if tag["style"]]

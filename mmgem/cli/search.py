@@ -78,7 +78,7 @@ def search(
         found: list[dict[str, Any]] = [{"file": str(h.path), "score": round(h.score, 6)} for h in hits]
         for told, hit in zip(found, hits, strict=True):
             told |= {"box": hit.box} if regions else {}
-        print_json({"query": asked, "hits": found, "photos": len(photos)})
+        print_json({"query": asked, "hits": found, "photos": len(photos.photos)})
     else:
         for hit in hits:
             box_text = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""

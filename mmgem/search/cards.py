@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from mmgem.data.images import ImageSource
 from mmgem.search.store import Box
 
@@ -78,6 +80,15 @@ class RegionCard:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class HeatCard:
+    """A photo, a text, and how well each place fits it: ``heat`` (h, w), rows from the top."""
+
+    image: ImageSource
+    text: str
+    heat: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """A page to show: empty parts are left out.
 
@@ -91,7 +102,9 @@ class Report:
     facts: Sequence[Fact] = ()
     queries: Sequence[QueryRow] = ()
     similar: Sequence[SimilarRow] = ()
+    region_queries: Sequence[QueryRow] = ()
     regions: Sequence[RegionCard] = ()
+    heat: Sequence[HeatCard] = ()
     photos: Sequence[PhotoCard] = ()
     commands: Sequence[str] = ()
     note: str = ""

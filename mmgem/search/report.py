@@ -17,10 +17,13 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from PIL import Image
+
 from mmgem.data.images import ImageSource, image_size, open_image
 from mmgem.errors import ImageError, UsageError
 from mmgem.files import write_atomic
-from mmgem.search.cards import Fact, Match, PhotoCard, QueryRow, RegionCard, Report, SimilarRow
+from mmgem.search.cards import Fact, HeatCard, Match, PhotoCard, QueryRow, RegionCard, Report, SimilarRow
+from mmgem.search.heat import draw_heat
 from mmgem.search.store import Box
 
 # Longest side in pixels of a photo in a strip and on the wall or with regions.
@@ -91,6 +94,19 @@ class _Pictures:
             self.problems.append(str(error))
             return _Picture("", (4, 3), key)
         image.thumbnail((side, side))
+        return self._encode(image, size, key)
+
+    def heat(self, card: HeatCard, side: int) -> _Picture:
+        """The photo under its heat map; a picture of its own."""
+        key = self._keys.setdefault(card, len(self._keys))
+        try:
+            return self._encode(draw_heat(card.image, card.heat, side), image_size(card.image), key)
+        except ImageError as error:
+            self.problems.append(str(error))
+            return _Picture("", (4, 3), key)
+
+    @staticmethod
+    def _encode(image: Image.Image, size: tuple[int, int], key: int) -> _Picture:
         data = io.BytesIO()
         image.save(data, "JPEG", quality=_JPEG_QUALITY, optimize=True, progressive=True)
         return _Picture(f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}", size, key)
@@ -99,8 +115,15 @@ class _Pictures:
 def _page(report: Report, pictures: _Pictures) -> str:
     sections = [
         ("search", "Search", len(report.queries), _queries(report.queries, pictures)),
+        (
+            "places",
+            "Search in photos",
+            len(report.region_queries),
+            _region_queries(report.region_queries, pictures),
+        ),
         ("similar", "Photos like this one", len(report.similar), _similar(report.similar, pictures)),
         ("regions", "Regions", len(report.regions), _regions(report.regions, pictures)),
+        ("heat", "Where it is", len(report.heat), _heat(report.heat, pictures)),
         ("photos", "Photos", len(report.photos), _wall(report.photos, pictures)),
     ]
     sections = [section for section in sections if section[2]]
@@ -151,14 +174,34 @@ def _mosaic(cards: Sequence[PhotoCard], pictures: _Pictures) -> str:
 
 
 def _queries(rows: Sequence[QueryRow], pictures: _Pictures) -> str:
+    about = "Words against pixels: no tags, no file names. Numbers are cosine similarity."
+    return _section("search", "Search", about, _query_rows(rows, pictures))
+
+
+def _region_queries(rows: Sequence[QueryRow], pictures: _Pictures) -> str:
+    about = (
+        "The best box of each photo, found without a detector; words for a place in the photo restrict it."
+    )
+    return _section("places", "Search in photos", about, _query_rows(rows, pictures))
+
+
+def _query_rows(rows: Sequence[QueryRow], pictures: _Pictures) -> str:
     top = _top_score(rows)
-    body = "".join(
+    return "".join(
         f'<div class="row">\n<h3 class="query">{_text(row.text)}</h3>\n'
         f'<div class="strip">\n{_matches(row.matches, top, pictures)}</div>\n</div>\n'
         for row in rows
     )
-    about = "Words against pixels: no tags, no file names. Numbers are cosine similarity."
-    return _section("search", "Search", about, body)
+
+
+def _heat(cards: Sequence[HeatCard], pictures: _Pictures) -> str:
+    body = ""
+    for card in cards:
+        picture = pictures.heat(card, _SMALL)
+        photo = _photo(picture, f"Heat map of {card.text}", card.text)
+        body += f"{_figure('match', picture)}{photo}<figcaption>{_text(card.text)}</figcaption></figure>\n"
+    about = "How well each place of the photo fits the words: colours span the map, so they say where."
+    return _section("heat", "Where it is", about, f'<div class="row strip">\n{body}</div>\n')
 
 
 def _similar(rows: Sequence[SimilarRow], pictures: _Pictures) -> str:

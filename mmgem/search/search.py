@@ -83,6 +83,11 @@ class PhotoIndex:
         return [self.folder / os.fsdecode(path) for _, path, _ in self._entries]
 
     @cached_property
+    def photos(self) -> list[int]:
+        """Which entries are whole photos."""
+        return [number for number, (_, _, box) in enumerate(self._entries) if box is None]
+
+    @cached_property
     def boxes(self) -> list[Box | None]:
         """The box of each entry in pixels of the upright photo; None where it is the whole photo."""
         return [_box(text) for _, _, text in self._entries]
