@@ -116,7 +116,11 @@ def test_other_photos_and_other_models_replace_the_index(demo, samples, tmp_path
     demo("--photos", tmp_path / "mine")
     demo("--photos", tmp_path / "mine", model=save_tiny_model(tmp_path / "other", seed=1))
     index = PhotoIndex.open(tmp_path / "out" / "index")
-    assert len(index.photos) == 3 and index.folder == tmp_path / "mine" and index.model == str(tmp_path / "other")
+    assert (
+        len(index.photos) == 3
+        and index.folder == tmp_path / "mine"
+        and index.model == str(tmp_path / "other")
+    )
 
 
 def test_a_folder_without_photos_leaves_nothing_behind(tiny_model_folder, tmp_path, capfd):

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny import save_tiny_model
 
-from mmgem.errors import CheckpointError
-from mmgem.models.storage import GROUP_OF_4_BITS, dequantize, load_tensors, quantize, save_tensors
+from mmgem.errors import CheckpointError, UsageError
+from mmgem.models.checkpoint import load_model
+from mmgem.models.ship import mix, ship
+from mmgem.models.storage import (
+    GROUP_OF_4_BITS,
+    _umask,
+    dequantize,
+    load_tensors,
+    quantize,
+    save_tensors,
+)
 
 HALF = 2.0**-11
 """Largest relative error of rounding to float16."""
@@ -126,3 +138,21 @@ def test_a_lost_part_of_a_rounded_tensor_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"w\.scale"):
         load_tensors(path)
+
+
+def test_two_models_are_mixed(tmp_path: Path) -> None:
+    one, two = (save_tiny_model(tmp_path / str(seed), seed=seed) for seed in range(2))
+    a, b = load_model(one)[0].state_dict(), load_model(two)[0].state_dict()
+    network, _ = load_model(one)
+    mix(network, load_model(two)[0], 0.25)
+    for name, weight in network.state_dict().items():
+        torch.testing.assert_close(weight, 0.75 * a[name] + 0.25 * b[name])
+    ship(one, tmp_path / "mixed", two, 0.25)
+    mixed = load_model(tmp_path / "mixed")[0].state_dict()
+    torch.testing.assert_close(mixed["emb"], 0.75 * a["emb"] + 0.25 * b["emb"], atol=1e-3, rtol=1e-3)
+    with pytest.raises(CheckpointError, match="different shapes"):
+        mix(network, toys.network(dim=4), 0.5)
+    with pytest.raises(UsageError, match="share must be from 0 to 1"):
+        mix(network, network, 1.5)
+    if os.name == "posix":
+        assert (tmp_path / "mixed" / "model.safetensors").stat().st_mode & 0o044 == 0o044 & ~_umask()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from mmgem.errors import CheckpointError, UsageError
 from mmgem.models.checkpoint import load_model, own_tensors, save_model
 from mmgem.models.network import MMGEMNetwork
 
@@ -14,12 +17,33 @@ def shipping_bits(network: MMGEMNetwork) -> dict[str, int]:
     return {n: 4 if p is table else 8 for n, p in own_tensors(network).items() if p.ndim >= 2}
 
 
-def ship(source: Path, out: Path) -> int:
+def ship(source: Path, out: Path, other: Path | None = None, share: float = 0.5) -> int:
     """Write a rounded copy of model folder ``source`` to ``out``; returns its size in bytes.
 
-    Raises ``CheckpointError`` if ``source`` cannot be loaded.
+    With ``other`` every weight is mixed: ``1 - share`` of ``source``, ``share`` of ``other``. Two models of
+    which one was trained from the other are often best in between (WiSE-FT, Wortsman et al. 2021,
+    arXiv 2109.01903). Raises ``CheckpointError`` if a model cannot be loaded or the two differ in shape,
+    ``UsageError`` for a share outside 0 to 1.
     """
     network, tokenizer = load_model(source)
+    if other is not None:
+        mix(network, load_model(other)[0], share)
     card = (source / "README.md").read_text(encoding="utf-8") if (source / "README.md").exists() else ""
     save_model(out, network, tokenizer, card, shipping_bits(network))
     return sum(f.stat().st_size for f in out.iterdir())
+
+
+@torch.no_grad()
+def mix(network: MMGEMNetwork, other: MMGEMNetwork, share: float) -> None:
+    """Move the weights of ``network`` a ``share`` of the way to those of ``other``.
+
+    Raises ``UsageError`` for a share outside 0 to 1, ``CheckpointError`` for models of different shapes.
+    """
+    if not 0 <= share <= 1:
+        raise UsageError(f"share must be from 0 to 1, not {share}")
+    ours, theirs = network.state_dict(), other.state_dict()
+    if {n: p.shape for n, p in ours.items()} != {n: p.shape for n, p in theirs.items()}:
+        raise CheckpointError("models of different shapes cannot be mixed")
+    for name, weight in ours.items():
+        if weight.is_floating_point():
+            weight.lerp_(theirs[name], share)
