@@ -16,7 +16,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/mmgem demo --out $(OUT) $(if $(PHOTOS),--photos "$(PHOTOS)")
+	$(BIN)/mmgem demo --out $(OUT) $(if $(PHOTOS),--photos "$(patsubst ~/%,$(HOME)/%,$(PHOTOS))")
 
 test: install
 	$(BIN)/pytest

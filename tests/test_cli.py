@@ -433,3 +433,12 @@ def test_heatmap(run, tiny_photos, tmp_path):
     assert np.max(told["heat"]) == pytest.approx(told["score"], abs=1e-3)
     with Image.open(tmp_path / "heat.png") as picture:
         assert picture.size == (48, 36)
+
+
+def test_photos_in_foreign_formats_are_not_lost_in_silence(run, tiny_photos, tmp_path):
+    shutil.copytree(tiny_photos[0].parent, tmp_path / "mix")
+    for name in ("a.HEIC", "b.cr2", "sub/c.heic", "notes.txt", ".hidden.heic"):
+        (tmp_path / "mix" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "mix" / name).write_bytes(b"x")
+    _, err = run("index", tmp_path / "mix", "--out", tmp_path / "idx")
+    assert err.strip().endswith("cannot be read, convert them first: 1 .cr2, 2 .heic")

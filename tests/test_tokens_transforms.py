@@ -164,3 +164,14 @@ def test_tokenizer_files(tmp_path: Path) -> None:
     endless.eos_token = None
     with pytest.raises(CheckpointError, match="no end-of-text token"):
         Tokenizer(endless, toys.prep())
+
+
+def test_decoded_text_is_written_as_people_write() -> None:
+    class Corpus:
+        eos_token_id = 0
+
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return " a man 's dog does n't run , it 's asleep"
+
+    text = Tokenizer(Corpus(), Preprocessing(lowercase=True)).decode([1])
+    assert text == "A man's dog doesn't run, it's asleep."

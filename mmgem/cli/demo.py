@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -30,5 +32,6 @@ def demo(
 
     result = run_demo(out, photos, lasting_name(model), say=note)
     note_skipped(result.problems)
-    note(f'search it yourself: mmgem search {result.index} "a dog"')
+    command = "mmgem" if shutil.which("mmgem") else sys.argv[0]  # not yet on the path after make demo
+    note(f'search it yourself: {command} search {result.index} "a dog"')
     print(result.page)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmgem.cli.inputs import ModelOption, load_model
-from mmgem.cli.output import JsonOption, print_json
+from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.errors import UsageError
 
 
@@ -41,6 +41,7 @@ def heatmap(
     if out is not None:
         try:
             draw_heat(photo, heat).save(out)
+            note(f"wrote {out}")
         except OSError as error:
             raise UsageError(f"{out}: cannot be written: {error.strerror or error}") from error
     score = float(heat.max())

@@ -133,3 +133,4 @@ def _write_page(path: Path, query: str | None, image: Path | None, box: Box | No
         report = Report(title=f"Photos like {image.name}", similar=[SimilarRow(image, matches, box)])
     for problem in write_report(path, report):
         note(f"left blank in {path}: {problem}")
+    note(f"wrote {path}")

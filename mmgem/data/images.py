@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -34,6 +35,11 @@ IMAGE_SUFFIXES = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2",
 )
 # fmt: on
+
+# Photos all the same, which nothing here decodes.
+_FOREIGN = frozenset(
+    ".heic .heif .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw .psd .xcf .svg .eps".split()  # noqa: SIM905
+)
 
 # EXIF orientation -> what brings the stored pixels upright.
 _TURNS = {
@@ -89,6 +95,16 @@ def image_size(source: ImageSource) -> tuple[int, int]:
             turned = False
         width, height = image.size
         return (height, width) if turned else (width, height)
+
+
+def foreign_photos(folder: str | os.PathLike[str]) -> dict[str, int]:
+    """How many files under ``folder`` are photos by their suffix, but in a format that cannot be read here
+    (HEIC, camera raw and the like): suffix -> number. Hidden files and folders are skipped."""
+    found: Counter[str] = Counter()
+    for _, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found.update(Path(name).suffix.lower() for name in files if not name.startswith("."))
+    return {suffix: count for suffix, count in sorted(found.items()) if suffix in _FOREIGN}
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:

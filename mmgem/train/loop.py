@@ -140,6 +140,8 @@ def prepare(recipe: Recipe) -> Run:
 
 def _described(path: Path, split: str | None, field: str, regions: bool = False) -> list[Record]:
     """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all)."""
+    if not path.exists():
+        raise ConfigError(f"{field.removesuffix('_split').replace('.split', '.train')}: {path}: No such file")
     try:
         records = load_dataset(path, split=split or None)
     except UsageError as error:
