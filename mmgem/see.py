@@ -21,7 +21,7 @@ from mmgem.data.records import Box
 from mmgem.data.transforms import normalise, place_box, shown_part, to_square
 from mmgem.errors import UsageError
 from mmgem.models.network import MMGEMNetwork
-from mmgem.search.regions import choose, embed_windows, windows
+from mmgem.search.regions import choose, embed_windows, pool_windows, windows
 
 _WINDOWS_AT_ONCE = 8  # images; bounds what their windows need to some 100 MB
 
@@ -107,7 +107,7 @@ def heat(
     ``(n, D)``; the mean over all windows that cover the place."""
     everywhere = windows().to(network.emb.device)
     maps = feature_maps(network, prep, [image])
-    seen = torch.stack([embed_windows(network, m, everywhere)[0] for m in maps]).mean(0)[0]
+    seen = torch.stack([network.h1(pool_windows(m, everywhere)) for m in maps]).mean(0)[0]
     scores = texts @ F.normalize(seen.float(), dim=-1).T
     centres = (torch.arange(cells, device=everywhere.device) + 0.5) / cells
     across = (everywhere[:, 0:1] <= centres) & (centres < everywhere[:, 2:3])

@@ -71,9 +71,8 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out; a sentence again where training texts were not."""
         text = " ".join(self.hf.decode(list(ids), skip_special_tokens=True).split())
-        text = re.sub(
-            r" (?='(?:s|re|ve|ll|d|m)\b|n't\b|[,;:])", "", text
-        )  # as people write, not as corpora do
+        # As people write, not as corpora do.
+        text = re.sub(r" (?='(?:s|re|ve|ll|d|m)\b|n't\b|[,;:])", "", text)
         if self.prep.lowercase and text:
             text = text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
         return text

@@ -7,19 +7,16 @@ with the same captions are one thing: any of them is a right answer (t2r), and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
+from mmgem.data.records import Box
 from mmgem.errors import UsageError
+from mmgem.evaluate.retrieval import ROUNDING, Floats, recalls
 
-_DEPTHS = (1, 5, 10)
-_ROUNDING = np.float32(1e-6)
 _BLOCK = 512
-
-Floats = npt.NDArray[np.floating[Any]]
-Box = tuple[float, float, float, float]
 
 
 class RegionScores(TypedDict):
@@ -49,8 +46,8 @@ def region_scores(
     if lonely := set(a.tolist()) ^ set(b.tolist()):
         raise UsageError(f"thing {min(lonely)} has no text or no region")
     return {
-        "r2t": _recalls(thing_ranks(regions, texts, a, b)),
-        "t2r": _recalls(thing_ranks(texts, regions, b, a)),
+        "r2t": recalls(thing_ranks(regions, texts, a, b)),
+        "t2r": recalls(thing_ranks(texts, regions, b, a)),
         "regions": len(a),
         "texts": len(b),
     }
@@ -62,7 +59,7 @@ def thing_ranks(asked: Floats, found: Floats, of_asked: np.ndarray, of_found: np
     for at in range(0, len(asked), _BLOCK):
         scores = np.asarray(asked[at : at + _BLOCK], np.float32) @ np.asarray(found, np.float32).T
         own = of_asked[at : at + _BLOCK, None] == of_found[None]
-        best = np.where(own, scores, -np.inf).max(1, keepdims=True) - _ROUNDING
+        best = np.where(own, scores, -np.inf).max(1, keepdims=True) - ROUNDING
         ranks[at : at + _BLOCK] = 1 + ((scores >= best) & ~own).sum(1)
     return ranks
 
@@ -84,7 +81,3 @@ def pointing(heat: Floats, boxes: Sequence[Box], sizes: Sequence[tuple[int, int]
         across, down = min(x1, width) - max(x0, 0.0), min(y1, height) - max(y0, 0.0)
         areas.append(max(across, 0) * max(down, 0) / (width * height))
     return {"pointing": 100 * float(np.mean(hits)), "chance": 100 * float(np.mean(areas))}
-
-
-def _recalls(ranks: np.ndarray) -> dict[str, float]:
-    return {f"R@{k}": 100 * float(np.mean(ranks <= k)) for k in _DEPTHS}

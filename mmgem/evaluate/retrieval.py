@@ -22,7 +22,7 @@ from mmgem.errors import UsageError
 _BLOCK_BYTES = 128 << 20
 _DEPTHS = (1, 5, 10)
 _UNIT_TOLERANCE = 0.01
-_ROUNDING = np.float32(1e-6)  # of a dot product of unit rows in float32, several times over
+ROUNDING = np.float32(1e-6)  # of a dot product of unit rows in float32, several times over
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -70,7 +70,7 @@ def ranks(images: Floats, texts: Floats, image_of_text: npt.ArrayLike) -> tuple[
     own = np.empty(len(t), np.float32)
     for block in _blocks(*t.shape):
         own[block] = np.einsum("td,td->t", v[owner[block]], t[block])
-    return _ranks(lambda rows: v[rows] @ t.T, own - _ROUNDING, owner, len(v))
+    return _ranks(lambda rows: v[rows] @ t.T, own - ROUNDING, owner, len(v))
 
 
 def ranks_from_matrix(scores: Floats, image_of_text: npt.ArrayLike) -> tuple[Ints, Ints]:
@@ -107,10 +107,12 @@ def _ranks(
     return image_ranks, text_ranks
 
 
-def _scores(image_ranks: Ints, text_ranks: Ints) -> RetrievalScores:
-    def recalls(of: Ints) -> dict[str, float]:
-        return {f"R@{k}": 100 * float(np.mean(of <= k)) for k in _DEPTHS}
+def recalls(of: Ints) -> dict[str, float]:
+    """Recalls by name ("R@1", "R@5", "R@10") in percent, of 1-based ranks ``of`` (n,)."""
+    return {f"R@{k}": 100 * float(np.mean(of <= k)) for k in _DEPTHS}
 
+
+def _scores(image_ranks: Ints, text_ranks: Ints) -> RetrievalScores:
     return {
         "i2t": recalls(image_ranks),
         "t2i": recalls(text_ranks),

@@ -55,8 +55,8 @@ def pool_windows(maps: Tensor, boxes: Tensor) -> Tensor:
 
 def embed_windows(network: MMGEMNetwork, maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings ``(B, n, D)`` of ``boxes`` and of the frames around them, not normalised."""
-    inner, outer = pool_windows(maps, boxes), pool_windows(maps, surrounds(boxes))
     ground = surrounds(boxes)
+    inner, outer = pool_windows(maps, boxes), pool_windows(maps, ground)
     small, large = _area(boxes), _area(ground)
     share = (small / large).clamp(max=0.95)[None, :, None].to(maps)
     frame = (outer - share * inner) / (1 - share)

@@ -108,9 +108,8 @@ def prepare(recipe: Recipe) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
     if recipe.data.mosaics and not recipe.data.region_share:
         raise ConfigError("data.mosaics: boxes are taken from them only if data.region_share is above 0")
-    records = _described(
-        recipe.data.train, recipe.data.split, "data.split", regions=recipe.data.region_share > 0
-    )
+    boxed = recipe.data.region_share > 0
+    records = _described(recipe.data.train, recipe.data.split, "data.train", "data.split", boxed)
     network, tokenizer = start(recipe)
     whole = network.config.tower.kind == "transformers" or network.config.tower.cut is None
     if recipe.optim.lr_tower > 0 and recipe.data.cached and whole:
@@ -124,7 +123,8 @@ def prepare(recipe: Recipe) -> Run:
         records, source = _with_mosaics(recipe, network, tokenizer.prep, records, photos)
     dev = None
     if recipe.data.dev or recipe.data.dev_split:
-        held_out = _described(recipe.data.dev or recipe.data.train, recipe.data.dev_split, "data.dev_split")
+        dev_data = recipe.data.dev or recipe.data.train
+        held_out = _described(dev_data, recipe.data.dev_split, "data.dev", "data.dev_split")
         held_out = held_out[: recipe.train.evaluate_images]
         dev = (held_out, image_source(recipe, network, tokenizer.prep, held_out, 1))
     teacher = embed_captions(recipe, distinct_texts(records)) if recipe.objective.soft_targets else None
@@ -138,14 +138,17 @@ def prepare(recipe: Recipe) -> Run:
     )
 
 
-def _described(path: Path, split: str | None, field: str, regions: bool = False) -> list[Record]:
-    """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all)."""
+def _described(
+    path: Path, split: str | None, field: str, split_field: str, regions: bool = False
+) -> list[Record]:
+    """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); the ``field`` names
+    are those of the recipe, for errors."""
     if not path.exists():
-        raise ConfigError(f"{field.removesuffix('_split').replace('.split', '.train')}: {path}: No such file")
+        raise ConfigError(f"{field}: {path}: No such file")
     try:
         records = load_dataset(path, split=split or None)
     except UsageError as error:
-        raise ConfigError(f'{field}: {error} ("" for none)') from error
+        raise ConfigError(f'{split_field}: {error} ("" for none)') from error
     kept = [r for r in records if r.captions or (regions and r.regions)]
     if not kept:
         raise DataError(f"{path}: no captions in split {split!r}")
