@@ -178,6 +178,9 @@ class TrainConfig:
     tensorboard: bool = False
     threads: int = 0
     """CPU threads; 0: torch's choice."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the LLM's blocks and head; weights, optimiser, tower, similarities and losses are float32
+    in any case. bfloat16 needs hardware for it (AVX512-BF16, AMX, a GPU): elsewhere it is slower."""
 
 
 @dataclass

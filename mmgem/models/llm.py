@@ -35,6 +35,8 @@ class LLM(nn.Module):
         self.lm = AutoModelForCausalLM.from_config(hf_config)
         # Without initialisation (see checkpoint.build) the library does not tie the head either.
         self.lm.tie_weights()
+        self.training_dtype = torch.float32
+        """What the blocks and the head compute in while they train; weights and sums stay in float32."""
 
     @property
     def width(self) -> int:
@@ -68,24 +70,31 @@ class LLM(nn.Module):
         if allowed is not None:
             mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
             mask = mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)[:, None]
-        out = self.lm.base_model(
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        return out.last_hidden_state
+        with self._autocast(inputs):
+            out = self.lm.base_model(
+                inputs_embeds=inputs,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        return out.last_hidden_state.to(inputs.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Output head: ``(..., H)`` -> ``(..., vocabulary)`` float, with the model's own soft cap if any."""
-        return self._capped(self.lm.get_output_embeddings()(hidden))
+        with self._autocast(hidden):
+            return self._capped(self.lm.get_output_embeddings()(hidden))
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Logits of some tokens only: ``(..., H)``, ``(S,)`` int64 -> ``(..., S)``."""
         head = self.lm.get_output_embeddings()
         bias = head.bias[tokens] if getattr(head, "bias", None) is not None else None
-        return self._capped(torch.nn.functional.linear(hidden, head.weight[tokens], bias))
+        with self._autocast(hidden):
+            return self._capped(torch.nn.functional.linear(hidden, head.weight[tokens], bias))
+
+    def _autocast(self, like: Tensor) -> torch.autocast:
+        lower = self.training and self.training_dtype != torch.float32
+        return torch.autocast(like.device.type, self.training_dtype if lower else torch.bfloat16, lower)
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = getattr(self.lm.config, "final_logit_softcapping", None)

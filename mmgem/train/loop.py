@@ -131,6 +131,7 @@ def prepare(recipe: Recipe) -> Run:
     size, seed = recipe.train.batch, recipe.train.seed
     batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher)
     groups = trainable(network, recipe.optim, recipe.data.cached)
+    network.llm.training_dtype = getattr(torch, recipe.train.precision)
     average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
     total = max(1, round(recipe.train.epochs * batches.per_epoch))
     return Run(
