@@ -75,6 +75,9 @@ class Preprocessing:
     scales: tuple[int, ...] = ()
     """More input sides: outside training an image or box is read at ``size`` and at each of these, and its
     embedding is the mean. Larger ones see smaller things; each costs another pass of the tower."""
+    region_scales: tuple[int, ...] = ()
+    """Still more input sides, for boxes only: a box is read at the sides that show it about as large as
+    ``size`` and ``scales`` show a photo (see :mod:`mmgem.scales`)."""
     lowercase: bool = False
     """Lower-case texts and drop the final full stop, before embedding and captioning alike."""
     text_prefix: str = ""
@@ -107,6 +110,8 @@ class DataConfig:
     """Share of whole images whose text is two or more of their captions, joined in random order."""
     region_share: float = 0.0
     """Share of a batch that is boxes with captions instead of whole images (stage 2)."""
+    region_size: int = 0
+    """Input side in pixels of the images boxes are taken from; 0: ``preprocessing.size``."""
     boxes_per_image: int = 4
     """Most boxes taken from one image in a batch; they share its feature map."""
     mosaics: int = 0

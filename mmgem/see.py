@@ -1,18 +1,20 @@
 """What the model sees of pictures: embeddings of whole images, of boxes, and of the regions it finds itself.
 
-Every picture is read at the model's side and at each of ``preprocessing.scales``; what is seen at the scales
-is averaged before it is normalised. Boxes given for one picture share its feature maps.
+A whole picture is read at the model's side and at each of ``preprocessing.scales``, a box at the sides that
+show it large enough (:mod:`mmgem.scales`); what is seen at several sides is averaged before it is normalised.
+A picture goes through the tower once a side, however many boxes of it are wanted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from mmgem.config import Preprocessing
@@ -21,24 +23,10 @@ from mmgem.data.records import Box
 from mmgem.data.transforms import normalise, place_box, shown_part, to_square
 from mmgem.errors import UsageError
 from mmgem.models.network import MMGEMNetwork
+from mmgem.scales import all_sides, box_levels, whole_sides
 from mmgem.search.regions import choose, embed_windows, pool_windows, windows
 
-_WINDOWS_AT_ONCE = 8  # images; bounds what their windows need to some 100 MB
-
-
-def feature_maps(network: MMGEMNetwork, prep: Preprocessing, images: Sequence[ImageSource]) -> list[Tensor]:
-    """Feature maps ``(B, h, w, C)`` of the images, one for each scale.
-
-    Raises ``ImageError`` for an image that cannot be read.
-    """
-    scales = [dataclasses.replace(prep, size=side) for side in (prep.size, *prep.scales)]
-    # Twice the model's side leaves the resize something to filter; boxes do not mind the scale.
-    opened = [open_image(image, min_side=2 * max(s.size for s in scales)) for image in images]
-    device = network.emb.device
-    return [
-        network.tower(normalise(np.stack([to_square(i, scale) for i in opened]), scale).to(device))
-        for scale in scales
-    ]
+_AT_ONCE = 8  # images; bounds what their windows, or their maps at the largest side, need to some 100 MB
 
 
 def see(
@@ -49,23 +37,69 @@ def see(
 ) -> Tensor:
     """Visual embeddings ``(n, 1 + tiles, D)``, not normalised, of the images, or of every box of each in turn
     (None: the whole image). Raises ``ImageError``, and ``UsageError`` for a box that cannot be."""
-    maps = feature_maps(network, prep, images)
     if boxes is None or all(box is None for own in boxes for box in own):
-        whole = torch.stack([network.visual(m) for m in maps]).mean(0)
+        whole = _see_whole(network, prep, _opened(prep, images, whole_sides(prep)))
         return whole if boxes is None else whole[[i for i, own in enumerate(boxes) for _ in own]]
-    most = max(len(own) for own in boxes)
-    places = torch.zeros(len(images), most, 4)
-    full = torch.zeros(len(images), most, dtype=torch.bool)
-    given = torch.zeros(len(images), most, dtype=torch.bool)
-    for i, (image, own) in enumerate(zip(images, boxes, strict=True)):
-        for k, box in enumerate(own):
-            given[i, k], full[i, k] = True, box is None
-            if box is not None:
-                places[i, k] = torch.tensor(placed(image, box, prep))
-    device = network.emb.device
-    places, full, given = places.to(device), full.to(device)[..., None, None], given.to(device)
-    seen = [torch.where(full, network.visual(m)[:, None], network.visual(m, places)) for m in maps]
-    return torch.stack(seen).mean(0)[given]
+    placed_boxes = [
+        [None if box is None else placed(image, box, prep) for box in own]
+        for image, own in zip(images, boxes, strict=True)
+    ]
+    seen = []
+    for at in range(0, len(images), _AT_ONCE):
+        opened = _opened(prep, images[at : at + _AT_ONCE], all_sides(prep))
+        seen.append(_see_boxes(network, prep, opened, placed_boxes[at : at + _AT_ONCE]))
+    return torch.cat(seen)
+
+
+def _see_whole(network: MMGEMNetwork, prep: Preprocessing, opened: Sequence[Image.Image]) -> Tensor:
+    sides = whole_sides(prep)
+    return torch.stack([network.visual(read(network, prep, opened, side)) for side in sides]).mean(0)
+
+
+def _see_boxes(
+    network: MMGEMNetwork,
+    prep: Preprocessing,
+    opened: Sequence[Image.Image],
+    boxes: Sequence[Sequence[Box | None]],
+) -> Tensor:
+    """As :func:`see`, of ``boxes`` in pixels of the tower's input: each read at its own sides."""
+    owner = np.array([i for i, own in enumerate(boxes) for _ in own])
+    flat = [box for own in boxes for box in own]
+    whole = np.array([box is None for box in flat])
+    places = torch.tensor([box or (0, 0, 0, 0) for box in flat], dtype=torch.float32)
+    levels = box_levels((((places[:, 2:] - places[:, :2]) / prep.size).prod(1)).sqrt().numpy(), prep)
+    at_whole = np.isin(all_sides(prep), whole_sides(prep)).astype(np.float32)
+    levels[whole] = at_whole / at_whole.sum()
+    device, total = network.emb.device, None
+    for side, share in zip(all_sides(prep), levels.T, strict=True):
+        items = np.flatnonzero(share)
+        if not len(items):
+            continue
+        used, row = np.unique(owner[items], return_inverse=True)
+        maps = read(network, prep, [opened[i] for i in used], side)
+        column = np.concatenate([np.arange(n) for n in np.bincount(row)])  # items come image by image
+        grid = torch.zeros(len(used), int(column.max()) + 1, 4)
+        grid[row, column] = places[items]
+        seen = network.visual(maps, grid.to(device))[row, column]
+        if whole[items].any():
+            full = torch.from_numpy(whole[items]).to(device)[:, None, None]
+            seen = torch.where(full, network.visual(maps)[row], seen)
+        total = seen.new_zeros(len(flat), *seen.shape[1:]) if total is None else total
+        total[items] += torch.from_numpy(share[items]).to(device)[:, None, None] * seen
+    assert total is not None
+    return total
+
+
+def _opened(prep: Preprocessing, images: Sequence[ImageSource], sides: Sequence[int]) -> list[Image.Image]:
+    # Twice the side leaves the resize something to filter; boxes do not mind the scale.
+    return [open_image(image, min_side=2 * max(sides)) for image in images]
+
+
+def read(network: MMGEMNetwork, prep: Preprocessing, opened: Sequence[Image.Image], side: int) -> Tensor:
+    """Feature maps ``(B, h, w, C)`` of pictures read at ``side`` pixels."""
+    scaled = dataclasses.replace(prep, size=side)
+    pixels = np.stack([to_square(image, scaled) for image in opened])
+    return network.tower(normalise(pixels, scaled).to(network.emb.device))
 
 
 def placed(image: ImageSource, box: Box, prep: Preprocessing) -> Box:
@@ -78,6 +112,16 @@ def placed(image: ImageSource, box: Box, prep: Preprocessing) -> Box:
     return place_box(box, (width, height), prep)[0]
 
 
+def _window_levels(prep: Preprocessing, everywhere: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Input sides, the numbers of the windows ``(n, 4)`` read at each, and how much it counts for them."""
+    shares = (everywhere[:, 2:] - everywhere[:, :2]).prod(1).sqrt().cpu().numpy()
+    for side, share in zip(all_sides(prep), box_levels(shares, prep).T, strict=True):
+        (used,) = np.nonzero(share)
+        if len(used):
+            weight = torch.from_numpy(share[used]).to(everywhere)
+            yield side, torch.from_numpy(used).to(everywhere.device), weight[None, :, None]
+
+
 def find_regions(
     network: MMGEMNetwork, prep: Preprocessing, images: Sequence[ImageSource], count: int
 ) -> list[tuple[list[Box], Tensor]]:
@@ -85,11 +129,15 @@ def find_regions(
     ``(k, D)``, not normalised; the most telling first. See :mod:`mmgem.search.regions`."""
     found = []
     everywhere = windows().to(network.emb.device)
-    for at in range(0, len(images), _WINDOWS_AT_ONCE):
-        chunk = images[at : at + _WINDOWS_AT_ONCE]
-        maps = feature_maps(network, prep, chunk)
-        pairs = [embed_windows(network, m, everywhere) for m in maps]
-        inner, frame = (torch.stack(part).mean(0) for part in zip(*pairs, strict=True))
+    for at in range(0, len(images), _AT_ONCE):
+        chunk = images[at : at + _AT_ONCE]
+        opened = _opened(prep, chunk, all_sides(prep))
+        inner = everywhere.new_zeros(len(chunk), len(everywhere), network.config.dim)
+        frame = torch.zeros_like(inner)
+        for side, used, weight in _window_levels(prep, everywhere):
+            own, around = embed_windows(network, read(network, prep, opened, side), everywhere[used])
+            inner[:, used] += weight * own
+            frame[:, used] += weight * around
         for image, own, around in zip(chunk, inner, frame, strict=True):
             kept = choose(everywhere, own, around, count)
             left, top, width, height = shown_part(image_size(image), prep)
@@ -106,8 +154,11 @@ def heat(
     """How well each place of an image fits each text: ``(n, cells, cells)`` cosines for unit ``texts``
     ``(n, D)``; the mean over all windows that cover the place."""
     everywhere = windows().to(network.emb.device)
-    maps = feature_maps(network, prep, [image])
-    seen = torch.stack([network.h1(pool_windows(m, everywhere)) for m in maps]).mean(0)[0]
+    opened = _opened(prep, [image], all_sides(prep))
+    seen = everywhere.new_zeros(len(everywhere), network.config.dim)
+    for side, used, weight in _window_levels(prep, everywhere):
+        maps = read(network, prep, opened, side)
+        seen[used] += (weight * network.h1(pool_windows(maps, everywhere[used])))[0]
     scores = texts @ F.normalize(seen.float(), dim=-1).T
     centres = (torch.arange(cells, device=everywhere.device) + 0.5) / cells
     across = (everywhere[:, 0:1] <= centres) & (centres < everywhere[:, 2:3])

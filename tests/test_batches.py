@@ -184,11 +184,10 @@ def told_boxes(batch: Batch) -> list[tuple[int, tuple[float, ...], str]]:
     """(image, box, text) of every boxed item of a batch."""
     assert batch.boxes is not None
     assert batch.box_valid is not None
-    whole = len(batch.features) - len(batch.boxes)
-    rows = [
-        (images_of(batch)[whole + r], tuple(batch.boxes[r, k].tolist()))
-        for r, k in batch.box_valid.nonzero().tolist()
-    ]
+    assert batch.box_features is not None
+    images = batch.box_features[:, 0, 0, 0].int().tolist()
+    assert len(images) == len(batch.boxes)
+    rows = [(images[r], tuple(batch.boxes[r, k].tolist())) for r, k in batch.box_valid.nonzero().tolist()]
     said = [toys.tokenizer().decode(t.tolist()) for t in batch.texts[len(batch.texts) - len(rows) :]]
     assert batch.text_owner.tolist() == list(range(len(batch.texts)))
     return [(image, box, text) for (image, box), text in zip(rows, said, strict=True)]
@@ -203,7 +202,7 @@ def test_boxes_come_with_their_own_text(tmp_path: Path) -> None:
         batch = made[step]
         items = told_boxes(batch)
         assert len(items) == 6
-        assert len(batch.features) == 4
+        assert len(batch.features) == 2
         assert batch.photos is not None
         assert len(batch.photos) == 8
         for image, box, text in items:
@@ -241,8 +240,22 @@ def test_whole_images_are_the_same_with_and_without_boxes(tmp_path: Path) -> Non
     alone, both = batches(data, features(6), size=3), batches(data, features(6), size=6, region_share=0.5)
     for step in range(4):
         a, b = alone[step], both[step]
-        assert images_of(a) == images_of(b)[:3]
+        assert images_of(a) == images_of(b)
         assert all(torch.equal(x, y) for x, y in zip(a.texts, b.texts, strict=False))
+
+
+def test_boxes_may_come_from_other_records_and_maps(tmp_path: Path) -> None:
+    data = boxed_records(tmp_path)
+    plain, boxed = [Record(r.image, r.captions) for r in data[:4]], data[4:]
+    source, maps = features(4), FeatureCache([np.full((2, 3, 3, 2), 7, np.float16)], [0, 1], [])
+    config = DataConfig(train=tmp_path, region_share=0.5, boxes_per_image=2)
+    made = Batches(plain, source, toys.tokenizer(), config, 8, 0, None, (boxed, maps))
+    batch = made[0]
+    assert batch.features.shape == (4, 1, 1, 2)
+    assert batch.box_features is not None
+    assert batch.box_features.shape == (2, 3, 3, 2)
+    assert len(batch.texts) == 8
+    assert made.texts[:4] == [r.captions[0] for r in plain]
 
 
 def test_long_texts_join_captions_of_one_image() -> None:

@@ -213,13 +213,14 @@ def test_items_are_whole_images_then_boxes(network: MMGEMNetwork) -> None:
     side = float(network.tower.size)
     batch.boxes = torch.tensor([[[0, 0, side, side / 2], [1, 2, 9, 30]], [[4, 4, 20, 28], [0, 0, 0, 0]]])
     batch.box_valid = torch.tensor([[True, True], [True, False]])
-    items = embed_items(network, batch)
     maps = network.tower.upper(batch.features)
+    batch.features, batch.box_features = batch.features[:2], batch.features[2:]
+    items = embed_items(network, batch)
     expected = [network.visual(maps[i : i + 1])[0] for i in (0, 1)]
     for image, box in ((2, batch.boxes[0, 0]), (2, batch.boxes[0, 1]), (3, batch.boxes[1, 0])):
         expected.append(network.visual(maps[image : image + 1], box[None, None])[0, 0])
     torch.testing.assert_close(items, torch.stack(expected))
-    batch.features = batch.features[2:]
+    batch.features = batch.features[:0]
     torch.testing.assert_close(embed_items(network, batch), torch.stack(expected[2:]))
 
 

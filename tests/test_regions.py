@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from mmgem import MMGEM, UsageError
 from mmgem.models.pooling import pool_boxes
+from mmgem.scales import all_sides, box_levels
 from mmgem.search.regions import choose, embed_windows, overlaps, pool_windows, surrounds, windows
 
 
@@ -87,6 +89,38 @@ def test_found_regions_are_embedded_as_their_boxes(model: MMGEM, tmp_path: Path)
         np.testing.assert_allclose(vectors, again, atol=0.02)  # boxes are rounded to a tenth of a pixel
     with pytest.raises(UsageError, match="count must be at least 1"):
         model.find_regions(paths, 0)
+
+
+def test_small_boxes_are_read_at_larger_sides() -> None:
+    prep = toys.tokenizer().prep
+    prep = dataclasses.replace(prep, size=200, scales=(250,), region_scales=(500, 1000))
+    assert all_sides(prep) == [200, 250, 500, 1000]
+    expected = [[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0.5, 0.5, 0]]
+    given = box_levels([1.0, 0.5, 0.25, 0.01, 0.8], prep)
+    # 0.8 of 200 is too small, of 250 just not; 0.8 of 500 is too large.
+    expected[4] = [0, 1, 0, 0]
+    np.testing.assert_allclose(given, expected)
+    np.testing.assert_allclose(
+        box_levels([0.1, 1.0], dataclasses.replace(prep, scales=(), region_scales=())), 1
+    )
+
+
+def test_boxes_of_all_sizes_are_embedded_alone_as_together(tmp_path: Path) -> None:
+    tokenizer = toys.tokenizer()
+    tokenizer.prep = dataclasses.replace(tokenizer.prep, scales=(48,), region_scales=(64, 128))
+    model = MMGEM(toys.network(), tokenizer, batch=2)
+    paths = [photo(tmp_path / f"{i}.png", seed=i) for i in range(10)]
+    images = [path for path in paths for _ in range(4)]
+    boxes = [(0, 0, 64, 48), None, (2, 2, 30, 25), (40, 30, 50, 40)] * 10
+    together = model.embed_images(images, boxes)
+    alone = np.concatenate([model.embed_images([i], [b]) for i, b in zip(images, boxes, strict=True)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(together[1::4], model.embed_images(paths), atol=1e-5)
+    sides = []
+    hook = model.network.tower.register_forward_hook(lambda _, pixels, __: sides.append(pixels[0].shape[-1]))
+    model.embed_images(images[2:4], boxes[2:4])
+    hook.remove()
+    assert sides == [64, 128]  # half of the photo at twice the side, less at the largest; none for nothing
 
 
 def test_boxes_of_one_photo_share_its_maps(model: MMGEM, tmp_path: Path) -> None:

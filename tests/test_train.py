@@ -395,7 +395,8 @@ def test_boxes_of_mosaics_and_whole_images_train_together(make: Any, tmp_path: P
     batch = run.batches[0]
     assert len(batch.texts) == 8
     assert batch.boxes is not None
-    assert len(batch.features) == 4 + len(batch.boxes)
+    assert batch.box_features is not None
+    assert (len(batch.features), len(batch.box_features)) == (4, len(batch.boxes))
     values, pairs = one_step(run, 0)
     assert pairs == 8
     assert np.isfinite(list(values.values())).all()
@@ -403,6 +404,20 @@ def test_boxes_of_mosaics_and_whole_images_train_together(make: Any, tmp_path: P
     made = mosaics.stat().st_mtime_ns
     prepare(recipe)  # canvases are made once
     assert [p.stat().st_mtime_ns for p in (tmp_path / "mosaics").iterdir()] == [made]
+
+
+def test_boxes_train_on_larger_maps(make: Any) -> None:
+    options = {"data__mosaics": 6, "data__region_share": 0.5, "data__region_size": 64}
+    for cached in (True, False):
+        rate = {} if cached else {"optim__lr_tower": 1e-3}
+        run = prepare(make(**options, **rate, data__cached=cached, train__epochs=1))
+        values, _ = one_step(run, 0)
+        assert np.isfinite(list(values.values())).all()
+        batch = run.batches[0]
+        one, two = (batch.features, batch.box_features) if cached else (batch.pixels, batch.box_pixels)
+        assert one is not None
+        assert two is not None
+        assert two.shape[2] == 2 * one.shape[2]
 
 
 def test_a_data_set_of_boxes_alone_trains(make: Any, tmp_path: Path, data: Path) -> None:
@@ -417,5 +432,7 @@ def test_a_data_set_of_boxes_alone_trains(make: Any, tmp_path: Path, data: Path)
     assert MMGEM.from_pretrained(train(recipe)).dim == 8
     with pytest.raises(DataError, match="no captions in split 'train'"):
         train(make(data__train=str(path)))
-    with pytest.raises(ConfigError, match=r"data\.mosaics: boxes are taken from them only if"):
+    with pytest.raises(ConfigError, match=r"data\.mosaics: counts only if data\.region_share"):
         train(make(data__mosaics=4))
+    with pytest.raises(DataError, match=r"has no region with a caption"):
+        train(make(data__region_share=0.5))

@@ -32,10 +32,11 @@ _SEEN = 0.6  # a box of which a view shows a smaller share is no longer what its
 class Batch:
     """What a training step reads. Token lists stay on the CPU (they are packed there).
 
-    ``features``: ``(B, h, w, c)`` float32 of the tower's lower part; where nothing is cached they are yet to
-    be computed from ``pixels`` ``(B, 3, S, S)``. The V items are the whole images, then the boxes:
-    ``boxes`` ``(R, K, 4)`` in pixels of the tower's input belong to the last R maps, ``box_valid``
-    ``(R, K)`` says which of them are items, in reading order; None: every map is an item.
+    ``features``: ``(B, h, w, c)`` float32 of the tower's lower part, of the whole images; where nothing is
+    cached they are yet to be computed from ``pixels`` ``(B, 3, S, S)``. ``box_features`` and ``box_pixels``:
+    the same of the R images that boxes are taken from, perhaps of another side. The V items are the whole
+    images, then the boxes: ``boxes`` ``(R, K, 4)`` in pixels of the tower's own input side, ``box_valid``
+    ``(R, K)`` says which of them are items, in reading order; None: there are no boxes.
     ``texts``: N sequences to embed, ``text_owner``: ``(N,)`` their item. ``captions``: M sequences to
     predict, ``caption_owner``: ``(M,)``, ``caption_targets``: ``(sum of n + 1,)`` tokens and end of text of
     each in turn. ``photos`` ``(V,)`` and ``text_keys`` ``(N,)``: equal numbers show the same photo, say the
@@ -50,6 +51,8 @@ class Batch:
     caption_owner: Tensor
     caption_targets: Tensor
     pixels: Tensor | None = None
+    box_features: Tensor | None = None
+    box_pixels: Tensor | None = None
     boxes: Tensor | None = None
     box_valid: Tensor | None = None
     photos: Tensor | None = None
@@ -93,18 +96,23 @@ class Batches:
         size: int,
         seed: int,
         teacher: np.ndarray | None = None,
+        boxed: tuple[list[Record], Source] | None = None,
     ):
-        """``teacher``: ``(texts, E)`` float32, rows in the order of :func:`distinct_texts`."""
+        """``boxed``: what boxes are taken from, and its features; None: ``records`` and ``source``.
+        ``teacher``: ``(texts, E)`` float32, rows in the order of :func:`distinct_texts` of ``records`` and,
+        if given, those of ``boxed``."""
         self.records, self.source, self.config, self.seed = records, source, config, seed
+        self.boxed, self.box_source = boxed or (records, source)
         self.tokenizer, self.end, self.teacher = tokenizer, tokenizer.end, teacher
         self.usable = [i for i in source.valid if records[i].captions]
         self.regional: list[int] = []
         boxes = round(size * config.region_share)
         if boxes:
-            self.regional = [i for i in source.valid if any(r.captions for r in records[i].regions)]
+            usable = self.box_source.valid
+            self.regional = [i for i in usable if any(r.captions for r in self.boxed[i].regions)]
             if not self.regional:
                 raise DataError("data.region_share: no readable image has a region with a caption")
-            self.sizes = {i: image_size(records[i].image) for i in self.regional}
+            self.sizes = {i: image_size(self.boxed[i].image) for i in self.regional}
         if boxes < size and not self.usable:
             raise DataError("no readable image has a caption")
         self.size = min(size - boxes, len(self.usable))
@@ -113,21 +121,31 @@ class Batches:
         self.box_images = min(-(-boxes // config.boxes_per_image), len(self.regional))
         walked, each = (self.usable, self.size) if self.size else (self.regional, self.box_images)
         self.per_epoch = len(walked) // each
-        self._read_texts(tokenizer)
+        self._read_texts(tokenizer, records if boxed is None else records + boxed[0])
 
-    def _read_texts(self, tokenizer: Tokenizer) -> None:
-        texts = distinct_texts(self.records)
+    def _read_texts(self, tokenizer: Tokenizer, records: list[Record]) -> None:
+        texts = distinct_texts(records)
         self.number = {text: n for n, text in enumerate(texts)}
         self.texts, self.ids = texts, tokenizer.encode_all(texts)
-        flips = self.source.views > 1
+        flips = max(self.source.views, self.box_source.views) > 1
         self.mirrored = tokenizer.encode_all([mirror_text(t) for t in texts]) if flips else self.ids
         used = np.unique(np.concatenate([np.asarray(t) for t in (*self.ids, *self.mirrored)]))
         self.vocabulary = torch.from_numpy(np.union1d(used, [self.end]))
 
     def __getitem__(self, step: int) -> Batch:
         images, views, items = self._whole(step)
-        more, more_views, boxed = self._regions(step)
-        return self._assemble(images + more, views + more_views, items, boxed)
+        box_images, box_views, boxed = self._regions(step)
+        batch = self._assemble(items, boxed)
+        if images:
+            batch.features, batch.pixels = self._read(self.source, images, views)
+        if box_images:
+            batch.box_features, batch.box_pixels = self._read(self.box_source, box_images, box_views)
+        return batch
+
+    @staticmethod
+    def _read(source: Source, images: list[int], views: list[int]) -> tuple[Tensor, Tensor | None]:
+        read = source.read(images, views)
+        return (read, None) if source.cached else (read[:0], read)
 
     def _whole(self, step: int) -> tuple[list[int], list[int], list[_Item]]:
         if not self.size:
@@ -147,7 +165,8 @@ class Batches:
             else:
                 said = [[c] for c in self._captions((i,), epoch, len(record.captions))]
             numbers = [[self.number[record.captions[c]] for c in text] for text in said]
-            items.append(_Item(str(record.image), numbers, self._geometry(i, view).flip))
+            flip = self._geometry(record, view).flip
+            items.append(_Item(str(record.image), numbers, flip))
         return images, views, items
 
     def _regions(self, step: int) -> tuple[list[int], list[int], list[list[_Item]]]:
@@ -161,7 +180,7 @@ class Batches:
             order = np.random.default_rng((self.seed, turn, 3)).permutation(len(self.regional))
             i = self.regional[order[place]]
             rng = np.random.default_rng((self.seed, turn, place, 3))
-            view = int(rng.integers(self.source.views_of([i])[0]))
+            view = int(rng.integers(self.box_source.views_of([i])[0]))
             found = self._boxes(i, view, turn, rng)
             if not found:
                 view, found = 0, self._boxes(i, 0, turn, rng)
@@ -172,7 +191,8 @@ class Batches:
         return images, views, items
 
     def _boxes(self, i: int, view: int, turn: int, rng: np.random.Generator) -> list[_Item]:
-        record, geometry = self.records[i], self._geometry(i, view)
+        record = self.boxed[i]
+        geometry = self._geometry(record, view)
         regions = [r for r in range(len(record.regions)) if record.regions[r].captions]
         items: list[_Item] = []
         for r in rng.permutation(regions).tolist():
@@ -184,9 +204,8 @@ class Batches:
                 items.append(_Item(str(photo), [[self.number[region.captions[c]]]], geometry.flip, box))
         return items
 
-    def _assemble(
-        self, images: list[int], views: list[int], whole: list[_Item], boxed: list[list[_Item]]
-    ) -> Batch:
+    def _assemble(self, whole: list[_Item], boxed: list[list[_Item]]) -> Batch:
+        """The batch but for its features."""
         items = whole + [item for row in boxed for item in row]
         texts: list[Tensor] = []
         owners: list[int] = []
@@ -202,16 +221,13 @@ class Batches:
                     rows.append(mean if len(said) == 1 else mean / np.linalg.norm(mean))
         end = torch.tensor([self.end])
         owner = torch.tensor(owners)
-        read = self.source.read(images, views)
-        cached = self.source.cached
         boxes, valid = self._pad(boxed)
         known: dict[str, int] = {}
         vocabulary = self.vocabulary
         if self.config.long_texts:  # where sentences meet, tokens of their own may arise
             vocabulary = torch.cat([vocabulary, *texts]).unique()
         return Batch(
-            features=read if cached else read[:0],
-            pixels=None if cached else read,
+            features=torch.empty(0),
             boxes=boxes,
             box_valid=valid,
             texts=texts,
@@ -244,8 +260,8 @@ class Batches:
                 boxes[row, k], valid[row, k] = torch.tensor(item.box), True
         return boxes, valid
 
-    def _geometry(self, image: int, view: int) -> Geometry:
-        return view_geometry(view, self.records[image].image.name, self.config.crop_scale)
+    def _geometry(self, record: Record, view: int) -> Geometry:
+        return view_geometry(view, record.image.name, self.config.crop_scale)
 
     def _captions(self, key: tuple[int, ...], turn: int, count: int, want: int | None = None) -> list[int]:
         """Captions of an image or region in its ``turn``: walks through shuffled rounds of all of them."""

@@ -113,8 +113,9 @@ def build(config: ModelConfig) -> MMGEMNetwork:
 def check_size(network: MMGEMNetwork, prep: Preprocessing) -> None:
     """Raise ``ConfigError`` if pictures are prepared at another size than the tower's (boxes would shift), or
     at more scales that cannot be."""
-    if wrong := [side for side in prep.scales if not 1 <= side <= 4096]:
-        raise ConfigError(f"preprocessing.scales: {wrong[0]} is not a side of 1 to 4096 pixels")
+    for field in ("scales", "region_scales"):
+        if wrong := [side for side in getattr(prep, field) if not 1 <= side <= 4096]:
+            raise ConfigError(f"preprocessing.{field}: {wrong[0]} is not a side of 1 to 4096 pixels")
     if network.tower.size != prep.size:
         raise ConfigError(
             f"preprocessing.size: {prep.size}, but the tower reads {network.tower.size} pixels a side; "

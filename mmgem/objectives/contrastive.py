@@ -52,13 +52,14 @@ def contrastive_loss(
 
 def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
     """Visual embeddings ``(V, 1 + tiles, D)`` of the batch's whole images, then of its boxes."""
-    maps = network.tower.upper(batch.features)
-    if batch.boxes is None or batch.box_valid is None:
-        return network.visual(maps)
-    whole = len(maps) - len(batch.boxes)
-    boxes = batch.boxes.to(maps.device)
-    regions = network.visual(maps[whole:], boxes)[batch.box_valid.to(maps.device)]
-    return torch.cat([network.visual(maps[:whole]), regions]) if whole else regions
+    items = []
+    if len(batch.features):
+        items.append(network.visual(network.tower.upper(batch.features)))
+    if batch.boxes is not None and batch.box_features is not None and batch.box_valid is not None:
+        maps = network.tower.upper(batch.box_features)
+        boxes, valid = batch.boxes.to(maps.device), batch.box_valid.to(maps.device)
+        items.append(network.visual(maps, boxes)[valid])
+    return torch.cat(items)
 
 
 def same_things(batch: Batch, own: Tensor) -> Tensor | None:

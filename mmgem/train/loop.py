@@ -6,6 +6,7 @@ again ends with the same weights as one that was never interrupted (bitwise on o
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -106,8 +107,9 @@ def _train(recipe: Recipe) -> Path:
 
 def prepare(recipe: Recipe) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
-    if recipe.data.mosaics and not recipe.data.region_share:
-        raise ConfigError("data.mosaics: boxes are taken from them only if data.region_share is above 0")
+    for field in ("mosaics", "region_size"):
+        if getattr(recipe.data, field) and not recipe.data.region_share:
+            raise ConfigError(f"data.{field}: counts only if data.region_share is above 0")
     boxed = recipe.data.region_share > 0
     records = _described(recipe.data.train, recipe.data.split, "data.train", "data.split", boxed)
     network, tokenizer = start(recipe)
@@ -117,19 +119,19 @@ def prepare(recipe: Recipe) -> Run:
             "optim.lr_tower: a cached tower trains only above model.tower.cut (EfficientNet); set that, or "
             "data.cached = false"
         )
-    photos = image_source(recipe, network, tokenizer.prep, records, recipe.data.views)
-    source: Source = photos
-    if recipe.data.mosaics:
-        records, source = _with_mosaics(recipe, network, tokenizer.prep, records, photos)
+    source = image_source(recipe, network, tokenizer.prep, records, recipe.data.views)
+    box_records, box_source = _boxed(recipe, network, tokenizer.prep, records, source)
     dev = None
     if recipe.data.dev or recipe.data.dev_split:
         dev_data = recipe.data.dev or recipe.data.train
         held_out = _described(dev_data, recipe.data.dev_split, "data.dev", "data.dev_split")
         held_out = held_out[: recipe.train.evaluate_images]
         dev = (held_out, image_source(recipe, network, tokenizer.prep, held_out, 1))
-    teacher = embed_captions(recipe, distinct_texts(records)) if recipe.objective.soft_targets else None
+    texts = distinct_texts(records + box_records)
+    teacher = embed_captions(recipe, texts) if recipe.objective.soft_targets else None
     size, seed = recipe.train.batch, recipe.train.seed
-    batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher)
+    regions = (box_records, box_source)
+    batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher, regions)
     groups = trainable(network, recipe.optim, recipe.data.cached)
     network.llm.training_dtype = getattr(torch, recipe.train.precision)
     average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
@@ -156,24 +158,42 @@ def _described(
     return kept
 
 
-def _with_mosaics(
+def _boxed(
     recipe: Recipe,
     network: MMGEMNetwork,
     prep: Preprocessing,
     records: list[Record],
     source: FeatureCache | PixelSource,
-) -> tuple[list[Record], Joined]:
-    """``records`` and canvases of them, the latter made unless the cache has them."""
+) -> tuple[list[Record], Source]:
+    """What boxes are taken from: the ``records`` that have some, and canvases, made unless the cache has
+    them."""
     data = recipe.data
-    photos = [records[i] for i in source.valid]
-    facts = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
-    name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
-    folder = (data.cache or cache_home() / "features").parent / "mosaics" / name
-    if not (folder / MOSAICS).is_file():
-        make_mosaics(photos, folder, data.mosaics, recipe.train.seed, prep.size)
-    canvases = read_jsonl(folder / MOSAICS)
-    more = image_source(recipe, network, prep, canvases, data.mosaic_views)
-    return records + canvases, Joined([source, more], [len(records), len(canvases)])
+    if not data.region_share:
+        return [], source
+    own = [r for r in records if any(region.captions for region in r.regions)]
+    parts: list[FeatureCache | PixelSource] = []
+    sizes: list[int] = []
+    if own and data.region_size in (0, prep.size):
+        own, parts, sizes = records, [source], [len(records)]
+    prep = dataclasses.replace(prep, size=data.region_size or prep.size)
+    if own and not parts:
+        parts, sizes = [image_source(recipe, network, prep, own, data.views)], [len(own)]
+    if data.mosaics:
+        photos = [records[i] for i in source.valid]
+        facts = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
+        name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+        folder = (data.cache or cache_home() / "features").parent / "mosaics" / name
+        if not (folder / MOSAICS).is_file():
+            make_mosaics(photos, folder, data.mosaics, recipe.train.seed, prep.size)
+        canvases = read_jsonl(folder / MOSAICS)
+        parts.append(image_source(recipe, network, prep, canvases, data.mosaic_views))
+        sizes.append(len(canvases))
+        own = own + canvases
+    if not parts:
+        raise DataError(
+            f"data.region_share: {data.train} has no region with a caption, and data.mosaics is 0"
+        )
+    return own, parts[0] if len(parts) == 1 else Joined(parts, sizes)
 
 
 def image_source(
@@ -202,6 +222,8 @@ def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
     batch = run.batches[step]
     if batch.pixels is not None:
         batch.features = run.network.tower.lower(batch.pixels)
+    if batch.box_pixels is not None:
+        batch.box_features = run.network.tower.lower(batch.box_pixels)
     factor = learning_rate(step, run.total, config)
     for group in run.optimizer.param_groups:
         group["lr"] = group["base"] * factor
