@@ -402,6 +402,15 @@ def test_mosaics_are_evaluated_as_regions(run, dataset, tmp_path):
     assert plain["r2t"] == told["r2t"] and "CIDEr" not in plain
 
 
+def test_eval_place(run, dataset, tmp_path):
+    argv = ("--count", 8, "--side", 64, "--twins")
+    run("mosaic", dataset, "--out", tmp_path / "m", *argv, model=None)
+    told = json.loads(run("eval", "place", "--data", tmp_path / "m" / "mosaics.jsonl", "--json")[0])
+    assert 0 <= told["place"] <= 100
+    assert told["questions"] > 0
+    assert told["questions"] % 2 == 0  # each is asked of both twins
+
+
 def test_eval_longtext(run, dataset):
     told = json.loads(run("eval", "longtext", "--data", dataset, "--split", "dev", "--json")[0])
     assert (told["images"], told["texts"], told["shortened"]) == (8, 8, 0)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mmgem.errors import UsageError
-from mmgem.evaluate.regions import pointing, region_scores
+from mmgem.evaluate.regions import place_scores, pointing, quarter, region_scores
 from mmgem.evaluate.retrieval import retrieval_scores
+from mmgem.search.places import parse_place
 
 
 def unit(n: int, seed: int) -> np.ndarray:
@@ -66,3 +67,23 @@ def test_pointing() -> None:
     assert found["chance"] == pytest.approx(100 * (400 + 25 + 100) / (3 * 160 * 80))
     with pytest.raises(UsageError, match="2 boxes"):
         pointing(heat, boxes[:2], [(160, 80)] * 3)
+
+
+def test_things_are_found_where_they_are() -> None:
+    vectors = unit(4, 3)
+    boxes = np.array([[0, 0, 0.2, 0.2], [0.8, 0.8, 1, 1]])
+    found = [(vectors[:2], boxes), (vectors[:2], boxes[::-1]), (vectors[2:], boxes[:0])]
+    found[2] = (found[2][0][:0], found[2][1])  # nothing found in it
+    top_left, bottom_right = parse_place("top left"), parse_place("bottom right")
+    asked = [(vectors[0], top_left, 0, 1), (vectors[0], bottom_right, 0, 1), (vectors[1], bottom_right, 0, 2)]
+    told = place_scores(asked, found)
+    assert told["place"] == pytest.approx(100 * 2 / 3)
+    assert told["questions"] == 3
+    assert place_scores([(vectors[0], top_left, 0, 0)], found)["place"] == 0  # a draw
+    with pytest.raises(UsageError, match="mosaic --twins"):
+        place_scores([], found)
+
+
+@pytest.mark.parametrize("x,y,words", [(0, 0, "top left"), (60, 0, "top right"), (60, 30, "bottom right")])
+def test_quarter_of_a_box(x: float, y: float, words: str) -> None:
+    assert quarter((x, y, x + 40.0, y + 20.0), (100, 50)) == words

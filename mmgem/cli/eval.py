@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from mmgem.api import MMGEM
     from mmgem.data.records import Record
 
-_TASKS = ("retrieval", "caption", "classify", "region", "longtext")
+_TASKS = ("retrieval", "caption", "classify", "region", "place", "longtext")
+_FOUND = 20  # regions of each photo, as in the index of the docs
 
 
 def evaluate(
     task: Annotated[
-        str, typer.Argument(metavar="TASK", help="retrieval, caption, classify, region, longtext.")
+        str, typer.Argument(metavar="TASK", help="retrieval, caption, classify, region, place, longtext.")
     ],
     model: ModelOption = "tiny",
     data: Annotated[Path | None, typer.Option(metavar="D", help="Any dataset mmgem reads.")] = None,
@@ -39,8 +40,10 @@ def evaluate(
     caption {"BLEU@1" to "BLEU@4", "ROUGE_L", "CIDEr", "images", "skipped"};
     classify {"top1", "top5", "mean_per_class", "images", "skipped"};
     region {"r2t": {...}, "t2r": {...}, "regions", "texts", "skipped"}, with --captions those of caption, with
-    --pointing {"pointing", "chance"}; longtext (all captions of a photo as one text) as retrieval, with
-    "shortened", the texts that had to lose sentences.
+    --pointing {"pointing", "chance"};
+    place (of data made by mosaic --twins) {"place", "questions"};
+    longtext (all captions of a photo as one text) as retrieval, with "shortened", the texts that had to lose
+    sentences.
     """
     if task not in _TASKS:
         raise UsageError(f"no eval task {task!r}; there are {', '.join(_TASKS)}")
@@ -55,6 +58,8 @@ def evaluate(
         scores = _classification(mmgem, records, classes, skipped)
     elif task == "longtext":
         scores = _long_texts(mmgem, records, skipped)
+    elif task == "place":
+        scores = _places(mmgem, records, skipped)
     else:
         scores = _regions(mmgem, records, beams if captions else 0, pointing, skipped)
     if skipped:
@@ -87,7 +92,7 @@ def _read(
         return records, preset_classes(preset, root) if task == "classify" else {}
     assert data is not None
     everything = load_dataset(data, split=split)
-    wanted = {"classify": "label", "region": "regions"}.get(task, "captions")
+    wanted = {"classify": "label", "region": "regions", "place": "regions"}.get(task, "captions")
     records = [record for record in everything if getattr(record, wanted)]
     if not records:
         raise DataError(f"{data}: no {wanted} in it, which eval {task} needs")
@@ -195,6 +200,37 @@ def _regions(
         sizes = [image_size(record.image) for record in kept for _ in described[record.image]]
         scores |= pointing(np.concatenate(maps), [r.box for r in regions], sizes)
     return scores
+
+
+def _places(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, str]]) -> dict[str, Any]:
+    """Every other record is the twin of the one before: the same captions at other places."""
+    import numpy as np
+
+    from mmgem.data.images import image_size
+    from mmgem.evaluate.regions import place_scores, quarter
+    from mmgem.search.places import Place, split_place
+
+    kept, seen = _results(
+        records, lambda batch: mmgem.find_regions(batch, _FOUND), "Finding regions", skipped
+    )
+    number = {record.image: i for i, record in enumerate(kept)}
+    sizes = [image_size(record.image) for record in kept]
+    found = [(v, np.array(boxes) / np.array(size * 2)) for (boxes, v), size in zip(seen, sizes, strict=True)]
+    asked: list[tuple[str, Place, int, int]] = []
+    for one, two in zip(records[::2], records[1::2], strict=False):
+        if one.image not in number or two.image not in number:
+            continue
+        a, b = number[one.image], number[two.image]
+        there = {r.captions: quarter(r.box, sizes[b]) for r in two.regions if r.captions}
+        for region in one.regions:
+            here, other = quarter(region.box, sizes[a]), there.get(region.captions)
+            if other is None or here == other:
+                continue
+            for words, right, wrong in ((here, a, b), (other, b, a)):
+                what, place = split_place(f"{region.captions[0].rstrip(' .')} at the {words}")
+                asked.append((what, place or Place(), right, wrong))
+    texts = mmgem.embed_texts([what for what, *_ in asked])
+    return dict(place_scores([(t, *rest) for t, (_, *rest) in zip(texts, asked, strict=True)], found))
 
 
 def _results(

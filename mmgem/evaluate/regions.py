@@ -1,5 +1,7 @@
 """Regions: a box and its captions among all boxes of a set, and where a heat map peaks.
 
+Places are measured on twins: two canvases with the same photos in other places (``mmgem mosaic --twins``).
+
 The same thing may be there more than once: a photo on several canvases, one phrase for two boxes. Regions
 with the same captions are one thing: any of them is a right answer (t2r), and texts are counted once.
 """
@@ -15,6 +17,8 @@ import numpy.typing as npt
 from mmgem.data.records import Box
 from mmgem.errors import UsageError
 from mmgem.evaluate.retrieval import ROUNDING, Floats, recalls
+from mmgem.search.places import Place
+from mmgem.search.search import placed_scores
 
 _BLOCK = 512
 
@@ -81,3 +85,31 @@ def pointing(heat: Floats, boxes: Sequence[Box], sizes: Sequence[tuple[int, int]
         across, down = min(x1, width) - max(x0, 0.0), min(y1, height) - max(y0, 0.0)
         areas.append(max(across, 0) * max(down, 0) / (width * height))
     return {"pointing": 100 * float(np.mean(hits)), "chance": 100 * float(np.mean(areas))}
+
+
+def quarter(box: Box, size: tuple[int, int]) -> str:
+    """The quarter of an image of ``size`` (width, height in pixels) in which the middle of a box lies:
+    ``"top left"`` and so on."""
+    down = "bottom" if box[1] + box[3] > size[1] else "top"
+    return f"{down} {'right' if box[0] + box[2] > size[0] else 'left'}"
+
+
+def place_scores(
+    questions: Sequence[tuple[Floats, Place, int, int]], found: Sequence[tuple[Floats, Floats]]
+) -> dict[str, float]:
+    """``{"place", "questions"}``: in percent, how often what is asked for *at a place* is found in the right
+    one of two images, by the best of the regions found in each, as region search ranks them.
+
+    ``questions``: text vector (D,), the place, the numbers of the right and of the wrong image; ``found``: of
+    each image the regions' unit vectors (n, D) and boxes (n, 4) in shares of the image. A draw is an error;
+    chance is 50. Raises UsageError without questions.
+    """
+    if not questions:
+        raise UsageError("no thing lies in different quarters of two images: make them with mosaic --twins")
+
+    def best(text: Floats, place: Place, image: int) -> float:
+        vectors, boxes = found[image]
+        return float(placed_scores(vectors @ text, boxes, place).max(initial=-np.inf))
+
+    right = [best(text, place, one) > best(text, place, two) for text, place, one, two in questions]
+    return {"place": 100 * float(np.mean(right)), "questions": len(questions)}

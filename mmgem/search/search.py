@@ -131,9 +131,7 @@ class PhotoIndex:
         out[self._dead] = True
         if place is not None:
             assert self._places is not None
-            fit = place.fit(self._places)
-            scores = scores + _PLACE_WEIGHT * fit
-            out |= fit <= 0
+            scores = placed_scores(scores, self._places, place)
         scores[out] = -np.inf
         best: dict[bytes, Hit] = {}
         # Photos with several good boxes take more than k rows; look further until k photos are there.
@@ -194,6 +192,13 @@ class PhotoIndex:
     @cached_property
     def _row_of_photo(self) -> dict[bytes, int]:
         return {path: row for row, path, box in self._entries if box is None}
+
+
+def placed_scores(scores: np.ndarray, boxes: np.ndarray, place: Place) -> np.ndarray:
+    """Scores ``(n,)`` of ``boxes`` ``(n, 4)`` (shares of their photo) for what is asked for at ``place``: the
+    nearer to its middle the better, by up to 0.1; ``-inf`` outside."""
+    fit = place.fit(boxes)
+    return np.where(fit > 0, scores + _PLACE_WEIGHT * fit, -np.inf)
 
 
 def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
