@@ -71,7 +71,8 @@ class MMGEM:
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts: ``(n, D)`` float32 of unit length; the dot product with an image's embedding is their
-        similarity. Raises ``DataError`` for an empty text or one over ``max_text_tokens``."""
+        similarity. A text of several sentences, however long, is the mean of their embeddings (see
+        ``preprocessing.long_text``). Raises ``DataError`` for an empty text."""
         if isinstance(texts, str):
             raise UsageError("texts must be a list of strings, not one string")
         return embed_texts(self.network, self.tokenizer, texts, 4 * self.batch)

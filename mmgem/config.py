@@ -83,7 +83,10 @@ class Preprocessing:
     text_prefix: str = ""
     """Put before every text; a space makes the first word the token it is inside a sentence."""
     max_text_tokens: int = 77
-    """Longest text; more is an error, never cut silently."""
+    """Longest text the LLM reads in one piece; never cut silently."""
+    long_text: Literal["mean", "joined"] = "mean"
+    """How a text of several sentences is embedded: the mean of its sentences' unit embeddings, however long
+    it is; or read as a whole, where more than ``max_text_tokens`` is an error."""
 
 
 @dataclass

@@ -42,10 +42,21 @@ def nocaps(root: Path, domains: list[Any]) -> None:
         touch(root / "validation" / f"{i}.jpg")
 
 
+def test_long_descriptions(tmp_path: Path) -> None:
+    for name, said in (("1", "A pump."), ("2", "")):
+        fields = {"image": f"{name}.jpg", "short_caption": said, "extra_caption": said and "It is red."}
+        touch(tmp_path / "photos" / f"{name}.jpg")
+        touch(file := tmp_path / "annotations" / f"{name}.json")
+        file.write_text(json.dumps({**fields, "mask_data": {}}))
+    (record,) = load_preset("l-dci", tmp_path)
+    assert record.captions == ("A pump. It is red.",)
+    assert record.image == tmp_path / "photos" / "1.jpg"
+
+
 def test_presets_say_what_they_are() -> None:
     for name, preset in PRESETS.items():
         assert preset.name == name
-        assert preset.task in ("retrieval", "caption", "classify")
+        assert preset.task in ("retrieval", "caption", "classify", "longtext")
         assert preset.source and preset.metric and preset.notes.endswith(".")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,7 +44,7 @@ def evaluate(
     --pointing {"pointing", "chance"};
     place (of data made by mosaic --twins) {"place", "questions"};
     longtext (all captions of a photo as one text) as retrieval, with "shortened", the texts that had to lose
-    sentences.
+    sentences, and "ways": "mean" of sentences, "joined" as one text, "first" sentence alone.
     """
     if task not in _TASKS:
         raise UsageError(f"no eval task {task!r}; there are {', '.join(_TASKS)}")
@@ -139,15 +140,32 @@ def _classification(
 
 
 def _long_texts(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, str]]) -> dict[str, Any]:
+    """The model's own way of reading long texts, and beside it the others."""
     import numpy as np
 
+    from mmgem.data.tokens import Tokenizer
     from mmgem.evaluate.retrieval import retrieval_scores
+    from mmgem.models.embedding import embed_texts
 
     kept, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
-    joined = [mmgem.tokenizer.join(record.captions) for record in kept]
-    texts = mmgem.embed_texts([text for text, _ in joined])
-    scores = dict(retrieval_scores(np.stack(vectors), texts, np.arange(len(kept))))
-    return {**scores, "shortened": sum(lost > 0 for _, lost in joined)}
+    images, owner = np.stack(vectors), np.arange(len(kept))
+    own = mmgem.tokenizer.prep.long_text
+    ways: dict[str, dict[str, Any]] = {}
+    for way in ("mean", "joined"):
+        tokenizer = Tokenizer(mmgem.tokenizer.hf, replace(mmgem.tokenizer.prep, long_text=way))
+        texts, lost = zip(*(tokenizer.join(_sentences(record)) for record in kept), strict=True)
+        rows = embed_texts(mmgem.network, tokenizer, texts, 4 * mmgem.batch)
+        ways[way] = {**retrieval_scores(images, rows, owner), "shortened": sum(n > 0 for n in lost)}
+    first = mmgem.embed_texts([_sentences(record)[0] for record in kept])
+    ways["first"] = {**retrieval_scores(images, first, owner), "shortened": len(kept)}
+    shown = {name: {"i2t": told["i2t"], "t2i": told["t2i"]} for name, told in ways.items()}
+    return {**ways[own], "ways": shown}
+
+
+def _sentences(record: Record) -> list[str]:
+    from mmgem.data.sentences import split_sentences
+
+    return [sentence for caption in record.captions for sentence in split_sentences(caption)]
 
 
 def _regions(

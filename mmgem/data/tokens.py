@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmgem.config import Preprocessing
+from mmgem.data.sentences import split_sentences
 from mmgem.data.transforms import join_sentences, normalise_text
 from mmgem.errors import CheckpointError, DataError
 
@@ -38,6 +39,16 @@ class Tokenizer:
     def encode_all(self, texts: Sequence[str]) -> list[Tensor]:
         """Token ids (1-D int64) of each text. Raises ``DataError`` for an empty text or one over the
         model's ``max_text_tokens``."""
+        encoded = self._encode(texts)
+        for text, tokens in zip(texts, encoded, strict=True):
+            if len(tokens) > self.prep.max_text_tokens:
+                raise DataError(
+                    f"text of {len(tokens)} tokens is over the model's {self.prep.max_text_tokens}: "
+                    f"{text[:60]!r}…"
+                )
+        return encoded
+
+    def _encode(self, texts: Sequence[str]) -> list[Tensor]:
         if not texts:
             return []
         plain = [normalise_text(t, self.prep) for t in texts]
@@ -45,18 +56,32 @@ class Tokenizer:
         for text, form, tokens in zip(texts, plain, ids, strict=True):
             if not form.strip() or not tokens:
                 raise DataError(f"empty text: {text!r}")
-            if len(tokens) > self.prep.max_text_tokens:
-                raise DataError(
-                    f"text of {len(tokens)} tokens is over the model's {self.prep.max_text_tokens}: "
-                    f"{text[:60]!r}…"
-                )
         return [torch.tensor(tokens) for tokens in ids]
 
+    def encode_parts(self, texts: Sequence[str]) -> tuple[list[Tensor], list[int]]:
+        """Token ids (1-D int64) of the pieces each text is embedded in, and the number of each piece's text.
+
+        With ``long_text = "mean"`` a piece is a sentence, or an even share of one over ``max_text_tokens``;
+        with ``"joined"`` it is the text. Raises ``DataError`` as :meth:`encode_all` does."""
+        if self.prep.long_text == "joined" or not texts:
+            return self.encode_all(texts), list(range(len(texts)))
+        sentences = [(n, s) for n, text in enumerate(texts) for s in split_sentences(text) or [text]]
+        pieces: list[Tensor] = []
+        owners: list[int] = []
+        for (n, _), ids in zip(sentences, self._encode([s for _, s in sentences]), strict=True):
+            shares = ids.tensor_split(-(-len(ids) // self.prep.max_text_tokens))
+            pieces += shares
+            owners += [n] * len(shares)
+        return pieces, owners
+
     def join(self, texts: Sequence[str]) -> tuple[str, int]:
-        """One text of several, as many as the model's ``max_text_tokens`` allow, and how many were left out.
+        """One text of several, and how many were left out: where long texts are read as a whole, as many as
+        the model's ``max_text_tokens`` allow.
 
         Raises ``DataError`` if not even the first fits."""
         kept = list(texts)
+        if self.prep.long_text == "mean":
+            return join_sentences(kept), 0
         while True:
             text = join_sentences(kept)
             try:

@@ -25,7 +25,7 @@ class Preset:
     """One test set and how it is scored. Names of files and folders are relative to the data folder."""
 
     name: str
-    task: str  # "retrieval", "caption" or "classify": the verb of `mmgem eval`
+    task: str  # "retrieval", "caption", "classify" or "longtext": the verb of `mmgem eval`
     source: tuple[str, ...]  # annotation file or folder of class folders; the first that exists is read
     metric: str
     notes: str
@@ -132,6 +132,15 @@ PRESETS: dict[str, Preset] = {
             "class name. Names decide a good part of the figure: say which file was used.",
         ),
         Preset(
+            name="l-dci",
+            task="longtext",
+            source=("complete", "annotations"),
+            images=("photos", "images"),
+            metric=_RECALLS,
+            notes="Densely Captioned Images (Urbanek et al. 2023): the whole description people wrote of a "
+            "photo is its one text. All photos there are; MM-GEM does not state which it took.",
+        ),
+        Preset(
             name="class-folders",
             task="classify",
             source=("test", "val", "valid", "validation", "dev", "."),
@@ -168,6 +177,8 @@ def load_preset(name: str, root: str | os.PathLike[str]) -> list[Record]:
     records = load_dataset(source, split=preset.split, images=images)
     if preset.captions is not None:
         records = [replace(record, captions=record.captions[: preset.captions]) for record in records]
+    if preset.task == "longtext":
+        records = [record for record in records if record.captions]
     if name == "nocaps":
         domains = _domains(source)
         records = [

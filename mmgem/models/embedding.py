@@ -20,14 +20,19 @@ def unit_rows(x: Tensor) -> np.ndarray:
 
 @torch.inference_mode()
 def embed_texts(network: MMGEMNetwork, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> np.ndarray:
-    """Unit text embeddings ``(len(texts), D)`` float32; texts of like length share a pass of ``batch``.
+    """Unit text embeddings ``(len(texts), D)`` float32; pieces of like length share a pass of ``batch``.
 
-    Raises ``DataError`` for an empty text or one over the model's ``max_text_tokens``.
+    A text of several sentences is the mean of them unless the model's ``long_text`` is ``"joined"``. Raises
+    ``DataError`` for an empty text, or then for one over ``max_text_tokens``.
     """
-    ids = tokenizer.encode_all(texts)
+    ids, owners = tokenizer.encode_parts(texts)
     out = np.empty((len(ids), network.config.dim), np.float32)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for at in range(0, len(order), batch):
         rows = order[at : at + batch]
         out[rows] = unit_rows(network.text([ids[i] for i in rows]))
-    return out
+    if len(ids) == len(texts):
+        return out
+    total = np.zeros((len(texts), network.config.dim), np.float32)
+    np.add.at(total, owners, out)
+    return unit_rows(torch.from_numpy(total))

@@ -56,7 +56,7 @@ def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     old, tokenizer = load_model(resolve(recipe.start.checkpoint))
     _keep(recipe.model, old.config, "model", {"model.dropout", "model.tower.cut"})
     # These change what the weights are shown, not the weights.
-    free = ("scales", "region_scales", "max_text_tokens")
+    free = ("scales", "region_scales", "max_text_tokens", "long_text")
     _keep(recipe.preprocessing, tokenizer.prep, "preprocessing", {f"preprocessing.{name}" for name in free})
     set_here = {k: getattr(recipe.preprocessing, k) for k in free}
     changed = {k: v for k, v in set_here.items() if v != getattr(Preprocessing(), k)}
