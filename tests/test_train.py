@@ -20,7 +20,7 @@ from mmgem.data.features import FeatureCache
 from mmgem.errors import CheckpointError, ConfigError, DataError, ImageError
 from mmgem.models.checkpoint import load_model
 from mmgem.models.storage import dequantize, load_tensors, quantize
-from mmgem.train.loop import one_step, prepare, train
+from mmgem.train.loop import measure, one_step, prepare, train
 from mmgem.train.start import start
 
 
@@ -404,6 +404,22 @@ def test_boxes_of_mosaics_and_whole_images_train_together(make: Any, tmp_path: P
     made = mosaics.stat().st_mtime_ns
     prepare(recipe)  # canvases are made once
     assert [p.stat().st_mtime_ns for p in (tmp_path / "mosaics").iterdir()] == [made]
+
+
+def test_bfloat16_is_the_same_step_less_exactly(make: Any) -> None:
+    values = {}
+    for precision in ("float32", "bfloat16"):
+        run = prepare(make(train__precision=precision, train__epochs=1))
+        values[precision], _ = one_step(run, 0)
+        assert {p.dtype for p in run.network.parameters()} == {torch.float32}
+        seen = measure(run)
+        again = prepare(make(train__epochs=1))
+        again.network.load_state_dict(run.network.state_dict())
+        assert measure(again) == seen  # what is measured is float32 in any case
+    one, two = values["float32"], values["bfloat16"]
+    for name in ("contrastive_loss", "caption_loss"):
+        assert two[name] == pytest.approx(one[name], rel=0.02)
+    assert one != two
 
 
 def test_boxes_train_on_larger_maps(make: Any) -> None:
