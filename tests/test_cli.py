@@ -156,6 +156,12 @@ def test_embed_prints_vectors(run, model, tiny_photos):
     )
 
 
+def test_embed_a_box(run, model, tiny_photos):
+    told = json.loads(run("embed", tiny_photos[0], "--box", "2,3,20,25", "--text", "a dog", "--json")[0])
+    expected = model.embed_images(tiny_photos[:1], [(2, 3, 20, 25)])
+    np.testing.assert_allclose(told["embeddings"][0]["vector"], expected[0], atol=1e-5)
+
+
 def test_embed_writes_an_array(run, model, tiny_photos, tmp_path):
     out, err = run("embed", *tiny_photos, "--out", tmp_path / "v.npy")
     assert out == "" and str(tmp_path / "v.npy") in err

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, each_photo, failed_json, find_photos, load_model
+from mmgem.cli.inputs import (
+    BoxOption,
+    ModelOption,
+    each_photo,
+    failed_json,
+    find_photos,
+    load_model,
+    parse_box,
+)
 from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.errors import UsageError
 
@@ -22,6 +30,7 @@ def embed(
     text: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="A text to embed; repeatable.")
     ] = None,
+    box: BoxOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Write the (n, D) float32 array here.")
     ] = None,
@@ -31,13 +40,16 @@ def embed(
     """Embed photos and texts as vectors of unit length, whose dot products are similarities.
 
     Prints a line each: the path or text, then D numbers, tab-separated. Rows are in the order given, photos
-    before texts, without photos that could not be read. With --json:
+    before texts, without photos that could not be read. With --box, photos are embedded as that box of each.
+    With --json:
     {"embeddings": [{"file" or "text", "vector"}], "dim", "failed": [{"file", "reason"}]}; with --out as well,
     the vectors are in the file only.
     """
-    texts = text or []
+    texts, region = text or [], parse_box(box)
     if not files and not texts:
         raise UsageError("nothing to embed: give photos, or --text")
+    if region is not None and not files:
+        raise UsageError("--box needs photos")
     if not all(map(str.strip, texts)):
         raise UsageError("--text: the text is empty")
     if out is not None and not out.parent.is_dir():
@@ -47,7 +59,11 @@ def embed(
     import numpy as np
 
     failed: list[tuple[Path, str]] = []
-    found = list(each_photo(photos, lambda batch: list(mmgem.embed_images(batch)), "Embedding", failed))
+
+    def work(batch: list[Path]) -> list[np.ndarray]:
+        return list(mmgem.embed_images(batch, None if region is None else [region] * len(batch)))
+
+    found = list(each_photo(photos, work, "Embedding", failed))
     names = [("file", str(photo)) for photo, _ in found] + [("text", text) for text in texts]
     vectors = np.concatenate(
         [np.array([vector for _, vector in found]).reshape(-1, mmgem.dim), mmgem.embed_texts(texts)]
