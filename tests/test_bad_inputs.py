@@ -286,7 +286,7 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
     "no query photo": (lambda p: ["search", p.index(), "--image", "no.jpg"], ["no.jpg: no such file"], 2),
     "box without a photo": (lambda p: ["search", p.index(), "x", "--box", "0,0,1,1"], ["needs --image"], 2),
     "empty text": (lambda p: ["embed", "--text", "", "-m", p.good_model], ["--text: the text is empty"], 2),
-    "long text": (lambda p: ["embed", "--text", "a " * 99, "-m", p.good_model], ["99 tokens is over"], 1),
+    "box of a text": (lambda p: ["embed", "--text", "a", "--box", "1,1,9,9"], ["--box needs photos"], 2),
     "no classes": (lambda p: ["classify", p.photo, "--classes", ""], ["two or more names"], 2),
     "no class file": (lambda p: ["classify", p.photo, "--classes", "no.txt"], ["'no.txt': give two"], 2),
     "no folder for vectors": (
