@@ -77,7 +77,6 @@ class MMGEM:
             raise UsageError("texts must be a list of strings, not one string")
         return embed_texts(self.network, self.tokenizer, texts, 4 * self.batch)
 
-    @torch.inference_mode()
     def caption(
         self,
         images: Sequence[ImageSource],
@@ -91,15 +90,29 @@ class MMGEM:
         ``assess``: how much the model's own embedding of what beam search found decides which is said, added
         to log P a token as a multiple of cosine over temperature; 0: log P alone.
         """
+        return self.describe(images, boxes, beams, max_tokens, assess)[1]
+
+    @torch.inference_mode()
+    def describe(
+        self,
+        images: Sequence[ImageSource],
+        boxes: Sequence[Box | None] | None = None,
+        beams: int = 3,
+        max_tokens: int = 30,
+        assess: float = 0.15,
+    ) -> tuple[np.ndarray, list[str]]:
+        """:meth:`embed_images` and :meth:`caption` in one pass of the tower: ``(n, D)`` float32 of unit
+        length, and a caption each."""
         if beams < 1 or max_tokens < 1:
             raise UsageError("beams and max_tokens must be at least 1")
-        captions = []
+        vectors, captions = [np.empty((0, self.dim), np.float32)], []
         for visual in (part for chunk in self._visual(images, boxes) for part in chunk.split(self.batch)):
+            vectors.append(unit_rows(visual[:, 0]))
             prefixes = self.network.prefix(visual)
             found = caption_candidates(self.network, prefixes, self.tokenizer.end, beams, max_tokens)
             chosen = choose_captions(self.network, visual[:, 0], found, assess)
             captions += [self.tokenizer.decode(c.ids) for c in chosen]
-        return captions
+        return np.concatenate(vectors), captions
 
     @torch.inference_mode()
     def score(self, images: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:

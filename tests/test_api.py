@@ -233,3 +233,12 @@ def test_a_photo_from_memory_needs_no_file(model: MMGEM) -> None:
     buffer = io.BytesIO()
     Image.new("L", (10, 300), 90).save(buffer, "PNG")
     assert model.embed_images([buffer.getvalue()]).shape == (1, 8)
+
+
+def test_describe_is_both_at_once(model: MMGEM, tiny_photos: list[Path]) -> None:
+    photos, boxes = [tiny_photos[0], tiny_photos[0], tiny_photos[1]], [None, (2, 3, 20, 25), (0, 0, 9, 9)]
+    vectors, captions = model.describe(photos, boxes, beams=2)
+    np.testing.assert_array_equal(vectors, model.embed_images(photos, boxes))
+    assert captions == model.caption(photos, boxes, beams=2)
+    vectors, captions = model.describe([])
+    assert (vectors.shape, captions) == ((0, model.dim), [])

@@ -187,26 +187,24 @@ def _regions(
         ends = np.cumsum([len(described[photo]) for photo in batch])
         return [found[end - len(described[p]) : end] for p, end in zip(batch, ends, strict=True)]
 
-    kept, vectors = _results(
-        records, lambda batch: each_box(batch, mmgem.embed_images), "Embedding boxes", skipped
-    )
+    def see(photos: list[Path], boxes: list[Any]) -> list[tuple[np.ndarray, str]]:
+        if not beams:
+            return [(vector, "") for vector in mmgem.embed_images(photos, boxes)]
+        return list(zip(*mmgem.describe(photos, boxes, beams=beams), strict=True))
+
+    label = "Captioning boxes" if beams else "Embedding boxes"
+    kept, seen = _results(records, lambda batch: each_box(batch, see), label, skipped)
     regions = [region for record in kept for region in described[record.image]]
+    vectors, said = zip(*(pair for own in seen for pair in own), strict=True)
     things: dict[tuple[str, ...], int] = {}
     of_region = [things.setdefault(region.captions, len(things)) for region in regions]
     pairs = [(thing, text) for captions, thing in things.items() for text in captions]
     texts = mmgem.embed_texts([text for _, text in pairs])
     scores: dict[str, Any] = dict(
-        region_scores(np.concatenate(vectors), texts, of_region, [thing for thing, _ in pairs])
+        region_scores(np.stack(vectors), texts, of_region, [thing for thing, _ in pairs])
     )
     if beams:
-        _, told = _results(
-            kept,
-            lambda batch: each_box(batch, lambda photos, boxes: mmgem.caption(photos, boxes, beams=beams)),
-            "Captioning boxes",
-            skipped,
-        )
-        said = [text for own in told for text in own]
-        captioned = caption_scores(said, [list(region.captions) for region in regions])
+        captioned = caption_scores(list(said), [list(region.captions) for region in regions])
         scores |= {name: value for name, value in captioned.items() if name != "images"}
     if with_heat:
         _, maps = _results(
