@@ -194,7 +194,8 @@ def test_wrong_arguments(model: MMGEM, tiny_photos: list[Path], tmp_path: Path) 
     with pytest.raises(DataError, match="empty text"):
         model.embed_texts(["a dog", " "])
     with pytest.raises(DataError, match="tokens is over"):
-        model.embed_texts(["a dog " * 100])
+        model.score(tiny_photos[:1], ["a dog " * 100])
+    assert model.embed_texts(["a dog " * 100]).shape == (1, model.dim)  # embedded in pieces
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8junk")
     with pytest.raises(ImageError, match=r"broken\.jpg"):
         model.embed_images([tiny_photos[0], tmp_path / "broken.jpg"])
