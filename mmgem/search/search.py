@@ -137,7 +137,7 @@ class PhotoIndex:
         # Photos with several good boxes take more than k rows; look further until k photos are there.
         depth = 4 * k
         while True:
-            rows = [row for row in top_rows(scores, depth) if scores[row] > -np.inf]
+            rows = top_rows(scores, depth)
             hits = sorted(
                 (-float(scores[row]), path, _box(box) or ())
                 for row in rows
@@ -179,8 +179,6 @@ class PhotoIndex:
         found = []
         for row in top_rows(scores, k):
             score = float(scores[row])
-            if score == -np.inf:
-                continue
             for entry in range(self._starts[row], self._starts[row + 1]):
                 _, path, box = self._entries[entry]
                 found.append((-score, path, _box(box) or ()))
@@ -202,10 +200,14 @@ def placed_scores(scores: np.ndarray, boxes: np.ndarray, place: Place) -> np.nda
 
 
 def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return where the ``k`` highest of ``scores`` (R,) are, in no order, and all that tie with the last."""
-    if k >= len(scores):
-        return np.arange(len(scores))
-    return np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
+    """Return where the ``k`` highest of ``scores`` (R,) are, in no order, and all that tie with the last.
+
+    What scores ``-inf`` is left out: it is no result, and so many ties would make the selection slow."""
+    rows = np.flatnonzero(scores > -np.inf)
+    if k >= len(rows):
+        return rows
+    kept = scores[rows]
+    return rows[kept >= np.partition(kept, len(kept) - k)[len(kept) - k]]
 
 
 def _box(text: str | None) -> Box | None:
