@@ -420,6 +420,19 @@ def test_eval_place(run, dataset, tmp_path):
 def test_eval_longtext(run, dataset):
     told = json.loads(run("eval", "longtext", "--data", dataset, "--split", "dev", "--json")[0])
     assert (told["images"], told["texts"], told["shortened"]) == (8, 8, 0)
+    assert set(told["ways"]) == {"mean", "joined", "first"}
+    assert told["ways"]["mean"] == {"i2t": told["i2t"], "t2i": told["t2i"]}
+
+
+def test_eval_longtext_of_a_sentence_over_the_limit(run, dataset, tmp_path):
+    rows = [json.loads(line) for line in dataset.read_text().splitlines()]
+    for row in rows:
+        row |= {"image": str(dataset.parent / row["image"]), "captions": ["a dog " * 99]}
+    path = tmp_path / "run-on.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, err = run("eval", "longtext", "--data", path, "--json")
+    assert set(json.loads(out)["ways"]) == {"mean", "first"}
+    assert "left out the way 'joined'" in err
 
 
 def test_regions_are_searched(run, tiny_photos, tmp_path):

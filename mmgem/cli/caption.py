@@ -37,7 +37,7 @@ def caption(
     failed: list[tuple[Path, str]] = []
     done = each_photo(
         photos,
-        lambda batch: mmgem.caption(batch, None if region is None else [region] * len(batch), beams=beams),
+        lambda batch: mmgem.caption(batch, [region] * len(batch), beams=beams),
         "Captioning",
         failed,
     )

@@ -59,11 +59,10 @@ def embed(
     import numpy as np
 
     failed: list[tuple[Path, str]] = []
-
-    def work(batch: list[Path]) -> list[np.ndarray]:
-        return list(mmgem.embed_images(batch, None if region is None else [region] * len(batch)))
-
-    found = list(each_photo(photos, work, "Embedding", failed))
+    done = each_photo(
+        photos, lambda batch: list(mmgem.embed_images(batch, [region] * len(batch))), "Embedding", failed
+    )
+    found = list(done)
     names = [("file", str(photo)) for photo, _ in found] + [("text", text) for text in texts]
     vectors = np.concatenate(
         [np.array([vector for _, vector in found]).reshape(-1, mmgem.dim), mmgem.embed_texts(texts)]

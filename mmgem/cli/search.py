@@ -69,7 +69,7 @@ def search(
         hits = find(mmgem.embed_texts([words])[0], k)
     else:
         assert image is not None
-        vector = mmgem.embed_images([image], None if region is None else [region])[0]
+        vector = mmgem.embed_images([image], [region])[0]
         hits = [hit for hit in find(vector, k + 1) if not _same(hit.path, image)][:k]
     if html is not None:
         _write_page(html, query, image, region, hits)

@@ -63,7 +63,7 @@ class Tokenizer:
 
         With ``long_text = "mean"`` a piece is a sentence, or an even share of one over ``max_text_tokens``;
         with ``"joined"`` it is the text. Raises ``DataError`` as :meth:`encode_all` does."""
-        if self.prep.long_text == "joined" or not texts:
+        if self.prep.long_text == "joined":
             return self.encode_all(texts), list(range(len(texts)))
         sentences = [(n, s) for n, text in enumerate(texts) for s in split_sentences(text) or [text]]
         pieces: list[Tensor] = []
