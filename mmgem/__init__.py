@@ -21,6 +21,7 @@ from mmgem.errors import (
 
 if TYPE_CHECKING:
     from mmgem.api import MMGEM
+    from mmgem.corpus.engine import SelfRetrieval
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "ImageError",
     "MMGEMError",
     "SearchIndexError",
+    "SelfRetrieval",
     "UsageError",
     "__version__",
 ]
@@ -44,4 +46,8 @@ def __getattr__(name: str) -> Any:
         from mmgem.api import MMGEM
 
         return MMGEM
+    if name == "SelfRetrieval":
+        from mmgem.corpus.engine import SelfRetrieval
+
+        return SelfRetrieval
     raise AttributeError(f"module 'mmgem' has no attribute {name!r}")

@@ -22,7 +22,8 @@ T = TypeVar("T")
 class TowerConfig:
     """The vision encoder."""
 
-    kind: Literal["efficientnet_lite0", "transformers"] = "efficientnet_lite0"
+    kind: Literal["efficientnet_lite0", "transformers", "none"] = "efficientnet_lite0"
+    """``none``: a model of texts only; it embeds, searches and answers, and sees nothing."""
     cut: int | None = None
     """Blocks of EfficientNet in the frozen, cached lower part; None: all of it."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -93,8 +94,8 @@ class Preprocessing:
 class DataConfig:
     """What a run reads."""
 
-    train: Path
-    """Anything :func:`mmgem.data.readers.load_dataset` reads."""
+    train: Path | None = None
+    """Anything :func:`mmgem.data.readers.load_dataset` reads; None: only a corpus is learned."""
     split: str | None = "train"
     dev: Path | None = None
     """Evaluated during training; None: ``train``'s own ``dev_split``."""
@@ -124,6 +125,58 @@ class DataConfig:
 
 
 @dataclass
+class Scoring:
+    """How passages are found and ranked; travels with the corpus."""
+
+    titles: int = 5
+    """Beams of titles."""
+    passages: int = 10
+    """Beams of passages under each title."""
+    one_token: bool = False
+    """Branch at the first differing token of a passage only, as Self-Retrieval's released code does."""
+    assess: int = 25
+    """Most candidates that are assessed, likeliest names first."""
+    kind: Literal["likelihood", "paper", "named"] = "likelihood"
+    """``likelihood``: softmax of a weighted sum of the log-probabilities of title, passage, acceptance and
+    question; ``paper``: Self-Retrieval's product; ``named``: the probability of the name alone."""
+    title_weight: float = 1.0
+    passage_weight: float = 1.0
+    accept_weight: float = 1.0
+    likelihood_weight: float = 1.0
+    tau: float = 0.4
+    delta: float = 0.4
+
+
+@dataclass
+class CorpusConfig:
+    """A corpus of texts that the LLM learns to search, judge and answer from (Self-Retrieval)."""
+
+    passages: Path | None = None
+    """Anything :func:`mmgem.data.passages.load_corpus` reads; None: no corpus is learned."""
+    queries: list[Path] = field(default_factory=list)
+    """Files of queries with the passages that answer them."""
+    questions: int = 0
+    """Questions the starting model writes for each passage that no query asks about."""
+    dev: Path | None = None
+    """Queries that the model is scored on at evaluations."""
+    dev_queries: int = 100
+    """How many of them."""
+    batch: int = 64
+    """Sentences and queries in a step; passages are dealt out evenly over an epoch."""
+    memorise: bool = True
+    """Learn to name the passage of each of its sentences."""
+    titles: bool = True
+    """Name the title first, then the passage."""
+    prefix_tokens: int = 16
+    """First tokens of a passage that are learned as its name."""
+    negatives: int = 4
+    """Questions of other passages that each passage is shown to reject, half of its own title."""
+    max_passage_tokens: int = 1024
+    """Longest passage; never cut silently."""
+    scoring: Scoring = field(default_factory=Scoring)
+
+
+@dataclass
 class ObjectiveConfig:
     """The losses."""
 
@@ -143,6 +196,14 @@ class ObjectiveConfig:
     label_smoothing: float = 0.0
     vocabulary_sample: int = 0
     """Tokens sampled for the caption softmax beside those in use; 0: the whole vocabulary, exact."""
+    retrieve_weight: float = 1.0
+    """Of the corpus losses: question -> title -> passage."""
+    ask_weight: float = 1.0
+    """Passage -> question."""
+    assess_weight: float = 1.0
+    """Passage and question -> answer, or rejection."""
+    embed_weight: float = 1.0
+    """Question and passage, contrasted."""
 
 
 @dataclass
@@ -213,8 +274,9 @@ class StartConfig:
 class Recipe:
     """One training run, from one TOML file."""
 
-    data: DataConfig
     train: TrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     start: StartConfig = field(default_factory=StartConfig)

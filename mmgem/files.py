@@ -40,7 +40,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         old.rename(folder)
     new.mkdir()
     fill(new)
-    for file in new.iterdir():
+    for file in new.rglob("*"):
         if file.is_file():
             with file.open("rb") as f:
                 os.fsync(f.fileno())

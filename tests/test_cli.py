@@ -32,6 +32,7 @@ VERBS = (
     "mosaic",
     "export",
     "pull",
+    "corpus",
 )
 ROOT = Path(main_module.__file__).parents[2]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmgem.config import LLMConfig, ModelConfig, Preprocessing, Recipe, TowerConfig, from_dict
 from mmgem.data.batches import Batch
+from mmgem.data.passages import Passage
 from mmgem.data.tokens import Tokenizer
 from mmgem.models.checkpoint import build
 from mmgem.models.network import MMGEMNetwork
@@ -49,6 +50,7 @@ _LM = {
 }
 
 TOWERS: dict[str, TowerConfig] = {
+    "none": TowerConfig("none", config={"size": 32}),
     "efficientnet_lite0": TowerConfig(cut=11, config={"size": 32, "stem": 8, "head": 16}),
     "clip": TowerConfig(
         "transformers", config={"model_type": "clip_vision_model", "intermediate_size": 16} | _VIT
@@ -182,6 +184,30 @@ def photos(folder: Path, train: int = 24, dev: int = 8, seed: int = 0) -> Path:
     path = folder / "captions.jsonl"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def passages(count: int = 9, titles: int = 3, seed: int = 0) -> list[Passage]:
+    """Passages of toy words, ``titles`` titles in turn."""
+    rng = np.random.default_rng(seed)
+    made = [" ".join(f"{sentence(rng, 7).capitalize()}." for _ in range(3)) for _ in range(count)]
+    names = [sentence(rng, 2) for _ in range(titles)]
+    return [Passage(f"p{i}", names[i % titles], text) for i, text in enumerate(made)]
+
+
+def corpus(folder: Path, count: int = 9, titles: int = 3, each: int = 2) -> tuple[Path, Path]:
+    """Write a corpus and queries, ``each`` a passage."""
+    rng = np.random.default_rng(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = passages(count, titles)
+    rows = [{"id": p.id, "title": p.title, "text": p.text} for p in made]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [
+        {"id": f"{p.id}-{i}", "query": sentence(rng, 5), "positives": [p.id], "answers": [p.text.split()[0]]}
+        for p in made
+        for i in range(each)
+    ]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    return folder / "corpus.jsonl", folder / "queries.jsonl"
 
 
 def base_models(folder: Path, llm: str = "llama", tower: str = "clip", seed: int = 0) -> tuple[Path, Path]:

@@ -58,6 +58,14 @@ class Tokenizer:
                 raise DataError(f"empty text: {text!r}")
         return [torch.tensor(tokens) for tokens in ids]
 
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of ``texts`` as they are: nothing added, nothing normalised, and the name of a special
+        token is text like any other."""
+        if not texts:
+            return []
+        found = self.hf(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [list(ids) for ids in found]
+
     def encode_parts(self, texts: Sequence[str]) -> tuple[list[Tensor], list[int]]:
         """Token ids (1-D int64) of the pieces each text is embedded in, and the number of each piece's text.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,10 @@ def save_model(
     tokenizer: Tokenizer,
     card: str,
     bits: dict[str, int] | None = None,
+    more: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a model folder, replacing it as a whole. ``bits``: tensors to round (see ``storage``)."""
+    """Write a model folder, replacing it as a whole. ``bits``: tensors to round (see ``storage``); ``more``
+    writes what else belongs into the folder."""
 
     def fill(new: Path) -> None:
         config = {"format": FORMAT, "model": to_dict(network.config)}
@@ -75,6 +78,8 @@ def save_model(
         tokenizer.hf.save_pretrained(str(new))
         save_tensors(new / "model.safetensors", own_tensors(network), bits)
         write_atomic(new / "README.md", card)
+        if more is not None:
+            more(new)
 
     write_folder(folder, fill)
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from mmgem.config import ModelConfig
 from mmgem.models.llm import LLM
-from mmgem.models.packing import Packing, pack
+from mmgem.models.packing import Packing, pack, pack_families
 from mmgem.models.pooling import pool_boxes, pool_full
-from mmgem.models.towers import EfficientNetTower, Tower, TransformersTower
+from mmgem.models.towers import EfficientNetTower, NoTower, Tower, TransformersTower
 
 
 def projection(kind: str, width_in: int, width_out: int, dropout: float = 0.0) -> nn.Module:
@@ -43,13 +43,18 @@ class MMGEMNetwork(nn.Module):
         self.tower: Tower
         if config.tower.kind == "efficientnet_lite0":
             self.tower = EfficientNetTower(config.tower.cut, **config.tower.config)
+        elif config.tower.kind == "none":
+            self.tower = NoTower(**config.tower.config)
         else:
             self.tower = TransformersTower(config.tower.config)
         self.llm = LLM(config.llm.config)
         width = self.llm.width
-        self.h1 = projection(config.projection, self.tower.channels, config.dim, config.dropout)
+        self.h1: nn.Module = nn.Identity()
+        self.h3: nn.Module = nn.Identity()
+        if self.tower.channels:
+            self.h1 = projection(config.projection, self.tower.channels, config.dim, config.dropout)
+            self.h3 = nn.Linear(config.dim, config.visual_tokens * width)
         self.h2 = projection("linear", width, config.dim)
-        self.h3 = nn.Linear(config.dim, config.visual_tokens * width)
         self.emb = nn.Parameter(torch.empty(width))
         self.cap = nn.Parameter(torch.empty(width))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
@@ -65,8 +70,9 @@ class MMGEMNetwork(nn.Module):
             std = float(self.llm.embed(torch.arange(min(self.llm.vocabulary, 4096))).std())
         nn.init.normal_(self.emb, std=std)
         nn.init.normal_(self.cap, std=std)
-        nn.init.normal_(self.h3.weight, std=std / math.sqrt(self.config.dim))
-        nn.init.zeros_(self.h3.bias)
+        if isinstance(self.h3, nn.Linear):
+            nn.init.normal_(self.h3.weight, std=std / math.sqrt(self.config.dim))
+            nn.init.zeros_(self.h3.bias)
 
     @property
     def prefix_length(self) -> int:
@@ -144,6 +150,30 @@ class MMGEMNetwork(nn.Module):
 
         predicting = packing.span(offsets[n:] - 1, counts[n:] + 1, captioned).to(device)
         return self._pool_text(states, packing, counts[:n], ends), states[predicting]
+
+    def read(
+        self, sequences: Sequence[Tensor], embed: Tensor, parents: Tensor | None = None, row_length: int = 128
+    ) -> tuple[Tensor, Packing]:
+        """One pass over texts, some of which continue others: a passage is read once for all that is asked
+        of it.
+
+        ``sequences``: N token id sequences, 1-D int64 on the CPU; ``embed`` ``(N,)`` bool: with ``[EMB]`` at
+        the end; ``parents`` ``(N,)`` int64: the sequence it continues and may look at, -1 for none (which
+        all have to be that are continued). Returns the hidden states ``(R * L, H)`` and where they lie.
+        """
+        counts = torch.tensor([len(s) for s in sequences])
+        packing = pack_families((counts + embed.long()).tolist(), parents, row_length)
+        device = self.emb.device
+        tokens = self.llm.embed(torch.cat([*sequences]).to(device))
+        inputs = tokens.new_zeros(packing.segments.numel(), self.llm.width)
+        inputs = inputs.index_copy(0, packing.span(torch.zeros_like(counts), counts).to(device), tokens)
+        ends = packing.flat(counts[embed], embed.nonzero()[:, 0]).to(device)
+        inputs = inputs.index_copy(0, ends, self.emb.expand(len(ends), -1).to(tokens.dtype))
+        allowed = packing.allowed().to(device)
+        states = self.llm(
+            inputs.view(*packing.segments.shape, -1), packing.positions.to(device), allowed
+        ).flatten(0, 1)
+        return states, packing
 
     def _pool_text(self, states: Tensor, packing: Packing, counts: Tensor, ends: Tensor) -> Tensor:
         if self.config.text_pool == "emb":

@@ -3,6 +3,9 @@
 Captions are 8 to 20 tokens, so a padded batch is half padding. Here sequences are laid into rows of a
 fixed length, first fit, longest first; a block mask keeps them apart and positions restart at 0 in each.
 Packed equals padded to rounding (tested).
+
+A *family* is a sequence and others that continue it: they lie side by side in one row, each sees the one it
+continues and none of its siblings.
 """
 
 from __future__ import annotations
@@ -16,16 +19,21 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Packing:
     """Where each sequence lies. ``row``, ``start``: ``(N,)`` int64; ``segments``, ``positions``:
-    ``(R, L)`` int64, segment -1 where nothing lies."""
+    ``(R, L)`` int64, segment -1 where nothing lies; ``parents``: ``(N,)`` int64 or None, the sequence that
+    each continues, -1 for none."""
 
     row: Tensor
     start: Tensor
     segments: Tensor
     positions: Tensor
+    parents: Tensor | None = None
 
     def allowed(self, causal: Tensor | bool = True) -> Tensor:
         """``(R, L, L)`` bool attention mask; ``causal`` may be a ``(N,)`` bool, one choice per sequence."""
         same = self.segments[:, :, None] == self.segments[:, None, :]
+        if self.parents is not None:
+            parent = torch.where(self.segments >= 0, self.parents[self.segments.clamp(min=0)], -1)
+            same |= (parent[:, :, None] == self.segments[:, None, :]) & (parent >= 0)[:, :, None]
         length = self.segments.shape[1]
         lower = torch.ones(length, length, dtype=torch.bool).tril()
         if isinstance(causal, bool):
@@ -73,3 +81,29 @@ def pack(lengths: list[int], row_length: int = 128) -> Packing:
         segments[row[i], start[i] : start[i] + n] = i
         positions[row[i], start[i] : start[i] + n] = torch.arange(n)
     return Packing(rows, starts, segments, positions)
+
+
+def pack_families(lengths: list[int], parents: Tensor | None, row_length: int = 128) -> Packing:
+    """As :func:`pack`, but a sequence lies behind the one it continues (``parents`` ``(N,)``, -1 for none),
+    in its row, at the positions that follow it."""
+    if parents is None or (parents < 0).all():
+        return pack(lengths, row_length)
+    heads = (parents < 0).nonzero()[:, 0].tolist()
+    family = {head: [head] for head in heads}
+    for child, parent in enumerate(parents.tolist()):
+        if parent >= 0:
+            family[parent].append(child)  # KeyError: continues what itself continues another
+    sizes = [sum(lengths[i] for i in family[head]) for head in heads]
+    units = pack(sizes, row_length)
+    row, start = [0] * len(lengths), [0] * len(lengths)
+    segments = torch.full_like(units.segments, -1)
+    positions = torch.zeros_like(units.positions)
+    for unit, head in enumerate(heads):
+        r, at = int(units.row[unit]), int(units.start[unit])
+        for i in family[head]:
+            row[i], start[i] = r, at
+            segments[r, at : at + lengths[i]] = i
+            first = 0 if i == head else lengths[head]
+            positions[r, at : at + lengths[i]] = torch.arange(first, first + lengths[i])
+            at += lengths[i]
+    return Packing(torch.tensor(row), torch.tensor(start), segments, positions, parents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -29,8 +30,10 @@ def ship(source: Path, out: Path, other: Path | None = None, share: float = 0.5)
     if other is not None:
         mix(network, load_model(other)[0], share)
     card = (source / "README.md").read_text(encoding="utf-8") if (source / "README.md").exists() else ""
-    save_model(out, network, tokenizer, card, shipping_bits(network))
-    return sum(f.stat().st_size for f in out.iterdir())
+    corpus = source / "corpus"
+    more = (lambda new: shutil.copytree(corpus, new / "corpus")) if corpus.is_dir() else None
+    save_model(out, network, tokenizer, card, shipping_bits(network), more)
+    return sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
 
 
 @torch.no_grad()

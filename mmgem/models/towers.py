@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgem.errors import ConfigError
+from mmgem.errors import ConfigError, UsageError
 from mmgem.models.efficientnet import EfficientNetLite
 
 
@@ -38,6 +38,20 @@ class Tower(nn.Module):
     def lower_parameters(self) -> list[nn.Parameter]:
         """Parameters used by :meth:`lower`; frozen whenever its output is cached."""
         return list(self.parameters())
+
+
+class NoTower(Tower):
+    """In the place of an encoder in a model of texts only: it has no parameters and refuses images."""
+
+    channels = 0
+
+    def __init__(self, size: int = 224):
+        super().__init__()
+        self.size = size
+
+    def lower(self, pixels: Tensor) -> Tensor:
+        """Raise ``UsageError``."""
+        raise UsageError("this model reads texts only: it has no vision tower")
 
 
 class EfficientNetTower(Tower):

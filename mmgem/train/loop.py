@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmgem.config import Preprocessing, Recipe, to_dict
@@ -28,9 +29,10 @@ from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.files import cache_home
 from mmgem.models.checkpoint import build, save_model
 from mmgem.models.network import MMGEMNetwork
-from mmgem.objectives import OBJECTIVES
+from mmgem.objectives import OBJECTIVES, corpus
 from mmgem.progress import Meter
 from mmgem.train.card import card
+from mmgem.train.corpus import CorpusSide, corpus_side, evaluate_corpus
 from mmgem.train.evaluate import evaluate
 from mmgem.train.log import Log
 from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
@@ -46,11 +48,17 @@ class Run:
     recipe: Recipe
     network: MMGEMNetwork
     tokenizer: Tokenizer
-    batches: Batches
+    batches: Batches | None
+    corpus: CorpusSide | None
     dev: tuple[list[Record], FeatureCache | PixelSource] | None
     optimizer: torch.optim.AdamW
     average: Average | None
     total: int
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is anything to measure it on."""
+        return self.dev is not None or (self.corpus is not None and bool(self.corpus.dev))
 
 
 def train(recipe: Recipe) -> Path:
@@ -87,7 +95,7 @@ def _train(recipe: Recipe) -> Path:
             last = finished == run.total
             if finished % recipe.train.log_every == 0 or last:
                 log.write(finished, {**values, "pairs_per_second": round(meter.rate, 1)})
-            if run.dev and (last or (every and finished % every == 0)):
+            if run.scored and (last or (every and finished % every == 0)):
                 scores = measure(run)
                 log.write(finished, scores)
                 meter.say(finished, scores)
@@ -100,19 +108,37 @@ def _train(recipe: Recipe) -> Path:
                 save_state(
                     out / "checkpoints", finished, run.network, run.optimizer, run.average, done_facts, keep
                 )
-    if not run.dev:
+    if not run.scored:
         export(run, out / "model", {"step": run.total})
     return out / "model"
 
 
 def prepare(recipe: Recipe) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
+    network, tokenizer = start(recipe)
+    batches, dev = None, None
+    if recipe.data.train is not None:
+        batches, dev = _images(recipe, recipe.data.train, network, tokenizer)
+    corpus = corpus_side(recipe, network, tokenizer) if recipe.corpus.passages else None
+    groups = trainable(network, recipe.optim, recipe.data.cached)
+    network.llm.training_dtype = getattr(torch, recipe.train.precision)
+    average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
+    walked = batches or (corpus.batches if corpus else None)
+    assert walked is not None
+    total = max(1, round(recipe.train.epochs * walked.per_epoch))
+    trained = optimizer(network, groups, recipe.optim)
+    return Run(recipe, network, tokenizer, batches, corpus, dev, trained, average, total)
+
+
+def _images(
+    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer
+) -> tuple[Batches, tuple[list[Record], FeatureCache | PixelSource] | None]:
+    """Training batches of images and boxes, and the dev images with their features."""
     for field in ("mosaics", "region_size"):
         if getattr(recipe.data, field) and not recipe.data.region_share:
             raise ConfigError(f"data.{field}: counts only if data.region_share is above 0")
     boxed = recipe.data.region_share > 0
-    records = _described(recipe.data.train, recipe.data.split, "data.train", "data.split", boxed)
-    network, tokenizer = start(recipe)
+    records = _described(train, recipe.data.split, "data.train", "data.split", boxed)
     whole = network.config.tower.kind == "transformers" or network.config.tower.cut is None
     if recipe.optim.lr_tower > 0 and recipe.data.cached and whole:
         raise ConfigError(
@@ -123,7 +149,7 @@ def prepare(recipe: Recipe) -> Run:
     box_records, box_source = _boxed(recipe, network, tokenizer.prep, records, source)
     dev = None
     if recipe.data.dev or recipe.data.dev_split:
-        dev_data = recipe.data.dev or recipe.data.train
+        dev_data = recipe.data.dev or train
         held_out = _described(dev_data, recipe.data.dev_split, "data.dev", "data.dev_split")
         held_out = held_out[: recipe.train.evaluate_images]
         dev = (held_out, image_source(recipe, network, tokenizer.prep, held_out, 1))
@@ -132,13 +158,7 @@ def prepare(recipe: Recipe) -> Run:
     size, seed = recipe.train.batch, recipe.train.seed
     regions = (box_records, box_source)
     batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher, regions)
-    groups = trainable(network, recipe.optim, recipe.data.cached)
-    network.llm.training_dtype = getattr(torch, recipe.train.precision)
-    average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
-    total = max(1, round(recipe.train.epochs * batches.per_epoch))
-    return Run(
-        recipe, network, tokenizer, batches, dev, optimizer(network, groups, recipe.optim), average, total
-    )
+    return batches, dev
 
 
 def _described(
@@ -214,20 +234,20 @@ def image_source(
     return source
 
 
+def mixed_seed(*parts: int) -> int:
+    """One seed of several numbers; torch's generator on the CPU looks at 32 bits only."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
 def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
     """Forward, backward and update of ``step``; returns the numbers to log and the pairs seen."""
     config = run.recipe.optim
     run.network.train()
-    torch.manual_seed((run.recipe.train.seed << 32) + step)
-    batch = run.batches[step]
-    if batch.pixels is not None:
-        batch.features = run.network.tower.lower(batch.pixels)
-    if batch.box_pixels is not None:
-        batch.box_features = run.network.tower.lower(batch.box_pixels)
+    torch.manual_seed(mixed_seed(run.recipe.train.seed, step))
     factor = learning_rate(step, run.total, config)
     for group in run.optimizer.param_groups:
         group["lr"] = group["base"] * factor
-    losses = OBJECTIVES[run.recipe.objective.name](run.network, batch, run.recipe.objective)
+    losses, pairs = _losses(run, step)
     loss = torch.stack(list(losses.values())).sum()
     if not torch.isfinite(loss):
         raise DataError(f"step {step}: the loss is {loss.item()}; lower the learning rates")
@@ -245,16 +265,45 @@ def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
     values["gradient_norm"] = round(norm.item(), 4)
     values["temperature"] = round(1 / run.network.logit_scale.exp().item(), 5)
     values["lr_factor"] = round(factor, 5)
-    return values, len(batch.texts)
+    return values, pairs
+
+
+def _losses(run: Run, step: int) -> tuple[dict[str, torch.Tensor], int]:
+    """The losses of images and of the corpus, as far as there are, and how many pairs they are of."""
+    losses: dict[str, torch.Tensor] = {}
+    pairs = 0
+    if run.batches is not None:
+        batch = run.batches[step]
+        if batch.pixels is not None:
+            batch.features = run.network.tower.lower(batch.pixels)
+        if batch.box_pixels is not None:
+            batch.box_features = run.network.tower.lower(batch.box_pixels)
+        losses |= OBJECTIVES[run.recipe.objective.name](run.network, batch, run.recipe.objective)
+        pairs += len(batch.texts)
+    if run.corpus is not None:
+        texts = run.corpus.batches[step]
+        losses |= corpus(run.network, texts, run.recipe.objective)
+        pairs += len(texts.names)
+    return losses, pairs
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Scores of the averaged (or current) weights on the dev images."""
-    assert run.dev is not None
+    """Scores of the averaged (or current) weights on the dev images and queries; ``score`` is the mean of
+    theirs."""
     if run.average is not None:
         run.average.swap(run.network)
     try:
-        return evaluate(run.network.eval(), run.tokenizer, *run.dev, run.recipe.objective.name)
+        network = run.network.eval()
+        scores: dict[str, Any] = {}
+        parts: list[float] = []
+        if run.dev is not None:
+            scores |= evaluate(network, run.tokenizer, *run.dev, run.recipe.objective.name)
+            parts.append(scores["score"])
+        if run.corpus is not None and run.corpus.dev:
+            found = evaluate_corpus(network, run.corpus)
+            scores |= found
+            parts.append(found["H@1"])
+        return {**scores, "score": sum(parts) / len(parts)}
     finally:
         if run.average is not None:
             run.average.swap(run.network)
@@ -269,7 +318,8 @@ def export(run: Run, folder: Path, facts: dict[str, Any]) -> None:
         if run.recipe.optim.lora_rank:
             network = build(run.network.config)
             network.load_state_dict(merge_lora(run.network.state_dict(), run.network))
-        save_model(folder, network, run.tokenizer, card(run.recipe, facts))
+        more = run.corpus.written(network.eval()) if run.corpus else None
+        save_model(folder, network, run.tokenizer, card(run.recipe, facts), more=more)
     finally:
         if run.average is not None:
             run.average.swap(run.network)

@@ -41,7 +41,8 @@ def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     network = MMGEMNetwork(config)
     check_size(network, recipe.preprocessing)
     network.llm.lm.load_state_dict(lm.state_dict())
-    network.tower.net.load_state_dict(tower.state_dict())  # type: ignore[union-attr]
+    if tower is not None:
+        network.tower.net.load_state_dict(tower.state_dict())  # type: ignore[union-attr]
     network.reset_markers()
     return network, Tokenizer.from_folder(llm_folder, recipe.preprocessing)
 
@@ -108,7 +109,9 @@ def _language_model(folder: Path, options: StartConfig) -> nn.Module:
     return lm
 
 
-def _tower(options: StartConfig, config: TowerConfig) -> tuple[nn.Module, TowerConfig]:
+def _tower(options: StartConfig, config: TowerConfig) -> tuple[nn.Module | None, TowerConfig]:
+    if config.kind == "none":
+        return None, config
     if config.kind == "efficientnet_lite0":
         folder = source_folder(options.tower)
         facts = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}

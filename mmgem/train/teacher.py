@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from mmgem.config import Recipe
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.files import cache_home
+from mmgem.models.sentence_encoder import sentence_encoder
 from mmgem.progress import track
 from mmgem.train.start import source_folder
 
@@ -29,21 +28,12 @@ def embed_captions(recipe: Recipe, texts: Sequence[str]) -> np.ndarray:
     path = cache_home() / "teacher" / f"{digest}.npy"
     if path.exists():
         return np.asarray(np.load(path))
-    from transformers import AutoModel, AutoTokenizer
-
     try:
-        tokenizer, model = AutoTokenizer.from_pretrained(str(folder)), AutoModel.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"objective.teacher: {folder}: {str(error).splitlines()[0]}") from error
-    out = []
-    chunks = [texts[i : i + 128] for i in range(0, len(texts), 128)]
-    for chunk in track(chunks, "teacher", sizes=[len(c) for c in chunks]):
-        batch = tokenizer(chunk, padding=True, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            states = model.eval()(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None]
-        out.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).numpy())
-    values = np.concatenate(out).astype(np.float32)
+        encode = sentence_encoder(folder, batch=128)
+    except CheckpointError as error:
+        raise CheckpointError(f"objective.teacher: {error}") from error
+    chunks = [texts[i : i + 2048] for i in range(0, len(texts), 2048)]
+    values = np.concatenate([encode(chunk) for chunk in track(chunks, "teacher", sizes=[*map(len, chunks)])])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.npy")
     np.save(temporary, values)

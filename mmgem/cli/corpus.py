@@ -1,0 +1,152 @@
+"""``mmgem corpus``: a model that is its own search engine over a corpus of texts (Self-Retrieval)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmgem.cli.inputs import quiet_libraries
+from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.cli.train import train
+from mmgem.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmgem.corpus.engine import SelfRetrieval
+    from mmgem.corpus.retriever import Found
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.command("train", short_help="Learn a corpus, as a recipe says (the same as mmgem train).")(train)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", metavar="M", help="A model that has learned a corpus (corpus train).")
+]
+KOption = Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many passages.")]
+
+
+@app.callback()
+def _corpus() -> None:
+    """Search, question and extend a corpus of texts that a model has learned."""
+
+
+@app.command("search", short_help="The passages that answer a question.")
+def search(
+    question: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
+    model: ModelOption,
+    k: KOption = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Find passages: score, a tab, the id, a tab, the title, a tab, how the text begins; best first.
+
+    With --json: {"query", "hits": [{"id", "title", "text", "score", "title_prob", "passage_prob",
+    "rejection", "likelihood"}]}: the probabilities of the title and of the passage under it, that the model
+    finds no answer in it, and log P(question | passage).
+    """
+    engine = _load(model)
+    (hits,) = engine.search([_text(question)], k)
+    if as_json:
+        print_json({"query": question, "hits": [vars(hit) for hit in hits]})
+    else:
+        _show(hits)
+
+
+@app.command("ask", short_help="The answer to a question, with its passages.")
+def ask(
+    question: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
+    model: ModelOption,
+    k: KOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from the best passage that holds an answer, and show the passages.
+
+    With --json: {"query", "answer" (null if the passages hold none), "source" (a passage's id), "hits"} as in
+    search.
+    """
+    engine = _load(model)
+    answer = engine.ask(_text(question), k)
+    if as_json:
+        hits = [vars(hit) for hit in answer.hits]
+        print_json({"query": question, "answer": answer.text, "source": answer.source, "hits": hits})
+        return
+    print(answer.text if answer.text is not None else "no answer in these passages")
+    _show(answer.hits)
+
+
+@app.command("eval", short_help="Measure retrieval and answers on queries.")
+def evaluate(
+    model: ModelOption,
+    data: Annotated[Path, typer.Option(metavar="Q.jsonl", help="Queries with the ids of their passages.")],
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="BM25, embeddings and MiniLM beside it, and their mixtures.")
+    ] = False,
+    answers: Annotated[bool, typer.Option("--answers", help="Answers too: exact match and F1.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model on queries. All figures but seconds are percent.
+
+    With --json: {"H@1", "H@5", "MRR@5", "queries", "seconds_per_query"}, with --answers {"EM", "F1"} as well,
+    with --baselines "baselines": {name: the same}.
+    """
+    from mmgem.data.passages import load_queries
+
+    engine = _load(model)
+    queries = load_queries(data, {p.id for p in engine.corpus.passages})
+    scores = engine.measure(queries, answers=answers, baselines=baselines)
+    if as_json:
+        print_json(scores)
+        return
+    more: dict[str, dict[str, float]] = scores.pop("baselines", {})
+    rows = {"this model": scores, **more}
+    width = max(map(len, rows))
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    print(" " * width + "".join(f"  {c:>17}" for c in columns))
+    for name, row in rows.items():
+        cells = "".join(f"  {row[c]:17.4g}" if c in row else " " * 19 for c in columns)
+        print(f"{name:<{width}}{cells}")
+
+
+@app.command("add", short_help="Put more passages into the corpus.")
+def add(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES", help="JSONL, text, Markdown or folders.")],
+    model: ModelOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Add passages: searchable at once, without training.
+
+    The tries grow by what is new; the model has not memorised it, so it is found by what it can tell from the
+    names and from reading. With --json: {"added", "passages", "seconds"}.
+    """
+    from mmgem.data.passages import load_corpus
+
+    started = time.monotonic()
+    engine = _load(model)
+    skipped: list[tuple[Path, str]] = []
+    passages = [p for file in files for p in load_corpus(file, skipped)]
+    for path, reason in skipped:
+        note(f"skipped {path}: {reason}")
+    engine.add(passages)
+    told: dict[str, Any] = {"added": len(passages), "passages": len(engine.corpus.passages)}
+    if as_json:
+        print_json({**told, "seconds": round(time.monotonic() - started, 2)})
+    else:
+        print(f"{told['added']} passages added, {told['passages']} in all")
+
+
+def _load(model: str) -> SelfRetrieval:
+    quiet_libraries()
+    from mmgem.corpus.engine import SelfRetrieval
+
+    return SelfRetrieval.from_pretrained(model)
+
+
+def _text(question: str) -> str:
+    if not question.strip():
+        raise UsageError("the question is empty")
+    return question
+
+
+def _show(hits: list[Found]) -> None:
+    for hit in hits:
+        print(f"{hit.score:.3f}\t{hit.id}\t{hit.title}\t{hit.text[:80]}")

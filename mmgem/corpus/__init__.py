@@ -1,0 +1,1 @@
+"""Self-Retrieval: a corpus that the LLM itself indexes, searches, judges and answers from."""

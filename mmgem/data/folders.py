@@ -1,0 +1,190 @@
+"""Plain text and Markdown as titles and passages.
+
+The title is a heading the text begins with, else the file's name. Passages have at most 200 words, never go
+on across a heading and end where a paragraph or else a sentence does. Headings stand as sentences before
+what they are about. Front matter and rules go; of Markdown also the addresses of images and links and the
+marks of lists, quotes, bold words and code. Code itself stays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmgem.data.prose import cut_words, split_prose
+from mmgem.data.readers.files import read_text
+from mmgem.errors import DataError, UsageError
+
+MARKDOWN = (".md", ".markdown")
+SUFFIXES = (".txt", *MARKDOWN)
+MOST_WORDS = 200
+
+_KEY = re.compile(r"#|[\w\"'][\w .\"'-]*:(?:\s|$)")
+_COMMENT = re.compile(r"\s*<!--.*?-->", re.DOTALL)
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[^`]*$")
+_HEADING = re.compile(r" {0,3}#{1,6}(?:[ \t]+(.*))?$")
+_UNDERLINE = re.compile(r" {0,3}(?:={3,}|-{3,})\s*$")
+_RULE = re.compile(r"([-*_=])(?:[ \t]*\1){2,}$|\|?[ \t]*:?-{2,}:?[ \t|:-]*$")  # or a table's second line
+_ITEM = re.compile(r"[ \t]*(?:[-*+]|(\d{1,9}[.)]))[ \t]+(?=\S)")
+_QUOTE = re.compile(r" {0,3}(?:> ?)+")
+_ADDRESS = r"\[([^][]*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s[^()]*)?\)"
+_MARKUP = (
+    (re.compile(f"!{_ADDRESS}"), r"\1"),
+    (re.compile(_ADDRESS), r"\1"),
+    (re.compile(r"\*\*(?=\S)([^*]+)(?<=\S)\*\*"), r"\1"),
+    (re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)"), r"\2"),
+)
+
+
+def text_files(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The text and Markdown files under a folder in order of their paths, and what is skipped, with reasons.
+
+    Hidden files and folders are left out, linked folders are not followed.
+    """
+    found: list[Path] = []
+    skipped: list[tuple[Path, str]] = []
+
+    def failed(error: OSError) -> None:
+        skipped.append((Path(error.filename), error.strerror or "cannot be opened"))
+
+    for place, folders, names in os.walk(root, onerror=failed):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                path = Path(place, name)
+                if path.is_file():
+                    found.append(path)
+                else:  # a link to nowhere, a pipe
+                    skipped.append((path, "not a file"))
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix()), skipped
+
+
+def read_document(path: Path) -> tuple[str, list[str]]:
+    """The title and the passages of a text or Markdown file.
+
+    Raises ``DataError``, naming the file, if it cannot be opened, is not UTF-8 or has no text.
+    """
+    try:
+        text = read_text(path)
+    except UsageError as error:
+        raise DataError(str(error)) from error
+    if "\0" in text:
+        raise DataError(f"{path}: not text, it holds zero bytes")
+    title, passages = split_document(text, markdown=path.suffix.lower() in MARKDOWN)
+    if not passages:
+        raise DataError(f"{path}: no text")
+    spaced = path.stem.replace("_", " ").replace("-", " ")
+    return title or " ".join(spaced.split()) or path.stem, passages
+
+
+def split_document(text: str, markdown: bool) -> tuple[str, list[str]]:
+    """The title of a document, "" if it does not begin with a heading, and its passages, in single spaces.
+
+    ``markdown``: its marks are no words.
+    """
+    lines = _without_front_matter(text.splitlines())
+    if markdown:
+        text = "\n".join(lines)
+        while comment := _COMMENT.match(text):
+            text = text[comment.end() :]
+        lines = text.splitlines()
+    parser = _Parser(markdown)
+    for line in lines:
+        parser.feed(line)
+    parser.close()
+    return parser.title or "", [passage for section in parser.sections for passage in _passages(section)]
+
+
+class _Parser:
+    """Lines to sections, each a list of paragraphs; the first may be empty."""
+
+    def __init__(self, markdown: bool):
+        self.markdown = markdown
+        self.title: str | None = None
+        self.sections: list[list[str]] = [[]]
+        self._headings: list[str] = []  # that no text has followed yet
+        self._lines: list[str] = []  # of the paragraph so far
+        self._fence = ""  # of the code we are in
+        self._item = False
+
+    def feed(self, line: str) -> None:
+        """Take the next line."""
+        if self._fence:
+            bare = line.strip(" \t>")
+            if bare.startswith(self._fence) and not bare.strip(self._fence[0]):
+                self.close()
+            else:
+                self._lines.append(line)
+            return
+        if self.markdown and (quote := _QUOTE.match(line)):
+            line = line[quote.end() :]
+        if fence := _FENCE.match(line):
+            self.close()
+            self._fence = fence[1]
+        elif heading := _HEADING.match(line):
+            self.close()
+            words = (heading[1] or "").split()
+            self._head(" ".join(words[:-1] if words and not words[-1].strip("#") else words))
+        elif len(self._lines) == 1 and not self._item and _UNDERLINE.match(line):
+            self._head(self._lines.pop())
+        elif _RULE.match(line.strip()) or not line.strip():
+            self.close()
+        elif self.markdown and (item := _ITEM.match(line)):
+            self.close()
+            self._lines.append(f"{item[1] or ''} {line[item.end() :]}")
+            self._item = True
+        else:
+            self._lines.append(line)
+
+    def close(self) -> None:
+        """End a paragraph, or code."""
+        words = " ".join(self._lines)
+        if words := " ".join(words.split()) if self._fence else self._tidy(words):
+            self.sections[-1].append(" ".join([*self._headings, words]))
+            self._headings = []
+        self._lines, self._fence, self._item = [], "", False
+
+    def _head(self, words: str) -> None:
+        words = self._tidy(words)
+        if self.title is None and not any(self.sections):
+            self.title = words
+        elif words:
+            self.sections.append([])
+            self._headings.append(words if words[-1] in ".!?:" else f"{words}.")
+
+    def _tidy(self, text: str) -> str:
+        for pattern, plain in _MARKUP if self.markdown else ():
+            text = pattern.sub(plain, text)
+        return " ".join(text.split())
+
+
+def _without_front_matter(lines: list[str]) -> list[str]:
+    """What follows the YAML between two lines ``---``, if the text begins with it."""
+    if not lines or lines[0].rstrip() != "---":
+        return lines
+    end = next((n for n, line in enumerate(lines[1:], 1) if line.rstrip() in ("---", "...")), 0)
+    inside = [line for line in lines[1:end] if line.strip()]
+    return lines[end + 1 :] if end and (not inside or _KEY.match(inside[0])) else lines
+
+
+def _passages(paragraphs: list[str]) -> Iterator[str]:
+    """Fill passages. One that is half full ends rather than to break into the next paragraph."""
+    words: list[str] = []
+    for paragraph in paragraphs:
+        whole = paragraph.split()
+        if len(words) + len(whole) <= MOST_WORDS:
+            words += whole
+            continue
+        if 2 * len(words) >= MOST_WORDS:
+            yield " ".join(words)
+            words = []
+        for sentence in split_prose(paragraph):
+            for piece in cut_words(sentence.split(), MOST_WORDS):
+                if len(words) + len(piece) > MOST_WORDS:
+                    yield " ".join(words)
+                    words = []
+                words += piece
+    if words:
+        yield " ".join(words)

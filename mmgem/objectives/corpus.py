@@ -1,0 +1,69 @@
+"""Self-Retrieval (arXiv 2403.00801): one LLM names the passage of a question, judges it and answers.
+
+    retrieve_loss   -log P(title, passage | sentence or question): memorising and retrieving
+    ask_loss        -log P(question | passage): what ranks passages by how well they explain the question
+    assess_loss     -log P(answer | passage, question), the answer of a foreign question being the rejection
+    embed_loss      symmetric InfoNCE of questions and passages, at [EMB]
+
+Each but the last is the mean over its own tokens. A passage is read once for everything that is asked of it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgem.config import ObjectiveConfig
+from mmgem.data.corpus_batches import CorpusBatch
+from mmgem.models.network import MMGEMNetwork
+from mmgem.models.packing import Packing
+
+
+def corpus(network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """Return the losses above, each times its configured weight; those of weight 0 are left out."""
+    losses: dict[str, Tensor] = {}
+    if config.retrieve_weight and batch.names:
+        nothing = torch.zeros(len(batch.names), dtype=torch.bool)
+        states, packing = network.read(batch.names, nothing)
+        loss = token_loss(network, states, packing, batch.names, batch.named)
+        losses["retrieve_loss"] = config.retrieve_weight * loss
+    weights = (config.ask_weight, config.assess_weight, config.embed_weight)
+    if not any(weights) or not batch.reads:
+        return losses
+    states, packing = network.read(batch.reads, batch.embed, batch.parents, row_length=512)
+    for name, weight, mask in (
+        ("ask_loss", config.ask_weight, batch.asked),
+        ("assess_loss", config.assess_weight, batch.answered),
+    ):
+        if weight and mask.any():
+            losses[name] = weight * token_loss(network, states, packing, batch.reads, mask)
+    if config.embed_weight and len(batch.query_owner):
+        losses["embed_loss"] = config.embed_weight * _embed_loss(network, states, packing, batch)
+    return losses
+
+
+def token_loss(
+    network: MMGEMNetwork, states: Tensor, packing: Packing, sequences: list[Tensor], mask: Tensor
+) -> Tensor:
+    """Mean cross-entropy of the tokens of ``sequences`` under ``mask`` ``(tokens,)``; never of the first of
+    one. The head runs nowhere else."""
+    counts = torch.tensor([len(s) for s in sequences])
+    places = packing.span(torch.zeros_like(counts), counts)[mask]
+    targets = torch.cat(sequences)[mask].to(states.device)
+    logits = network.llm.logits(states[places.to(states.device) - 1]).float()
+    return F.cross_entropy(logits, targets)
+
+
+def _embed_loss(network: MMGEMNetwork, states: Tensor, packing: Packing, batch: CorpusBatch) -> Tensor:
+    counts = torch.tensor([len(s) for s in batch.reads])
+    ends = packing.flat(counts[batch.embed], batch.embed.nonzero()[:, 0]).to(states.device)
+    embedded = F.normalize(network.h2(states[ends]).float(), dim=-1)
+    passages, queries = embedded.split([len(ends) - len(batch.query_owner), len(batch.query_owner)])
+    logits = network.logit_scale.exp() * passages @ queries.T
+    own = torch.arange(len(passages))[:, None] == batch.query_owner[None]
+    own = own.to(logits.device)
+    asked = own.any(1)  # a passage without questions is a negative, and has no target of its own
+    p2q = own.to(logits)[asked] / own[asked].sum(1, keepdim=True)
+    loss_p2q = -(p2q * logits[asked].log_softmax(1)).sum(1).mean()
+    return loss_p2q + F.cross_entropy(logits.T, batch.query_owner.to(logits.device))

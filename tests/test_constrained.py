@@ -1,0 +1,90 @@
+"""Decoding along a trie: only its rows come out, with the probabilities that a full enumeration gives."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmgem.corpus.trie import Trie
+from mmgem.generate.constrained import constrained_beam
+from mmgem.generate.rows import Rows
+
+CPU = torch.device("cpu")
+NETWORK = toys.network("tied llama", "none")
+END = 0
+ROWS = st.lists(
+    st.lists(st.integers(1, 6), min_size=1, max_size=12).map(lambda row: [*row, END]), min_size=1, max_size=25
+)
+PROMPTS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=4)
+
+
+def asked(prompts: list[list[int]]) -> Rows:
+    rows = Rows.empty(NETWORK.llm, len(prompts), CPU)
+    with torch.inference_mode():
+        rows.feed(prompts)
+    return rows
+
+
+def probability(prompt: list[int], row: list[int], rows: list[list[int]]) -> float:
+    """Sum over the row's tokens of log softmax over what any row goes on with, each in a fresh pass."""
+    total = 0.0
+    for depth in range(len(row)):
+        allowed = sorted({r[depth] for r in rows if r[:depth] == row[:depth]})
+        if len(allowed) == 1:
+            continue
+        with torch.inference_mode():
+            logits = NETWORK.llm.logits(asked([[*prompt, *row[:depth]]]).last)[0]
+        total += float(logits[allowed].log_softmax(0)[allowed.index(row[depth])])
+    return total
+
+
+@settings(deadline=None, max_examples=25)
+@given(ROWS, PROMPTS)
+def test_a_wide_beam_is_the_full_enumeration(rows: list[list[int]], prompts: list[list[int]]) -> None:
+    trie = Trie.build(rows)
+    found = constrained_beam(asked(prompts), trie, [trie.root] * len(prompts), 30)
+    distinct = [list(r) for r in {tuple(r) for r in rows}]
+    for prompt, paths in zip(prompts, found, strict=True):
+        got = {tuple(trie.row(p.node.lo).tolist()): p.log_prob for p in paths}
+        assert len(paths) == len(got) == len(distinct)
+        for row in distinct:
+            assert got[tuple(row)] == pytest.approx(probability(prompt, row, distinct), abs=1e-4)
+        assert [p.log_prob for p in paths] == sorted(got.values(), reverse=True)
+        assert sum(map(math.exp, got.values())) == pytest.approx(1, abs=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(ROWS, PROMPTS, st.integers(1, 4), st.booleans())
+def test_what_comes_out_is_real_and_depends_on_its_own_question_alone(
+    rows: list[list[int]], prompts: list[list[int]], width: int, one_token: bool
+) -> None:
+    trie = Trie.build(rows)
+    together = constrained_beam(asked(prompts), trie, [trie.root] * len(prompts), width, one_token)
+    for prompt, paths in zip(prompts, together, strict=True):
+        assert 1 <= len(paths) <= width
+        for path in paths:
+            owners = trie.ids_of(path.node).tolist()
+            assert owners == [i for i, row in enumerate(rows) if row == rows[owners[0]]]
+        (single,) = constrained_beam(asked([prompt]), trie, [trie.root], width, one_token)
+        assert [p.node[:2] for p in single] == [p.node[:2] for p in paths]
+        for a, b in zip(single, paths, strict=True):
+            assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
+
+
+def test_each_row_starts_from_its_own_node() -> None:
+    trie = Trie.build([[1, 2, END], [1, 3, END], [4, 2, END], [4, 5, END]])
+    nodes = [trie.child(trie.root, 4), trie.child(trie.root, 1)]
+    found = constrained_beam(asked([[7], [8]]), trie, nodes, 5)
+    assert [sorted(int(trie.ids_of(p.node)[0]) for p in paths) for paths in found] == [[2, 3], [0, 1]]
+
+
+def test_one_token_returns_one_row_for_each_first_token() -> None:
+    trie = Trie.build([[1, 2, END], [1, 3, END], [4, 2, END]])
+    (paths,) = constrained_beam(asked([[7]]), trie, [trie.root], 5, first_token_only=True)
+    firsts = [int(trie.row(p.node.lo)[0]) for p in paths]
+    assert sorted(firsts) == [1, 4]

@@ -1,0 +1,212 @@
+"""Learning a corpus: every sentence, query and passage has its turn; a run ends in a folder that searches."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toys
+
+from mmgem.config import CorpusConfig, ObjectiveConfig, Recipe
+from mmgem.corpus.engine import SelfRetrieval
+from mmgem.data.corpus_batches import CorpusBatch, CorpusBatches
+from mmgem.data.passages import load_corpus, load_queries
+from mmgem.data.prompts import Prompts
+from mmgem.errors import ConfigError, DataError
+from mmgem.models.checkpoint import load_model
+from mmgem.objectives.corpus import corpus as objective
+from mmgem.train import loop
+from mmgem.train.loop import train
+
+PROMPTS = Prompts(toys.tokenizer())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return toys.corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toys.base_models(tmp_path_factory.mktemp("bases"))[0]
+
+
+def batches(data: tuple[Path, Path], **options: Any) -> CorpusBatches:
+    config = CorpusConfig(**{"batch": 8} | options)
+    return CorpusBatches(load_corpus(data[0]), load_queries(data[1]), PROMPTS, config, 0)
+
+
+def recipe(folder: Path, data: tuple[Path, Path], lm: Path, **changes: Any) -> Recipe:
+    made = toys.recipe(folder, folder, lm, folder / "efficientnet", **changes)
+    made.data.train, made.model.tower.kind, made.model.tower.config = None, "none", {"size": 32}
+    made.model.tower.cut = None
+    made.preprocessing.max_text_tokens = 512
+    made.corpus.passages, made.corpus.queries, made.corpus.dev = data[0], [data[1]], data[1]
+    made.corpus.batch = 8
+    return made
+
+
+def test_an_epoch_shows_everything_once(data: tuple[Path, Path]) -> None:
+    made = batches(data)
+    names, passages = Counter(), Counter()
+    for step in range(made.per_epoch):
+        batch = made[step]
+        names.update(tuple(ids.tolist()) for ids in batch.names)
+        count = int(((batch.parents < 0) & ~batch.embed).sum())
+        passages.update(tuple(ids.tolist()) for ids in batch.reads[:count])
+    assert sum(names.values()) == len(made.pairs) == 9 * 3 + 18
+    assert sorted(passages.values()) == [1] * 9
+    again = batches(data)[made.per_epoch + 1]
+    for a, b in zip(made[made.per_epoch + 1].names, again.names, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_targets_are_titles_prefixes_questions_and_answers(data: tuple[Path, Path]) -> None:
+    passages = {p.id: p for p in load_corpus(data[0])}
+    batch = batches(data, prefix_tokens=3)[0]
+    targets = torch.cat(batch.names)[batch.named].tolist()
+    want = set()
+    for p in passages.values():
+        title, text = PROMPTS.pieces([p.title, p.text])
+        assert len(title) == 2
+        want.add((*title, PROMPTS.end, *text[:3]))
+    at = 0
+    for ids in batch.names:
+        length = int(batch.named[at : at + len(ids)].sum())
+        assert tuple(ids[batch.named[at : at + len(ids)]].tolist()) in want
+        at += len(ids)
+        assert length == 2 + 1 + 3
+    assert targets
+    asked = torch.cat(batch.reads)[batch.asked].tolist()
+    questions = [PROMPTS.pieces([q.query])[0] for q in load_queries(data[1])]
+    assert len(asked) % 5 == 0 and asked[:5] in questions
+    answered = torch.cat(batch.reads)[batch.answered].tolist()
+    assert PROMPTS.rejection[0] in answered and PROMPTS.end in answered
+
+
+def test_without_titles_or_memorising(data: tuple[Path, Path]) -> None:
+    made = batches(data, memorise=False, titles=False)
+    assert len(made.pairs) == 18
+    batch = made[0]
+    assert all(PROMPTS.end not in ids[:-1].tolist() for ids in batch.names)
+
+
+def split(batch: CorpusBatch) -> list[CorpusBatch]:
+    """The same naming, one at a time."""
+    nothing = torch.zeros(0, dtype=torch.long)
+    parts, at = [], 0
+    for ids in batch.names:
+        mask = batch.named[at : at + len(ids)]
+        at += len(ids)
+        parts.append(
+            CorpusBatch([ids], mask, [], nothing, nothing.bool(), nothing.bool(), nothing.bool(), nothing)
+        )
+    return parts
+
+
+def test_the_loss_is_the_token_mean_of_single_sequences(data: tuple[Path, Path]) -> None:
+    network, config = toys.network("llama", "none"), ObjectiveConfig()
+    batch = batches(data)[1]
+    whole = objective(network, batch, config)["retrieve_loss"]
+    parts = split(batch)
+    counts = torch.tensor([float(p.named.sum()) for p in parts])
+    single = torch.stack([objective(network, p, config)["retrieve_loss"] for p in parts])
+    torch.testing.assert_close(whole, (single * counts).sum() / counts.sum(), atol=1e-5, rtol=1e-5)
+
+
+def test_losses_of_weight_zero_are_left_out(data: tuple[Path, Path]) -> None:
+    network, batch = toys.network("llama", "none"), batches(data)[0]
+    found = objective(network, batch, ObjectiveConfig(assess_weight=0, embed_weight=0, ask_weight=2))
+    assert set(found) == {"retrieve_loss", "ask_loss"}
+    one = objective(network, batch, ObjectiveConfig())
+    torch.testing.assert_close(found["ask_loss"], 2 * one["ask_loss"])
+    assert set(one) == {"retrieve_loss", "ask_loss", "assess_loss", "embed_loss"}
+
+
+def test_a_run_ends_in_a_model_that_searches(tmp_path: Path, data: tuple[Path, Path], lm: Path) -> None:
+    rates = {"optim__lr_llm": 1e-2, "optim__lr_embeddings": 1e-2, "train__epochs": 40}
+    made = recipe(tmp_path, data, lm, **rates)
+    folder = train(made)
+    log = [json.loads(line) for line in (made.train.out / "log.jsonl").read_text().splitlines()]
+    losses = [row["retrieve_loss"] for row in log if "retrieve_loss" in row]
+    assert losses[-1] < 0.75 * losses[0]
+    scores = next(row for row in log if "H@1" in row)
+    assert scores["score"] == scores["H@1"]
+    engine = SelfRetrieval.from_pretrained(folder)
+    assert engine.corpus.vectors is not None and engine.corpus.vectors.shape == (9, 8)
+    queries = load_queries(data[1])
+    measured = engine.measure(queries, answers=True)
+    assert measured["H@1"] == pytest.approx(scores["H@1"], abs=0.01)
+    assert {"H@5", "MRR@5", "queries", "seconds_per_query", "EM", "F1"} <= set(measured)
+    assert set(scores) >= {"H@5", "MRR@5", "named H@1", "named H@5"}
+
+
+def test_resumed_equals_uninterrupted(
+    tmp_path: Path, data: tuple[Path, Path], lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(recipe(tmp_path / "a", data, lm, train__epochs=2, optim__ema=0.9))
+    real = loop.one_step
+
+    def dying(run: Any, step: int) -> Any:
+        if step == 5:
+            raise KeyboardInterrupt
+        return real(run, step)
+
+    cut = recipe(tmp_path / "b", data, lm, train__epochs=2, optim__ema=0.9)
+    monkeypatch.setattr(loop, "one_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(cut)
+    monkeypatch.undo()
+    again = train(cut)
+    a, b = load_model(whole)[0].state_dict(), load_model(again)[0].state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_images_and_a_corpus_in_one_run(tmp_path: Path, data: tuple[Path, Path]) -> None:
+    bases = toys.base_models(tmp_path / "bases")
+    made = toys.recipe(tmp_path, toys.photos(tmp_path / "photos"), *bases, train__epochs=1)
+    made.corpus.passages, made.corpus.queries, made.corpus.batch = data[0], [data[1]], 8
+    folder = train(made)
+    log = [json.loads(line) for line in (made.train.out / "log.jsonl").read_text().splitlines()]
+    assert {"contrastive_loss", "caption_loss", "retrieve_loss", "assess_loss"} <= set(log[0])
+    from mmgem.api import MMGEM
+
+    photo = next((tmp_path / "photos" / "images").iterdir())
+    assert MMGEM.from_pretrained(folder).embed_images([photo]).shape == (1, 8)
+    assert len(SelfRetrieval.from_pretrained(folder).search(["the dog"])[0]) == 5
+
+
+def test_a_model_of_texts_sees_nothing(tmp_path: Path, data: tuple[Path, Path], lm: Path) -> None:
+    from mmgem.api import MMGEM
+    from mmgem.errors import UsageError
+
+    model = MMGEM.from_pretrained(train(recipe(tmp_path, data, lm, train__epochs=1)))
+    assert model.embed_texts(["the dog"]).shape == (1, 8)
+    photo = toys.photos(tmp_path / "photos", 1, 1).parent / "images" / "0.png"
+    with pytest.raises(UsageError, match="reads texts only"):
+        model.embed_images([photo])
+
+
+def test_what_cannot_be_learned_is_said_before_the_first_step(
+    tmp_path: Path, data: tuple[Path, Path], lm: Path
+) -> None:
+    made = recipe(tmp_path, data, lm)
+    made.corpus.queries = [tmp_path / "none.jsonl"]
+    with pytest.raises(ConfigError, match=r"corpus.queries: .*none.jsonl: No such file"):
+        train(made)
+    made = recipe(tmp_path, data, lm)
+    made.corpus.max_passage_tokens = 10
+    with pytest.raises(DataError, match=r"'p0' has .* over corpus.max_passage_tokens = 10"):
+        train(made)
+    made = recipe(tmp_path, data, lm)
+    made.model.attention = "bidirectional"
+    with pytest.raises(ConfigError, match="attention"):
+        train(made)
+    made = recipe(tmp_path, data, lm)
+    made.corpus.queries, made.corpus.memorise = [], False
+    with pytest.raises(DataError, match="nothing to learn"):
+        train(made)
