@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mmgem.config import Scoring
 from mmgem.corpus.engine import SelfRetrieval
+from mmgem.corpus.mteb import MtebSearch
 from mmgem.corpus.questions import write_questions
 from mmgem.corpus.reader import Reader
 from mmgem.corpus.retriever import Candidate, Retriever, score
@@ -198,3 +199,21 @@ def test_a_searcher_adds_and_asks(tmp_path: Path) -> None:
     assert (answer.text is None) == (answer.source is None)
     with pytest.raises(UsageError, match="question is empty"):
         engine.search([" "])
+
+
+def test_the_searcher_of_mteb() -> None:
+    search = MtebSearch(SelfRetrieval(NETWORK, TOKENIZER, Corpus.build(toys.passages(2), PROMPTS)))
+    queries = [{"id": "q1", "text": "the dog runs"}, {"id": "q2", "text": "a red boat"}]
+    with pytest.raises(UsageError, match="index a corpus first"):
+        search.search(queries, top_k=3)
+    rows = [{"id": p.id, "title": p.title, "text": p.text} for p in toys.passages()]
+    options = {"task_metadata": None, "hf_split": "test", "hf_subset": "default", "encode_kwargs": {}}
+    search.index(rows, num_proc=None, **options)
+    found = search.search(queries, top_k=3, num_proc=None, **options)
+    for query in queries:
+        (hits,) = search.engine.search([query["text"]], 3)
+        best = sorted(found[query["id"]], key=lambda i: -found[query["id"]][i])
+        assert best == [hit.id for hit in hits]
+    ranked = {"q1": ["p3", "p1"], "q2": ["p8"]}
+    found = search.search(queries, top_k=5, top_ranked=ranked, **options)
+    assert {q: set(scores) for q, scores in found.items()} == {"q1": {"p3", "p1"}, "q2": {"p8"}}

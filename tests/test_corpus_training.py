@@ -18,7 +18,7 @@ from mmgem.data.passages import load_corpus, load_queries
 from mmgem.data.prompts import Prompts
 from mmgem.errors import ConfigError, DataError
 from mmgem.models.checkpoint import load_model
-from mmgem.objectives.corpus import corpus as objective
+from mmgem.objectives.corpus import naming, reading
 from mmgem.train import loop
 from mmgem.train.loop import train
 
@@ -111,20 +111,21 @@ def split(batch: CorpusBatch) -> list[CorpusBatch]:
 def test_the_loss_is_the_token_mean_of_single_sequences(data: tuple[Path, Path]) -> None:
     network, config = toys.network("llama", "none"), ObjectiveConfig()
     batch = batches(data)[1]
-    whole = objective(network, batch, config)["retrieve_loss"]
+    whole = naming(network, batch, config)["retrieve_loss"]
     parts = split(batch)
     counts = torch.tensor([float(p.named.sum()) for p in parts])
-    single = torch.stack([objective(network, p, config)["retrieve_loss"] for p in parts])
+    single = torch.stack([naming(network, p, config)["retrieve_loss"] for p in parts])
     torch.testing.assert_close(whole, (single * counts).sum() / counts.sum(), atol=1e-5, rtol=1e-5)
 
 
 def test_losses_of_weight_zero_are_left_out(data: tuple[Path, Path]) -> None:
     network, batch = toys.network("llama", "none"), batches(data)[0]
-    found = objective(network, batch, ObjectiveConfig(assess_weight=0, embed_weight=0, ask_weight=2))
-    assert set(found) == {"retrieve_loss", "ask_loss"}
-    one = objective(network, batch, ObjectiveConfig())
+    found = reading(network, batch, ObjectiveConfig(assess_weight=0, embed_weight=0, ask_weight=2))
+    assert set(found) == {"ask_loss"}
+    one = reading(network, batch, ObjectiveConfig())
     torch.testing.assert_close(found["ask_loss"], 2 * one["ask_loss"])
-    assert set(one) == {"retrieve_loss", "ask_loss", "assess_loss", "embed_loss"}
+    assert set(one) == {"ask_loss", "assess_loss", "embed_loss"}
+    assert reading(network, batch, ObjectiveConfig(assess_weight=0, embed_weight=0, ask_weight=0)) == {}
 
 
 def test_a_run_ends_in_a_model_that_searches(tmp_path: Path, data: tuple[Path, Path], lm: Path) -> None:

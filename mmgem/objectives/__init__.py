@@ -15,11 +15,11 @@ from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
 from mmgem.objectives.captioning import captioning
 from mmgem.objectives.contrastive import contrastive
-from mmgem.objectives.corpus import corpus
+from mmgem.objectives.corpus import naming, reading
 from mmgem.objectives.joint import joint
 
 Objective = Callable[[MMGEMNetwork, Batch, ObjectiveConfig], dict[str, Tensor]]
 
 OBJECTIVES: dict[str, Objective] = {"joint": joint, "contrastive": contrastive, "captioning": captioning}
 
-__all__ = ["OBJECTIVES", "Objective", "captioning", "contrastive", "corpus", "joint"]
+__all__ = ["OBJECTIVES", "Objective", "captioning", "contrastive", "joint", "naming", "reading"]

@@ -20,16 +20,19 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import Packing
 
 
-def corpus(network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """Return the losses above, each times its configured weight; those of weight 0 are left out."""
+def naming(network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """Return ``{"retrieve_loss"}`` times its configured weight."""
+    nothing = torch.zeros(len(batch.names), dtype=torch.bool)
+    states, packing = network.read(batch.names, nothing)
+    loss = token_loss(network, states, packing, batch.names, batch.named)
+    return {"retrieve_loss": config.retrieve_weight * loss}
+
+
+def reading(network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig) -> dict[str, Tensor]:
+    """Return the other losses, each times its configured weight; those of weight 0 are left out."""
     losses: dict[str, Tensor] = {}
-    if config.retrieve_weight and batch.names:
-        nothing = torch.zeros(len(batch.names), dtype=torch.bool)
-        states, packing = network.read(batch.names, nothing)
-        loss = token_loss(network, states, packing, batch.names, batch.named)
-        losses["retrieve_loss"] = config.retrieve_weight * loss
     weights = (config.ask_weight, config.assess_weight, config.embed_weight)
-    if not any(weights) or not batch.reads:
+    if not any(weights):
         return losses
     states, packing = network.read(batch.reads, batch.embed, batch.parents, row_length=512)
     for name, weight, mask in (

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.files import cache_home
 from mmgem.models.checkpoint import build, save_model
 from mmgem.models.network import MMGEMNetwork
-from mmgem.objectives import OBJECTIVES, corpus
+from mmgem.objectives import OBJECTIVES, naming, reading
 from mmgem.progress import Meter
 from mmgem.train.card import card
 from mmgem.train.corpus import CorpusSide, corpus_side, evaluate_corpus
@@ -247,12 +248,17 @@ def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
     factor = learning_rate(step, run.total, config)
     for group in run.optimizer.param_groups:
         group["lr"] = group["base"] * factor
-    losses, pairs = _losses(run, step)
-    loss = torch.stack(list(losses.values())).sum()
-    if not torch.isfinite(loss):
-        raise DataError(f"step {step}: the loss is {loss.item()}; lower the learning rates")
     run.optimizer.zero_grad()
-    loss.backward()
+    losses: dict[str, torch.Tensor] = {}
+    pairs = 0
+    # One part's activations at a time: gradients add up, memory does not.
+    for part, count in _losses(run, step):
+        loss = torch.stack(list(part.values())).sum()
+        if not torch.isfinite(loss):
+            raise DataError(f"step {step}: the loss is {loss.item()}; lower the learning rates")
+        loss.backward()
+        losses |= {name: value.detach() for name, value in part.items()}
+        pairs += count
     norm = torch.nn.utils.clip_grad_norm_(
         [p for p in run.network.parameters() if p.requires_grad], config.clip
     )
@@ -268,23 +274,23 @@ def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
     return values, pairs
 
 
-def _losses(run: Run, step: int) -> tuple[dict[str, torch.Tensor], int]:
-    """The losses of images and of the corpus, as far as there are, and how many pairs they are of."""
-    losses: dict[str, torch.Tensor] = {}
-    pairs = 0
+def _losses(run: Run, step: int) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
+    """The losses of images, then of what is named and what is read of the corpus, as far as there are, with
+    the number of pairs."""
+    config = run.recipe.objective
     if run.batches is not None:
         batch = run.batches[step]
         if batch.pixels is not None:
             batch.features = run.network.tower.lower(batch.pixels)
         if batch.box_pixels is not None:
             batch.box_features = run.network.tower.lower(batch.box_pixels)
-        losses |= OBJECTIVES[run.recipe.objective.name](run.network, batch, run.recipe.objective)
-        pairs += len(batch.texts)
+        yield OBJECTIVES[config.name](run.network, batch, config), len(batch.texts)
     if run.corpus is not None:
         texts = run.corpus.batches[step]
-        losses |= corpus(run.network, texts, run.recipe.objective)
-        pairs += len(texts.names)
-    return losses, pairs
+        if config.retrieve_weight and texts.names:
+            yield naming(run.network, texts, config), len(texts.names)
+        if texts.reads and (read := reading(run.network, texts, config)):
+            yield read, 0
 
 
 def measure(run: Run) -> dict[str, Any]:
