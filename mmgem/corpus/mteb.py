@@ -2,8 +2,8 @@
 
     mteb.evaluate(MtebSearch.from_pretrained("runs/xquad/model"), tasks)
 
-mteb hands over the corpus of the task. The model names only what it has learned, so meaningful scores are those
-of a corpus it was trained on; any other is searched by what it can tell from titles, first words and reading.
+mteb hands over the corpus of the task. The model names only what it has learned, so scores mean something for
+a corpus it was trained on; any other is searched by what titles, first words and reading tell.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmgem.errors import UsageError
 
 
 class MtebSearch:
-    """``index`` a corpus, then ``search`` it; rows are mappings with ``id``, ``text`` and perhaps ``title``."""
+    """``index`` a corpus, then ``search``; rows are mappings with ``id``, ``text`` and perhaps ``title``."""
 
     def __init__(self, engine: SelfRetrieval, name: str = "mmgem/self-retrieval"):
         self.engine, self.name = engine, name
