@@ -4,6 +4,7 @@ what else is asked."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from mmgem.corpus.store import Corpus
 from mmgem.data.passages import Passage
 from mmgem.data.prompts import Prompts
 from mmgem.errors import CheckpointError, DataError, UsageError
+from mmgem.models.checkpoint import save_model
 
 CPU = torch.device("cpu")
 NETWORK = toys.network("tied llama", "none")
@@ -217,3 +219,34 @@ def test_the_searcher_of_mteb() -> None:
     ranked = {"q1": ["p3", "p1"], "q2": ["p8"]}
     found = search.search(queries, top_k=5, top_ranked=ranked, **options)
     assert {q: set(scores) for q, scores in found.items()} == {"q1": {"p3", "p1"}, "q2": {"p8"}}
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_kill_while_adding_loses_nothing(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, passages = tmp_path / "m", toys.passages()
+    save_model(folder, NETWORK, TOKENIZER, "", more=Corpus.build(passages[:6], PROMPTS).save_in)
+    calls = 0
+
+    def dying(real: Any) -> Any:
+        def instead(*args: object, **options: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls > step:
+                raise KeyboardInterrupt
+            return real(*args, **options)
+
+        return instead
+
+    for owner, name in ((Path, "rename"), (Path, "replace"), (np, "save")):
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+    with pytest.raises(KeyboardInterrupt):
+        SelfRetrieval.from_pretrained(folder).add(passages[6:])
+    monkeypatch.undo()
+    engine = SelfRetrieval.from_pretrained(folder)
+    kept = len(engine.corpus.passages)
+    assert kept in (6, 9)
+    if kept == 6:
+        engine.add(passages[6:])
+    assert len(SelfRetrieval.from_pretrained(folder).search(["the dog"], 50)[0]) == 9

@@ -45,10 +45,10 @@ class SelfRetrieval:
     def from_pretrained(cls, name: str | os.PathLike[str]) -> SelfRetrieval:
         """Load a model folder (or hub id) that holds a corpus. Raises ``CheckpointError``."""
         from mmgem.models.checkpoint import load_model
-        from mmgem.models.registry import resolve
+        from mmgem.models.registry import complete, resolve
 
         folder = resolve(name)
-        if not (folder / FOLDER).is_dir():
+        if not complete(folder / FOLDER).is_dir():
             raise CheckpointError(f"{folder}: this model has learned no corpus; see mmgem corpus train")
         network, tokenizer = load_model(folder)
         return cls(network, tokenizer, Corpus.open(folder / FOLDER), folder)
@@ -90,7 +90,7 @@ class SelfRetrieval:
             vectors = embed_passages(self.network, self.prompts, list(passages))
             corpus.vectors = np.concatenate([self.corpus.vectors, vectors])
         if self.folder is not None:
-            corpus.save(self.folder / FOLDER)
+            corpus.save_in(self.folder)
         self.corpus, self._retriever = corpus, None
 
     def measure(

@@ -23,6 +23,7 @@ from mmgem.data.passages import Passage, load_corpus
 from mmgem.data.prompts import Prompts
 from mmgem.errors import CheckpointError, DataError
 from mmgem.files import write_atomic, write_folder
+from mmgem.models.registry import complete
 
 FORMAT = 1
 FOLDER = "corpus"
@@ -100,9 +101,14 @@ class Corpus:
 
         write_folder(folder, fill)
 
+    def save_in(self, model: Path) -> None:
+        """Write the corpus into the folder of its model."""
+        self.save(model / FOLDER)
+
     @classmethod
     def open(cls, folder: Path) -> Corpus:
         """Read a corpus; the tries stay on disk until they are walked. Raises ``CheckpointError``."""
+        folder = complete(folder)
         try:
             facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

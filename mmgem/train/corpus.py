@@ -13,7 +13,7 @@ import torch
 from mmgem.config import CorpusConfig, Recipe
 from mmgem.corpus.questions import cached_questions
 from mmgem.corpus.retriever import Retriever
-from mmgem.corpus.store import FOLDER, Corpus
+from mmgem.corpus.store import Corpus
 from mmgem.data.corpus_batches import CorpusBatches
 from mmgem.data.passages import Passage, Query, load_corpus, load_queries
 from mmgem.data.prompts import Prompts
@@ -42,7 +42,7 @@ class CorpusSide:
         """What writes the corpus into the model's folder, passages embedded by ``network``."""
         corpus = self.corpus()
         corpus.vectors = embed_passages(network, self.prompts, self.passages)
-        return lambda folder: corpus.save(folder / FOLDER)
+        return corpus.save_in
 
 
 def corpus_side(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer) -> CorpusSide:
