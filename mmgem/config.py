@@ -134,15 +134,18 @@ class Scoring:
     """Beams of passages under each title."""
     one_token: bool = False
     """Branch at the first differing token of a passage only, as Self-Retrieval's released code does."""
-    assess: int = 25
-    """Most candidates that are assessed, likeliest names first."""
-    kind: Literal["likelihood", "paper", "named"] = "likelihood"
-    """``likelihood``: softmax of a weighted sum of the log-probabilities of title, passage, acceptance and
-    question; ``paper``: Self-Retrieval's product; ``named``: the probability of the name alone."""
-    title_weight: float = 1.0
-    passage_weight: float = 1.0
+    embedded: int = 50
+    """Passages nearest to the question's embedding that are candidates too, if the corpus is embedded."""
+    assess: int = 16
+    """Most candidates that are assessed: the first of both lists by reciprocal rank."""
+    kind: Literal["judged", "paper", "named"] = "judged"
+    """``judged``: softmax of a weighted sum of the log-probabilities of title and passage, the log-odds of
+    acceptance and the log-likelihood of the question; ``paper``: Self-Retrieval's product; ``named``: the
+    probability of the name alone."""
+    title_weight: float = 0.5
+    passage_weight: float = 0.25
     accept_weight: float = 1.0
-    likelihood_weight: float = 1.0
+    likelihood_weight: float = 0.3
     tau: float = 0.4
     delta: float = 0.4
 

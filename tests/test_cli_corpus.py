@@ -87,7 +87,16 @@ def test_eval(
     monkeypatch.setattr("mmgem.corpus.baselines.minilm_embedder", lambda: letters)
     told = json.loads(run("eval", "--data", data[1], "--baselines", "--answers", "--json")[0])
     assert {"EM", "F1", "baselines"} <= set(told)
-    names = ["BM25", "BM25, judged", "our embeddings", "our embeddings, judged", "MiniLM", "MiniLM, judged"]
+    names = [
+        "names alone",
+        "names, judged",
+        "BM25",
+        "BM25, judged",
+        "our embeddings",
+        "our embeddings, judged",
+        "MiniLM",
+        "MiniLM, judged",
+    ]
     assert list(told["baselines"]) == names
     assert {"EM", "F1"} <= set(told["baselines"]["BM25"])
     table = run("eval", "--data", data[1], "--baselines")[0].splitlines()

@@ -18,12 +18,13 @@ from mmgem.corpus.engine import SelfRetrieval
 from mmgem.corpus.mteb import MtebSearch
 from mmgem.corpus.questions import write_questions
 from mmgem.corpus.reader import Reader
-from mmgem.corpus.retriever import Candidate, Retriever, score
+from mmgem.corpus.retriever import Candidate, Retriever, fused, score
 from mmgem.corpus.store import Corpus
 from mmgem.data.passages import Passage
 from mmgem.data.prompts import Prompts
 from mmgem.errors import CheckpointError, DataError, UsageError
 from mmgem.models.checkpoint import save_model
+from mmgem.train.corpus import embed_passages
 
 CPU = torch.device("cpu")
 NETWORK = toys.network("tied llama", "none")
@@ -169,6 +170,27 @@ def test_the_paper_s_score() -> None:
     assert np.allclose(got, want)
     named = score(candidates, rejection, np.zeros(3), Scoring(kind="named"))
     assert np.allclose(named, [0.6 * np.exp(-0.1), 0.6 * np.exp(-2), 0.3])
+
+
+def test_names_and_neighbours_are_fused() -> None:
+    named = [Candidate(4, -0.1, -0.2), Candidate(2, -0.1, -2.0), Candidate(7, -3.0, 0.0)]
+    order = fused(named, [2, 9, 4])
+    # 2: places 2 and 1; 4: 1 and 3; 9: 2; 7: 3.
+    assert [c.passage for c in order] == [2, 4, 9, 7]
+    assert order[2] == Candidate(9) and order[3] == named[2]
+    # What was not named counts as the least likely that was.
+    flat = Scoring(accept_weight=0, likelihood_weight=0, title_weight=1, passage_weight=0)
+    got = score(order, np.full(4, 0.5), np.zeros(4), flat)
+    assert np.allclose(got[2], got[3]) and got[0] > got[2]
+
+
+def test_an_embedded_corpus_is_searched_both_ways() -> None:
+    corpus = Corpus.build(toys.passages(), PROMPTS, scoring=Scoring(titles=1, passages=1))
+    engine = SelfRetrieval(NETWORK, TOKENIZER, corpus)
+    assert len(engine.search(["the dog"], 50)[0]) == 1
+    corpus.vectors = embed_passages(NETWORK, PROMPTS, corpus.passages)
+    (hits,) = SelfRetrieval(NETWORK, TOKENIZER, corpus).search(["the dog"], 50)
+    assert len(hits) == 9 and sum(hit.title_prob is not None for hit in hits) == 1
 
 
 def test_what_is_not_assessed_comes_last() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,8 @@ class SelfRetrieval:
         """What searches; new after :meth:`add`."""
         if self._retriever is None:
             device = self.network.emb.device
-            self._retriever = Retriever(
-                self.network.llm, self.prompts, self.corpus, self.corpus.scoring, device
-            )
+            own = (self.network.llm, self.prompts, self.corpus, self.corpus.scoring, device)
+            self._retriever = Retriever(*own, self.embed_queries)
         return self._retriever
 
     def search(self, questions: Sequence[str], k: int = 5) -> list[list[Found]]:
@@ -135,9 +134,7 @@ class SelfRetrieval:
 
         passages = self.corpus.passages
         texts = [f"{p.title} {p.text}" for p in passages]
-        bare = replace(self.corpus.scoring, title_weight=0.0, passage_weight=0.0)
-        judge = Retriever(self.network.llm, self.prompts, self.corpus, bare, self.network.emb.device)
-        judge.reader = self.retriever.reader
+        judge = self.retriever
         embed = minilm_embedder()
         rankers: dict[str, Any] = {"BM25": BM25(passages)}
         if self.corpus.vectors is not None:
@@ -145,11 +142,19 @@ class SelfRetrieval:
         rankers["MiniLM"] = Dense(embed(texts), embed)
         rows: dict[str, dict[str, float]] = {}
         questions = [q.query for q in queries]
+        started = time.monotonic()
+        named = [c for at in range(0, len(questions), 8) for c in judge.name(questions[at : at + 8])]
+        spent = time.monotonic() - started
+        rows["names alone"] = _scored([[judge.found(c) for c in own] for own in named], queries, spent)
+        started, judged = time.monotonic(), []
+        for question, own in track(list(zip(questions, named, strict=True)), "Judging names"):
+            judged.append(judge.judged(question, own))
+        rows["names, judged"] = _scored(judged, queries, spent + time.monotonic() - started)
         for name, ranker in rankers.items():
             started = time.monotonic()
             ranked = ranker.rank(questions, 50)
             spent = time.monotonic() - started
-            hits = [[judge._found(Candidate(n, 0.0, 0.0), s) for n, s in own] for own in ranked]
+            hits = [[judge.found(Candidate(n), s) for n, s in own] for own in ranked]
             rows[name] = _scored(hits, queries, spent)
             if answers and name == "BM25":
                 told = [(q, own) for q, own in zip(queries, hits, strict=True) if q.answers]
@@ -157,7 +162,7 @@ class SelfRetrieval:
                 rows[name] |= answer_scores(said, [q.answers for q, _ in told])
             started, judged = time.monotonic(), []
             for question, own in track(list(zip(questions, ranked, strict=True)), f"Judging {name}"):
-                judged.append(judge.judged(question, [Candidate(n, 0.0, 0.0) for n, _ in own[:10]]))
+                judged.append(judge.judged(question, [Candidate(n) for n, _ in own]))
             rows[f"{name}, judged"] = _scored(judged, queries, spent + time.monotonic() - started)
         return rows
 

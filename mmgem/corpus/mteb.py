@@ -69,7 +69,7 @@ class MtebSearch:
             if top_ranked is None:
                 hits = self.engine.search([question], top_k)[0]
             else:
-                given = [Candidate(self._number[str(i)], 0.0, 0.0) for i in top_ranked[name]]
+                given = [Candidate(self._number[str(i)]) for i in top_ranked[name]]
                 hits = retriever.judged(question, given)[:top_k]
             # Passages that were named and not judged have a score of 0 each; keep their order.
             found[name] = {hit.id: hit.score - 1e-9 * place for place, hit in enumerate(hits)}

@@ -2,13 +2,15 @@
 
     S = softmax_i(P(t_i | q) / tau) * softmax_ij((1 - P(reject | q, t_i, p_ij)) / delta)
 
-is the paper's score. Ours adds what the same reading of a passage gives for nothing, log P(q | p): see
-:class:`Scoring`.
+is the paper's score. Ours adds what the same reading of a passage gives for nothing, log P(q | p), and judges
+what the same model's embeddings find as well, fused with the names by reciprocal rank (Cormack et al. 2009):
+see :class:`~mmgem.config.Scoring`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,24 +27,26 @@ from mmgem.models.llm import LLM
 
 @dataclass(frozen=True)
 class Candidate:
-    """A passage the model named: its number, log P(title | question), log P(passage | question, title)."""
+    """A passage to judge: its number and, if the model named it, log P(title | question) and log P(passage |
+    question, title)."""
 
     passage: int
-    title_log_prob: float
-    passage_log_prob: float
+    title_log_prob: float | None = None
+    passage_log_prob: float | None = None
 
 
 @dataclass(frozen=True)
 class Found:
     """A passage that was found. ``score`` ranks; the others say why: probabilities of the title and of the
-    passage below it, of a rejection, and the log-likelihood of the question (None: not assessed)."""
+    passage below it (None: not named), of a rejection, and the log-likelihood of the question (None: not
+    assessed)."""
 
     id: str
     title: str
     text: str
     score: float
-    title_prob: float
-    passage_prob: float
+    title_prob: float | None
+    passage_prob: float | None
     rejection: float | None = None
     likelihood: float | None = None
 
@@ -50,8 +54,18 @@ class Found:
 class Retriever:
     """Searches a corpus with the LLM that learned it."""
 
-    def __init__(self, llm: LLM, prompts: Prompts, corpus: Corpus, scoring: Scoring, device: torch.device):
+    def __init__(
+        self,
+        llm: LLM,
+        prompts: Prompts,
+        corpus: Corpus,
+        scoring: Scoring,
+        device: torch.device,
+        embed: Callable[[Sequence[str]], np.ndarray] | None = None,
+    ):
+        """``embed``: questions to unit rows ``(n, D)``, as ``corpus.vectors``; None: names alone count."""
         self.llm, self.prompts, self.corpus, self.scoring, self.device = llm, prompts, corpus, scoring, device
+        self.embed = embed
         self.reader = Reader(llm, prompts, corpus, device)
 
     @torch.inference_mode()
@@ -85,15 +99,24 @@ class Retriever:
             for path in own:
                 ids = corpus.rows.ids_of(path.node)
                 found[q] += [Candidate(int(i), title_log_prob, path.log_prob) for i in ids]
-        for own_candidates in found:
-            own_candidates.sort(key=lambda c: (-(c.title_log_prob + c.passage_log_prob), c.passage))
+        for named in found:
+            named.sort(key=lambda c: (-(c.title_log_prob or 0.0) - (c.passage_log_prob or 0.0), c.passage))
         return found
+
+    def candidates(self, questions: Sequence[str]) -> list[list[Candidate]]:
+        """What is worth judging for each question, best first: names, and neighbours by embedding."""
+        named = self.name(questions)
+        vectors, count = self.corpus.vectors, self.scoring.embedded
+        if self.embed is None or vectors is None or not count:
+            return named
+        near = np.argsort(-(self.embed(questions) @ vectors.T), axis=1, kind="stable")[:, :count]
+        return [fused(own, row.tolist()) for own, row in zip(named, near, strict=True)]
 
     def search(self, questions: Sequence[str], k: int = 5) -> list[list[Found]]:
         """The best ``k`` passages for each question."""
         return [
             self.judged(question, candidates)[:k]
-            for question, candidates in zip(questions, self.name(questions), strict=True)
+            for question, candidates in zip(questions, self.candidates(questions), strict=True)
         ]
 
     def judged(self, question: str, candidates: Sequence[Candidate]) -> list[Found]:
@@ -104,18 +127,24 @@ class Retriever:
         judged = self.reader.judge(question, [c.passage for c in head])
         scores = score(head, judged.rejection, judged.likelihood, scoring)
         found = [
-            self._found(c, float(s), float(r), float(log_likelihood))
+            self.found(c, float(s), float(r), float(log_likelihood))
             for c, s, r, log_likelihood in zip(head, scores, judged.rejection, judged.likelihood, strict=True)
         ]
         found.sort(key=lambda f: -f.score)
-        return found + [self._found(c, 0.0) for c in tail]
+        return found + [self.found(c) for c in tail]
 
-    def _found(
-        self, c: Candidate, score: float, rejection: float | None = None, likelihood: float | None = None
+    def found(
+        self,
+        c: Candidate,
+        score: float = 0.0,
+        rejection: float | None = None,
+        likelihood: float | None = None,
     ) -> Found:
+        """A candidate as a result."""
         passage = self.corpus.passages[c.passage]
-        probs = float(np.exp(c.title_log_prob)), float(np.exp(c.passage_log_prob))
-        return Found(passage.id, passage.title, passage.text, score, *probs, rejection, likelihood)
+        log_probs = (c.title_log_prob, c.passage_log_prob)
+        title, own = (None if x is None else float(np.exp(x)) for x in log_probs)
+        return Found(passage.id, passage.title, passage.text, score, title, own, rejection, likelihood)
 
 
 def score(
@@ -124,22 +153,38 @@ def score(
     """Scores ``(n,)`` of candidates, adding up to 1 at most; see :class:`Scoring`."""
     if not len(candidates):
         return np.zeros(0)
-    title = np.array([c.title_log_prob for c in candidates])
-    passage = np.array([c.passage_log_prob for c in candidates])
+    title = _filled([c.title_log_prob for c in candidates])
+    passage = _filled([c.passage_log_prob for c in candidates])
     if scoring.kind == "named":
         return np.exp(title + passage)
     if scoring.kind == "paper":
         distinct, owner = np.unique(title, return_inverse=True)
         weight = _softmax(np.exp(distinct) / scoring.tau)[owner]
         return weight * _softmax((1 - rejection) / scoring.delta)
-    accepted = np.log(np.clip(1 - rejection, 1e-6, 1))
+    odds = np.log(np.clip(1 - rejection, 1e-6, 1)) - np.log(np.clip(rejection, 1e-6, 1))
     total = (
         scoring.title_weight * title
         + scoring.passage_weight * passage
-        + scoring.accept_weight * accepted
+        + scoring.accept_weight * odds
         + scoring.likelihood_weight * likelihood
     )
     return _softmax(total)
+
+
+def fused(named: Sequence[Candidate], near: Sequence[int]) -> list[Candidate]:
+    """Both lists in one, by the sum of 1 / (60 + place)."""
+    by_passage = {n: Candidate(n) for n in near} | {c.passage: c for c in named}
+    worth: dict[int, float] = defaultdict(float)
+    for ranked in ([c.passage for c in named], near):
+        for place, n in enumerate(dict.fromkeys(ranked), 1):
+            worth[n] += 1 / (60 + place)
+    return [by_passage[n] for n in sorted(worth, key=lambda n: (-worth[n], n))]
+
+
+def _filled(log_probs: Sequence[float | None]) -> np.ndarray:
+    """What was not named counts as the least likely that was."""
+    least = min((x for x in log_probs if x is not None), default=0.0)
+    return np.array([least if x is None else x for x in log_probs])
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from mmgem.data.prompts import Prompts
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import ConfigError
 from mmgem.evaluate.passages import ranking_scores
-from mmgem.models.embedding import unit_rows
+from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 
 
@@ -30,6 +30,7 @@ class CorpusSide:
 
     config: CorpusConfig
     passages: list[Passage]
+    tokenizer: Tokenizer
     prompts: Prompts
     batches: CorpusBatches
     dev: list[Query]
@@ -68,20 +69,21 @@ def corpus_side(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer) -> 
         count, seed = config.questions, recipe.train.seed
         queries += cached_questions(network.eval().llm, prompts, silent, count, seed, model)
     batches = CorpusBatches(passages, queries, prompts, config, recipe.train.seed)
-    return CorpusSide(config, passages, prompts, batches, dev)
+    return CorpusSide(config, passages, tokenizer, prompts, batches, dev)
 
 
 def evaluate_corpus(network: MMGEMNetwork, side: CorpusSide) -> dict[str, Any]:
     """H@1, H@5 and MRR@5 (percent) of the dev queries, and H@1 of what the model names before it judges."""
     corpus = side.corpus()
-    retriever = Retriever(network.llm, side.prompts, corpus, side.config.scoring, network.emb.device)
+    corpus.vectors = embed_passages(network, side.prompts, side.passages)
+    parts = (network.llm, side.prompts, corpus, side.config.scoring, network.emb.device)
+    retriever = Retriever(*parts, lambda questions: embed_texts(network, side.tokenizer, questions, 64))
     named: list[list[str]] = []
     found: list[list[str]] = []
     for at in range(0, len(side.dev), 8):
         questions = [q.query for q in side.dev[at : at + 8]]
-        for question, candidates in zip(questions, retriever.name(questions), strict=True):
-            named.append([corpus.passages[c.passage].id for c in candidates])
-            found.append([f.id for f in retriever.judged(question, candidates)])
+        named += [[corpus.passages[c.passage].id for c in own] for own in retriever.name(questions)]
+        found += [[hit.id for hit in hits] for hits in retriever.search(questions)]
     positives = [q.positives for q in side.dev]
     scores, before = ranking_scores(found, positives), ranking_scores(named, positives)
     kept = {name: round(scores[name], 2) for name in ("H@1", "H@5", "MRR@5")}
