@@ -161,7 +161,7 @@ class CorpusConfig:
     questions: int = 0
     """Questions the starting model writes for each passage that no query asks about."""
     dev: Path | None = None
-    """Queries that the model is scored on at evaluations."""
+    """Queries that the model is scored on at evaluations; None, or "": none."""
     dev_queries: int = 100
     """How many of them."""
     batch: int = 64

@@ -192,6 +192,21 @@ def test_a_model_of_texts_sees_nothing(tmp_path: Path, data: tuple[Path, Path], 
         model.embed_images([photo])
 
 
+def test_no_dev_queries_and_no_queries_but_its_own(
+    tmp_path: Path, data: tuple[Path, Path], lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Prompts, "text", lambda self, ids: "".join(f" {toys.WORDS[i]}?" for i in ids))
+    made = recipe(tmp_path, data, lm, train__epochs=1)
+    made.corpus.queries, made.corpus.dev, made.corpus.questions = [], Path(), 2
+    run = loop.prepare(made)
+    assert run.corpus is not None and not run.scored
+    assert 9 <= sum(map(len, run.corpus.batches.asked)) <= 18
+    again = loop.prepare(made)
+    assert again.corpus is not None and again.corpus.batches.asked == run.corpus.batches.asked
+    assert len(list((tmp_path / "cache" / "questions").iterdir())) == 1
+
+
 def test_what_cannot_be_learned_is_said_before_the_first_step(
     tmp_path: Path, data: tuple[Path, Path], lm: Path
 ) -> None:

@@ -50,15 +50,16 @@ def corpus_side(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer) -> 
     """Read corpus and queries. Raises ``ConfigError`` or ``DataError``, naming the field, file or line."""
     config = recipe.corpus
     assert config.passages is not None
+    held_out = config.dev if config.dev != Path() else None  # "" in a recipe: none
     if network.config.attention != "causal" or network.config.text_pool != "emb":
         raise ConfigError('corpus: needs model.attention = "causal" and model.text_pool = "emb"')
-    for field, paths in (("passages", [config.passages]), ("queries", config.queries), ("dev", [config.dev])):
+    for field, paths in (("passages", [config.passages]), ("queries", config.queries), ("dev", [held_out])):
         if missing := [p for p in paths if p is not None and not p.exists()]:
             raise ConfigError(f"corpus.{field}: {missing[0]}: No such file")
     passages = load_corpus(config.passages)
     known = {p.id for p in passages}
     queries = [q for path in config.queries for q in load_queries(path, known)]
-    dev = load_queries(config.dev, known)[: config.dev_queries] if config.dev else []
+    dev = load_queries(held_out, known)[: config.dev_queries] if held_out else []
     prompts = Prompts(tokenizer)
     if config.questions:
         asked = {i for q in queries for i in q.positives}
