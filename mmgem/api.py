@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmgem.data.images import ImageSource
@@ -20,6 +19,8 @@ from mmgem.models.checkpoint import load_model
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.registry import fingerprint, resolve
+from mmgem.search.rerank import Assessed, Rerank, rerank, text_log_probs
+from mmgem.search.search import PhotoIndex
 from mmgem.see import find_regions, heat, see
 
 
@@ -122,14 +123,18 @@ class MMGEM:
             raise UsageError(f"{len(images)} images but {len(texts)} texts")
         ids = self.tokenizer.encode_all(texts)
         out: list[float] = []
-        end = torch.tensor([self.tokenizer.end])
         for visual in self._visual(images, None):
             chunk = ids[len(out) : len(out) + len(visual)]
-            _, states = self.network.run(captions=chunk, prefixes=self.network.prefix(visual))
-            targets = torch.cat([t for tokens in chunk for t in (tokens, end)]).to(states.device)
-            losses = F.cross_entropy(self.network.llm.logits(states).float(), targets, reduction="none")
-            out += [-float(part.mean()) for part in losses.split([len(t) + 1 for t in chunk])]
+            sums = text_log_probs(self.network, self.network.prefix(visual), chunk, self.tokenizer.end)
+            out += [total / (len(tokens) + 1) for total, tokens in zip(sums.tolist(), chunk, strict=True)]
         return np.asarray(out, np.float32)
+
+    def rerank(
+        self, index: PhotoIndex, text: str, k: int = 10, options: Rerank | None = None
+    ) -> list[Assessed]:
+        """The ``k`` best photos of ``index`` for ``text``: retrieved by their embeddings, then ordered by cosine and
+        how likely the text is given each. See :func:`mmgem.search.rerank.rerank`."""
+        return rerank(self.network, self.tokenizer, index, text, k, options)
 
     @torch.inference_mode()
     def find_regions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,9 @@ def search(
     where: Annotated[
         str | None, typer.Option(metavar="PLACE", help="Only regions there: bottom-left, top, middle, ...")
     ] = None,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Ask the model how likely the text is of each of the best.")
+    ] = False,
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many photos.")] = 10,
     html: Annotated[
         Path | None, typer.Option(metavar="F", help="Write the result as a web page as well.")
@@ -44,12 +48,16 @@ def search(
 
     The index's own model is used. A photo that is the query is not among its results. With --regions a line
     has the box as well, and place words at the end of a text ("a dog at the bottom left") mean what --where
-    does; what lies well there gains up to 0.1. With --json: {"query": {"text"} or {"image", "box"}, "hits":
-    [{"file", "score"} and with --regions "box"], "photos"}.
+    does; what lies well there gains up to 0.1. --rerank orders the first 16 (or N, if more) by similarity and
+    the probability of the text given each photo: more are right, for more time. With --json: {"query":
+    {"text"} or {"image", "box"}, "hits": [{"file", "score"}, with --regions "box", with --rerank "cosine" and
+    "log_prob", a token, in nats], "photos"}.
     """
     region = parse_box(box)
     if (query is None) == (image is None):
         raise UsageError("give a text or --image, one of the two")
+    if rerank and (image is not None or regions):
+        raise UsageError("--rerank needs a text, and finds whole photos")
     if region is not None and image is None:
         raise UsageError("--box needs --image")
     if query is not None and not query.strip():
@@ -65,7 +73,10 @@ def search(
     def find(vector: np.ndarray, count: int) -> list[Hit]:
         return photos.search_regions(vector, count, place) if regions else photos.search(vector, count)
 
-    if words is not None:
+    hits: Sequence[Hit]
+    if rerank and words is not None:
+        hits = mmgem.rerank(photos, words, k)
+    elif words is not None:
         hits = find(mmgem.embed_texts([words])[0], k)
     else:
         assert image is not None
@@ -78,6 +89,7 @@ def search(
         found: list[dict[str, Any]] = [{"file": str(h.path), "score": round(h.score, 6)} for h in hits]
         for told, hit in zip(found, hits, strict=True):
             told |= {"box": hit.box} if regions else {}
+            told |= {name: round(getattr(hit, name), 6) for name in ("cosine", "log_prob") if rerank}
         print_json({"query": asked, "hits": found, "photos": len(photos.photos)})
     else:
         for hit in hits:
@@ -121,7 +133,9 @@ def _same(path: Path, other: Path) -> bool:
         return False
 
 
-def _write_page(path: Path, query: str | None, image: Path | None, box: Box | None, hits: list[Hit]) -> None:
+def _write_page(
+    path: Path, query: str | None, image: Path | None, box: Box | None, hits: Sequence[Hit]
+) -> None:
     from mmgem.search.cards import Match, QueryRow, Report, SimilarRow
     from mmgem.search.report import write_report
 

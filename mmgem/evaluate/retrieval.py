@@ -107,6 +107,49 @@ def _ranks(
     return image_ranks, text_ranks
 
 
+def reranked_scores(
+    images: Floats,
+    texts: Floats,
+    image_of_text: npt.ArrayLike,
+    assess: Callable[[Ints, Ints], Floats],
+    k: int,
+) -> RetrievalScores:
+    """Like :func:`retrieval_scores`, with the ``k`` nearest texts of each image and the ``k`` nearest images of
+    each text ordered by ``assess``; what is not among them keeps its rank.
+
+    ``assess`` is called once, with the rows of images and of texts (p,) int64 of the pairs, each pair once, and
+    returns their scores (p,), higher is nearer.
+    """
+    image_ranks, text_ranks = ranks(images, texts, image_of_text)
+    owner = _owners(image_of_text, len(images), len(texts))
+    near_texts, near_images = _nearest(images, texts, k), _nearest(texts, images, k)
+    n, m = len(images), len(texts)
+    forward = np.arange(n)[:, None] * m + near_texts
+    back = near_images * m + np.arange(m)[:, None]
+    pairs, places = np.unique(np.concatenate([forward.ravel(), back.ravel()]), return_inverse=True)
+    scores = assess(pairs // m, pairs % m)[places]
+    of_images, of_texts = scores[: forward.size].reshape(n, -1), scores[forward.size :].reshape(m, -1)
+    return _scores(
+        _reranked(image_ranks, of_images, owner[near_texts] == np.arange(n)[:, None]),
+        _reranked(text_ranks, of_texts, near_images == owner[:, None]),
+    )
+
+
+def _reranked(ranks: Ints, scores: Floats, right: npt.NDArray[np.bool_]) -> Ints:
+    """Ranks (n,) after the first k were ordered by ``scores`` (n, k); ``right`` (n, k) are the right ones."""
+    best = np.where(right, scores, -np.inf).max(1, keepdims=True)
+    return np.where(right.any(1), 1 + np.count_nonzero(~right & (scores >= best), axis=1), ranks)
+
+
+def _nearest(queries: Floats, rows: Floats, k: int) -> Ints:
+    """The ``k`` rows nearest to each query, (n, k), in no order."""
+    q, r = np.asarray(queries, np.float32), np.asarray(rows, np.float32)
+    k = min(k, len(r))
+    return np.concatenate(
+        [np.argpartition(q[block] @ r.T, len(r) - k, axis=1)[:, len(r) - k :] for block in _blocks(len(q), len(r))]
+    )
+
+
 def recalls(of: Ints) -> dict[str, float]:
     """Recalls by name ("R@1", "R@5", "R@10") in percent, of 1-based ranks ``of`` (n,)."""
     return {f"R@{k}": 100 * float(np.mean(of <= k)) for k in _DEPTHS}
