@@ -132,8 +132,8 @@ class MMGEM:
     def rerank(
         self, index: PhotoIndex, text: str, k: int = 10, options: Rerank | None = None
     ) -> list[Assessed]:
-        """The ``k`` best photos of ``index`` for ``text``: retrieved by their embeddings, then ordered by cosine and
-        how likely the text is given each. See :func:`mmgem.search.rerank.rerank`."""
+        """The ``k`` best photos of ``index`` for ``text``: found by their embeddings, then ordered by cosine
+        and by how likely the text is given each. See :func:`mmgem.search.rerank.rerank`."""
         return rerank(self.network, self.tokenizer, index, text, k, options)
 
     @torch.inference_mode()

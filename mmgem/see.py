@@ -103,13 +103,15 @@ def read(network: MMGEMNetwork, prep: Preprocessing, opened: Sequence[Image.Imag
 
 
 def placed(image: ImageSource, box: Box, prep: Preprocessing) -> Box:
-    """A box in pixels of the stored image -> pixels of the tower's input. Raises ``UsageError``."""
+    """A box in pixels of the stored image -> pixels of the tower's input; what lies outside the image is cut
+    off. Raises ``UsageError``."""
     if len(box) != 4 or not all(np.isfinite(box)) or box[2] <= box[0] or box[3] <= box[1]:
         raise UsageError(f"box {tuple(box)} is not x0,y0,x1,y1 with x1 > x0 and y1 > y0")
     width, height = image_size(image)
     if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
         raise UsageError(f"box {tuple(box)} lies outside the image of {width} x {height} pixels")
-    return place_box(box, (width, height), prep)[0]
+    inside = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
+    return place_box(inside, (width, height), prep)[0]
 
 
 def _window_levels(prep: Preprocessing, everywhere: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

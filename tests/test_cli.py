@@ -127,6 +127,26 @@ def test_caption_of_a_box_and_of_a_folder(run, model, tiny_photos):
     }
 
 
+def test_a_box_is_cut_to_the_photo(run, tiny_photos):
+    width, height = Image.open(tiny_photos[0]).size
+    whole = run("caption", tiny_photos[0], "--box", f"0,0,{width},{height}")[0]
+    assert run("caption", tiny_photos[0], "--box=-50,-9,9999,9999")[0] == whole
+
+
+def test_an_index_does_not_lie_among_the_photos(tiny_photos, tiny_model_folder, capfd):
+    folder = tiny_photos[0].parent
+    before = sorted(folder.iterdir())
+    code = main(["index", str(folder), "--out", str(folder), "--model", str(tiny_model_folder)])
+    assert code == 2 and "would lie among the photos" in capfd.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_place_words_without_regions_are_words(run, photo_index):
+    out, err = run("search", photo_index, "the dog on the left", model=None)
+    assert "place words count with --regions only" in err
+    assert out == run("search", photo_index, "the dog on the left", model=None)[0]
+
+
 def test_classify(run, tiny_photos, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("dog\n\ncat \nred house\n")

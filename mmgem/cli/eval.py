@@ -13,6 +13,8 @@ from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mmgem.api import MMGEM
     from mmgem.data.records import Record
 
@@ -120,7 +122,12 @@ def _retrieval(
 
 
 def _reranked(
-    mmgem: MMGEM, images: np.ndarray, texts: np.ndarray, said: list[str], owner: np.ndarray, plain: dict[str, Any]
+    mmgem: MMGEM,
+    images: np.ndarray,
+    texts: np.ndarray,
+    said: list[str],
+    owner: np.ndarray,
+    plain: dict[str, Any],
 ) -> dict[str, Any]:
     """The same after a second look at the best, and what one look costs."""
     import time

@@ -105,7 +105,13 @@ def _place(query: str | None, regions: bool, where: str | None) -> tuple[str | N
         if not regions:
             raise UsageError("--where needs --regions")
         return query, parse_place(where)
-    return split_place(query) if regions and query is not None else (query, None)
+    if query is None:
+        return None, None
+    words, place = split_place(query)
+    if regions or place is None:
+        return words if regions else query, place if regions else None
+    note("place words count with --regions only")
+    return query, None
 
 
 def _open(idx: Path, model: str | None) -> tuple[PhotoIndex, str]:

@@ -114,11 +114,11 @@ def reranked_scores(
     assess: Callable[[Ints, Ints], Floats],
     k: int,
 ) -> RetrievalScores:
-    """Like :func:`retrieval_scores`, with the ``k`` nearest texts of each image and the ``k`` nearest images of
-    each text ordered by ``assess``; what is not among them keeps its rank.
+    """Like :func:`retrieval_scores`, with the ``k`` nearest texts of each image and the ``k`` nearest images
+    of each text ordered by ``assess``; what is not among them keeps its rank.
 
-    ``assess`` is called once, with the rows of images and of texts (p,) int64 of the pairs, each pair once, and
-    returns their scores (p,), higher is nearer.
+    ``assess`` is called once, with the rows of images and of texts (p,) int64 of the pairs, each pair once,
+    and returns their scores (p,), higher is nearer.
     """
     image_ranks, text_ranks = ranks(images, texts, image_of_text)
     owner = _owners(image_of_text, len(images), len(texts))
@@ -146,7 +146,10 @@ def _nearest(queries: Floats, rows: Floats, k: int) -> Ints:
     q, r = np.asarray(queries, np.float32), np.asarray(rows, np.float32)
     k = min(k, len(r))
     return np.concatenate(
-        [np.argpartition(q[block] @ r.T, len(r) - k, axis=1)[:, len(r) - k :] for block in _blocks(len(q), len(r))]
+        [
+            np.argpartition(q[block] @ r.T, len(r) - k, axis=1)[:, len(r) - k :]
+            for block in _blocks(len(q), len(r))
+        ]
     )
 
 

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from mmgem.data.images import image_size, list_images
-from mmgem.errors import ImageError, SearchIndexError
+from mmgem.errors import ImageError, SearchIndexError, UsageError
 from mmgem.search.store import Box, KnownPhoto, NewContent, SeenFile, Store
 
 # Record files whose content is known already (moved, touched) at least this often.
@@ -91,13 +91,15 @@ def update_index(
     the index has it, 0 if it is new). ``progress`` is handed the paths of the new, changed, moved and touched
     files and gives them back one by one, showing a bar: ``partial(track, label=…)`` of :mod:`mmgem.progress`.
 
-    Raises UsageError if ``folder`` is not a folder, and SearchIndexError if the index belongs to another
-    model, another number of regions or another folder that still exists, is damaged, or is being written by
-    another process, or if the folder has no photos although the index does (a drive that is not mounted looks
-    like that).
+    Raises UsageError if ``folder`` is not a folder or ``out`` is the same, and SearchIndexError if the index
+    belongs to another model, another number of regions or another folder that still exists, is damaged, or is
+    being written by another process, or if the folder has no photos although the index does (a drive that is
+    not mounted looks like that).
     """
     began = time.perf_counter()
     folder = folder.resolve()
+    if out.resolve() == folder:
+        raise UsageError(f"{out}: the index would lie among the photos; give --out a folder of its own")
     found = _scan(folder)
     with Store(out, fingerprint, regions) as store:
         _check_folder(store, out, folder)

@@ -302,7 +302,7 @@ def read_store(out: Path) -> Snapshot:
     """
     database = out / _DATABASE
     if not database.is_file():
-        raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out {out}")
+        raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
     with _named(out), closing(_connect(database, create=False)) as db:
         if _version(db, out) == 0:
             raise SearchIndexError(f"{out}: an index that was never finished; run mmgem index again")
