@@ -247,9 +247,22 @@ class TrainConfig:
     keep: int = 2
     """Training checkpoints kept."""
     evaluate_images: int = 1000
-    tensorboard: bool = False
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    """Where the numbers of ``log.jsonl`` go as well."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: a GPU for every process, if there are any."""
     threads: int = 0
     """CPU threads; 0: torch's choice."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes hold: all of the network each (DDP), or a shard of every tensor (FSDP2), which
+    costs traffic and saves memory. Alone: all of it in any case."""
+    chunk: int = 0
+    """Gradient caching: items whose activations are kept at once; negatives are still those of the whole
+    batch. 0: all. Costs a second forward pass of the embeddings."""
+    checkpoint_activations: bool = False
+    """Compute the activations inside blocks again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the LLM's blocks (``torch.compile``); needs a C++ compiler on a CPU, Triton on a GPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the LLM's blocks and head; weights, optimiser, tower, similarities and losses are float32
     in any case. bfloat16 needs hardware for it (AVX512-BF16, AMX, a GPU): elsewhere it is slower."""

@@ -46,18 +46,19 @@ class Meter:
     """A training bar on stderr: step, pairs a second, time left and the newest values; a plain line every
     half minute where stderr is not a terminal."""
 
-    def __init__(self, label: str, total: int, done: int, unit: str):
+    def __init__(self, label: str, total: int, done: int, unit: str, shown: bool = True):
+        """``shown``: false for all but one of several processes that do the same."""
         from rich.console import Console
 
         self.label, self.total, self.done, self.unit = label, total, done, unit
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, quiet=not shown)
         self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=50)
         self.printed = time.monotonic()
         self.count = 0
         self.status: Any = None
 
     def __enter__(self) -> Meter:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self.status = self.console.status(self.label)
             self.status.start()
         return self

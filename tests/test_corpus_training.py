@@ -152,7 +152,7 @@ def test_resumed_equals_uninterrupted(
     whole = train(recipe(tmp_path / "a", data, lm, train__epochs=2, optim__ema=0.9))
     real = loop.one_step
 
-    def dying(run: Any, step: int) -> Any:
+    def dying(run: Any, step: int, *more: Any) -> Any:
         if step == 5:
             raise KeyboardInterrupt
         return real(run, step)

@@ -138,8 +138,8 @@ def test_joint_is_the_sum_of_its_parts(attention: str) -> None:
     batch = toys.batch(network, images=4, each=2)
     config = ObjectiveConfig(contrastive_weight=0.7, caption_weight=1.9)
     both = joint(network, batch, config)
-    embedding = contrastive(network, batch, config)["contrastive_loss"]
-    generation = captioning(network, batch, config)["caption_loss"]
+    embedding = contrastive(network, batch, ObjectiveConfig())["contrastive_loss"]
+    generation = captioning(network, batch, ObjectiveConfig())["caption_loss"]
     torch.testing.assert_close(both["contrastive_loss"], 0.7 * embedding, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(both["caption_loss"], 1.9 * generation, atol=1e-5, rtol=1e-5)
     ours = gradients(network, both["contrastive_loss"] + both["caption_loss"])
@@ -152,8 +152,8 @@ def test_joint_is_the_sum_of_its_parts(attention: str) -> None:
 def test_names_and_totals(network: MMGEMNetwork) -> None:
     batch = toys.batch(network)
     assert {name: set(f(network, batch, ObjectiveConfig())) for name, f in OBJECTIVES.items()} == {
-        "joint": {"contrastive_loss", "caption_loss"},
-        "contrastive": {"contrastive_loss"},
+        "joint": {"contrastive_loss", "caption_loss", "similarity_gap"},
+        "contrastive": {"contrastive_loss", "similarity_gap"},
         "captioning": {"caption_loss"},
     }
 

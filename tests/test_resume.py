@@ -22,7 +22,7 @@ from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.storage import load_tensors, save_tensors
 from mmgem.train.log import Log
 from mmgem.train.loop import train
-from mmgem.train.state import difference, load_state, save_state, saved_steps
+from mmgem.train.state import Snapshot, difference, load_state, save_state, saved_steps, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,10 @@ def train_until(recipe: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch) -> N
     """Train until just before step ``stop`` and die there."""
     plain = loop.one_step
 
-    def dying(run: Any, step: int) -> Any:
+    def dying(run: Any, step: int, *more: Any) -> Any:
         if step == stop:
             raise Killed
-        return plain(run, step)
+        return plain(run, step, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "one_step", dying)
@@ -70,7 +70,8 @@ def log_of(recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def without_speed(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k != "pairs_per_second"} for line in log]
+    speed = {"pairs_per_second", "data_wait", "tflops", "utilisation"}
+    return [{k: v for k, v in line.items() if k not in speed} for line in log]
 
 
 def test_resumed_equals_uninterrupted(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +166,12 @@ def state(make: Any) -> tuple[Any, ...]:
     return run, run.network, run.optimizer, run.average
 
 
+def taken(*parts: Any) -> Snapshot:
+    made = snapshot(*parts)
+    assert made is not None
+    return made
+
+
 def weights(folder: Path) -> torch.Tensor:
     newest = folder / f"step-{saved_steps(folder)[-1]:08d}"
     return load_tensors(newest / "weights.safetensors")["h3.weight"]
@@ -176,7 +183,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
 ) -> None:
     run, network, adam, average = state(make)
     folder, facts = tmp_path / "checkpoints", {"recipe": to_dict(run.recipe), "best": None}
-    save_state(folder, 1, network, adam, average, facts, 1)
+    save_state(folder, 1, taken(network, adam, average), facts, 1)
     before = weights(folder)
     loop.one_step(run, 1)
     plain_save, plain_write = state_file.save_tensors, state_file.write_atomic
@@ -196,21 +203,21 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
         patch.setattr(state_file, "save_tensors", dying_save)
         patch.setattr(state_file, "write_atomic", dying_write)
         with pytest.raises(Killed):
-            save_state(folder, 2, network, adam, average, facts, 1)
+            save_state(folder, 2, taken(network, adam, average), facts, 1)
     assert saved_steps(folder) == [1]
     assert torch.equal(weights(folder), before)
     restored = load_state(folder, network, adam, average, to_dict(run.recipe))
     assert restored is not None
     assert restored["step"] == 1
     assert torch.equal(network.h3.weight, before)
-    save_state(folder, 2, network, adam, average, facts, 1)
+    save_state(folder, 2, taken(network, adam, average), facts, 1)
     assert [p.name for p in folder.iterdir()] == ["step-00000002"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(make: Any, tmp_path: Path) -> None:
     run, network, adam, average = state(make)
     folder, recipe = tmp_path / "checkpoints", to_dict(run.recipe)
-    save_state(folder, 1, network, adam, average, {"recipe": recipe}, 1)
+    save_state(folder, 1, taken(network, adam, average), {"recipe": recipe}, 1)
     path = folder / "step-00000001" / "weights.safetensors"
     tensors = load_tensors(path)
     del tensors["h3.weight"]
@@ -221,12 +228,12 @@ def test_a_checkpoint_of_another_model_is_refused(make: Any, tmp_path: Path) -> 
 
 
 def test_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
-    log = Log(tmp_path, 0, tensorboard=False)
+    log = Log(tmp_path, 0)
     for step in range(1, 6):
         log.write(step, {"loss": step / 10})
     with log.path.open("a") as f:
         f.write('{"step": 6, "lo')  # a line cut by a kill
-    Log(tmp_path, 3, tensorboard=False).write(4, {"loss": 9.0})
+    Log(tmp_path, 3).write(4, {"loss": 9.0})
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 9.0)]
 

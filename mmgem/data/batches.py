@@ -10,8 +10,10 @@ An *item* is what is embedded: a whole image, or a box of one. Stage 1 has whole
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ from mmgem.data.records import Box, Record
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import Geometry, join_sentences, mirror_text, place_box, view_geometry
 from mmgem.errors import DataError
+
+T = TypeVar("T")
 
 _SEEN = 0.6  # a box of which a view shows a smaller share is no longer what its captions say
 
@@ -60,6 +64,11 @@ class Batch:
     teacher_texts: Tensor | None = None
     vocabulary: Tensor | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on ``device``; token lists stay where they are."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: x.to(device) for n, x in moved.items() if isinstance(x, Tensor)})
+
 
 @dataclass
 class _Item:
@@ -70,6 +79,11 @@ class _Item:
     said: list[list[int]]
     mirrored: bool
     box: Box | None = None
+
+
+def name_of(what: str) -> int:
+    """A number for ``what``, the same on every rank: 63 bits of a hash."""
+    return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def distinct_texts(records: Iterable[Record]) -> list[str]:
@@ -97,11 +111,13 @@ class Batches:
         seed: int,
         teacher: np.ndarray | None = None,
         boxed: tuple[list[Record], Source] | None = None,
+        part: tuple[int, int] = (0, 1),
     ):
         """``boxed``: what boxes are taken from, and its features; None: ``records`` and ``source``.
         ``teacher``: ``(texts, E)`` float32, rows in the order of :func:`distinct_texts` of ``records`` and,
-        if given, those of ``boxed``."""
-        self.records, self.source, self.config, self.seed = records, source, config, seed
+        if given, those of ``boxed``. ``part``: rank and number of ranks; each has its own part of every
+        batch."""
+        self.records, self.source, self.config, self.seed, self.part = records, source, config, seed, part
         self.boxed, self.box_source = boxed or (records, source)
         self.tokenizer, self.end, self.teacher = tokenizer, tokenizer.end, teacher
         self.usable = [i for i in source.valid if records[i].captions]
@@ -133,19 +149,20 @@ class Batches:
         self.vocabulary = torch.from_numpy(np.union1d(used, [self.end]))
 
     def __getitem__(self, step: int) -> Batch:
-        images, views, items = self._whole(step)
-        box_images, box_views, boxed = self._regions(step)
+        images, views, items = (self._own(rows) for rows in self._whole(step))
+        box_images, box_views, boxed = (self._own(rows) for rows in self._regions(step))
         batch = self._assemble(items, boxed)
         if images:
-            batch.features, batch.pixels = self._read(self.source, images, views)
+            read = self.source.read(images, views)
+            batch.features, batch.pixels = (read, None) if self.source.cached else (read[:0], read)
         if box_images:
-            batch.box_features, batch.box_pixels = self._read(self.box_source, box_images, box_views)
+            read = self.box_source.read(box_images, box_views)
+            batch.box_features, batch.box_pixels = (read, None) if self.box_source.cached else (None, read)
         return batch
 
-    @staticmethod
-    def _read(source: Source, images: list[int], views: list[int]) -> tuple[Tensor, Tensor | None]:
-        read = source.read(images, views)
-        return (read, None) if source.cached else (read[:0], read)
+    def _own(self, rows: list[T]) -> list[T]:
+        rank, ranks = self.part
+        return rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
 
     def _whole(self, step: int) -> tuple[list[int], list[int], list[_Item]]:
         if not self.size:
@@ -215,14 +232,13 @@ class Batches:
             for said in item.said:
                 texts.append(self._tokens(said, item.mirrored))
                 owners.append(v)
-                keys.append(said[0] if len(said) == 1 else -len(keys) - 1)
+                keys.append(name_of(" ".join(map(str, said))))
                 if self.teacher is not None:
                     mean = self.teacher[said].mean(0)
                     rows.append(mean if len(said) == 1 else mean / np.linalg.norm(mean))
         end = torch.tensor([self.end])
         owner = torch.tensor(owners)
         boxes, valid = self._pad(boxed)
-        known: dict[str, int] = {}
         vocabulary = self.vocabulary
         if self.config.long_texts:  # where sentences meet, tokens of their own may arise
             vocabulary = torch.cat([vocabulary, *texts]).unique()
@@ -235,7 +251,7 @@ class Batches:
             captions=texts,
             caption_owner=owner,
             caption_targets=torch.cat([t for ids in texts for t in (ids, end)]),
-            photos=torch.tensor([known.setdefault(item.photo, len(known)) for item in items]),
+            photos=torch.tensor([name_of(item.photo) for item in items]),
             text_keys=torch.tensor(keys),
             teacher_texts=None if self.teacher is None else torch.from_numpy(np.stack(rows)),
             vocabulary=vocabulary,

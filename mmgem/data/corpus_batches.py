@@ -69,7 +69,10 @@ class CorpusBatches:
         prompts: Prompts,
         config: CorpusConfig,
         seed: int,
+        part: tuple[int, int] = (0, 1),
     ):
+        """``part``: rank and number of ranks; each has its own part of every batch."""
+        self.part = part
         self.config, self.prompts, self.seed = config, prompts, seed
         number = {passage.id: n for n, passage in enumerate(passages)}
         self.titles = prompts.pieces([p.title for p in passages])
@@ -101,10 +104,13 @@ class CorpusBatches:
     def __getitem__(self, step: int) -> CorpusBatch:
         epoch, place = divmod(step, self.per_epoch)
         rng = np.random.default_rng((self.seed, epoch, 5))
-        chosen = np.array_split(rng.permutation(len(self.pairs)), self.per_epoch)[place]
-        read = np.array_split(self._order(rng), self.per_epoch)[place]
-        names = self._names([self.pairs[i] for i in chosen])
-        return self._assemble(names, read.tolist(), np.random.default_rng((self.seed, epoch, place, 5)))
+        chosen = self._own(np.array_split(rng.permutation(len(self.pairs)), self.per_epoch)[place])
+        read = self._own(np.array_split(self._order(rng), self.per_epoch)[place])
+        return self._assemble(self._names([self.pairs[i] for i in chosen]), read, epoch)
+
+    def _own(self, batch: np.ndarray) -> list[int]:
+        rank, ranks = self.part
+        return batch[rank * len(batch) // ranks : (rank + 1) * len(batch) // ranks].tolist()
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         """All passages, shuffled in twos of one title."""
@@ -127,13 +133,14 @@ class CorpusBatches:
             made.append(spans.add(whole[: self.config.prefix_tokens], "named"))
         return made
 
-    def _assemble(self, names: list[_Spans], read: list[int], rng: np.random.Generator) -> CorpusBatch:
+    def _assemble(self, names: list[_Spans], read: list[int], epoch: int) -> CorpusBatch:
         prompts = self.prompts
         reads = [_Spans().add(prompts.document(self.titles[n], self.texts[n])) for n in read]
         reads += [_Spans() for _ in read]
         parents = [-1] * len(read) + list(range(len(read)))
         queries, owners = [], []
         for place, n in enumerate(read):
+            rng = np.random.default_rng((self.seed, epoch, n, 6))  # whatever else is read beside it
             own = [self.asked[n][i] for i in rng.permutation(len(self.asked[n]))[:_QUESTIONS]]
             branches = []
             for ids, answer in own:

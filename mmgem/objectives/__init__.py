@@ -17,8 +17,9 @@ from mmgem.objectives.captioning import captioning
 from mmgem.objectives.contrastive import contrastive
 from mmgem.objectives.corpus import naming, reading
 from mmgem.objectives.joint import joint
+from mmgem.ranks import Ranks
 
-Objective = Callable[[MMGEMNetwork, Batch, ObjectiveConfig], dict[str, Tensor]]
+Objective = Callable[[MMGEMNetwork, Batch, ObjectiveConfig, Ranks], dict[str, Tensor]]
 
 OBJECTIVES: dict[str, Objective] = {"joint": joint, "contrastive": contrastive, "captioning": captioning}
 

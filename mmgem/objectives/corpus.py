@@ -18,55 +18,76 @@ from mmgem.config import ObjectiveConfig
 from mmgem.data.corpus_batches import CorpusBatch
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import Packing
+from mmgem.ranks import ALONE, Ranks
 
 
-def naming(network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig) -> dict[str, Tensor]:
+def naming(
+    network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig, ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
     """Return ``{"retrieve_loss"}`` times its configured weight."""
     nothing = torch.zeros(len(batch.names), dtype=torch.bool)
     states, packing = network.read(batch.names, nothing)
-    loss = token_loss(network, states, packing, batch.names, batch.named)
+    (total,) = ranks.sums(int(batch.named.sum()))
+    loss = token_loss(network, states, packing, batch.names, batch.named, total)
     return {"retrieve_loss": config.retrieve_weight * loss}
 
 
-def reading(network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig) -> dict[str, Tensor]:
+def reading(
+    network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig, ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
     """Return the other losses, each times its configured weight; those of weight 0 are left out."""
     losses: dict[str, Tensor] = {}
     weights = (config.ask_weight, config.assess_weight, config.embed_weight)
     if not any(weights):
         return losses
     states, packing = network.read(batch.reads, batch.embed, batch.parents, row_length=512)
-    for name, weight, mask in (
-        ("ask_loss", config.ask_weight, batch.asked),
-        ("assess_loss", config.assess_weight, batch.answered),
+    asked, answered, queries = ranks.sums(
+        int(batch.asked.sum()), int(batch.answered.sum()), len(batch.query_owner)
+    )
+    for name, weight, mask, total in (
+        ("ask_loss", config.ask_weight, batch.asked, asked),
+        ("assess_loss", config.assess_weight, batch.answered, answered),
     ):
-        if weight and mask.any():
-            losses[name] = weight * token_loss(network, states, packing, batch.reads, mask)
-    if config.embed_weight and len(batch.query_owner):
-        losses["embed_loss"] = config.embed_weight * _embed_loss(network, states, packing, batch)
+        if weight and total:
+            losses[name] = weight * token_loss(network, states, packing, batch.reads, mask, total)
+    if config.embed_weight and queries:
+        losses["embed_loss"] = config.embed_weight * _embed_loss(network, states, packing, batch, ranks)
     return losses
 
 
 def token_loss(
-    network: MMGEMNetwork, states: Tensor, packing: Packing, sequences: list[Tensor], mask: Tensor
+    network: MMGEMNetwork,
+    states: Tensor,
+    packing: Packing,
+    sequences: list[Tensor],
+    mask: Tensor,
+    total: float | None = None,
 ) -> Tensor:
-    """Mean cross-entropy of the tokens of ``sequences`` under ``mask`` ``(tokens,)``; never of the first of
-    one. The head runs nowhere else."""
+    """Sum of the cross-entropies of the tokens of ``sequences`` under ``mask`` ``(tokens,)``, over ``total``
+    of them (None: their own number); never of the first of a sequence. The head runs nowhere else."""
     counts = torch.tensor([len(s) for s in sequences])
     places = packing.span(torch.zeros_like(counts), counts)[mask]
     targets = torch.cat(sequences)[mask].to(states.device)
     logits = network.llm.logits(states[places.to(states.device) - 1]).float()
-    return F.cross_entropy(logits, targets)
+    return F.cross_entropy(logits, targets, reduction="sum") / (total or len(targets))
 
 
-def _embed_loss(network: MMGEMNetwork, states: Tensor, packing: Packing, batch: CorpusBatch) -> Tensor:
+def _embed_loss(
+    network: MMGEMNetwork, states: Tensor, packing: Packing, batch: CorpusBatch, ranks: Ranks
+) -> Tensor:
     counts = torch.tensor([len(s) for s in batch.reads])
     ends = packing.flat(counts[batch.embed], batch.embed.nonzero()[:, 0]).to(states.device)
     embedded = F.normalize(network.h2(states[ends]).float(), dim=-1)
     passages, queries = embedded.split([len(ends) - len(batch.query_owner), len(batch.query_owner)])
-    logits = network.logit_scale.exp() * passages @ queries.T
-    own = torch.arange(len(passages))[:, None] == batch.query_owner[None]
-    own = own.to(logits.device)
+    p, q = ranks.lengths(len(passages)), ranks.lengths(len(queries))
+    first = sum(p[: ranks.rank])
+    owner = batch.query_owner.to(states.device) + first
+    owners = ranks.gather(owner, q)
+    scale = network.logit_scale.exp()
+    own = owners[None] == torch.arange(first, first + len(passages), device=owners.device)[:, None]
     asked = own.any(1)  # a passage without questions is a negative, and has no target of its own
+    logits = scale * passages @ ranks.gather(queries, q).T
     p2q = own.to(logits)[asked] / own[asked].sum(1, keepdim=True)
-    loss_p2q = -(p2q * logits[asked].log_softmax(1)).sum(1).mean()
-    return loss_p2q + F.cross_entropy(logits.T, batch.query_owner.to(logits.device))
+    loss_p2q = -(p2q * logits[asked].log_softmax(1)).sum() / len(owners.unique())
+    logits = scale * queries @ ranks.gather(passages, p).T
+    return loss_p2q + F.cross_entropy(logits, owner, reduction="sum") / len(owners)

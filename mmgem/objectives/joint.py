@@ -8,17 +8,21 @@ from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
 from mmgem.objectives.captioning import caption_loss
-from mmgem.objectives.contrastive import contrastive_loss, embed_items
+from mmgem.objectives.contrastive import contrastive_terms, embed_items
+from mmgem.ranks import ALONE, Ranks
 
 
-def joint(network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig) -> dict[str, Tensor]:
-    """Return ``{"contrastive_loss", "caption_loss"}``, each times its configured weight."""
+def joint(
+    network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig, ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
+    """Return ``{"contrastive_loss", "caption_loss"}``, each times its configured weight, and
+    ``"similarity_gap"``."""
     visual = embed_items(network, batch)
     prefixes = network.prefix(visual[batch.caption_owner])
     texts, states = network.run(texts=batch.texts, captions=batch.captions, prefixes=prefixes)
-    embedding = contrastive_loss(network, visual[:, 0], texts, batch, config)
-    generation = caption_loss(network, states, batch, config)
+    (total,) = ranks.sums(len(batch.caption_targets))
+    generation = caption_loss(network, states, batch, config, total)
     return {
-        "contrastive_loss": config.contrastive_weight * embedding,
+        **contrastive_terms(network, visual[:, 0], texts, batch, config, ranks),
         "caption_loss": config.caption_weight * generation,
     }

@@ -22,6 +22,7 @@ from mmgem.errors import ConfigError
 from mmgem.evaluate.passages import ranking_scores
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
+from mmgem.ranks import ALONE, Ranks
 
 
 @dataclass
@@ -46,7 +47,9 @@ class CorpusSide:
         return corpus.save_in
 
 
-def corpus_side(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer) -> CorpusSide:
+def corpus_side(
+    recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks = ALONE
+) -> CorpusSide:
     """Read corpus and queries. Raises ``ConfigError`` or ``DataError``, naming the field, file or line."""
     config = recipe.corpus
     assert config.passages is not None
@@ -69,7 +72,11 @@ def corpus_side(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer) -> 
         )
         count, seed = config.questions, recipe.train.seed
         queries += cached_questions(network.eval().llm, prompts, silent, count, seed, model)
-    batches = CorpusBatches(passages, queries, prompts, config, recipe.train.seed)
+    part = (ranks.rank, ranks.size)
+    batches = CorpusBatches(passages, queries, prompts, config, recipe.train.seed, part)
+    if len(passages) // batches.per_epoch < ranks.size:
+        few = len(passages) // batches.per_epoch
+        raise ConfigError(f"corpus.batch: {few} passages a step, fewer than the {ranks.size} processes")
     return CorpusSide(config, passages, tokenizer, prompts, batches, dev)
 
 

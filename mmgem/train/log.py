@@ -1,8 +1,9 @@
-"""Training log: ``log.jsonl`` always, a line on stderr, TensorBoard if asked for."""
+"""Training log: ``log.jsonl`` always, and the trackers a recipe names."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,35 @@ from mmgem.files import write_atomic
 class Log:
     """Appends one JSON object a line; a resumed run first drops the lines it will write again."""
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool):
+    def __init__(self, folder: Path, step: int, trackers: Sequence[str] = ()):
         self.path = folder / "log.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
             write_atomic(self.path, "".join(f"{line}\n" for line in kept))
-        self.board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self.board: Any = None
+        self.runs: list[Any] = []
+        for name in trackers:
+            if name == "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+                self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+            else:
+                import importlib
+
+                tracker = importlib.import_module(name)
+                self.runs.append(tracker.init(project="mmgem", name=folder.name, resume="allow"))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append ``values`` of ``step``; numbers also go to TensorBoard."""
+        """Append ``values`` of ``step``; numbers also go to the trackers."""
         with self.path.open("a") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        for run in self.runs:
+            run.log(numbers, step=step)
         if self.board is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self.board.add_scalar(name, value, step)
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
 
 
 def _step(line: str) -> float:

@@ -1,16 +1,15 @@
 """The training loop: one recipe in, one model folder out; resumes by itself.
 
 Step n is a function of the weights after step n - 1, the seed and n alone, so a killed run that is started
-again ends with the same weights as one that was never interrupted (bitwise on one CPU machine).
+again ends with the same weights as one that was never interrupted (bitwise on one CPU machine). Started by
+``torchrun`` it is the same loop on every rank: each takes its part of a batch, and the first one writes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmgem.config import Preprocessing, Recipe, to_dict
-from mmgem.data.batches import Batches, distinct_texts
-from mmgem.data.features import FeatureCache, Joined, PixelSource, Source, cache_features, image_identity
-from mmgem.data.mosaics import FILE as MOSAICS
-from mmgem.data.mosaics import make_mosaics
-from mmgem.data.readers import load_dataset
-from mmgem.data.records import Record, read_jsonl
+from mmgem.config import Recipe, to_dict
+from mmgem.data.batches import Batches
+from mmgem.data.features import FeatureCache, PixelSource
+from mmgem.data.records import Record
 from mmgem.data.tokens import Tokenizer
-from mmgem.errors import ConfigError, DataError, UsageError
-from mmgem.files import cache_home
 from mmgem.models.checkpoint import build, save_model
 from mmgem.models.network import MMGEMNetwork
-from mmgem.objectives import OBJECTIVES, naming, reading
 from mmgem.progress import Meter
+from mmgem.ranks import ALONE, Ranks, ranks_of
 from mmgem.train.card import card
+from mmgem.train.checks import check
 from mmgem.train.corpus import CorpusSide, corpus_side, evaluate_corpus
+from mmgem.train.engine import Engine
 from mmgem.train.evaluate import evaluate
 from mmgem.train.log import Log
 from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
+from mmgem.train.sources import image_side
+from mmgem.train.speed import Speed
 from mmgem.train.start import start
-from mmgem.train.state import load_state, save_state
-from mmgem.train.teacher import embed_captions
+from mmgem.train.state import Saver, load_state, snapshot
+from mmgem.train.step import gradients
 
 
 @dataclass
@@ -47,7 +45,8 @@ class Run:
     """Everything a step touches."""
 
     recipe: Recipe
-    network: MMGEMNetwork
+    ranks: Ranks
+    engine: Engine
     tokenizer: Tokenizer
     batches: Batches | None
     corpus: CorpusSide | None
@@ -55,6 +54,11 @@ class Run:
     optimizer: torch.optim.AdamW
     average: Average | None
     total: int
+
+    @property
+    def network(self) -> MMGEMNetwork:
+        """The network that trains; on several ranks its parameters may be shards."""
+        return self.engine.network
 
     @property
     def scored(self) -> bool:
@@ -71,168 +75,72 @@ def train(recipe: Recipe) -> Path:
     # holds for the whole process, so it is undone: a caller's own arithmetic is none of our business.
     torch.set_flush_denormal(True)
     try:
-        return _train(recipe)
+        with ranks_of(recipe.train.device) as ranks:
+            return _train(recipe, ranks)
     finally:
         torch.set_flush_denormal(False)
 
 
-def _train(recipe: Recipe) -> Path:
+def _train(recipe: Recipe, ranks: Ranks) -> Path:
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    run = prepare(recipe)
+    run = prepare(recipe, ranks)
     plain = to_dict(recipe)
     out = recipe.train.out
     state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain)
     done = state["step"] if state else 0
     best = state["best"] if state else None
-    facts = {"recipe": plain}
-    log = Log(out, done, recipe.train.tensorboard)
+    log = Log(out, done, recipe.train.trackers) if ranks.first else None
     every = recipe.train.evaluate_every
-    with Meter("training", run.total, done, unit=" pairs") as meter:
+    speed = Speed(ranks, recipe.train.precision)
+    meter, saver = Meter("training", run.total, done, " pairs", ranks.first), Saver(out / "checkpoints")
+    with meter, saver:
         for step in range(done, run.total):
-            values, pairs = one_step(run, step)
+            with speed.measured(run.network if step == done else None):
+                values, pairs = one_step(run, step, speed)
             meter.advance(1, pairs, values)
             finished = step + 1
             last = finished == run.total
-            if finished % recipe.train.log_every == 0 or last:
-                log.write(finished, {**values, "pairs_per_second": round(meter.rate, 1)})
+            if log and (finished % recipe.train.log_every == 0 or last):
+                facts = {"pairs_per_second": round(meter.rate, 1), **speed.facts()}
+                log.write(finished, {**values, **facts})
             if run.scored and (last or (every and finished % every == 0)):
                 scores = measure(run)
-                log.write(finished, scores)
+                if log:
+                    log.write(finished, scores)
                 meter.say(finished, scores)
                 if best is None or scores["score"] > best["score"]:
                     best = {"step": finished, **scores}
                     export(run, out / "model", best)
             if finished % recipe.train.checkpoint_every == 0 or last:
-                done_facts = {**facts, "best": best}
-                keep = recipe.train.keep
-                save_state(
-                    out / "checkpoints", finished, run.network, run.optimizer, run.average, done_facts, keep
-                )
+                taken = snapshot(run.network, run.optimizer, run.average, ranks)
+                if taken is not None:
+                    saver.save(finished, taken, {"recipe": plain, "best": best}, recipe.train.keep)
     if not run.scored:
         export(run, out / "model", {"step": run.total})
+    ranks.wait()
     return out / "model"
 
 
-def prepare(recipe: Recipe) -> Run:
+def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
+    check(recipe, ranks)
     network, tokenizer = start(recipe)
     batches, dev = None, None
     if recipe.data.train is not None:
-        batches, dev = _images(recipe, recipe.data.train, network, tokenizer)
-    corpus = corpus_side(recipe, network, tokenizer) if recipe.corpus.passages else None
+        batches, dev = image_side(recipe, recipe.data.train, network, tokenizer, ranks)
+    corpus = None
+    if recipe.corpus.passages:
+        corpus = ranks.in_turn(lambda: corpus_side(recipe, network, tokenizer, ranks))
     groups = trainable(network, recipe.optim, recipe.data.cached)
     network.llm.training_dtype = getattr(torch, recipe.train.precision)
+    engine = Engine(network, recipe.objective, recipe.train, ranks, recipe.optim.lora_rank)
     average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
     walked = batches or (corpus.batches if corpus else None)
     assert walked is not None
     total = max(1, round(recipe.train.epochs * walked.per_epoch))
     trained = optimizer(network, groups, recipe.optim)
-    return Run(recipe, network, tokenizer, batches, corpus, dev, trained, average, total)
-
-
-def _images(
-    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer
-) -> tuple[Batches, tuple[list[Record], FeatureCache | PixelSource] | None]:
-    """Training batches of images and boxes, and the dev images with their features."""
-    for field in ("mosaics", "region_size"):
-        if getattr(recipe.data, field) and not recipe.data.region_share:
-            raise ConfigError(f"data.{field}: counts only if data.region_share is above 0")
-    boxed = recipe.data.region_share > 0
-    records = _described(train, recipe.data.split, "data.train", "data.split", boxed)
-    whole = network.config.tower.kind == "transformers" or network.config.tower.cut is None
-    if recipe.optim.lr_tower > 0 and recipe.data.cached and whole:
-        raise ConfigError(
-            "optim.lr_tower: a cached tower trains only above model.tower.cut (EfficientNet); set that, or "
-            "data.cached = false"
-        )
-    source = image_source(recipe, network, tokenizer.prep, records, recipe.data.views)
-    box_records, box_source = _boxed(recipe, network, tokenizer.prep, records, source)
-    dev = None
-    if recipe.data.dev or recipe.data.dev_split:
-        dev_data = recipe.data.dev or train
-        held_out = _described(dev_data, recipe.data.dev_split, "data.dev", "data.dev_split")
-        held_out = held_out[: recipe.train.evaluate_images]
-        dev = (held_out, image_source(recipe, network, tokenizer.prep, held_out, 1))
-    texts = distinct_texts(records + box_records)
-    teacher = embed_captions(recipe, texts) if recipe.objective.soft_targets else None
-    size, seed = recipe.train.batch, recipe.train.seed
-    regions = (box_records, box_source)
-    batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher, regions)
-    return batches, dev
-
-
-def _described(
-    path: Path, split: str | None, field: str, split_field: str, regions: bool = False
-) -> list[Record]:
-    """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); the ``field`` names
-    are those of the recipe, for errors."""
-    if not path.exists():
-        raise ConfigError(f"{field}: {path}: No such file")
-    try:
-        records = load_dataset(path, split=split or None)
-    except UsageError as error:
-        raise ConfigError(f'{split_field}: {error} ("" for none)') from error
-    kept = [r for r in records if r.captions or (regions and r.regions)]
-    if not kept:
-        raise DataError(f"{path}: no captions in split {split!r}")
-    return kept
-
-
-def _boxed(
-    recipe: Recipe,
-    network: MMGEMNetwork,
-    prep: Preprocessing,
-    records: list[Record],
-    source: FeatureCache | PixelSource,
-) -> tuple[list[Record], Source]:
-    """What boxes are taken from: the ``records`` that have some, and canvases, made unless the cache has
-    them."""
-    data = recipe.data
-    if not data.region_share:
-        return [], source
-    own = [r for r in records if any(region.captions for region in r.regions)]
-    parts: list[FeatureCache | PixelSource] = []
-    sizes: list[int] = []
-    if own and data.region_size in (0, prep.size):
-        own, parts, sizes = records, [source], [len(records)]
-    prep = dataclasses.replace(prep, size=data.region_size or prep.size)
-    if own and not parts:
-        parts, sizes = [image_source(recipe, network, prep, own, data.views)], [len(own)]
-    if data.mosaics:
-        photos = [records[i] for i in source.valid]
-        facts = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
-        name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
-        folder = (data.cache or cache_home() / "features").parent / "mosaics" / name
-        if not (folder / MOSAICS).is_file():
-            make_mosaics(photos, folder, data.mosaics, recipe.train.seed, prep.size)
-        canvases = read_jsonl(folder / MOSAICS)
-        parts.append(image_source(recipe, network, prep, canvases, data.mosaic_views))
-        sizes.append(len(canvases))
-        own = own + canvases
-    if not parts:
-        raise DataError(
-            f"data.region_share: {data.train} has no region with a caption, and data.mosaics is 0"
-        )
-    return own, parts[0] if len(parts) == 1 else Joined(parts, sizes)
-
-
-def image_source(
-    recipe: Recipe, network: MMGEMNetwork, prep: Preprocessing, records: list[Record], views: int
-) -> FeatureCache | PixelSource:
-    """Cached features of ``records``, or their pixels where the whole tower trains; says what it skips."""
-    paths = [r.image for r in records]
-    scale = recipe.data.crop_scale
-    source: FeatureCache | PixelSource
-    if recipe.data.cached:
-        folder = recipe.data.cache or cache_home() / "features"
-        source = cache_features(network.tower.eval(), prep, paths, folder, views, scale)
-    else:
-        source = PixelSource(paths, prep, views, scale)
-    if source.problems:
-        skipped = f"{len(source.problems)} of {len(paths)} images skipped; the first: {source.problems[0]}"
-        print(skipped, file=sys.stderr)
-    return source
+    return Run(recipe, ranks, engine, tokenizer, batches, corpus, dev, trained, average, total)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -240,92 +148,95 @@ def mixed_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def one_step(run: Run, step: int) -> tuple[dict[str, float], int]:
-    """Forward, backward and update of ``step``; returns the numbers to log and the pairs seen."""
-    config = run.recipe.optim
+def one_step(run: Run, step: int, speed: Speed | None = None) -> tuple[dict[str, float], int]:
+    """Forward, backward and update of ``step``; returns the numbers to log and the pairs of all ranks."""
+    config, ranks = run.recipe.optim, run.ranks
+    seeds = (run.recipe.train.seed, step) + ((ranks.rank,) if ranks.size > 1 else ())
     run.network.train()
-    torch.manual_seed(mixed_seed(run.recipe.train.seed, step))
+    torch.manual_seed(mixed_seed(*seeds))
     factor = learning_rate(step, run.total, config)
     for group in run.optimizer.param_groups:
         group["lr"] = group["base"] * factor
     run.optimizer.zero_grad()
-    losses: dict[str, torch.Tensor] = {}
-    pairs = 0
-    # One part's activations at a time: gradients add up, memory does not.
-    for part, count in _losses(run, step):
-        loss = torch.stack(list(part.values())).sum()
-        if not torch.isfinite(loss):
-            raise DataError(f"step {step}: the loss is {loss.item()}; lower the learning rates")
-        loss.backward()
-        losses |= {name: value.detach() for name, value in part.items()}
-        pairs += count
-    norm = torch.nn.utils.clip_grad_norm_(
-        [p for p in run.network.parameters() if p.requires_grad], config.clip
-    )
+    waited = time.monotonic()
+    parts, pairs = _parts(run, step)
+    if speed is not None:
+        speed.waited(time.monotonic() - waited)
+    chunk = run.recipe.train.chunk
+    losses = gradients(run.engine, parts, chunk, lambda n: mixed_seed(*seeds, 7, n), f"step {step}")
+    norm = run.engine.clip(config.clip)
     run.optimizer.step()
     with torch.no_grad():
         run.network.logit_scale.clamp_(max=run.recipe.objective.max_logit_scale_log)
     if run.average is not None:
         run.average.update(run.network, step)
-    values = {name: round(value.item(), 5) for name, value in losses.items()}
-    values["gradient_norm"] = round(norm.item(), 4)
+    values = {name: round(value, 5) for name, value in losses.items()}
+    values["gradient_norm"] = round(norm, 4)
     values["temperature"] = round(1 / run.network.logit_scale.exp().item(), 5)
     values["lr_factor"] = round(factor, 5)
-    return values, pairs
+    return values, int(ranks.sums(pairs)[0])
 
 
-def _losses(run: Run, step: int) -> Iterator[tuple[dict[str, torch.Tensor], int]]:
-    """The losses of images, then of what is named and what is read of the corpus, as far as there are, with
-    the number of pairs."""
-    config = run.recipe.objective
+def _parts(run: Run, step: int) -> tuple[list[tuple[str, Any]], int]:
+    """What this rank sees in ``step``: of images, then of what is named and what is read of the corpus, as
+    far as there are; and its number of pairs."""
+    config, device = run.recipe.objective, run.ranks.device
+    parts: list[tuple[str, Any]] = []
+    pairs = 0
     if run.batches is not None:
-        batch = run.batches[step]
-        if batch.pixels is not None:
-            batch.features = run.network.tower.lower(batch.pixels)
-        if batch.box_pixels is not None:
-            batch.box_features = run.network.tower.lower(batch.box_pixels)
-        yield OBJECTIVES[config.name](run.network, batch, config), len(batch.texts)
+        batch = run.batches[step].to(device)
+        parts.append(("images", batch))
+        pairs += len(batch.texts)
     if run.corpus is not None:
         texts = run.corpus.batches[step]
         if config.retrieve_weight and texts.names:
-            yield naming(run.network, texts, config), len(texts.names)
-        if texts.reads and (read := reading(run.network, texts, config)):
-            yield read, 0
+            parts.append(("naming", texts))
+            pairs += len(texts.names)
+        if texts.reads and (config.ask_weight or config.assess_weight or config.embed_weight):
+            parts.append(("reading", texts))
+    return parts, pairs
 
 
-def measure(run: Run) -> dict[str, Any]:
-    """Scores of the averaged (or current) weights on the dev images and queries; ``score`` is the mean of
-    theirs."""
+@contextmanager
+def averaged(run: Run) -> Iterator[None]:
+    """The averaged weights, if there are, in the place of the current ones."""
     if run.average is not None:
         run.average.swap(run.network)
     try:
-        network = run.network.eval()
-        scores: dict[str, Any] = {}
-        parts: list[float] = []
-        if run.dev is not None:
-            scores |= evaluate(network, run.tokenizer, *run.dev, run.recipe.objective.name)
-            parts.append(scores["score"])
-        if run.corpus is not None and run.corpus.dev:
-            found = evaluate_corpus(network, run.corpus)
-            scores |= found
-            parts.append(found["H@1"])
-        return {**scores, "score": sum(parts) / len(parts)}
+        yield
     finally:
         if run.average is not None:
             run.average.swap(run.network)
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Scores of the averaged (or current) weights on the dev images and queries, the same on every rank;
+    ``score`` is the mean of theirs."""
+    with averaged(run):
+        network = run.engine.whole()
+        scores: dict[str, Any] = {}
+        if network is not None:
+            network.eval()
+            parts: list[float] = []
+            if run.dev is not None:
+                scores |= evaluate(network, run.tokenizer, *run.dev, run.recipe.objective.name)
+                parts.append(scores["score"])
+            if run.corpus is not None and run.corpus.dev:
+                found = evaluate_corpus(network, run.corpus)
+                scores |= found
+                parts.append(found["H@1"])
+            scores["score"] = sum(parts) / len(parts)
+    return run.ranks.agree(scores)
 
 
 def export(run: Run, folder: Path, facts: dict[str, Any]) -> None:
     """Write the model folder with the averaged (or current) weights, adapters merged."""
-    if run.average is not None:
-        run.average.swap(run.network)
-    try:
-        network = run.network
+    with averaged(run):
+        network = run.engine.whole()
+        if network is None:
+            return
         if run.recipe.optim.lora_rank:
-            network = build(run.network.config)
-            network.load_state_dict(merge_lora(run.network.state_dict(), run.network))
+            adapted, network = network, build(network.config)
+            network.load_state_dict(merge_lora(adapted.state_dict(), adapted))
         more = run.corpus.written(network.eval()) if run.corpus else None
         save_model(folder, network, run.tokenizer, card(run.recipe, facts), more=more)
-    finally:
-        if run.average is not None:
-            run.average.swap(run.network)

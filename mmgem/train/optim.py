@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mmgem.config import OptimConfig
 from mmgem.models.network import MMGEMNetwork
+from mmgem.ranks import local
 
 
 def trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool) -> dict[str, list[str]]:
@@ -47,8 +50,9 @@ def optimizer(network: MMGEMNetwork, groups: dict[str, list[str]], config: Optim
     options = []
     for group, names in groups.items():
         rate = getattr(config, f"lr_{group}")
-        for decays in (True, False):
-            chosen = [parameters[n] for n in names if (parameters[n].ndim >= 2) == decays]
+        for decays, sharded in product((True, False), (True, False)):
+            own = [parameters[n] for n in names]
+            chosen = [p for p in own if (p.ndim >= 2) == decays and isinstance(p, DTensor) == sharded]
             if chosen:
                 decay = config.weight_decay if decays else 0.0
                 options.append({"params": chosen, "lr": rate, "base": rate, "weight_decay": decay})
@@ -69,22 +73,25 @@ class Average:
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
         self.values = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+        """Placed as the parameters are: on several ranks perhaps shards."""
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Move towards the current weights after ``step`` (from 0)."""
         decay = min(self.decay, (step + 1) / (step + 10))
         own = dict(network.named_parameters())
-        torch._foreach_lerp_(list(self.values.values()), [own[n].detach() for n in self.values], 1 - decay)
+        mine = [local(value) for value in self.values.values()]
+        torch._foreach_lerp_(mine, [local(own[n].detach()) for n in self.values], 1 - decay)
 
     @torch.no_grad()
     def swap(self, network: nn.Module) -> None:
         """Exchange the averaged and the current weights; call it twice to get back."""
         own = dict(network.named_parameters())
         for name, value in self.values.items():
-            current = own[name].detach().clone()
-            own[name].copy_(value)
-            value.copy_(current)
+            mine, theirs = local(value), local(own[name].detach())
+            current = theirs.clone()
+            theirs.copy_(mine)
+            mine.copy_(current)
 
 
 def add_lora(network: MMGEMNetwork, rank: int) -> None:

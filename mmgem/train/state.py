@@ -1,7 +1,9 @@
 """Training checkpoints: everything an exact resume needs, in safetensors and JSON, written atomically.
 
 ``checkpoints/step-N/`` holds the trained weights, the optimiser's moments, the averaged weights and
-``state.json``. Batches and dropout are functions of (seed, step), so no random state has to be kept.
+``state.json``. Batches and dropout are functions of (seed, step), so no random state has to be kept. Tensors
+are whole, however many ranks hold shards of them: a run may go on with another number of ranks. They are
+copied at the step they belong to and written beside the steps that follow.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -19,35 +23,104 @@ from mmgem.errors import CheckpointError, ConfigError
 from mmgem.files import write_atomic, write_folder
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.storage import load_tensors, save_tensors
+from mmgem.ranks import ALONE, Ranks, gathered, like, scatter_into
 from mmgem.train.optim import Average
 
+# What changes how a run is computed, or seen, but not what it computes.
+_FREE = (
+    "data.workers",
+    "train.checkpoint_activations",
+    "train.checkpoint_every",
+    "train.chunk",
+    "train.compile",
+    "train.device",
+    "train.keep",
+    "train.log_every",
+    "train.strategy",
+    "train.threads",
+    "train.trackers",
+)
 
-def save_state(
-    folder: Path,
-    step: int,
-    network: MMGEMNetwork,
-    optimizer: torch.optim.Optimizer,
-    average: Average | None,
-    facts: dict[str, Any],
-    keep: int,
-) -> None:
-    """Write ``folder/step-N`` (N = steps done) and delete all but the newest ``keep``."""
+
+@dataclass
+class Snapshot:
+    """Copies of a run's tensors by name, in the CPU's memory."""
+
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+
+
+def snapshot(
+    network: MMGEMNetwork, optimizer: torch.optim.Optimizer, average: Average | None, ranks: Ranks = ALONE
+) -> Snapshot | None:
+    """Copy what trains; None but on the first rank. Every rank has to ask."""
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    moments = {}
-    for name, p in trained.items():
-        for part, value in optimizer.state[p].items():
-            moments[f"{name}|{part}"] = value
+    weights = _copied(trained, ranks)
+    held = {f"{n}|{part}": v for n, p in trained.items() for part, v in optimizer.state[p].items()}
+    moments = _copied(held, ranks)
+    averaged = _copied(average.values, ranks) if average is not None else None
+    return Snapshot(weights, moments, averaged) if ranks.first else None
+
+
+def _copied(tensors: dict[str, Any], ranks: Ranks) -> dict[str, Tensor]:
+    copies = {}
+    for name, value in tensors.items():
+        copy = gathered(value)
+        if ranks.first:  # the others need not hold it all
+            copies[name] = copy
+    return copies
+
+
+def save_state(folder: Path, step: int, taken: Snapshot, facts: dict[str, Any], keep: int) -> None:
+    """Write ``folder/step-N`` (N = steps done) and delete all but the newest ``keep``."""
 
     def fill(new: Path) -> None:
-        save_tensors(new / "weights.safetensors", dict(trained))
-        save_tensors(new / "optimizer.safetensors", moments)
-        if average is not None:
-            save_tensors(new / "average.safetensors", average.values)
+        save_tensors(new / "weights.safetensors", taken.weights)
+        save_tensors(new / "optimizer.safetensors", taken.moments)
+        if taken.average is not None:
+            save_tensors(new / "average.safetensors", taken.average)
         write_atomic(new / "state.json", json.dumps({"step": step, **facts}))
 
     write_folder(folder / f"step-{step:08d}", fill)
     for old in saved_steps(folder)[:-keep]:
         shutil.rmtree(folder / f"step-{old:08d}")
+
+
+class Saver:
+    """Writes checkpoints beside the training, one at a time; leaving it waits for the last one."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.thread: Thread | None = None
+        self.failure: BaseException | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._finish(quietly=kind is not None)
+
+    def save(self, step: int, taken: Snapshot, facts: dict[str, Any], keep: int) -> None:
+        """Begin to write a checkpoint. Raises what went wrong with the one before."""
+        self._finish()
+
+        def run() -> None:
+            try:
+                save_state(self.folder, step, taken, facts, keep)
+            except BaseException as error:
+                self.failure = error
+
+        self.thread = Thread(target=run, name="checkpoint")
+        self.thread.start()
+
+    def _finish(self, quietly: bool = False) -> None:
+        if self.thread is not None:
+            self.thread.join()
+            self.thread = None
+        failure, self.failure = self.failure, None
+        if failure is not None and not quietly:
+            raise failure
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -70,19 +143,19 @@ def load_state(
         return None
     newest = folder / f"step-{steps[-1]:08d}"
     state: dict[str, Any] = json.loads((newest / "state.json").read_text())
-    changed = difference(state["recipe"], recipe)
+    changed = [name for name in difference(state["recipe"], recipe) if name not in _FREE]
     if changed:
         raise ConfigError(
             f"{changed[0]}: changed since {newest} was written; set it back, or train into another train.out"
         )
     own = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    _copy(load_tensors(newest / "weights.safetensors"), own, newest)
+    _fill(load_tensors(newest / "weights.safetensors"), own, newest)
     moments = load_tensors(newest / "optimizer.safetensors")
     for key, value in moments.items():
         name, _, part = key.rpartition("|")
-        optimizer.state[own[name]][part] = value
+        optimizer.state[own[name]][part] = like(value, own[name])
     if average is not None:
-        _copy(load_tensors(newest / "average.safetensors"), average.values, newest)
+        _fill(load_tensors(newest / "average.safetensors"), average.values, newest)
     return state
 
 
@@ -95,9 +168,9 @@ def difference(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 @torch.no_grad()
-def _copy(source: dict[str, Tensor], target: dict[str, Any], where: Path) -> None:
+def _fill(source: dict[str, Tensor], target: dict[str, Any], where: Path) -> None:
     if source.keys() != target.keys():
         odd = sorted(source.keys() ^ target.keys())
         raise CheckpointError(f"{where}: does not fit the model: {', '.join(odd[:5])}")
     for name, value in source.items():
-        target[name].copy_(value)
+        scatter_into(target[name], value)

@@ -1,0 +1,125 @@
+"""How a network trains on several ranks: replicated (DDP), sharded (FSDP2), or alone; PyTorch's own engines.
+
+Every forward goes through one module, :class:`~mmgem.train.step.Step`: that is where DDP and FSDP look. Both
+average gradients over the ranks, so a rank's share of the loss is multiplied by their number before it goes
+backward. What is kept on disk are whole tensors, whatever the number of ranks that trained them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mmgem.config import ObjectiveConfig, TrainConfig
+from mmgem.models.checkpoint import build
+from mmgem.models.network import MMGEMNetwork
+from mmgem.ranks import ALONE, Ranks, gathered
+from mmgem.train.step import Step
+
+
+class Engine:
+    """``network``: the one that trains (its parameters perhaps shards); ``module``: what to call."""
+
+    def __init__(
+        self,
+        network: MMGEMNetwork,
+        objective: ObjectiveConfig,
+        config: TrainConfig,
+        ranks: Ranks = ALONE,
+        lora: int = 0,
+    ):
+        self.network, self.ranks, self.lora = network, ranks, lora
+        self.strategy = config.strategy if ranks.size > 1 else "none"
+        network.to(ranks.device)
+        if config.checkpoint_activations:
+            _checkpoint_activations(network)
+        if config.compile:
+            for block in network.llm.blocks:
+                block.compile(dynamic=True)
+        self.step = Step(network, objective, ranks)
+        self.module: nn.Module = self.step
+        if self.strategy == "ddp":
+            from torch.nn.parallel import DistributedDataParallel
+
+            self.module = DistributedDataParallel(self.step, broadcast_buffers=False)
+        elif self.strategy == "fsdp":
+            self._shard()
+
+    def _shard(self) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.ranks.device.type, (self.ranks.size,))
+        for block in self.network.llm.blocks:
+            fully_shard(block, mesh=mesh)
+        # Scalars cannot be sharded.
+        fully_shard(self.step, mesh=mesh, ignored_params=set(self._scalars()))
+
+    def _scalars(self) -> list[nn.Parameter]:
+        return [self.network.logit_scale, self.network.logit_bias]
+
+    def sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Around a forward and its backward: gradients are exchanged in the ``last`` of a step (FSDP: in
+        each, so that no rank ever holds them whole)."""
+        if self.strategy == "ddp" and not last:
+            return self.module.no_sync()  # type: ignore[operator]
+        return nullcontext()
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradients of this rank's share of a loss."""
+        loss = loss * self.ranks.size
+        if self.strategy == "ddp" and last:
+            # DDP waits for every parameter; those this pass did not use may hold gradients of an earlier one.
+            loss = loss + sum(p.view(-1)[0] * 0.0 for p in self.trained())
+        loss.backward()
+
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters that train."""
+        return [p for p in self.network.parameters() if p.requires_grad]
+
+    def clip(self, limit: float) -> float:
+        """Scale all gradients so that their norm is at most ``limit``; returns the norm it was."""
+        if self.strategy != "fsdp":
+            return float(nn.utils.clip_grad_norm_(self.trained(), limit))
+        for p in self._scalars():
+            if p.grad is not None:
+                dist.all_reduce(p.grad)
+                p.grad /= self.ranks.size
+        sharded = [p.grad.to_local() for p in self.trained() if isinstance(p.grad, DTensor)]
+        whole = [p.grad for p in self.trained() if p.grad is not None and not isinstance(p.grad, DTensor)]
+        (squares,) = self.ranks.sums(sum(float(g.double().square().sum()) for g in sharded))
+        norm = (squares + sum(float(g.double().square().sum()) for g in whole)) ** 0.5
+        if norm > limit:
+            torch._foreach_mul_([*sharded, *whole], limit / (norm + 1e-6))
+        return norm
+
+    def whole(self) -> MMGEMNetwork | None:
+        """The network with all of its current weights, to evaluate or export; None but on the first rank.
+
+        Every rank has to ask."""
+        if self.strategy != "fsdp":
+            return self.network if self.ranks.first else None
+        tensors = {n: gathered(p) for n, p in self.network.state_dict().items()}
+        if not self.ranks.first:
+            return None
+        made = build(self.network.config)
+        if self.lora:
+            from mmgem.train.optim import add_lora
+
+            add_lora(made, self.lora)
+        made.load_state_dict(tensors)
+        return made.to(self.ranks.device)
+
+
+def _checkpoint_activations(network: MMGEMNetwork) -> None:
+    """Keep no activations inside blocks: they are computed again in the backward pass."""
+    towers: Iterable[Any] = [network.llm.lm, getattr(network.tower, "net", None)]
+    for model in towers:
+        if getattr(model, "supports_gradient_checkpointing", False):
+            model.gradient_checkpointing_enable({"use_reentrant": False})

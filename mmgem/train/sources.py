@@ -1,0 +1,129 @@
+"""What a run reads: records, their features or pixels, and the batches made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from mmgem.config import Preprocessing, Recipe
+from mmgem.data.batches import Batches, distinct_texts
+from mmgem.data.features import FeatureCache, Joined, PixelSource, Source, cache_features, image_identity
+from mmgem.data.mosaics import FILE as MOSAICS
+from mmgem.data.mosaics import make_mosaics
+from mmgem.data.readers import load_dataset
+from mmgem.data.records import Record, read_jsonl
+from mmgem.data.tokens import Tokenizer
+from mmgem.errors import ConfigError, DataError, UsageError
+from mmgem.files import cache_home
+from mmgem.models.network import MMGEMNetwork
+from mmgem.ranks import ALONE, Ranks
+from mmgem.train.teacher import embed_captions
+
+
+def image_side(
+    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks = ALONE
+) -> tuple[Batches, tuple[list[Record], FeatureCache | PixelSource] | None]:
+    """Training batches of images and boxes, and the dev images with their features."""
+    for field in ("mosaics", "region_size"):
+        if getattr(recipe.data, field) and not recipe.data.region_share:
+            raise ConfigError(f"data.{field}: counts only if data.region_share is above 0")
+    boxed = recipe.data.region_share > 0
+    records = _described(train, recipe.data.split, "data.train", "data.split", boxed)
+    whole = network.config.tower.kind == "transformers" or network.config.tower.cut is None
+    if recipe.optim.lr_tower > 0 and recipe.data.cached and whole:
+        raise ConfigError(
+            "optim.lr_tower: a cached tower trains only above model.tower.cut (EfficientNet); set that, or "
+            "data.cached = false"
+        )
+    source = ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.views))
+    box_records, box_source = ranks.in_turn(lambda: _boxed(recipe, network, tokenizer.prep, records, source))
+    dev = None
+    if recipe.data.dev or recipe.data.dev_split:
+        dev_data = recipe.data.dev or train
+        held_out = _described(dev_data, recipe.data.dev_split, "data.dev", "data.dev_split")
+        held_out = held_out[: recipe.train.evaluate_images]
+        dev_source = ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, held_out, 1))
+        dev = (held_out, dev_source)
+    texts = distinct_texts(records + box_records)
+    teacher = ranks.in_turn(lambda: embed_captions(recipe, texts) if recipe.objective.soft_targets else None)
+    size, seed = recipe.train.batch, recipe.train.seed
+    regions = (box_records, box_source)
+    part = (ranks.rank, ranks.size)
+    batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher, regions, part)
+    return batches, dev
+
+
+def _described(
+    path: Path, split: str | None, field: str, split_field: str, regions: bool = False
+) -> list[Record]:
+    """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); the ``field`` names
+    are those of the recipe, for errors."""
+    if not path.exists():
+        raise ConfigError(f"{field}: {path}: No such file")
+    try:
+        records = load_dataset(path, split=split or None)
+    except UsageError as error:
+        raise ConfigError(f'{split_field}: {error} ("" for none)') from error
+    kept = [r for r in records if r.captions or (regions and r.regions)]
+    if not kept:
+        raise DataError(f"{path}: no captions in split {split!r}")
+    return kept
+
+
+def _boxed(
+    recipe: Recipe,
+    network: MMGEMNetwork,
+    prep: Preprocessing,
+    records: list[Record],
+    source: FeatureCache | PixelSource,
+) -> tuple[list[Record], Source]:
+    """What boxes are taken from: the ``records`` that have some, and canvases, made unless the cache has
+    them."""
+    data = recipe.data
+    if not data.region_share:
+        return [], source
+    own = [r for r in records if any(region.captions for region in r.regions)]
+    parts: list[FeatureCache | PixelSource] = []
+    sizes: list[int] = []
+    if own and data.region_size in (0, prep.size):
+        own, parts, sizes = records, [source], [len(records)]
+    prep = dataclasses.replace(prep, size=data.region_size or prep.size)
+    if own and not parts:
+        parts, sizes = [image_source(recipe, network, prep, own, data.views)], [len(own)]
+    if data.mosaics:
+        photos = [records[i] for i in source.valid]
+        facts = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
+        name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+        folder = (data.cache or cache_home() / "features").parent / "mosaics" / name
+        if not (folder / MOSAICS).is_file():
+            make_mosaics(photos, folder, data.mosaics, recipe.train.seed, prep.size)
+        canvases = read_jsonl(folder / MOSAICS)
+        parts.append(image_source(recipe, network, prep, canvases, data.mosaic_views))
+        sizes.append(len(canvases))
+        own = own + canvases
+    if not parts:
+        raise DataError(
+            f"data.region_share: {data.train} has no region with a caption, and data.mosaics is 0"
+        )
+    return own, parts[0] if len(parts) == 1 else Joined(parts, sizes)
+
+
+def image_source(
+    recipe: Recipe, network: MMGEMNetwork, prep: Preprocessing, records: list[Record], views: int
+) -> FeatureCache | PixelSource:
+    """Cached features of ``records``, or their pixels where the whole tower trains; says what it skips."""
+    paths = [r.image for r in records]
+    scale = recipe.data.crop_scale
+    source: FeatureCache | PixelSource
+    if recipe.data.cached:
+        folder = recipe.data.cache or cache_home() / "features"
+        source = cache_features(network.tower.eval(), prep, paths, folder, views, scale)
+    else:
+        source = PixelSource(paths, prep, views, scale)
+    if source.problems:
+        skipped = f"{len(source.problems)} of {len(paths)} images skipped; the first: {source.problems[0]}"
+        print(skipped, file=sys.stderr)
+    return source

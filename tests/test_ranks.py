@@ -1,0 +1,259 @@
+"""Several processes equal one, chunks equal the whole batch, and a run survives the loss of a rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import spread
+import torch
+import toys
+from safetensors.torch import load_file
+
+from mmgem.config import Recipe, from_dict, to_dict
+from mmgem.errors import ConfigError
+from mmgem.objectives.captioning import caption_loss
+from mmgem.objectives.contrastive import contrastive_terms, embed_items
+from mmgem.ranks import ALONE, Ranks
+from mmgem.train import loop
+from mmgem.train.checks import check
+from mmgem.train.step import chunks
+
+WORKER = Path(spread.__file__)
+
+
+def regions(path: Path) -> Path:
+    """The same data with one to three described boxes on every other picture."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, row in enumerate(rows[::2]):
+        boxes = [[2.0 + k, 1.0, 20.0 + 5 * k, 30.0] for k in range(i % 3 + 1)]
+        row["regions"] = [{"box": box, "captions": row["captions"][: 1 + k]} for k, box in enumerate(boxes)]
+    out = path.with_name("regions.jsonl")
+    out.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return out
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("world")
+    data = toys.photos(folder / "data")
+    passages, queries = toys.corpus(folder / "corpus", 12, 4)
+    return {
+        "folder": folder,
+        "data": data,
+        "regions": regions(data),
+        "corpus": {"passages": str(passages), "queries": [str(queries)], "dev": ""},
+        "bases": toys.base_models(folder / "bases"),
+        "dropping": toys.base_models(folder / "bases", "gpt2"),
+        "efficient": toys.base_models(folder / "bases", "tied llama", "efficientnet_lite0"),
+    }
+
+
+def made(world: dict[str, Any], tower: str = "bases", **changes: Any) -> Recipe:
+    options = {"model__dropout": 0.0, "train__batch": 7, "data__dev_split": "", "train__threads": 1}
+    return toys.recipe(world["folder"], world["data"], *world[tower], **(options | changes))
+
+
+def cases(world: dict[str, Any]) -> dict[str, Recipe]:
+    """Batches of uneven lengths and counts: 7 items over 2 ranks."""
+    boxes = {"data__train": str(world["regions"]), "data__region_share": 0.5, "objective__mask_same": True}
+    boxes["data__boxes_per_image"] = 2
+    corpus = {f"corpus__{k}": v for k, v in world["corpus"].items()} | {"corpus__batch": 30}
+    return {
+        "contrastive": made(world, objective__name="contrastive", data__captions_per_image=2),
+        "sigmoid": made(world, objective__name="contrastive", objective__loss="sigmoid"),
+        "captions": made(world, objective__name="captioning"),
+        "joint": made(world, "efficient", optim__lr_embeddings=1e-3, optim__lr_tower=1e-3),
+        "smoothed": made(world, objective__label_smoothing=0.1, data__long_texts=0.5),
+        "regions": made(world, **boxes),
+        "pixels": made(world, data__cached=False, optim__lr_tower=1e-3, **boxes),
+        "lora": made(world, optim__lora_rank=2),
+        "corpus": made(world, "efficient", **corpus, optim__lr_embeddings=1e-3),
+        "chunks": made(world, train__chunk=2, **boxes),
+        "checkpointed": made(world, train__checkpoint_activations=True),
+    }
+
+
+def spread_out(world: dict[str, Any], *args: str, size: int = 2, **more: str) -> None:
+    """Run the worker on ``size`` ranks; all have to end well."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", **more}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), *args],
+            env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for r in range(size)
+    ]
+    for process in started:
+        said = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, said[-3000:]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_equal_one(world: dict[str, Any], strategy: str, tmp_path: Path) -> None:
+    recipes = cases(world)
+    plain = {}
+    for name, recipe in recipes.items():
+        recipe.train.strategy = strategy  # type: ignore[assignment]
+        plain[name] = to_dict(recipe)
+    (tmp_path / "recipes.json").write_text(json.dumps(plain))
+    spread_out(world, "gradients", str(tmp_path), str(tmp_path / "recipes.json"))
+    for name, recipe in recipes.items():
+        alone, values = spread.first_gradients(recipe, ALONE)
+        theirs = load_file(str(tmp_path / f"{name}.safetensors"))
+        told = json.loads((tmp_path / f"{name}.json").read_text())
+        assert told == pytest.approx(values, rel=1e-5, abs=1e-5), name
+        assert theirs.keys() >= alone.keys(), name
+        for parameter, gradient in theirs.items():
+            expected = alone.get(parameter, torch.zeros_like(gradient))
+            torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-4, msg=f"{name} {parameter}")
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 64])
+@pytest.mark.parametrize("objective", ["joint", "contrastive", "captioning"])
+def test_chunks_equal_the_whole_batch(world: dict[str, Any], objective: str, chunk: int) -> None:
+    options = {
+        "data__train": str(world["regions"]),
+        "data__region_share": 0.4,
+        "data__captions_per_image": 2,
+        "objective__mask_same": True,
+        "objective__name": objective,
+    }
+    whole, values = spread.first_gradients(made(world, **options), ALONE)
+    parts, told = spread.first_gradients(made(world, **options, train__chunk=chunk), ALONE)
+    assert told == pytest.approx(values, rel=1e-5, abs=1e-5)
+    assert parts.keys() == whole.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("objective", ["joint", "contrastive"])
+def test_chunks_replay_dropout(world: dict[str, Any], objective: str) -> None:
+    """With dropout in projections and LLM, the gradients are those of one graph over what the chunks drew."""
+    options = {"train__chunk": 3, "model__dropout": 0.4, "objective__name": objective}
+    recipe = made(world, "dropping", **options)
+    cached, _ = spread.first_gradients(recipe, ALONE)
+    run = loop.prepare(recipe)
+    network = run.network.train()
+    assert run.batches is not None
+    batch = run.batches[0]
+    images, texts, captions = [], [], []
+    total = len(batch.caption_targets)
+    for n, piece in enumerate(chunks(batch, 3)):
+        torch.manual_seed(loop.mixed_seed(recipe.train.seed, 0, 7, n))
+        visual = embed_items(network, piece)
+        images.append(visual[:, 0])
+        texts.append(network.run(texts=piece.texts)[0])
+        if objective == "joint":
+            prefixes = network.prefix(visual[piece.caption_owner])
+            states = network.run(captions=piece.captions, prefixes=prefixes)[1]
+            captions.append(caption_loss(network, states, piece, recipe.objective, total))
+    terms = contrastive_terms(network, torch.cat(images), torch.cat(texts), batch, recipe.objective, ALONE)
+    torch.stack([terms["contrastive_loss"], *captions]).sum().backward()
+    for name, p in network.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(cached[name], p.grad, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def checkpoint(recipe: Recipe) -> dict[str, torch.Tensor]:
+    newest = sorted((recipe.train.out / "checkpoints").iterdir())[-1]
+    return load_file(str(newest / "weights.safetensors"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    world: dict[str, Any], strategy: str, tmp_path: Path
+) -> None:
+    options = {"train__strategy": strategy, "train__epochs": 3, "train__batch": 8, "optim__ema": 0.9}
+    options |= {"train__checkpoint_every": 2, "train__keep": 9}
+    whole = made(world, train__out=str(tmp_path / "whole"), **options)
+    loop.train(whole)
+    mixed = made(world, train__out=str(tmp_path / "mixed"), **options)
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(to_dict(mixed)))
+    for size, steps in ((2, 4), (1, 6), (2, 9)):
+        if size == 1:
+            plain = loop.one_step
+
+            def until(run: Any, step: int, *more: Any, stop: int = steps) -> Any:
+                if step == stop:
+                    raise KeyboardInterrupt
+                return plain(run, step, *more)  # noqa: B023
+
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(loop, "one_step", until)
+                loop.train(mixed)
+        else:
+            spread_out(world, "train", str(path), size=size, STOPS_AT=str(steps))
+    expected = checkpoint(whole)
+    for name, value in checkpoint(mixed).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+    log = [json.loads(line) for line in (tmp_path / "mixed" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 10))
+    assert (tmp_path / "mixed" / "model" / "model.safetensors").is_file()
+
+
+def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {"train__epochs": 3, "train__batch": 8, "train__checkpoint_every": 2}
+    runs = {}
+    for name, dies in (("calm", "-1"), ("killed", "5")):
+        recipe = made(world, train__out=str(tmp_path / name), **options)
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(to_dict(recipe)))
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--monitor-interval=0.2"]
+        recipe.train.out.mkdir()
+        done = subprocess.run(
+            [*command, str(WORKER), "train", str(path)],
+            env=os.environ | {"DIES_AT": dies, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = [json.loads(x) for x in (recipe.train.out / "log.jsonl").read_text().splitlines()]
+        runs[name] = [(x["step"], x["contrastive_loss"], x["caption_loss"]) for x in lines]
+    assert (tmp_path / "killed" / "died").exists()
+    assert runs["killed"] == runs["calm"]
+
+
+def test_ranks_alone() -> None:
+    assert ALONE.sums(1, 2.5) == [1, 2.5]
+    assert ALONE.lengths(3) == [3]
+    assert ALONE.agree("x") == "x"
+    parts = [range(10)[Ranks(r, 4).part(10)] for r in range(4)]
+    assert [i for part in parts for i in part] == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train__batch": 1}, "train.batch: 1 images a step"),
+        ({"train__chunk": -1}, "train.chunk: -1"),
+        ({"train__compile": True, "train__checkpoint_activations": True}, "train.compile: excludes"),
+        ({"optim__lora_rank": 2, "optim__lr_llm": 0.0}, "optim.lora_rank"),
+        ({"train__trackers": ["wandb", "trackio"]}, "is not installed"),
+        ({"objective__soft_targets": 0.5, "objective__loss": "sigmoid"}, "objective.soft_targets"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_read(
+    world: dict[str, Any], changes: dict[str, Any], said: str
+) -> None:
+    recipe = made(world, **changes)
+    recipe.data.train = Path("nowhere.jsonl")
+    with pytest.raises(ConfigError, match=said):
+        check(from_dict(Recipe, to_dict(recipe)), Ranks(0, 2))
