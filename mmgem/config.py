@@ -95,7 +95,8 @@ class DataConfig:
     """What a run reads."""
 
     train: Path | None = None
-    """Anything :func:`mmgem.data.readers.load_dataset` reads; None: only a corpus is learned."""
+    """Anything :func:`mmgem.data.readers.load_dataset` reads, or shards (``.tar``, ``.parquet``: a file, a
+    folder, a pattern); None: only a corpus is learned."""
     split: str | None = "train"
     dev: Path | None = None
     """Evaluated during training; None: ``train``'s own ``dev_split``."""
@@ -122,6 +123,10 @@ class DataConfig:
     """Canvases of 2 to 4 training photos each to take boxes from, made once and kept in the cache."""
     mosaic_views: int = 2
     """Cached versions of each canvas, as ``views``."""
+    window: int = 8
+    """Of shards: how many tars, or row groups of parquet, are shuffled together."""
+    workers: int = 0
+    """Of shards: processes that decode photos ahead; 0: none."""
 
 
 @dataclass

@@ -90,6 +90,10 @@ class Meter:
             self.printed = now
             self.console.print(line, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
     def say(self, step: int, values: dict[str, Any]) -> None:
         """Print the results of an evaluation above the bar; it does not count into the rate."""
         self.console.print(f"step {step}: {values}", soft_wrap=True)

@@ -33,6 +33,7 @@ VERBS = (
     "export",
     "pull",
     "corpus",
+    "data",
 )
 ROOT = Path(main_module.__file__).parents[2]
 

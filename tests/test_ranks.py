@@ -17,6 +17,8 @@ import toys
 from safetensors.torch import load_file
 
 from mmgem.config import Recipe, from_dict, to_dict
+from mmgem.data.records import read_jsonl
+from mmgem.data.shards import pack
 from mmgem.errors import ConfigError
 from mmgem.objectives.captioning import caption_loss
 from mmgem.objectives.contrastive import contrastive_terms, embed_items
@@ -44,8 +46,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("world")
     data = toys.photos(folder / "data")
     passages, queries = toys.corpus(folder / "corpus", 12, 4)
+    pack(read_jsonl(data), folder / "shards", per_shard=5)
     return {
         "folder": folder,
+        "shards": folder / "shards",
         "data": data,
         "regions": regions(data),
         "corpus": {"passages": str(passages), "queries": [str(queries)], "dev": ""},
@@ -76,6 +80,9 @@ def cases(world: dict[str, Any]) -> dict[str, Recipe]:
         "lora": made(world, optim__lora_rank=2),
         "corpus": made(world, "efficient", **corpus, optim__lr_embeddings=1e-3),
         "chunks": made(world, train__chunk=2, **boxes),
+        "streamed": made(
+            world, data__train=str(world["shards"]), data__cached=False, data__workers=1, data__split=""
+        ),
         "checkpointed": made(world, train__checkpoint_activations=True),
     }
 
@@ -205,10 +212,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert (tmp_path / "mixed" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("read", ["files", "shards"])
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
-    world: dict[str, Any], tmp_path: Path
+    world: dict[str, Any], read: str, tmp_path: Path
 ) -> None:
-    options = {"train__epochs": 3, "train__batch": 8, "train__checkpoint_every": 2}
+    options: dict[str, Any] = {"train__epochs": 3, "train__batch": 8, "train__checkpoint_every": 2}
+    if read == "shards":
+        options |= {"data__train": str(world["shards"]), "data__cached": False, "data__workers": 2}
+        options |= {"data__split": "", "train__epochs": 2}
     runs = {}
     for name, dies in (("calm", "-1"), ("killed", "5")):
         recipe = made(world, train__out=str(tmp_path / name), **options)

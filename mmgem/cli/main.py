@@ -19,6 +19,7 @@ from mmgem import __version__
 from mmgem.cli.caption import caption
 from mmgem.cli.classify import classify
 from mmgem.cli.corpus import app as corpus
+from mmgem.cli.data import app as data
 from mmgem.cli.demo import demo
 from mmgem.cli.embed import embed
 from mmgem.cli.eval import evaluate
@@ -49,6 +50,7 @@ app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("eval", short_help="Measure a model on a test set.")(evaluate)
 app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)
 app.add_typer(corpus, name="corpus", short_help="Search and question texts a model has learned.")
+app.add_typer(data, name="data", short_help="Write data sets as shards.")
 app.command("export", short_help="Write a small copy of a model.")(export)
 app.command("pull", short_help="Fetch base weights or sample photos.")(pull)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -66,8 +66,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; token lists stay where they are."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: x.to(device) for n, x in moved.items() if isinstance(x, Tensor)})
+        own: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: x.to(device) for name, x in own.items() if isinstance(x, Tensor)}
+        return replace(self, **(own | moved))
 
 
 @dataclass

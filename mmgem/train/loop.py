@@ -21,7 +21,9 @@ from mmgem.config import Recipe, to_dict
 from mmgem.data.batches import Batches
 from mmgem.data.features import FeatureCache, PixelSource
 from mmgem.data.records import Record
+from mmgem.data.shards.ahead import Ahead
 from mmgem.data.tokens import Tokenizer
+from mmgem.errors import ConfigError
 from mmgem.models.checkpoint import build, save_model
 from mmgem.models.network import MMGEMNetwork
 from mmgem.progress import Meter
@@ -48,7 +50,7 @@ class Run:
     ranks: Ranks
     engine: Engine
     tokenizer: Tokenizer
-    batches: Batches | None
+    batches: Batches | Ahead | None
     corpus: CorpusSide | None
     dev: tuple[list[Record], FeatureCache | PixelSource] | None
     optimizer: torch.optim.AdamW
@@ -59,6 +61,11 @@ class Run:
     def network(self) -> MMGEMNetwork:
         """The network that trains; on several ranks its parameters may be shards."""
         return self.engine.network
+
+    @property
+    def shards(self) -> str | None:
+        """What tells the shards of a run from others; None: it reads none."""
+        return self.batches.batches.stream.fingerprint if isinstance(self.batches, Ahead) else None
 
     @property
     def scored(self) -> bool:
@@ -89,6 +96,10 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
     out = recipe.train.out
     state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain)
     done = state["step"] if state else 0
+    if state and state.get("shards") != run.shards:
+        raise ConfigError(
+            "data.train: these are not the shards the run began with; set train.out to another folder"
+        )
     best = state["best"] if state else None
     log = Log(out, done, recipe.train.trackers) if ranks.first else None
     every = recipe.train.evaluate_every
@@ -115,7 +126,16 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
             if finished % recipe.train.checkpoint_every == 0 or last:
                 taken = snapshot(run.network, run.optimizer, run.average, ranks)
                 if taken is not None:
-                    saver.save(finished, taken, {"recipe": plain, "best": best}, recipe.train.keep)
+                    saver.save(
+                        finished,
+                        taken,
+                        {"recipe": plain, "best": best, "shards": run.shards},
+                        recipe.train.keep,
+                    )
+    if isinstance(run.batches, Ahead):
+        run.batches.close()
+        for problem in run.batches.problems:
+            meter.note(problem)
     if not run.scored:
         export(run, out / "model", {"step": run.total})
     ranks.wait()

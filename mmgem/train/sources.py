@@ -15,6 +15,10 @@ from mmgem.data.mosaics import FILE as MOSAICS
 from mmgem.data.mosaics import make_mosaics
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record, read_jsonl
+from mmgem.data.shards import find_shards, is_shards
+from mmgem.data.shards.ahead import Ahead
+from mmgem.data.shards.batches import StreamBatches
+from mmgem.data.shards.stream import ShardStream
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.files import cache_home
@@ -25,8 +29,10 @@ from mmgem.train.teacher import embed_captions
 
 def image_side(
     recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks = ALONE
-) -> tuple[Batches, tuple[list[Record], FeatureCache | PixelSource] | None]:
+) -> tuple[Batches | Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
     """Training batches of images and boxes, and the dev images with their features."""
+    if is_shards(train):
+        return _streamed(recipe, train, network, tokenizer, ranks)
     for field in ("mosaics", "region_size"):
         if getattr(recipe.data, field) and not recipe.data.region_share:
             raise ConfigError(f"data.{field}: counts only if data.region_share is above 0")
@@ -40,13 +46,7 @@ def image_side(
         )
     source = ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.views))
     box_records, box_source = ranks.in_turn(lambda: _boxed(recipe, network, tokenizer.prep, records, source))
-    dev = None
-    if recipe.data.dev or recipe.data.dev_split:
-        dev_data = recipe.data.dev or train
-        held_out = _described(dev_data, recipe.data.dev_split, "data.dev", "data.dev_split")
-        held_out = held_out[: recipe.train.evaluate_images]
-        dev_source = ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, held_out, 1))
-        dev = (held_out, dev_source)
+    dev = _held_out(recipe, network, tokenizer, ranks)
     texts = distinct_texts(records + box_records)
     teacher = ranks.in_turn(lambda: embed_captions(recipe, texts) if recipe.objective.soft_targets else None)
     size, seed = recipe.train.batch, recipe.train.seed
@@ -54,6 +54,40 @@ def image_side(
     part = (ranks.rank, ranks.size)
     batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher, regions, part)
     return batches, dev
+
+
+def _streamed(
+    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks
+) -> tuple[Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
+    """Batches read from shards as they are needed, and the dev images, which are loose files."""
+    data = recipe.data
+    if recipe.objective.soft_targets:
+        raise ConfigError("objective.soft_targets: a teacher needs loose files, not shards")
+    if data.dev is None and data.dev_split:
+        raise ConfigError('data.dev: needed where data.train is shards (loose files), or data.dev_split = ""')
+    try:
+        paths = find_shards(train, data.split or None)
+    except UsageError as error:
+        raise ConfigError(f"data.train: {error}") from error
+    stream = ranks.in_turn(lambda: ShardStream(paths, recipe.train.seed, data.window))
+    part = (ranks.rank, ranks.size)
+    batches = StreamBatches(stream, tokenizer, data, recipe.train.batch, part)
+    if ranks.first:
+        for problem in stream.problems[:20]:
+            print(problem, file=sys.stderr)
+    return Ahead(batches, data.workers), _held_out(recipe, network, tokenizer, ranks)
+
+
+def _held_out(
+    recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks
+) -> tuple[list[Record], FeatureCache | PixelSource] | None:
+    data = recipe.data
+    path = data.dev or data.train
+    if path is None or not (data.dev or data.dev_split):
+        return None
+    records = _described(path, data.dev_split, "data.dev", "data.dev_split")
+    records = records[: recipe.train.evaluate_images]
+    return records, ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, 1))
 
 
 def _described(

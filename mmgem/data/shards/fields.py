@@ -1,0 +1,62 @@
+"""What people call things in shards -> our record.
+
+Our own fields (``captions``, ``regions``, ``label``, ``split``) count first. Without ``captions`` the lines
+of a text member do, then whatever else is usually called so. All other fields are kept as metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmgem.data.records import Record, _record
+
+CAPTIONS = ("captions", "caption", "text", "texts", "sentences", "txt")
+"""Fields that hold what is said of a photo, the first that does counts."""
+
+
+def make_record(fields: dict[str, Any], name: str, place: Path, lines: Sequence[str] = ()) -> Record:
+    """The record of a photo called ``name`` (unless ``fields`` say ``image``) in the shard ``place``;
+    ``lines``: its captions as text beside it.
+
+    Raises ValueError, naming the field, if a field is not what it should be or there is neither a caption
+    nor a label nor a region with a caption.
+    """
+    rest = dict(fields)
+    said = rest.pop("captions", None)
+    if said is None:
+        said = [line for line in lines if line.strip()]
+        other = next((key for key in CAPTIONS[1:] if rest.get(key)), None)
+        if not said and other is not None:
+            said = rest.pop(other)
+    captions = _texts(said)
+    own = rest.pop("image", None)
+    if isinstance(own, str) and own.strip("/ ") and "\0" not in own and "://" not in own:
+        name = own
+    name = name.rpartition("://")[2].lstrip("/")
+    label = rest.pop("label", None)
+    if isinstance(label, int):
+        label = str(label)
+    value = {**rest, "image": name, "captions": captions, "label": label or None}
+    record = _record(value, str(place))
+    if not (record.captions or record.label or any(region.captions for region in record.regions)):
+        raise ValueError("no caption")
+    check_characters(record)
+    return record
+
+
+def _texts(said: Any) -> list[Any]:
+    listed = said if isinstance(said, list) else [said]
+    texts = [item.get("raw", item.get("caption")) if isinstance(item, dict) else item for item in listed]
+    return [text for text in texts if text is not None and not (isinstance(text, str) and not text.strip())]
+
+
+def check_characters(record: Record) -> None:
+    """ValueError for captions with halves of characters, which JSON may hold and no tokenizer reads."""
+    for captions in (record.captions, *(region.captions for region in record.regions)):
+        for i, caption in enumerate(captions):
+            try:
+                caption.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"captions[{i}] holds half a character: {caption[error.start]!a}") from error

@@ -1,0 +1,69 @@
+"""Which files are shards, and which reader opens one."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from mmgem.data.shards.parquet import ParquetShard, RowGroups
+from mmgem.data.shards.shard import Shard
+from mmgem.data.shards.tar import TarShard
+from mmgem.errors import UsageError
+
+SUFFIXES = (".tar", ".parquet")
+
+
+def open_shard(path: str | os.PathLike[str], groups: RowGroups | None = None) -> Shard:
+    """Open the shard ``path`` by its suffix; the first time it is scanned, then its index is in the cache.
+
+    ``groups``: where row groups of parquet files are kept, to be shared by several. Raises UsageError if it
+    is missing or no shard by its name, DataError if it is not what its name says.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".tar":
+        return TarShard(path)
+    if path.suffix.lower() == ".parquet":
+        return ParquetShard(path, groups)
+    raise UsageError(f"{path}: not a shard, its name must end in {' or '.join(SUFFIXES)}")
+
+
+def is_shards(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` names shards: such a file, a pattern of them, or a folder with some at its top."""
+    path = Path(path)
+    return path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(_at_top(path)))
+
+
+def find_shards(path: str | os.PathLike[str], split: str | None = None) -> list[Path]:
+    """The shards that ``path`` names, sorted: a file, a pattern (``*``, ``?``, ``[...]``), or a folder.
+
+    Of a folder, ``split`` takes those named after it, like ``train-00000.tar`` or
+    ``train-00000-of-00042.parquet``; a pattern or a file has said already which. Raises UsageError if there
+    is none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path)))]  # noqa: PTH207
+        shards = [file for file in found if file.suffix.lower() in SUFFIXES]
+        if not shards:
+            raise UsageError(f"{path}: no such shard")
+        return shards
+    shards = _at_top(path)
+    if not shards:
+        raise UsageError(f"{path}: no shards in this folder ({', '.join(SUFFIXES)})")
+    if split:
+        named = re.compile(re.escape(split) + r"(?:[-_.]?\d.*)?", re.DOTALL)
+        kept = [file for file in shards if named.fullmatch(file.stem)]
+        if not kept:
+            raise UsageError(f"{path}: no shards of split {split!r}; the first is {shards[0].name}")
+        return kept
+    return shards
+
+
+def _at_top(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )

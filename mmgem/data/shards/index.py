@@ -1,0 +1,92 @@
+"""Where in a shard what is: found once by a scan, then kept beside the user's other caches.
+
+A file of its own for every shard and number of columns: one line of JSON, the numbers as raw int64, the
+names. It counts only for the size and time of change it was made of, and is replaced when the shard changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgem.errors import DataError, UsageError
+from mmgem.files import cache_home
+
+_VERSION = 1
+
+
+@dataclass
+class Index:
+    """``rows``: ``(samples, columns)`` int64, the first column 1 where there are captions; ``names``: one
+    for each row; ``blocks``: samples that lie together; ``problems``: what was left out."""
+
+    rows: np.ndarray
+    names: list[str]
+    blocks: list[int]
+    problems: list[str]
+
+
+def indexed(path: Path, columns: int, scan: Callable[[Path], Index]) -> Index:
+    """The index of ``path``: the kept one, or that of ``scan``, which is then kept if the cache can be
+    written. Raises UsageError if there is no such file, DataError for what ``scan`` says."""
+    path = path.absolute()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    stamp = [_VERSION, columns, os.fsdecode(path), stat.st_size, stat.st_mtime_ns]
+    digest = hashlib.blake2b(os.fsencode(path), digest_size=12).hexdigest()
+    file = cache_home() / "shards" / f"{digest}-{columns}.index"
+    found = _load(file, stamp, columns)
+    if found is None:
+        try:
+            found = scan(path)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}") from error
+        with suppress(OSError):
+            _save(file, stamp, found)
+    return found
+
+
+def _load(file: Path, stamp: list[Any], columns: int) -> Index | None:
+    try:
+        line, _, rest = file.read_bytes().partition(b"\n")
+        head = json.loads(line)
+        if head["stamp"] != stamp:
+            return None
+        end = head["samples"] * columns * 8
+        rows = np.frombuffer(rest[:end], np.int64).reshape(head["samples"], columns)
+        names = rest[end:].decode("utf-8", "surrogateescape").split("\0")[:-1]
+        if len(names) != len(rows):
+            return None
+        return Index(rows, names, head["blocks"], head["problems"])
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or not ours: it is made again
+        return None
+
+
+def _save(file: Path, stamp: list[Any], index: Index) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    head = {
+        "stamp": stamp,
+        "samples": len(index.rows),
+        "blocks": index.blocks,
+        "problems": index.problems,
+    }
+    names = "".join(f"{name}\0" for name in index.names)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # several ranks may index at once
+    try:
+        with temporary.open("wb") as out:
+            out.write(json.dumps(head).encode() + b"\n")
+            out.write(index.rows.astype(np.int64).tobytes())
+            out.write(names.encode("utf-8", "surrogateescape"))
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

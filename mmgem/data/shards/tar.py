@@ -1,0 +1,193 @@
+"""Tar shards in webdataset's layout: ``KEY.jpg``, ``KEY.txt`` and ``KEY.json`` are one sample.
+
+The key of a member is its path up to the first dot of the file name; hidden members are passed over. ``.txt``
+holds captions one a line, ``.cls`` a label, ``.json`` the fields of our record or those of others. A scan
+reads headers and texts and seeks over the photos. What a member lies at is an offset into the file, so a
+sample is read without the tar module; the file is opened for each, which is cheap beside decoding a photo and
+leaves nothing to share between processes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from mmgem.data.images import IMAGE_SUFFIXES
+from mmgem.data.records import Record
+from mmgem.data.shards.fields import make_record
+from mmgem.data.shards.index import Index, indexed
+from mmgem.data.shards.shard import Sample, Shard
+from mmgem.errors import DataError
+
+_TEXTS = ("txt", "json", "cls")
+_MOST_TEXT = 1 << 24
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
+_BLOCK = tarfile.BLOCKSIZE
+
+Place = tuple[int, int]  # offset and size
+
+
+class TarShard(Shard):
+    """A tar file. Raises UsageError if it is missing, DataError if it is not an uncompressed tar."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, indexed(path, 3 + 2 * len(_TEXTS), _scan))
+
+    def read(self, i: int) -> Sample:
+        """Sample number ``i``, its photo not decoded. Raises ``DataError`` if it can be read no longer."""
+        name = self.index.names[i]
+        _, *numbers = self.index.rows[i].tolist()
+        photo, *texts = zip(numbers[::2], numbers[1::2], strict=True)
+        try:
+            with self.path.open("rb") as file:
+                data = _read(file, photo)
+                parts = {
+                    kind: _read(file, place)
+                    for kind, place in zip(_TEXTS, texts, strict=True)
+                    if place[0] >= 0
+                }
+            return Sample(_split(name)[0], data, _record(self.path, name, parts))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: {name}: {error}; has the file changed?") from error
+
+
+@dataclass
+class _Group:
+    """The members of one key: the photo, and the texts by their kind."""
+
+    first: str
+    name: str | None = None
+    photo: Place = (-1, 0)
+    places: dict[str, Place] = field(default_factory=dict)
+    parts: dict[str, bytes] = field(default_factory=dict)
+
+
+def _scan(path: Path) -> Index:
+    problems: list[str] = []
+    with path.open("rb") as file:
+        groups = _groups(path, file, problems)
+    rows, names = [], []
+    for group in groups:
+        if group.name is None:
+            problems.append(f"{path}: {group.first}: no photo beside it")
+            continue
+        try:
+            record = _record(path, group.name, group.parts)
+        except ValueError as error:
+            problems.append(f"{path}: {group.name}: {error}")
+            continue
+        row = [int(bool(record.captions)), *group.photo]
+        for kind in _TEXTS:
+            row += group.places.get(kind, (-1, 0))
+        rows.append(row)
+        names.append(group.name)
+    table = np.array(rows, np.int64).reshape(len(rows), 3 + 2 * len(_TEXTS))
+    return Index(table, names, [len(rows)] if rows else [], problems)
+
+
+def _groups(path: Path, file: BinaryIO, problems: list[str]) -> list[_Group]:
+    """Members by key, in the order of their first. A kind of member that a key has already begins another
+    sample: keys may come again."""
+    groups: list[_Group] = []
+    latest: dict[str, _Group] = {}
+    for member in _members(path, file, problems):
+        key, kind = _split(member.name)
+        if not key:
+            continue
+        if not member.isreg() or member.issparse():
+            problems.append(f"{path}: {member.name}: not a plain file")
+            continue
+        is_photo = f".{kind}" in IMAGE_SUFFIXES
+        if not is_photo and kind not in _TEXTS:
+            continue
+        group = latest.get(key)
+        if group is None or kind in group.places:
+            group = latest[key] = _Group(member.name)
+            groups.append(group)
+        place = (member.offset_data, member.size)
+        group.places[kind] = place
+        if not is_photo:
+            if member.size > _MOST_TEXT:
+                problems.append(f"{path}: {member.name}: {member.size} bytes are too many for a text")
+            else:
+                file.seek(member.offset_data)
+                group.parts[kind] = file.read(member.size)
+        elif group.name is None:
+            group.name, group.photo = member.name, place
+    return groups
+
+
+def _members(path: Path, file: BinaryIO, problems: list[str]) -> list[tarfile.TarInfo]:
+    """The whole members of a tar; what is cut off or damaged at its end is added to ``problems``."""
+    size = path.stat().st_size
+    try:
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (it owns nothing)
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: not an uncompressed tar file ({error})") from error
+    members: list[tarfile.TarInfo] = []
+    reason = ""
+    while True:
+        try:
+            member = archive.next()
+        except tarfile.TarError as error:
+            reason = str(error)
+            break
+        if member is None:
+            break
+        members.append(member)
+    if members and (last := members[-1]).offset_data + last.size > size:
+        members.pop()
+        problems.append(f"{path}: {last.name}: cut off; the tar ends in the middle of it")
+        return members
+    end = archive.offset
+    file.seek(min(end, size))
+    block = file.read(_BLOCK)
+    if reason or len(block) < _BLOCK or any(block):
+        after = f"after {members[-1].name}" if members else "at its beginning"
+        what = "damaged" if len(block) == _BLOCK else "cut off"
+        problems.append(f"{path}: {what} {after}, at byte {end}; what followed is lost")
+    return members
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Key and kind of a member; no key: it is none of ours."""
+    match = _NAME.fullmatch(name)
+    return (match[1], match[2].lower()) if match else ("", "")
+
+
+def _read(file: BinaryIO, place: Place) -> bytes:
+    file.seek(place[0])
+    data = file.read(place[1])
+    if len(data) < place[1]:
+        raise ValueError("cut off")
+    return data
+
+
+def _record(path: Path, name: str, parts: dict[str, bytes]) -> Record:
+    """The record of the photo ``name`` from the text members beside it; ValueError says what is wrong."""
+    kind = ""
+    try:
+        texts = {kind: parts[kind].decode("utf-8-sig") for kind in parts}
+        fields = {}
+        if "json" in texts:
+            kind = "its .json: "
+            fields = json.loads(texts["json"])
+            if not isinstance(fields, dict):
+                raise ValueError("not an object")
+        if "cls" in texts and fields.get("label") is None:
+            fields = {**fields, "label": texts["cls"].strip()}
+        kind = ""
+        lines = [" ".join(line.split()) for line in texts.get("txt", "").splitlines()]
+        return make_record(fields, name, path, lines)
+    except UnicodeDecodeError as error:
+        raise ValueError("its texts are not UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("its .json is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{kind}{error}") from error

@@ -1,0 +1,321 @@
+"""Write shards from the records of any dataset.
+
+What goes into which shard is planned from the records and the sizes of their files alone, so a pack that was
+stopped goes on where it was, and the same photos, records and options give the same bytes. Beside the shards
+of a split, ``SPLIT.pack.json`` says what they were made of and which are done.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from PIL import Image
+
+from mmgem.data.images import IMAGE_SUFFIXES, image_size, open_image
+from mmgem.data.records import Record, _line
+from mmgem.data.shards.fields import check_characters
+from mmgem.data.shards.parquet import OURS, require_pyarrow
+from mmgem.errors import DataError, ImageError, UsageError
+from mmgem.files import write_atomic
+from mmgem.progress import track
+
+Format = Literal["tar", "parquet"]
+
+_VERSION = 1
+_SHARD_MB = 256
+_GROUP = 100  # rows: small groups are what a shuffle of several can hold in memory
+_QUALITY = 90
+_NO_SPLIT = "data"
+
+
+@dataclass
+class Packed:
+    """What was written. ``kept``: shards that were there already; ``problems``: one line for each record left
+    out."""
+
+    shards: list[Path] = field(default_factory=list)
+    samples: int = 0
+    bytes: int = 0
+    kept: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Row:
+    """A sample to write: ``value`` is its record as JSON."""
+
+    key: str
+    suffix: str
+    photo: bytes
+    value: dict[str, Any]
+
+
+def pack(
+    records: Sequence[Record],
+    out: Path,
+    format: Format = "tar",
+    per_shard: int = 0,
+    shard_mb: float = 0,
+    size: int = 0,
+) -> Packed:
+    """Write ``records`` to ``out/SPLIT-00000.tar`` and on (``data-00000.tar`` where no split is named).
+
+    ``per_shard`` records go into each, or as many as have ``shard_mb`` megabytes of photos (default 256).
+    Photos are copied as they are; with ``size``, those whose short side is above it are shrunk to it, with
+    their boxes. Photos that cannot be decoded and records without caption, label or region are left out.
+
+    Raises UsageError for options that cannot work and for an ``out`` with shards of other data or options,
+    DataError if not a single sample can be written.
+    """
+    if per_shard and shard_mb:
+        raise UsageError("per_shard and shard_mb exclude each other")
+    if min(per_shard, shard_mb, size) < 0:
+        raise UsageError("per_shard, shard_mb and size must not be negative")
+    if format == "parquet":
+        require_pyarrow()
+    splits: dict[str, list[Record]] = {}
+    for record in records:
+        name = _NO_SPLIT if record.split is None else record.split
+        if name.startswith(".") or set(name) & set("/\\\0"):
+            raise UsageError(f"split {name!r} cannot be part of a file name")
+        splits.setdefault(name, []).append(record)
+    if not splits:
+        raise UsageError("no records to pack")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        packs = [
+            _Pack(out, split, rows, format, per_shard, shard_mb or _SHARD_MB, size)
+            for split, rows in splits.items()
+        ]
+        todo = [(one, number) for one in packs for number in one.missing()]
+        sizes = [stop - start for start, stop in (one.plan[number] for one, number in todo)]
+        for one, number in track(todo, "packing", sizes=sizes, unit=" photos"):
+            one.write(number)
+    except OSError as error:
+        raise UsageError(f"{error.filename or out}: {error.strerror}") from error
+    made = Packed(kept=sum(len(one.plan) for one in packs) - len(todo))
+    for one in packs:
+        one.tell(made)
+    if not made.samples:
+        raise DataError(f"{out}: nothing could be packed; the first: {made.problems[0]}")
+    return made
+
+
+class _Pack:
+    """The shards of one split."""
+
+    def __init__(
+        self,
+        out: Path,
+        split: str,
+        records: list[Record],
+        format: Format,
+        per_shard: int,
+        shard_mb: float,
+        size: int,
+    ):
+        self.out, self.split, self.records, self.format, self.size = out, split, records, format, size
+        self.root = _common_folder(records)
+        weights = [_file_size(record.image) for record in records]
+        self.plan = _plan(weights, per_shard, shard_mb)
+        digest = hashlib.blake2b(json.dumps([_VERSION, format, size, self.plan]).encode(), digest_size=16)
+        for record, weight in zip(records, weights, strict=True):
+            digest.update(self._json(record) + str(weight).encode())
+        self.log = out / f"{split}.pack.json"
+        self.facts: dict[str, Any] = {"input": digest.hexdigest(), "shards": {}}
+        if self.log.exists():
+            found = _read_log(self.log)
+            if found["input"] != self.facts["input"]:
+                raise UsageError(
+                    f"{self.log}: the shards here are of other data or options; remove them or choose "
+                    "another folder"
+                )
+            self.facts = found
+        elif any(out.glob(f"{glob.escape(split)}-[0-9]*.{format}")):
+            raise UsageError(f"{out}: has shards of split {split!r} already, made by something else")
+
+    def path(self, number: int) -> Path:
+        """Where shard ``number`` goes."""
+        return self.out / f"{self.split}-{number:05}.{self.format}"
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not written yet."""
+        return [n for n in range(len(self.plan)) if not self._done(self.path(n))]
+
+    def _done(self, path: Path) -> bool:
+        facts = self.facts["shards"].get(path.name)
+        return facts is not None and _file_size(path) == facts["bytes"]
+
+    def write(self, number: int) -> None:
+        """Write a shard, then that it is written."""
+        path = self.path(number)
+        problems: list[str] = []
+        count = 0
+
+        def rows() -> Iterator[_Row]:
+            nonlocal count
+            for at in range(*self.plan[number]):
+                try:
+                    row = self._row(at)
+                except (DataError, ValueError) as error:
+                    problems.append(" ".join(str(error).split()))
+                else:
+                    count += 1
+                    yield row
+
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                _WRITERS[self.format](file, rows())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+        facts = {"samples": count, "bytes": _file_size(path), "skipped": problems}
+        self.facts["shards"][path.name] = facts
+        self.facts["shards"] = dict(sorted(self.facts["shards"].items()))
+        write_atomic(self.log, json.dumps(self.facts, indent=1) + "\n")
+
+    def tell(self, made: Packed) -> None:
+        """Add what was written to ``made``."""
+        for number in range(len(self.plan)):
+            path = self.path(number)
+            facts = self.facts["shards"][path.name]
+            made.shards.append(path)
+            made.samples += facts["samples"]
+            made.bytes += facts["bytes"]
+            made.problems += facts["skipped"]
+
+    def _row(self, at: int) -> _Row:
+        record = self.records[at]
+        if not (record.captions or record.label or any(region.captions for region in record.regions)):
+            raise ValueError(f"{record.image}: no caption")
+        try:
+            check_characters(record)
+            photo = record.image.read_bytes()
+            value = {"captions": [], **json.loads(self._json(record))}
+            shrunk, scale = _shrink(photo, self.size)
+        except OSError as error:
+            raise ImageError(f"{record.image}: {error.strerror}") from error
+        except (ImageError, ValueError) as error:
+            raise ImageError(f"{record.image}: {str(error).removeprefix('image bytes: ')}") from error
+        for region in value.get("regions", []):
+            region["box"] = [x * scale[i % 2] for i, x in enumerate(region["box"])]
+        suffix = record.image.suffix.lower() if shrunk is photo else ".jpg"
+        if suffix not in IMAGE_SUFFIXES or suffix in (".jpe", ".jfif"):
+            suffix = ".jpg"
+        return _Row(f"{at:08}", suffix, shrunk, value)
+
+    def _json(self, record: Record) -> bytes:
+        try:
+            return _line(record, self.root)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{record.image}: meta: {error}") from error
+
+
+def _plan(weights: list[int], per_shard: int, shard_mb: float) -> list[tuple[int, int]]:
+    """First and last + 1 of the records of each shard."""
+    if per_shard:
+        return [(at, min(at + per_shard, len(weights))) for at in range(0, len(weights), per_shard)]
+    starts, held = [0], 0.0
+    for at, weight in enumerate(weights):
+        if held and held + weight > shard_mb * 1e6:
+            starts.append(at)
+            held = 0.0
+        held += weight
+    return list(zip(starts, [*starts[1:], len(weights)], strict=True))
+
+
+def _shrink(photo: bytes, size: int) -> tuple[bytes, tuple[float, float]]:
+    """The photo, smaller if its short side is above ``size``, and by how much its sides changed. Raises
+    ``ImageError`` if it cannot be decoded."""
+    width, height = image_size(photo)
+    if not size or min(width, height) <= size:
+        open_image(photo, min_side=1)
+        return photo, (1.0, 1.0)
+    ratio = size / min(width, height)
+    new = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    image = open_image(photo, min_side=2 * size).resize(new, Image.Resampling.BICUBIC)
+    held = io.BytesIO()
+    image.save(held, "JPEG", quality=_QUALITY)
+    return held.getvalue(), (new[0] / width, new[1] / height)
+
+
+def _write_tar(file: BinaryIO, rows: Iterator[_Row]) -> None:
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for row in rows:
+            said = "".join(f"{' '.join(caption.split())}\n" for caption in row.value["captions"])
+            members = [(row.suffix, row.photo), (".json", json.dumps(row.value).encode())]
+            if said:
+                members.append((".txt", said.encode()))
+            for suffix, data in members:
+                member = tarfile.TarInfo(row.key + suffix)  # the time is 0, the owner nobody
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+
+
+def _write_parquet(file: BinaryIO, rows: Iterator[_Row]) -> None:
+    pq = require_pyarrow()
+    import pyarrow as pa
+
+    photo = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    texts = ("split", "label", "regions", "meta")
+    schema = pa.schema(
+        [("key", pa.string()), ("image", photo), ("captions", pa.list_(pa.string()))]
+        + [(name, pa.string()) for name in texts],
+        # By the second, HF datasets show photos as such.
+        {OURS: b"1", b"huggingface": b'{"info": {"features": {"image": {"_type": "Image"}}}}'},
+    )
+    with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as writer:
+        while group := list(islice(rows, _GROUP)):
+            writer.write_table(pa.Table.from_pylist([_parquet_row(row) for row in group], schema))
+
+
+def _parquet_row(row: _Row) -> dict[str, Any]:
+    value = dict(row.value)
+    path = value.pop("image").encode("utf-8", "backslashreplace").decode()
+    made = {"key": row.key, "image": {"bytes": row.photo, "path": path}}
+    made |= {name: value.pop(name, None) for name in ("captions", "split", "label")}
+    regions = value.pop("regions", None)
+    return made | {"regions": regions and json.dumps(regions), "meta": json.dumps(value) if value else None}
+
+
+_WRITERS = {"tar": _write_tar, "parquet": _write_parquet}
+
+
+def _common_folder(records: Sequence[Record]) -> str:
+    parents = {str(record.image.absolute().parent) for record in records}
+    try:
+        return os.path.commonpath(parents)
+    except ValueError:  # several drives
+        return str(Path.cwd())
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _read_log(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found["input"], str) and isinstance(found["shards"], dict):
+            return found
+        raise ValueError("not what mmgem writes")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}); remove it and the shards of its split") from error
