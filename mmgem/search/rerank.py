@@ -37,7 +37,7 @@ class Rerank:
 
     candidates: int = 16
     """The first of a search that are assessed, if no more are wanted."""
-    weight: float = 0.5
+    weight: float = 0.2
     """Of the pointwise mutual information (nats) beside cosine / temperature."""
     length: float = 5.6
     """Of the vectors V_in is made from: the mean length of ``tiny``'s image embeddings before they are
