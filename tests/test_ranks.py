@@ -212,36 +212,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert (tmp_path / "mixed" / "model" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("read", ["files", "shards"])
-def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
-    world: dict[str, Any], read: str, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"train__epochs": 3, "train__batch": 8, "train__checkpoint_every": 2}
-    if read == "shards":
-        options |= {"data__train": str(world["shards"]), "data__cached": False, "data__workers": 2}
-        options |= {"data__split": "", "train__epochs": 2}
-    runs = {}
-    for name, dies in (("calm", "-1"), ("killed", "5")):
-        recipe = made(world, train__out=str(tmp_path / name), **options)
-        path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps(to_dict(recipe)))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
-        command += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--monitor-interval=0.2"]
-        recipe.train.out.mkdir()
-        done = subprocess.run(
-            [*command, str(WORKER), "train", str(path)],
-            env=os.environ | {"DIES_AT": dies, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        lines = [json.loads(x) for x in (recipe.train.out / "log.jsonl").read_text().splitlines()]
-        runs[name] = [(x["step"], x["contrastive_loss"], x["caption_loss"]) for x in lines]
-    assert (tmp_path / "killed" / "died").exists()
-    assert runs["killed"] == runs["calm"]
-
-
 def test_ranks_alone() -> None:
     assert ALONE.sums(1, 2.5) == [1, 2.5]
     assert ALONE.lengths(3) == [3]
