@@ -14,6 +14,7 @@ import statistics
 import time
 
 import torch
+from smollm2 import SMOLLM2
 from torch import Tensor
 
 from mmgem.config import LLMConfig, ModelConfig, TowerConfig
@@ -23,16 +24,6 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.models.registry import resolve
 
 ALPHA = 0.7
-SMOLLM2 = {
-    "model_type": "llama",
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
 
 
 @torch.inference_mode()

@@ -16,16 +16,7 @@ import subprocess
 import sys
 import time
 
-LM = {
-    "model_type": "llama",
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
+from smollm2 import SMOLLM2
 
 
 def step(batch: int, chunk: int, quick: bool) -> dict[str, float]:
@@ -38,7 +29,7 @@ def step(batch: int, chunk: int, quick: bool) -> dict[str, float]:
     from mmgem.train.step import gradients
 
     torch.manual_seed(0)
-    lm = LM | ({"vocab_size": 4096, "hidden_size": 288, "num_hidden_layers": 2} if quick else {})
+    lm = SMOLLM2 | ({"vocab_size": 4096, "hidden_size": 288, "num_hidden_layers": 2} if quick else {})
     network = MMGEMNetwork(ModelConfig(llm=LLMConfig(lm), dropout=0.2)).train()
     for p in network.tower.parameters():
         p.requires_grad_(False)

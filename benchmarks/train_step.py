@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from smollm2 import SMOLLM2
 from torch import Tensor
 
 from mmgem.config import LLMConfig, ObjectiveConfig, Preprocessing, Recipe
@@ -32,24 +33,12 @@ from mmgem.data.transforms import normalise_text
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import pack
 from mmgem.objectives.captioning import caption_loss
-from mmgem.objectives.contrastive import contrastive_loss
+from mmgem.objectives.contrastive import contrastive_terms
 from mmgem.recipe import load_recipe
 from mmgem.train.optim import optimizer, trainable
 from mmgem.train.start import start
 
 ROOT = Path(__file__).parent.parent
-SMOLLM2 = {
-    "model_type": "llama",
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
-    "tie_word_embeddings": True,
-}
 IDEAS = ("cached tower", "packing", "head only where predicted", "sampled vocabulary")
 
 
@@ -125,7 +114,8 @@ class Case:
             labels = torch.full((len(states),), -100)
             labels[at] = batch.caption_targets
             generation = F.cross_entropy(network.llm.logits(states), labels, ignore_index=-100)
-        return contrastive_loss(network, visual[:, 0], texts, batch, ObjectiveConfig()) + generation
+        terms = contrastive_terms(network, visual[:, 0], texts, batch, ObjectiveConfig())
+        return terms["contrastive_loss"] + generation
 
     def step(self, ideas: tuple[str, ...]) -> float:
         """Seconds of one whole step: forward, backward, update."""

@@ -29,7 +29,7 @@ from mmgem.config import LLMConfig, ModelConfig, ObjectiveConfig, TowerConfig
 from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
 from mmgem.objectives import joint
-from mmgem.objectives.contrastive import contrastive_loss, embed_items
+from mmgem.objectives.contrastive import contrastive_terms, embed_items
 
 CONTEXT, VOCABULARY, END = 76, 49408, 49407
 
@@ -150,7 +150,8 @@ def our_loss(network: MMGEMNetwork, pixels: Tensor, texts: list[Tensor], way: st
             generation = F.cross_entropy(network.llm.logits(states[chosen]), flat[chosen])
         else:
             generation = F.cross_entropy(network.llm.logits(states), flat, ignore_index=-100)
-        return contrastive_loss(network, visual[:, 0], embedded, batch, config) + generation
+        terms = contrastive_terms(network, visual[:, 0], embedded, batch, config)
+        return terms["contrastive_loss"] + generation
 
     return padded
 

@@ -12,7 +12,7 @@ whole (the local loss of OpenCLIP, arXiv 2212.07143, done exactly).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mmgem.data.turns import part_of
 from mmgem.errors import ConfigError
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Ranks:
 
     def part(self, count: int) -> slice:
         """This rank's contiguous part of ``count`` things, as even as can be."""
-        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+        return part_of(count, (self.rank, self.size))
 
     def sums(self, *counts: float) -> list[float]:
         """Each count added up over the ranks."""
@@ -80,15 +80,6 @@ class Ranks:
         box: list[Any] = [value]
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
-
-    def union(self, names: Iterable[str]) -> list[str]:
-        """The names any rank has, sorted."""
-        own = sorted(names)
-        if self.size == 1:
-            return own
-        every: list[Any] = [None] * self.size
-        dist.all_gather_object(every, own)
-        return sorted({name for some in every for name in some})
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -163,32 +154,39 @@ def ranks_of(device: str, timeout: float = 1800.0) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def local(tensor: Tensor) -> Tensor:
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is one of FSDP's, of which every rank has a part (a ``DTensor``, whose module is slow
+    to import and is not, unless there are some)."""
+    return hasattr(tensor, "to_local")
+
+
+def local(tensor: Any) -> Tensor:
     """The part of a tensor that lies on this rank, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_shard(tensor) else tensor
 
 
 def gathered(tensor: Tensor) -> Tensor:
     """A copy of the whole tensor in the CPU's memory. Every rank has to ask."""
-    whole = tensor.detach()
-    whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
-    return whole.to("cpu", copy=True)
+    whole: Any = tensor.detach()
+    return (whole.full_tensor() if is_shard(whole) else whole).to("cpu", copy=True)
 
 
-def scatter_into(target: Tensor, whole: Tensor) -> None:
-    """Fill ``target``, perhaps a shard, from the ``whole`` tensor that every rank has."""
-    if isinstance(target, DTensor):
-        placed = distribute_tensor(
-            whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None
-        )
-        target.to_local().copy_(placed.to_local())
-    else:
-        target.copy_(whole)
+def copies(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """:func:`gathered` tensors by name, on the first rank; the others need not hold them all, and get none.
+    Every rank has to ask."""
+    kept = {}
+    for name, tensor in tensors.items():
+        copy = gathered(tensor)
+        if ranks.first:
+            kept[name] = copy
+    return kept
 
 
-def like(whole: Tensor, parameter: Tensor) -> Tensor:
-    """``whole`` placed as ``parameter`` is, if it has its shape."""
-    if isinstance(parameter, DTensor) and whole.shape == parameter.shape:
+def like(whole: Tensor, parameter: Any) -> Tensor:
+    """``whole``, which every rank has, placed as ``parameter`` is, if it has its shape."""
+    if is_shard(parameter) and whole.shape == parameter.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         mesh, placements = parameter.device_mesh, parameter.placements
         return distribute_tensor(whole.to(parameter.device), mesh, placements, src_data_rank=None)
     return whole.to(parameter.device) if whole.ndim else whole

@@ -1,4 +1,4 @@
-"""What several processes do in test_ranks.py; ``torchrun`` starts this file, or the test does, one by one.
+"""What several processes do in test_ranks.py; the test starts them, one by one.
 
 python tests/spread.py gradients OUT RECIPES.json     gradients of step 0 of each recipe, whole, in OUT
 python tests/spread.py train RECIPE.json              a whole run
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,16 +45,12 @@ def all_gradients(out: Path, recipes: dict[str, Any]) -> None:
                 (out / f"{name}.json").write_text(json.dumps(values))
 
 
-def dying_train(recipe: Recipe) -> None:
-    """A run of which rank 1 is killed once, or all stop, at the step named in the environment."""
-    stop, end = int(os.environ.get("DIES_AT", "-1")), int(os.environ.get("STOPS_AT", "-1"))
-    mark = recipe.train.out / "died"
+def train_until(recipe: Recipe) -> None:
+    """A run that stops at the step named in the environment."""
+    end = int(os.environ.get("STOPS_AT", "-1"))
     plain = loop.one_step
 
     def step(run: Any, number: int, *more: Any) -> Any:
-        if number == stop and run.ranks.rank == 1 and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
         if number == end:
             raise SystemExit
         return plain(run, number, *more)
@@ -69,4 +64,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "gradients":
         all_gradients(Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text()))
     else:
-        dying_train(from_dict(Recipe, json.loads(Path(sys.argv[2]).read_text())))
+        train_until(from_dict(Recipe, json.loads(Path(sys.argv[2]).read_text())))

@@ -16,11 +16,12 @@ from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
 from mmgem.objectives import OBJECTIVES, captioning, contrastive, joint
 from mmgem.objectives.captioning import caption_loss
-from mmgem.objectives.contrastive import contrastive_loss, embed_items
+from mmgem.objectives.contrastive import contrastive_terms, embed_items
 
 
 def loss_of(network: MMGEMNetwork, images: Tensor, texts: Tensor, batch: Batch, **options: object) -> Tensor:
-    return contrastive_loss(network, images, texts, batch, ObjectiveConfig(**options))  # type: ignore[arg-type]
+    config = ObjectiveConfig(**options)  # type: ignore[arg-type]
+    return contrastive_terms(network, images, texts, batch, config)["contrastive_loss"]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from mmgem.data.images import image_size
 from mmgem.data.records import Box, Record
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import Geometry, join_sentences, mirror_text, place_box, view_geometry
+from mmgem.data.turns import in_rounds, part_of
 from mmgem.errors import DataError
 
 T = TypeVar("T")
@@ -66,9 +67,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; token lists stay where they are."""
-        own: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {name: x.to(device) for name, x in own.items() if isinstance(x, Tensor)}
-        return replace(self, **(own | moved))
+        moved: dict[str, Any] = {n: x.to(device) for n, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass
@@ -162,8 +162,7 @@ class Batches:
         return batch
 
     def _own(self, rows: list[T]) -> list[T]:
-        rank, ranks = self.part
-        return rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
+        return rows[part_of(len(rows), self.part)]
 
     def _whole(self, step: int) -> tuple[list[int], list[int], list[_Item]]:
         if not self.size:
@@ -283,9 +282,4 @@ class Batches:
     def _captions(self, key: tuple[int, ...], turn: int, count: int, want: int | None = None) -> list[int]:
         """Captions of an image or region in its ``turn``: walks through shuffled rounds of all of them."""
         want = min(want or self.config.captions_per_image, count)
-        picked: list[int] = []
-        for at in range(turn * want, (turn + 1) * want):
-            round_, place = divmod(at, count)
-            order = np.random.default_rng((self.seed, *key, round_)).permutation(count)
-            picked.append(int(order[place]))
-        return picked
+        return in_rounds((self.seed, *key), turn, count, want)

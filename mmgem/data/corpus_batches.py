@@ -19,6 +19,7 @@ from mmgem.config import CorpusConfig
 from mmgem.data.passages import Passage, Query
 from mmgem.data.prompts import Prompts
 from mmgem.data.prose import sentences
+from mmgem.data.turns import part_of
 from mmgem.errors import DataError
 
 _QUESTIONS = 4  # most own questions of a passage in one reading
@@ -109,8 +110,7 @@ class CorpusBatches:
         return self._assemble(self._names([self.pairs[i] for i in chosen]), read, epoch)
 
     def _own(self, batch: np.ndarray) -> list[int]:
-        rank, ranks = self.part
-        return batch[rank * len(batch) // ranks : (rank + 1) * len(batch) // ranks].tolist()
+        return batch[part_of(len(batch), self.part)].tolist()
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         """All passages, shuffled in twos of one title."""

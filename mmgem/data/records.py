@@ -64,7 +64,7 @@ def read_jsonl(path: str | os.PathLike[str], split: str | None = None) -> list[R
             for number, line in enumerate(file, 1):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not text.isspace() and text:
-                    records.append(_record(json.loads(text), folder))
+                    records.append(record_of(json.loads(text), folder))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -98,7 +98,7 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None
         with temporary.open("wb") as file:
             for record in records:
                 try:
-                    file.write(_line(record, folder))
+                    file.write(line_of(record, folder))
                 except (TypeError, ValueError) as error:
                     raise DataError(f"{path}: record of {record.image}: meta: {error}") from error
                 count += 1
@@ -150,7 +150,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _record(value: Any, folder: str) -> Record:
+def record_of(value: Any, folder: str) -> Record:
     """A parsed line -> Record; ValueError names the field."""
     if type(value) is not dict:
         raise ValueError(f"must be one JSON object, not {_kind(value)}")
@@ -239,7 +239,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _line(record: Record, folder: str) -> bytes:
+def line_of(record: Record, folder: str) -> bytes:
     """One line of the file. Empty fields are left out; lone surrogates (odd file names) are escaped."""
     image = os.path.normpath(record.image if record.image.is_absolute() else record.image.absolute())
     if image.startswith(folder + os.sep):

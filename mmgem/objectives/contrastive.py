@@ -58,28 +58,9 @@ def contrastive_terms(
     config: ObjectiveConfig,
     ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
-    """:func:`contrastive_loss` times its configured weight, and how much nearer a text is to its own image
-    than to the others (cosine)."""
-    loss, gap = _loss_and_gap(network, images, texts, batch, config, ranks)
-    return {"contrastive_loss": config.contrastive_weight * loss, "similarity_gap": gap}
-
-
-def contrastive_loss(
-    network: MMGEMNetwork,
-    images: Tensor,
-    texts: Tensor,
-    batch: Batch,
-    config: ObjectiveConfig,
-    ranks: Ranks = ALONE,
-) -> Tensor:
-    """Scalar loss of ``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not normalised: this rank's share of it,
-    the mean over the images and over the texts of all ranks."""
-    return _loss_and_gap(network, images, texts, batch, config, ranks)[0]
-
-
-def _loss_and_gap(
-    network: MMGEMNetwork, images: Tensor, texts: Tensor, batch: Batch, config: ObjectiveConfig, ranks: Ranks
-) -> tuple[Tensor, Tensor]:
+    """``contrastive_loss`` of ``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not normalised, times its
+    configured weight: this rank's share of the mean over the images and over the texts of all ranks. And
+    ``similarity_gap``: how much nearer a text is to its own image than to the others (cosine)."""
     images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
     every = everyone(images, texts, batch, ranks)
     total_v, total_n = len(every.images), len(every.texts)
@@ -91,7 +72,8 @@ def _loss_and_gap(
         i2t = i2t.masked_fill(same & ~own, _MASKED)
     if config.loss == "sigmoid":
         signs = own.to(i2t) * 2 - 1
-        return -F.logsigmoid(signs * (i2t + network.logit_bias)).sum() / total_n, gap
+        loss = -F.logsigmoid(signs * (i2t + network.logit_bias)).sum() / total_n
+        return {"contrastive_loss": config.contrastive_weight * loss, "similarity_gap": gap}
     t2i, owned = i2t.T, own.T
     if ranks.size > 1:
         t2i = scale * texts @ every.images.T
@@ -104,8 +86,9 @@ def _loss_and_gap(
         heat = config.teacher_temperature
         similar = seen[every.v] @ every.teacher.T / heat, every.teacher[every.n] @ seen.T / heat
     share = config.soft_targets
-    loss_i2t = _cross_entropy(i2t, own, similar[0], share) / total_v
-    return loss_i2t + _cross_entropy(t2i, owned, similar[1], share) / total_n, gap
+    loss = _cross_entropy(i2t, own, similar[0], share) / total_v
+    loss = loss + _cross_entropy(t2i, owned, similar[1], share) / total_n
+    return {"contrastive_loss": config.contrastive_weight * loss, "similarity_gap": gap}
 
 
 def _cross_entropy(logits: Tensor, own: Tensor, similar: Tensor | None, share: float) -> Tensor:
@@ -130,9 +113,6 @@ def everyone(images: Tensor, texts: Tensor, batch: Batch, ranks: Ranks) -> Every
     photos, keys, teacher = (
         None if x is None else x.to(device) for x in (batch.photos, batch.text_keys, batch.teacher_texts)
     )
-    if ranks.size == 1:
-        own_v, own_n = slice(0, len(images)), slice(0, len(texts))
-        return Everyone(images, texts, owner, photos, keys, teacher, own_v, own_n)
     v, n = ranks.lengths(len(images)), ranks.lengths(len(texts))
     before_v, before_n = sum(v[: ranks.rank]), sum(n[: ranks.rank])
     return Everyone(

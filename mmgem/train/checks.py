@@ -42,6 +42,5 @@ def check(recipe: Recipe, ranks: Ranks) -> None:
     if optim.lora_rank and optim.lr_llm <= 0:
         raise ConfigError("optim.lora_rank: nothing of the LLM trains with optim.lr_llm = 0")
     for tracker in train.trackers:
-        package = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}[tracker]
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"train.trackers: {tracker!r} is not installed: pip install {package}")
+        if importlib.util.find_spec(tracker) is None:
+            raise ConfigError(f"train.trackers: {tracker!r} is not installed: pip install {tracker}")

@@ -74,9 +74,10 @@ def corpus_side(
         queries += cached_questions(network.eval().llm, prompts, silent, count, seed, model)
     part = (ranks.rank, ranks.size)
     batches = CorpusBatches(passages, queries, prompts, config, recipe.train.seed, part)
-    if len(passages) // batches.per_epoch < ranks.size:
-        few = len(passages) // batches.per_epoch
-        raise ConfigError(f"corpus.batch: {few} passages a step, fewer than the {ranks.size} processes")
+    for count, what in ((len(passages), "passages"), (len(batches.pairs), "sentences and queries")):
+        few = count // batches.per_epoch  # every rank has to have some at every step
+        if few < ranks.size:
+            raise ConfigError(f"corpus.batch: {few} {what} a step, fewer than the {ranks.size} processes")
     return CorpusSide(config, passages, tokenizer, prompts, batches, dev)
 
 

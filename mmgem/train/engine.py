@@ -14,12 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mmgem.config import ObjectiveConfig, TrainConfig
 from mmgem.models.checkpoint import build
 from mmgem.models.network import MMGEMNetwork
-from mmgem.ranks import ALONE, Ranks, gathered
+from mmgem.ranks import ALONE, Ranks, copies, is_shard, local
 from mmgem.train.step import Step
 
 
@@ -91,8 +90,9 @@ class Engine:
             if p.grad is not None:
                 dist.all_reduce(p.grad)
                 p.grad /= self.ranks.size
-        sharded = [p.grad.to_local() for p in self.trained() if isinstance(p.grad, DTensor)]
-        whole = [p.grad for p in self.trained() if p.grad is not None and not isinstance(p.grad, DTensor)]
+        gradients = [p.grad for p in self.trained() if p.grad is not None]
+        sharded = [local(g) for g in gradients if is_shard(g)]
+        whole = [g for g in gradients if not is_shard(g)]
         (squares,) = self.ranks.sums(sum(float(g.double().square().sum()) for g in sharded))
         norm = (squares + sum(float(g.double().square().sum()) for g in whole)) ** 0.5
         if norm > limit:
@@ -105,7 +105,7 @@ class Engine:
         Every rank has to ask."""
         if self.strategy != "fsdp":
             return self.network if self.ranks.first else None
-        tensors = {n: gathered(p) for n, p in self.network.state_dict().items()}
+        tensors = copies(self.network.state_dict(), self.ranks)
         if not self.ranks.first:
             return None
         made = build(self.network.config)

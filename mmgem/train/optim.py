@@ -7,11 +7,10 @@ from itertools import product
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mmgem.config import OptimConfig
 from mmgem.models.network import MMGEMNetwork
-from mmgem.ranks import local
+from mmgem.ranks import is_shard, local
 
 
 def trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool) -> dict[str, list[str]]:
@@ -50,9 +49,9 @@ def optimizer(network: MMGEMNetwork, groups: dict[str, list[str]], config: Optim
     options = []
     for group, names in groups.items():
         rate = getattr(config, f"lr_{group}")
+        own = [parameters[n] for n in names]
         for decays, sharded in product((True, False), (True, False)):
-            own = [parameters[n] for n in names]
-            chosen = [p for p in own if (p.ndim >= 2) == decays and isinstance(p, DTensor) == sharded]
+            chosen = [p for p in own if (p.ndim >= 2) == decays and is_shard(p) == sharded]
             if chosen:
                 decay = config.weight_decay if decays else 0.0
                 options.append({"params": chosen, "lr": rate, "base": rate, "weight_decay": decay})

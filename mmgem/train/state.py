@@ -23,7 +23,7 @@ from mmgem.errors import CheckpointError, ConfigError
 from mmgem.files import write_atomic, write_folder
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.storage import load_tensors, save_tensors
-from mmgem.ranks import ALONE, Ranks, gathered, like, scatter_into
+from mmgem.ranks import ALONE, Ranks, copies, like, local
 from mmgem.train.optim import Average
 
 # What changes how a run is computed, or seen, but not what it computes.
@@ -56,20 +56,11 @@ def snapshot(
 ) -> Snapshot | None:
     """Copy what trains; None but on the first rank. Every rank has to ask."""
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    weights = _copied(trained, ranks)
+    weights = copies(trained, ranks)
     held = {f"{n}|{part}": v for n, p in trained.items() for part, v in optimizer.state[p].items()}
-    moments = _copied(held, ranks)
-    averaged = _copied(average.values, ranks) if average is not None else None
+    moments = copies(held, ranks)
+    averaged = copies(average.values, ranks) if average is not None else None
     return Snapshot(weights, moments, averaged) if ranks.first else None
-
-
-def _copied(tensors: dict[str, Any], ranks: Ranks) -> dict[str, Tensor]:
-    copies = {}
-    for name, value in tensors.items():
-        copy = gathered(value)
-        if ranks.first:  # the others need not hold it all
-            copies[name] = copy
-    return copies
 
 
 def save_state(folder: Path, step: int, taken: Snapshot, facts: dict[str, Any], keep: int) -> None:
@@ -173,4 +164,4 @@ def _fill(source: dict[str, Tensor], target: dict[str, Any], where: Path) -> Non
         odd = sorted(source.keys() ^ target.keys())
         raise CheckpointError(f"{where}: does not fit the model: {', '.join(odd[:5])}")
     for name, value in source.items():
-        scatter_into(target[name], value)
+        local(target[name]).copy_(local(like(value, target[name])))

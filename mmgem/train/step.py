@@ -97,10 +97,8 @@ def gradients(
             losses = [v for name, v in terms.items() if name.endswith("_loss") or name == "surrogate"]
             if losses:
                 engine.backward(torch.stack(losses).sum(), last)
-    # What a rank has nothing of is missing there: a loss of zero.
-    names = sorted(told) if engine.ranks.size == 1 else engine.ranks.union(told)
-    sums = engine.ranks.sums(*(float(told.get(name, 0.0)) for name in names))
-    values = dict(zip(names, sums, strict=True))
+    sums = engine.ranks.sums(*map(float, told.values()))
+    values = dict(zip(told, sums, strict=True))
     for value in values.values():
         if not math.isfinite(value):
             raise DataError(f"{where}: the loss is {value}; lower the learning rates")

@@ -23,6 +23,7 @@ from mmgem.data.shards.shard import Sample
 from mmgem.data.shards.stream import Place, ShardStream
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import join_sentences, mirror_text, normalise, to_square, view_geometry
+from mmgem.data.turns import in_rounds, part_of
 from mmgem.errors import ConfigError, DataError, ImageError
 
 Broken = tuple[Place, str]
@@ -90,7 +91,6 @@ class StreamBatches:
 
     def __getitem__(self, step: int) -> StreamBatch:
         start, places = self._start(step), self.places(step)
-        rank, ranks = self.part
         broken: list[Broken] = []
         tried: dict[int, _Item | None] = {}
 
@@ -100,7 +100,7 @@ class StreamBatches:
             return tried[at]
 
         items: list[_Item] = []
-        for own in range(rank * self.size // ranks, (rank + 1) * self.size // ranks):
+        for own in range(self.size)[part_of(self.size, self.part)]:
             others = (item((own + next_) % self.size) for next_ in range(self.size))
             found = next((other for other in others if other is not None), None)
             if found is None:
@@ -181,11 +181,7 @@ class StreamBatches:
 
     def _turn(self, place: Place, epoch: int, count: int, want: int) -> list[int]:
         """All captions of a sample, those first whose turn it is: ``want`` an epoch, in shuffled rounds."""
-        picked: list[int] = []
-        for at in range(epoch * want, (epoch + 1) * want):
-            round_, n = divmod(at, count)
-            order = np.random.default_rng((self.stream.order.seed, *place, round_)).permutation(count)
-            picked.append(int(order[n]))
+        picked = in_rounds((self.stream.order.seed, *place), epoch, count, want)
         return picked + [c for c in range(count) if c not in picked]
 
     def _assemble(self, items: list[_Item], broken: list[Broken]) -> StreamBatch:

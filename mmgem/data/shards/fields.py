@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmgem.data.records import Record, _record
+from mmgem.data.records import Record, record_of
 
 CAPTIONS = ("captions", "caption", "text", "texts", "sentences", "txt")
 """Fields that hold what is said of a photo, the first that does counts."""
@@ -39,7 +39,7 @@ def make_record(fields: dict[str, Any], name: str, place: Path, lines: Sequence[
     if isinstance(label, int):
         label = str(label)
     value = {**rest, "image": name, "captions": captions, "label": label or None}
-    record = _record(value, str(place))
+    record = record_of(value, str(place))
     if not (record.captions or record.label or any(region.captions for region in record.regions)):
         raise ValueError("no caption")
     check_characters(record)

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 from PIL import Image
 
 from mmgem.data.images import IMAGE_SUFFIXES, image_size, open_image
-from mmgem.data.records import Record, _line
+from mmgem.data.records import Record, line_of
 from mmgem.data.shards.fields import check_characters
 from mmgem.data.shards.parquet import OURS, require_pyarrow
 from mmgem.errors import DataError, ImageError, UsageError
@@ -221,7 +221,7 @@ class _Pack:
 
     def _json(self, record: Record) -> bytes:
         try:
-            return _line(record, self.root)
+            return line_of(record, self.root)
         except (TypeError, ValueError) as error:
             raise DataError(f"{record.image}: meta: {error}") from error
 
