@@ -1,0 +1,182 @@
+"""Every command and every Python example of the README and the docs runs, in a folder with what they name.
+
+The names are the docs', what is behind them is small: toy models, recipes of the same file names, pictures of
+noise. ``make`` targets, extras and benchmarks are checked to be there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import toys
+from tiny import save_photo, save_photos, save_tiny_model
+
+from mmgem.cli.main import main
+from mmgem.corpus import baselines
+from mmgem.models import pull, registry
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+
+_TOWER = """[model.tower]
+kind = "efficientnet_lite0"
+cut = 11
+config = { size = 32, stem = 8, head = 16 }
+"""
+_DATA = '[data]\ntrain = "my/captions.jsonl"\nviews = 1\n'
+_BASES = '[start]\nllm = "smollm2"\n'
+_IMAGES = f'{_DATA}{_BASES}tower = "efficientnet_lite0"\n{_TOWER}'
+RECIPES = {
+    "tiny": _IMAGES,
+    "paper": _IMAGES,
+    "tiny_regions": f"{_DATA}mosaics = 4\nregion_share = 0.4\n"
+    f'[start]\ncheckpoint = "runs/tiny/model"\n{_TOWER}',
+    "xquad": '[corpus]\npassages = "my/corpus.jsonl"\nqueries = ["my/queries.jsonl"]\nbatch = 16\n'
+    f'{_BASES}[model.tower]\nkind = "none"\nconfig = {{ size = 32 }}\n',
+}
+_COMMON = """[preprocessing]
+size = 32
+max_text_tokens = 200
+[model]
+dim = 8
+[optim]
+warmup = 1
+[train]
+out = "runs/{}"
+epochs = 1
+batch = 8
+threads = 1
+"""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text()
+    return [body for found, body in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL) if found == language]
+
+
+def commands(page: str) -> Iterator[list[str]]:
+    for body in blocks(page, ""):
+        for line in body.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                yield words
+
+
+@pytest.fixture(scope="session")
+def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything the docs name, but for what their own commands make."""
+    folder = tmp_path_factory.mktemp("docs")
+    save_photos(folder / "home" / "Pictures", 6)
+    for seed, name in enumerate(("photo.jpg", "query.jpg", "a.jpg", "b.jpg")):
+        save_photo(folder / name, seed, (400, 320))
+    for name in ("my", "flickr8k", "pairs"):
+        toys.photos(folder / name)
+    (folder / "data.jsonl").symlink_to(folder / "my" / "captions.jsonl")
+    (folder / "images").symlink_to(folder / "my" / "images")
+    save_photos(folder / "classes" / "cat", 2)
+    save_photos(folder / "classes" / "red_ball", 2)
+    _coco(folder / "coco")
+    _karpathy(folder / "flickr8k")
+    for name in ("my", "xquad"):
+        _, queries = toys.corpus(folder / name)
+        (folder / name / "dev.jsonl").write_bytes(queries.read_bytes())
+    (folder / "new").mkdir()
+    (folder / "new" / "one.md").write_text("# the red horse\n\nThe red horse jumps on the beach.\n")
+    _bases(folder / "cache" / "base")
+    (folder / "recipes").mkdir()
+    for name, text in RECIPES.items():
+        (folder / "recipes" / f"{name}.toml").write_text(_COMMON.format(name) + text)
+    save_tiny_model(folder / "weights" / "tiny")
+    return folder
+
+
+def _coco(folder: Path) -> None:
+    save_photos(folder, 2)
+    images = [{"id": n, "file_name": f"{n:04}.png"} for n in range(2)]
+    captions = [{"id": n, "image_id": n, "caption": "the dog runs"} for n in range(2)]
+    (folder / "captions_train2017.json").write_text(json.dumps({"images": images, "annotations": captions}))
+
+
+def _karpathy(folder: Path) -> None:
+    sentences = [{"raw": "the dog runs"}] * 5
+    images = [{"filename": f"{n}.png", "split": "test", "sentences": sentences} for n in range(3)]
+    (folder / "dataset_flickr8k.json").write_text(json.dumps({"dataset": "flickr8k", "images": images}))
+
+
+def _bases(folder: Path) -> None:
+    lm, _ = toys.base_models(folder / "made")
+    _, tower = toys.base_models(folder / "made", tower="efficientnet_lite0")
+    for name, made in (("smollm2", lm), ("efficientnet_lite0", tower), ("minilm", lm)):
+        (folder / pull.cache_folder(name).name).symlink_to(made)
+
+
+@pytest.fixture
+def here(stocked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it as working directory, home, cache and home of the packaged model."""
+    folder = Path(shutil.copytree(stocked, tmp_path / "here", symlinks=True))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.setenv("MMGEM_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(registry, "PACKAGED", folder / "weights")
+    monkeypatch.setattr(baselines, "minilm_embedder", lambda: lambda texts: _vectors(len(texts)))
+    return folder
+
+
+def _vectors(count: int):
+    import numpy as np
+
+    rows = np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def expanded(words: list[str]) -> list[str]:
+    """What a shell makes of the words: home folder and file patterns."""
+    made: list[str] = []
+    for word in words:
+        word = str(Path(word).expanduser()) if word.startswith("~") else word
+        found = sorted(map(str, Path().glob(word))) if "*" in word and "[" not in word else []
+        made += found or [word]
+    return made
+
+
+def run(words: list[str]) -> None:
+    match words:
+        case ["make", target, *_]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["mmgem", "mosaic", *rest]:
+            assert main(["mosaic", *rest, "--count", "4"]) == 0
+        case ["mmgem", *rest]:
+            assert main(expanded(rest)) == 0
+        case ["torchrun", "--nproc-per-node", _, *rest]:
+            started = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *rest]
+            subprocess.run(started, check=True)
+        case ["pip", "install", what]:
+            extra = re.fullmatch(r"mmgem\[(\w+)\]", what)
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+            assert extra and extra[1] in project["optional-dependencies"]
+        case ["python", script, *_]:
+            assert (ROOT / script).is_file()
+        case _:
+            pytest.fail(f"no test runs {shlex.join(words)}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_does_what_it_says(page: str, here: Path) -> None:
+    for words in commands(page):
+        try:
+            run(words)
+        except (AssertionError, subprocess.CalledProcessError) as error:
+            pytest.fail(f"{page}: {shlex.join(words)}: {error}")
+    known: dict[str, object] = {}
+    exec("from mmgem import MMGEM\nmodel = MMGEM.from_pretrained('tiny')", known)
+    for body in blocks(page, "python"):
+        exec(body, known)
