@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mmgem.data.turns import part_of
 from mmgem.errors import ConfigError
+from mmgem.rendezvous import fresh_store
 
 T = TypeVar("T")
 
@@ -145,7 +146,9 @@ def ranks_of(device: str, timeout: float = 1800.0) -> Iterator[Ranks]:
         torch.cuda.set_device(own)
     started = False
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout))
+        kind, limit = "nccl" if cuda else "gloo", timedelta(seconds=timeout)
+        store = fresh_store(limit)
+        dist.init_process_group(kind, timeout=limit, store=store, rank=rank, world_size=size)
         started = True
     try:
         yield Ranks(rank, size, local, own)

@@ -2,13 +2,17 @@
 
 python tests/spread.py gradients OUT RECIPES.json     gradients of step 0 of each recipe, whole, in OUT
 python tests/spread.py train RECIPE.json              a whole run
+torchrun ... tests/spread.py killed A.json B.json     two runs; in the second a rank is killed, once
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +49,42 @@ def all_gradients(out: Path, recipes: dict[str, Any]) -> None:
                 (out / f"{name}.json").write_text(json.dumps(values))
 
 
-def train_until(recipe: Recipe) -> None:
-    """A run that stops at the step named in the environment."""
-    end = int(os.environ.get("STOPS_AT", "-1"))
+def before_step(end: int, stop: Callable[[], None]) -> None:
+    """Have ``stop`` called before step ``end``."""
     plain = loop.one_step
 
     def step(run: Any, number: int, *more: Any) -> Any:
         if number == end:
-            raise SystemExit
+            stop()
         return plain(run, number, *more)
 
     loop.one_step = step  # type: ignore[assignment]
+
+
+def train_until(recipe: Recipe) -> None:
+    """A run that stops at the step named in the environment."""
+    before_step(int(os.environ.get("STOPS_AT", "-1")), sys.exit)
     loop.train(recipe)
+
+
+def train_killed(calm: Recipe, killed: Recipe) -> None:
+    """Two runs, of which the second loses its first rank before step 4, while a checkpoint is written. Started
+    again, that rank comes late, so that the other one looks for it while it is not there."""
+    (killed.train.out / f"group-{os.getpgrp()}").touch()
+    first, again = os.environ["RANK"] == "0", os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
+    if first and again:
+        time.sleep(1)
+    loop.train(calm)
+    if first and not again:
+        before_step(4, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    loop.train(killed)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "gradients":
-        all_gradients(Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text()))
+    command, *paths = sys.argv[1], *map(Path, sys.argv[2:])
+    if command == "gradients":
+        all_gradients(paths[0], json.loads(paths[1].read_text()))
     else:
-        train_until(from_dict(Recipe, json.loads(Path(sys.argv[2]).read_text())))
+        recipes = [from_dict(Recipe, json.loads(path.read_text())) for path in paths]
+        (train_killed if command == "killed" else train_until)(*recipes)

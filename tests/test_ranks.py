@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from mmgem.errors import ConfigError
 from mmgem.objectives.captioning import caption_loss
 from mmgem.objectives.contrastive import contrastive_terms, embed_items
 from mmgem.ranks import ALONE, Ranks
+from mmgem.rendezvous import agreed_word
 from mmgem.train import loop
 from mmgem.train.checks import check
 from mmgem.train.step import chunks
@@ -210,6 +213,69 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     log = [json.loads(line) for line in (tmp_path / "mixed" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == list(range(1, 10))
     assert (tmp_path / "mixed" / "model" / "model.safetensors").is_file()
+
+
+def curve(recipe: Recipe) -> list[float]:
+    """Step and losses of every line of the log, one after the other."""
+    lines = [json.loads(line) for line in (recipe.train.out / "log.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines for name in ("step", "contrastive_loss", "caption_loss")]
+
+
+def is_running(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
+    world: dict[str, Any], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"train__epochs": 2, "train__batch": 8, "train__checkpoint_every": 2}
+    options |= {"data__train": str(world["shards"]), "data__cached": False, "data__split": ""}
+    calm, killed = (
+        made(world, train__out=str(tmp_path / name), data__workers=2, **options) for name in ("calm", "killed")
+    )
+    killed.train.out.mkdir()
+    paths = [tmp_path / "calm.json", tmp_path / "killed.json"]
+    for path, recipe in zip(paths, (calm, killed), strict=True):
+        path.write_text(json.dumps(to_dict(recipe)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "--max-restarts=1", str(WORKER), "killed", *map(str, paths)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    groups = [int(path.name.removeprefix("group-")) for path in killed.train.out.glob("group-*")]
+    assert len(groups) == 4  # two ranks, twice
+    end = time.monotonic() + 5
+    while (left := [group for group in groups if is_running(group)]) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not left
+    assert len(curve(calm)) == 3 * 8
+    assert curve(killed) == pytest.approx(curve(calm), abs=1e-5)
+
+
+def test_ranks_of_an_earlier_attempt_are_never_met() -> None:
+    """Three times three ranks in one store, each time in another order of coming."""
+    store = torch.distributed.HashStore()
+    words = []
+    for late in range(3):
+
+        def join(rank: int, late: int = late) -> str:
+            time.sleep(0.1 * (rank == late))
+            return agreed_word(store, rank, 3, 10.0)
+
+        with ThreadPoolExecutor(3) as pool:
+            (word,) = set(pool.map(join, range(3)))
+        words.append(word)
+    assert len(set(words)) == 3
+    with pytest.raises(torch.distributed.DistStoreError, match="rank 1 of 2 did not come within 0 s"):
+        agreed_word(store, 0, 2, 0.1)
 
 
 def test_ranks_alone() -> None:

@@ -94,7 +94,7 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
     run = prepare(recipe, ranks)
     plain = to_dict(recipe)
     out = recipe.train.out
-    state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain)
+    state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain, ranks)
     done = state["step"] if state else 0
     if state and state.get("shards") != run.shards:
         raise ConfigError(

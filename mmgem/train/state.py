@@ -126,13 +126,19 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     average: Average | None,
     recipe: dict[str, Any],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any] | None:
-    """Restore the newest checkpoint of ``folder`` in place and return its ``state.json``; None if there is
-    none. Raises ``ConfigError`` if it was written by another recipe."""
-    steps = saved_steps(folder)
+    """Restore the newest checkpoint of ``folder``, as the first rank sees it, in place and return its
+    ``state.json``; None if there is none. Every rank has to ask.
+
+    Raises ``ConfigError`` if it was written by another recipe, ``CheckpointError`` if this rank does not see
+    it or it does not fit the model."""
+    steps = ranks.agree(saved_steps(folder)[-1:])
     if not steps:
         return None
-    newest = folder / f"step-{steps[-1]:08d}"
+    newest = folder / f"step-{steps[0]:08d}"
+    if not newest.is_dir():
+        raise CheckpointError(f"{newest}: not on this machine; all have to share train.out")
     state: dict[str, Any] = json.loads((newest / "state.json").read_text())
     changed = [name for name in difference(state["recipe"], recipe) if name not in _FREE]
     if changed:

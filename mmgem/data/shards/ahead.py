@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import count
+from multiprocessing import parent_process
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,7 +50,7 @@ def prefetched(batches: Steps, steps: Iterable[int], workers: int) -> Iterator[B
         sampler=steps,
         num_workers=workers,
         collate_fn=_as_is,
-        worker_init_fn=_quiet,
+        worker_init_fn=_begin,
         generator=torch.Generator(),  # the caller's random numbers are left alone
     )
     tell = getattr(batches, "count", None)
@@ -131,5 +133,14 @@ def _as_is(value: Any) -> Any:
     return value
 
 
-def _quiet(_: int) -> None:
+def _begin(_: int) -> None:
+    """What a worker does first."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a worker is one process among several
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """End this worker when its ``parent`` is gone. PyTorch's own watch does not: it leaves a worker waiting
+    to hand over its last batch, for ever, with a copy of every socket of the dead process."""
+    parent.join()
+    os._exit(1)
