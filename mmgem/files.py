@@ -1,9 +1,10 @@
-"""Atomic writes and the user's cache folder."""
+"""Atomic writes, the lock of a folder that is written, and the user's cache folder."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,3 +50,19 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     new.rename(folder)
     if old.exists():
         shutil.rmtree(old)
+
+
+def lock_folder(folder: Path) -> sqlite3.Connection | None:
+    """Take ``folder/lock``: SQLite's own file lock, on every system, freed on close or when the process dies.
+
+    None if another process holds it. Raises OSError or sqlite3.Error if it cannot be made.
+    """
+    lock = sqlite3.connect(folder / "lock", isolation_level=None, timeout=0)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        lock.close()
+        if "locked" in str(error):
+            return None
+        raise
+    return lock

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, lasting_name, quiet_libraries
+from mmgem.cli.inputs import ModelOption, quiet_libraries
 from mmgem.cli.output import note, note_skipped
 
 
@@ -29,6 +29,7 @@ def demo(
     """
     quiet_libraries()
     from mmgem.demo import run_demo
+    from mmgem.models.registry import lasting_name
 
     result = run_demo(out, photos, lasting_name(model), say=note)
     note_skipped(result.problems)

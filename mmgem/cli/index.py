@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, lasting_name, load_model
-from mmgem.cli.output import JsonOption, note, note_skipped, print_json
+from mmgem.cli.inputs import ModelOption, load_model, note_foreign
+from mmgem.cli.output import JsonOption, note_skipped, print_json
 from mmgem.errors import ImageError, UsageError
 
 
@@ -30,8 +30,7 @@ def index(
     is 1. With --json: {"photos", "embedded", "reused", "unchanged", "removed",
     "failed": [{"file", "reason"}], "seconds"}.
     """
-    from mmgem.data.images import foreign_photos
-    from mmgem.models.registry import fingerprint, resolve
+    from mmgem.models.registry import fingerprint, lasting_name, resolve
     from mmgem.progress import track
     from mmgem.search.index import update_index
 
@@ -44,9 +43,7 @@ def index(
         regions=regions,
         progress=partial(track, label="Indexing", unit=" photos"),
     )
-    if foreign := foreign_photos(folder):
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in foreign.items())
-        note(f"left out photos in formats that cannot be read, convert them first: {kinds}")
+    note_foreign(folder)
     if not report.photos and not report.failed:
         raise UsageError(f"{folder}: no photos in this folder")
     note_skipped([f"{folder / bad.path}: {bad.reason}" for bad in report.failed])

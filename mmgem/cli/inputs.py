@@ -31,6 +31,15 @@ BeamsOption = Annotated[
 ]
 
 
+def note_foreign(folder: Path) -> None:
+    """Tell the user of photos in ``folder`` that nothing here decodes."""
+    from mmgem.data.images import foreign_photos
+
+    if foreign := foreign_photos(folder):
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in foreign.items())
+        note(f"left out photos in formats that cannot be read, convert them first: {kinds}")
+
+
 def load_model(name: str) -> MMGEM:
     """Load a model, with the libraries' warnings and progress bars off the terminal."""
     quiet_libraries()
@@ -45,14 +54,6 @@ def quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def lasting_name(name: str) -> str:
-    """``name`` of a model so that it means the same in any working directory."""
-    from mmgem.models.registry import complete, resolve
-
-    folder = resolve(name)
-    return str(folder.absolute()) if folder == complete(Path(name)) else name
 
 
 def find_photos(files: Sequence[Path]) -> list[Path]:
@@ -98,13 +99,14 @@ def each_photo(
     A photo that cannot be read is noted on standard error and added to ``failed`` with the reason. Raises
     ImageError once all are done if none could be read.
     """
+    from mmgem.data.images import attempt
     from mmgem.progress import track
 
     if not photos:
         return
     chunks = [list(photos[at : at + batch]) for at in range(0, len(photos), batch)]
     for chunk in track(chunks, label, sizes=[len(chunk) for chunk in chunks], unit=" photos"):
-        for photo, result in zip(chunk, _attempt(work, chunk), strict=True):
+        for photo, result in zip(chunk, attempt(work, chunk), strict=True):
             if not isinstance(result, ImageError):
                 yield photo, result
                 continue
@@ -119,14 +121,3 @@ def each_photo(
 def failed_json(failed: Sequence[tuple[Path, str]]) -> list[dict[str, str]]:
     """What ``--json`` says of the photos that were skipped."""
     return [{"file": str(photo), "reason": reason} for photo, reason in failed]
-
-
-def _attempt(work: Callable[[list[Path]], Sequence[T]], photos: list[Path]) -> list[T | ImageError]:
-    """The result of each photo, or its error: a batch with a bad one is halved until that one is alone."""
-    try:
-        return list(work(photos))
-    except ImageError as error:
-        if len(photos) == 1:
-            return [error]
-    middle = len(photos) // 2
-    return _attempt(work, photos[:middle]) + _attempt(work, photos[middle:])

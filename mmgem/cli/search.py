@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmgem.cli.inputs import Box, BoxOption, lasting_name, load_model, parse_box
+from mmgem.cli.inputs import Box, BoxOption, load_model, parse_box
 from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.errors import CheckpointError, UsageError
 
@@ -116,7 +116,7 @@ def _place(query: str | None, regions: bool, where: str | None) -> tuple[str | N
 
 def _open(idx: Path, model: str | None) -> tuple[PhotoIndex, str]:
     """The index and the name of its model, checked to be the one that built it. Needs no torch."""
-    from mmgem.models.registry import fingerprint, resolve
+    from mmgem.models.registry import fingerprint, lasting_name, resolve
     from mmgem.search.search import PhotoIndex
     from mmgem.search.store import check_fingerprint
 

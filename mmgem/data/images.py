@@ -15,16 +15,19 @@ import io
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from mmgem.errors import ImageError, MMGEMError, UsageError
 
+S = TypeVar("S")
+T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -152,6 +155,18 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
         return entry.is_dir() if kind == "dir" else entry.is_file()
     except OSError:
         return False
+
+
+def attempt(work: Callable[[list[S]], Sequence[T]], images: list[S]) -> list[T | ImageError]:
+    """What ``work`` makes of each image, or its error: a batch with a bad one is halved until that one is
+    alone."""
+    try:
+        return list(work(images))
+    except ImageError as error:
+        if len(images) == 1:
+            return [error]
+    middle = len(images) // 2
+    return attempt(work, images[:middle]) + attempt(work, images[middle:])
 
 
 @cache

@@ -34,6 +34,12 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     raise CheckpointError(f"{text}: no such model (a folder, a hub id, or {', '.join(packaged_models())})")
 
 
+def lasting_name(name: str | os.PathLike[str]) -> str:
+    """``name`` of a model so that it means the same in any working directory. Raises as :func:`resolve`."""
+    folder = resolve(name)
+    return str(folder.absolute()) if folder == complete(Path(name)) else os.fspath(name)
+
+
 def complete(folder: Path) -> Path:
     """``folder``, or its last whole version where a kill came between the two renames that replace it."""
     old = folder.with_name(f"{folder.name}.old")

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import SearchIndexError
+from mmgem.files import lock_folder
 
 Box = tuple[float, float, float, float]
 
@@ -113,7 +114,10 @@ class Store:
         self._out = out
         with _named(out):
             out.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(out)
+            lock = lock_folder(out)
+        if lock is None:
+            raise SearchIndexError(f"{out}: another process is writing this index")
+        self._lock = lock
         try:
             with _named(out):
                 self._db = _connect(out / _DATABASE, create=True)
@@ -360,20 +364,6 @@ def _connect(path: Path, create: bool) -> sqlite3.Connection:
     """Open for writing if the disk allows (a reader too must roll back what a killed writer left)."""
     uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
     return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
-
-
-def _lock(out: Path) -> sqlite3.Connection:
-    """Take the writer's lock: SQLite's own file lock, on every system, freed when the process dies."""
-    with _named(out):
-        lock = sqlite3.connect(out / "lock", isolation_level=None, timeout=0)
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            lock.close()
-            if "locked" in str(error):
-                raise SearchIndexError(f"{out}: another process is writing this index") from error
-            raise
-    return lock
 
 
 def _version(db: sqlite3.Connection, out: Path) -> int:

@@ -7,9 +7,9 @@ import os
 import re
 from pathlib import Path
 
-from mmgem.data.shards.parquet import ParquetShard, RowGroups
+from mmgem.data.shards.parquet import ParquetPhotos, ParquetShard, RowGroups
 from mmgem.data.shards.shard import Shard
-from mmgem.data.shards.tar import TarShard
+from mmgem.data.shards.tar import TarPhotos, TarShard
 from mmgem.errors import UsageError
 
 SUFFIXES = (".tar", ".parquet")
@@ -21,12 +21,20 @@ def open_shard(path: str | os.PathLike[str], groups: RowGroups | None = None) ->
     ``groups``: where row groups of parquet files are kept, to be shared by several. Raises UsageError if it
     is missing or no shard by its name, DataError if it is not what its name says.
     """
-    path = Path(path)
-    if path.suffix.lower() == ".tar":
-        return TarShard(path)
-    if path.suffix.lower() == ".parquet":
-        return ParquetShard(path, groups)
-    raise UsageError(f"{path}: not a shard, its name must end in {' or '.join(SUFFIXES)}")
+    return TarShard(Path(path)) if _is_tar(path) else ParquetShard(Path(path), groups)
+
+
+def open_photos(path: str | os.PathLike[str], groups: RowGroups | None = None) -> Shard:
+    """As :func:`open_shard`, but only for the photos: all of them, whatever is said of them or not, and
+    records that are empty."""
+    return TarPhotos(Path(path)) if _is_tar(path) else ParquetPhotos(Path(path), groups)
+
+
+def _is_tar(path: str | os.PathLike[str]) -> bool:
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UsageError(f"{path}: not a shard, its name must end in {' or '.join(SUFFIXES)}")
+    return suffix == ".tar"
 
 
 def is_shards(path: str | os.PathLike[str]) -> bool:

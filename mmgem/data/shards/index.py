@@ -1,6 +1,6 @@
 """Where in a shard what is: found once by a scan, then kept beside the user's other caches.
 
-A file of its own for every shard and number of columns: one line of JSON, the numbers as raw int64, the
+A file of its own for every shard, number of columns and kind: one line of JSON, the numbers as raw int64, the
 names. It counts only for the size and time of change it was made of, and is replaced when the shard changes.
 """
 
@@ -34,9 +34,10 @@ class Index:
     problems: list[str]
 
 
-def indexed(path: Path, columns: int, scan: Callable[[Path], Index]) -> Index:
+def indexed(path: Path, columns: int, scan: Callable[[Path], Index], kind: str = "") -> Index:
     """The index of ``path``: the kept one, or that of ``scan``, which is then kept if the cache can be
-    written. Raises UsageError if there is no such file, DataError for what ``scan`` says."""
+    written. ``kind``: tells indexes of one file apart. Raises UsageError if there is no such file, DataError
+    for what ``scan`` says."""
     path = path.absolute()
     try:
         stat = path.stat()
@@ -44,7 +45,7 @@ def indexed(path: Path, columns: int, scan: Callable[[Path], Index]) -> Index:
         raise UsageError(f"{path}: {error.strerror}") from error
     stamp = [_VERSION, columns, os.fsdecode(path), stat.st_size, stat.st_mtime_ns]
     digest = hashlib.blake2b(os.fsencode(path), digest_size=12).hexdigest()
-    file = cache_home() / "shards" / f"{digest}-{columns}.index"
+    file = cache_home() / "shards" / f"{digest}-{columns}{kind}.index"
     found = _load(file, stamp, columns)
     if found is None:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ class ParquetShard(Shard):
     """A parquet file. Raises UsageError if it or pyarrow is missing, DataError if it is damaged or has no
     column of photos."""
 
+    photos_only = False
+
     def __init__(self, path: Path, groups: RowGroups | None = None):
         self.groups = groups or RowGroups()
-        super().__init__(path, indexed(path, 3, _scan))
+        scan = partial(_scan, photos_only=self.photos_only)
+        super().__init__(path, indexed(path, 3, scan, "photos" if self.photos_only else ""))
 
     def read(self, i: int) -> Sample:
         """Sample number ``i``, its photo not decoded. Raises ``DataError`` if it can be read no longer."""
@@ -70,23 +74,30 @@ class ParquetShard(Shard):
     def _group(self, number: int) -> tuple[Any, _Columns]:
         file = _open(self.path)
         try:
-            columns = _Columns(self.path, file.schema_arrow)
+            columns = _Columns(self.path, file.schema_arrow, self.photos_only)
             return file.read_row_group(number, columns=columns.all, use_threads=False), columns
         finally:
             file.close()
 
 
-class _Columns:
-    """Which columns there are and what they hold."""
+class ParquetPhotos(ParquetShard):
+    """The photos of a parquet file, whatever is said of them; records are empty."""
 
-    def __init__(self, path: Path, schema: Any):
-        self.path = path
+    photos_only = True
+
+
+class _Columns:
+    """Which columns there are and what they hold; with ``photos_only`` nothing else but keys."""
+
+    def __init__(self, path: Path, schema: Any, photos_only: bool):
+        self.path, self.photos_only = path, photos_only
         binary = [field.name for field in schema if _has_bytes(field.type)]
         named = [name for name in PHOTOS if name in binary]
         if not named and len(binary) != 1:
             raise DataError(f"{path}: no column of photos ({', '.join(PHOTOS)}) that holds bytes")
         self.photo = named[0] if named else binary[0]
-        self.texts = [name for name in schema.names if name not in binary]
+        texts = [name for name in schema.names if name not in binary]
+        self.texts = [name for name in texts if name in KEYS] if photos_only else texts
         self.all = [*self.texts, self.photo]
         metadata = schema.metadata or {}
         self.ours = OURS in metadata
@@ -97,6 +108,8 @@ class _Columns:
         """Key and record of a row of texts; ``name``: what the photo is called if they do not say."""
         fields = {key: value for key, value in row.items() if value is not None}
         key = next((str(fields.pop(k)) for k in KEYS if k in fields), name)
+        if self.photos_only:
+            return key, Record(self.path / name)
         if self.ours:
             fields |= json.loads(fields.pop("meta", "{}"))
             if "regions" in fields:
@@ -119,14 +132,14 @@ class _Columns:
         return data, *self.record(row, name)
 
 
-def _scan(path: Path) -> Index:
+def _scan(path: Path, photos_only: bool) -> Index:
     rows: list[list[int]] = []
     names: list[str] = []
     blocks: list[int] = []
     problems: list[str] = []
     file = _open(path)
     try:
-        columns = _Columns(path, file.schema_arrow)
+        columns = _Columns(path, file.schema_arrow, photos_only)
         number = 0
         for group in range(file.num_row_groups):
             begun = len(rows)

@@ -30,6 +30,8 @@ _MOST_TEXT = 1 << 24
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _BLOCK = tarfile.BLOCKSIZE
 
+_COLUMNS = 3 + 2 * len(_TEXTS)
+
 Place = tuple[int, int]  # offset and size
 
 
@@ -37,7 +39,7 @@ class TarShard(Shard):
     """A tar file. Raises UsageError if it is missing, DataError if it is not an uncompressed tar."""
 
     def __init__(self, path: Path):
-        super().__init__(path, indexed(path, 3 + 2 * len(_TEXTS), _scan))
+        super().__init__(path, indexed(path, _COLUMNS, _scan))
 
     def read(self, i: int) -> Sample:
         """Sample number ``i``, its photo not decoded. Raises ``DataError`` if it can be read no longer."""
@@ -53,6 +55,23 @@ class TarShard(Shard):
                     if place[0] >= 0
                 }
             return Sample(_split(name)[0], data, _record(self.path, name, parts))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path}: {name}: {error}; has the file changed?") from error
+
+
+class TarPhotos(Shard):
+    """The photos of a tar file, whatever lies beside them; records are empty. Raises as :class:`TarShard`."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, indexed(path, 3, _scan_photos, "photos"))
+
+    def read(self, i: int) -> Sample:
+        """Photo number ``i``, not decoded. Raises ``DataError`` if it can be read no longer."""
+        name = self.index.names[i]
+        _, offset, size = self.index.rows[i].tolist()
+        try:
+            with self.path.open("rb") as file:
+                return Sample(_split(name)[0], _read(file, (offset, size)), Record(self.path / name))
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: {name}: {error}; has the file changed?") from error
 
@@ -87,7 +106,24 @@ def _scan(path: Path) -> Index:
             row += group.places.get(kind, (-1, 0))
         rows.append(row)
         names.append(group.name)
-    table = np.array(rows, np.int64).reshape(len(rows), 3 + 2 * len(_TEXTS))
+    table = np.array(rows, np.int64).reshape(len(rows), _COLUMNS)
+    return Index(table, names, [len(rows)] if rows else [], problems)
+
+
+def _scan_photos(path: Path) -> Index:
+    """Every photo, also those of one key: ``a.left.jpg`` beside ``a.right.jpg``."""
+    problems: list[str] = []
+    rows, names = [], []
+    with path.open("rb") as file:
+        for member in _members(path, file, problems):
+            if not _split(member.name)[0] or not member.name.lower().endswith(IMAGE_SUFFIXES):
+                continue
+            if not member.isreg() or member.issparse():
+                problems.append(f"{path}: {member.name}: not a plain file")
+                continue
+            rows.append([0, member.offset_data, member.size])
+            names.append(member.name)
+    table = np.array(rows, np.int64).reshape(len(rows), 3)
     return Index(table, names, [len(rows)] if rows else [], problems)
 
 
