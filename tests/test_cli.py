@@ -27,6 +27,7 @@ VERBS = (
     "classify",
     "heatmap",
     "embed",
+    "bulk",
     "train",
     "eval",
     "mosaic",

@@ -23,7 +23,7 @@ from mmgem.cli.data import app
 from mmgem.data.images import image_size, open_image
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record, Region, read_jsonl, write_jsonl
-from mmgem.data.shards import find_shards, is_shards, open_shard, pack
+from mmgem.data.shards import find_shards, is_shards, open_photos, open_shard, pack
 from mmgem.data.shards import tar as tar_module
 from mmgem.errors import DataError, UsageError
 
@@ -259,6 +259,42 @@ def test_broken_members_are_skipped_and_counted(tmp_path):
     assert reasons[1].endswith("no caption")
     assert reasons[2].endswith("no photo beside it")
     assert "regions[0].box" in reasons[5]
+
+
+def test_photos_alone_need_nothing_beside_them(tmp_path):
+    members = [
+        ("a/1.jpg", jpeg(1)),
+        ("a/1.json", b"{broken"),
+        ("a/2.left.jpg", jpeg(2)),
+        ("a/2.right.PNG", jpeg(3)),
+        ("a/3.txt", b"no photo"),
+        ("a/.4.jpg", jpeg(4)),
+    ]
+    shard = open_photos(put_tar(tmp_path / "photos.tar", members))
+    samples = [shard.read(i) for i in range(shard.samples)]
+    assert [sample.key for sample in samples] == ["a/1", "a/2", "a/2"]
+    assert [sample.photo for sample in samples] == [jpeg(1), jpeg(2), jpeg(3)]
+    assert samples[1].record == Record(shard.path / "a/2.left.jpg")
+    assert shard.problems == []
+    # The same file as a shard of photos with captions is another thing, and stays so.
+    assert open_shard(shard.path).samples == 0
+    assert open_photos(shard.path).samples == 3
+
+
+@pytest.mark.parametrize("key", ["key", "url"])
+def test_photos_alone_of_parquet(tmp_path, key):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    photos = [jpeg(0), None, jpeg(2)]
+    parquet.write_table(
+        pa.table({key: ["x", "y", "z"], "jpg": photos}), tmp_path / "a.parquet", row_group_size=2
+    )
+    shard = open_photos(tmp_path / "a.parquet")
+    samples = [shard.read(i) for i in range(shard.samples)]
+    named = ["x", "z"] if key == "key" else ["00000000", "00000002"]
+    assert [(sample.key, sample.photo) for sample in samples] == [(named[0], jpeg(0)), (named[1], jpeg(2))]
+    assert shard.problems == [f"{shard.path}: row 1: no bytes of a photo"]
 
 
 def test_tars_of_the_wild(tmp_path):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mmgem.cli.inputs import ModelOption, load_model, note_foreign
 from mmgem.cli.output import JsonOption, note_skipped, print_json
 from mmgem.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from mmgem.search.index import Embedder
 
 
 def index(
@@ -19,6 +23,10 @@ def index(
     regions: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Make up to N regions of each photo findable too; kept."),
+    ] = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="What mmgem bulk wrote: photos in it are not embedded again."),
     ] = None,
     model: ModelOption = "tiny",
     as_json: JsonOption = False,
@@ -34,11 +42,12 @@ def index(
     from mmgem.progress import track
     from mmgem.search.index import update_index
 
+    known = fingerprint(resolve(model))
     report = update_index(
         out,
         folder,
-        lambda: load_model(model),
-        fingerprint(resolve(model)),
+        _embedder(model, known, vectors),
+        known,
         model=lasting_name(model),
         regions=regions,
         progress=partial(track, label="Indexing", unit=" photos"),
@@ -61,3 +70,17 @@ def index(
         f"{out}: {report.photos} photos ({report.embedded} embedded, {report.reused} moved or copied, "
         f"{report.unchanged} unchanged, {report.removed} removed){failures}, {report.seconds:.1f} s"
     )
+
+
+def _embedder(model: str, fingerprint: str, vectors: Path | None) -> Callable[[], Embedder]:
+    """What makes the embedder: the model, or what is known of it in ``vectors``, which is looked at now."""
+
+    def load() -> Embedder:
+        return load_model(model)
+
+    if vectors is None:
+        return load
+    from mmgem.bulk.vectors import BulkVectors
+
+    found = BulkVectors(vectors, fingerprint, load)
+    return lambda: found

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from mmgem import __version__
+from mmgem.cli.bulk import bulk
 from mmgem.cli.caption import caption
 from mmgem.cli.classify import classify
 from mmgem.cli.corpus import app as corpus
@@ -46,6 +47,7 @@ app.command("caption", short_help="Describe photos, or boxes of them.")(caption)
 app.command("classify", short_help="Sort photos into classes you name.")(classify)
 app.command("heatmap", short_help="Where in a photo a text is.")(heatmap)
 app.command("embed", short_help="Vectors of photos and texts.")(embed)
+app.command("bulk", short_help="Embed a large collection, part by part.")(bulk)
 app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("eval", short_help="Measure a model on a test set.")(evaluate)
 app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)

@@ -1,0 +1,109 @@
+"""Parts made by workers on Ray: a pool of actors of Ray Data, each with the model loaded once.
+
+Which photos are in which part is settled before, and the file of a part is named by its number. So a part
+that Ray has made again, because the worker that made it was killed, replaces nothing and adds nothing.
+Workers share the CPUs evenly and torch gets no more threads than that. Errors come back as values: Ray would
+wrap them, and start a worker that fails for a good reason again and again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mmgem import errors
+from mmgem.bulk.collection import Part
+from mmgem.bulk.maker import Job, Maker
+from mmgem.errors import MMGEMError, UsageError
+
+_STORE_BYTES = 128 << 20  # what passes between processes is small: names of photos
+
+
+class _Worker:
+    """What runs in an actor."""
+
+    def __init__(self, job: Job, threads: int):
+        self.maker = Maker(job, threads)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make the part in ``row``; returns its number and how many photos were skipped, or the error."""
+        part = Part.from_json(row["part"])
+        try:
+            return {"number": part.number, "skipped": self.maker.make(part), "kind": "", "error": ""}
+        except MMGEMError as error:
+            kind = type(error).__name__
+            return {"number": part.number, "skipped": 0, "kind": kind, "error": str(error)}
+
+
+def require_ray() -> Any:
+    """The module ``ray``, with Ray Data. Raises UsageError if it is not installed."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise UsageError("workers need Ray: pip install 'mmgem[ray]'; --workers 0 does without") from error
+    return ray
+
+
+def make_on_ray(
+    job: Job, parts: Sequence[Part], workers: int | None, address: str | None
+) -> Generator[tuple[Part, int]]:
+    """Make ``parts``; yields each as it is done, in any order, and how many of its photos were skipped.
+    Raises what a worker raised."""
+    numbered = {part.number: part for part in parts}
+    with running(workers, address) as ray:
+        size, cpus = _pool(ray, workers, len(parts))
+        rows = [{"part": part.to_json()} for part in parts]
+        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _Worker,
+            fn_constructor_args=(job, cpus),
+            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
+            num_cpus=cpus,
+        )
+        for table in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in table.to_pylist():
+                if row["kind"]:
+                    raise getattr(errors, row["kind"])(row["error"])
+                yield numbered[row["number"]], row["skipped"]
+
+
+def _pool(ray: Any, workers: int | None, parts: int) -> tuple[int, int]:
+    """How many workers, and how many CPUs each: as many as so many workers find on the cluster's nodes."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    if (workers or 1) > sum(nodes):
+        raise UsageError(f"{workers or 1} workers need as many CPUs; the cluster has {sum(nodes)}")
+    size = min(workers or sum(nodes), parts)
+    return size, max(n for n in range(1, max(nodes) + 1) if sum(node // n for node in nodes) >= size)
+
+
+@contextmanager
+def running(workers: int | None = None, address: str | None = None) -> Iterator[Any]:
+    """A Ray to work on: that at ``address``, else the one this process has begun, else a new one on this
+    machine, with a CPU for each of ``workers`` and in silence. Gives the module."""
+    ray = require_ray()
+    if address is None and ray.is_initialized():
+        yield ray
+        return
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    many = workers if (workers or 0) > (os.cpu_count() or 1) else None
+    local = {"include_dashboard": False, "num_cpus": many, "object_store_memory": _STORE_BYTES}
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **({} if address else local),
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{address or 'Ray'}: cannot be reached: {error}") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

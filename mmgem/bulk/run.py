@@ -1,0 +1,105 @@
+"""A run: what is missing is made, here or on Ray, and then all of it is counted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmgem.bulk.collection import Part, find_collection
+from mmgem.bulk.maker import Job, Maker
+from mmgem.bulk.on_ray import make_on_ray, require_ray
+from mmgem.bulk.output import Output, Skipped
+from mmgem.data.shards.parquet import require_pyarrow
+from mmgem.errors import ImageError, UsageError
+from mmgem.models.registry import fingerprint, lasting_name, resolve
+from mmgem.progress import Meter
+
+
+@dataclass(frozen=True, slots=True)
+class BulkReport:
+    """What is in the output after a run. ``photos``: rows in all parts; ``written``: of ``parts``, those that
+    this run made, with ``embedded`` photos in ``seconds``; ``skipped``: what was left out, of all runs."""
+
+    parts: int
+    written: int
+    photos: int
+    embedded: int
+    skipped: list[Skipped]
+    seconds: float
+
+
+def embed_collection(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    model: str | os.PathLike[str] = "tiny",
+    captions: bool = False,
+    part_size: int = 1000,
+    workers: int | None = None,
+    address: str | None = None,
+) -> BulkReport:
+    """Embed every photo of ``source`` into parquet parts in the folder ``out``, ``part_size`` photos each;
+    see :func:`mmgem.bulk.output.schema` for their columns. ``captions``: write a caption of each too.
+
+    ``workers``: processes on Ray (None: one a CPU), 0: none, all is done here and Ray is not needed.
+    ``address``: of a Ray cluster; None: Ray is started on this machine, or used if this process has begun it.
+    Parts that are there already are kept. The parts do not depend on who makes them.
+
+    Raises UsageError for arguments that cannot work, for an ``out`` made of other photos, by another model or
+    with other options, and if Ray is missing; ImageError if not a single photo can be read.
+    """
+    if part_size < 1 or (workers or 0) < 0:
+        raise UsageError("part_size must be at least 1 and workers not negative")
+    if address is not None and workers == 0:
+        raise UsageError("an address needs workers")
+    require_pyarrow()
+    if workers != 0:
+        require_ray()
+    collection, output = find_collection(source), Output(Path(out).absolute())
+    if output.out == collection.root:
+        raise UsageError(f"{out}: the parts would lie among the photos; choose a folder of their own")
+    known = fingerprint(resolve(model))
+    settings = {
+        "photos": len(collection),
+        "collection": collection.digest,
+        "model": known,
+        "captions": captions,
+        "part_size": part_size,
+    }
+    parts = collection.parts(part_size)
+    with output.opened(settings):
+        missing = [part for part in parts if not output.part(part.number).exists()]
+        began, embedded, left_out = time.perf_counter(), 0, 0
+        job = Job(collection.root, output.out, lasting_name(model), known, captions)
+        with (
+            closing(_made(job, missing, workers, address)) as made,
+            Meter("Embedding", len(parts), len(parts) - len(missing), " photos") as meter,
+        ):
+            for part, skipped in made:
+                embedded, left_out = embedded + len(part) - skipped, left_out + skipped
+                meter.advance(1, len(part), {"skipped": left_out})
+        seconds = time.perf_counter() - began
+        problems = [Skipped(None, None, shard, reason) for shard, reason in collection.problems]
+        photos, all_skipped = output.finish(parts, problems)
+    if not photos:
+        raise ImageError(
+            f"{source}: none of the {len(collection)} photos could be read; see {out}/skipped.jsonl"
+        )
+    return BulkReport(len(parts), len(missing), photos, embedded, all_skipped, seconds)
+
+
+def _made(
+    job: Job, parts: Sequence[Part], workers: int | None, address: str | None
+) -> Generator[tuple[Part, int]]:
+    """Make ``parts``; yields each as it is done, and how many of its photos were skipped."""
+    if not parts:
+        return
+    if workers == 0:
+        maker = Maker(job)
+        for part in parts:
+            yield part, maker.make(part)
+        return
+    yield from make_on_ray(job, parts, workers, address)

@@ -1,0 +1,58 @@
+"""``mmgem bulk``: embed a large collection, part by part, with several workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmgem.cli.inputs import ModelOption, note_foreign, quiet_libraries
+from mmgem.cli.output import JsonOption, note, print_json
+
+
+def bulk(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="Folder of photos, or shards (tar, parquet).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the parts.")],
+    model: ModelOption = "tiny",
+    captions: Annotated[bool, typer.Option("--captions", help="Write a caption of each photo too.")] = False,
+    part_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Photos in a part, what a kill loses at most.")
+    ] = 1000,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Processes on Ray; 0: this one, without.  [default: one a CPU]"
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="A", help="Of a Ray cluster.  [default: this machine]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed a large collection of photos into parquet files, its parts.
+
+    DIR/parts gets 000000.parquet and on: path or key, size, embedding and caption of each photo. Stopped, the
+    same command goes on with the parts that are missing; a worker that dies is replaced. Photos that cannot
+    be read are left out and listed in DIR/skipped.jsonl. With --json: {"parts", "written", "photos",
+    "embedded", "skipped", "seconds"}; written and embedded: by this run.
+    """
+    if workers == 0:
+        quiet_libraries()
+    from mmgem.bulk import embed_collection
+
+    report = embed_collection(source, out, model, captions, part_size, workers, address)
+    if source.is_dir():
+        note_foreign(source)
+    if report.skipped:
+        first = report.skipped[0]
+        place = ": ".join(name for name in (first.shard, first.key) if name)
+        note(f"skipped {len(report.skipped)}, {out}/skipped.jsonl lists them; first {place}: {first.reason}")
+    if as_json:
+        counts = {name: getattr(report, name) for name in ("parts", "written", "photos", "embedded")}
+        print_json({**counts, "skipped": len(report.skipped), "seconds": round(report.seconds, 3)})
+        return
+    kept = f" ({report.parts - report.written} of them were there)" if report.written < report.parts else ""
+    print(f"{out}: {report.photos} photos in {report.parts} parts{kept}, {report.seconds:.1f} s")
