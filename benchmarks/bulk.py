@@ -1,12 +1,12 @@
 """A collection embedded on local Ray, a worker killed midway, against the plain loop in one process.
 
-    python benchmarks/bulk.py --photos-in flickr8k/images [--photos 5000] [--workers 2] [--part-size 100] [--quick]
+    python benchmarks/bulk.py --photos-in flickr8k/images [--photos 5000] [--workers 2] [--quick]
 
-Both are `mmgem bulk`: `--workers 0` reads a batch, embeds it, reads the next, with torch on all cores; Ray has a
-process a core with one thread of torch. The plain loop comes first. Once half of the parts are there, a worker
-that is in the middle of one is killed with SIGKILL. Seconds are those of the whole run, loading of models and the
-start of Ray included; "at work" counts from the moment the first part is begun. Both outputs are then
-compared: complete, no photo twice, the largest difference of any number in any embedding.
+Both are `mmgem bulk`: `--workers 0` reads a batch, embeds it, reads the next, with torch on all cores; Ray
+has a process a core with one thread of torch. The plain loop comes first. Once half of the parts are there, a
+worker that is in the middle of one is killed with SIGKILL. Seconds are those of the whole run, loading of
+models and the start of Ray included; "at work" counts from the moment the first part is begun. Both outputs
+are then compared: complete, no photo twice, the largest difference of any number in any embedding.
 """
 
 from __future__ import annotations

@@ -154,6 +154,8 @@ def run(words: list[str]) -> None:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
         case ["mmgem", "mosaic", *rest]:
             assert main(["mosaic", *rest, "--count", "4"]) == 0
+        case ["mmgem", "bulk", *rest]:  # workers would load the real model
+            assert main(["bulk", *expanded(rest), "--workers", "0"]) == 0
         case ["mmgem", *rest]:
             assert main(expanded(rest)) == 0
         case ["torchrun", "--nproc-per-node", _, *rest]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -88,16 +89,16 @@ def running(workers: int | None = None, address: str | None = None) -> Iterator[
     if address is None and ray.is_initialized():
         yield ray
         return
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     many = workers if (workers or 0) > (os.cpu_count() or 1) else None
     local = {"include_dashboard": False, "num_cpus": many, "object_store_memory": _STORE_BYTES}
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if address else local),
-        )
+        with _silence():
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else local),
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"{address or 'Ray'}: cannot be reached: {error}") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -107,3 +108,19 @@ def running(workers: int | None = None, address: str | None = None) -> Iterator[
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep Ray's core from writing to standard error: it is told to log to its files only, and the line in
+    which it says so goes nowhere."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
