@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmgem.cli.inputs import ModelOption, load_model, note_foreign
-from mmgem.cli.output import JsonOption, note_skipped, print_json
+from mmgem.cli.output import JsonOption, note, note_skipped, print_json
 from mmgem.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
+    from mmgem.search.ann import Ann, GraphReport
     from mmgem.search.index import Embedder
 
 
@@ -28,6 +29,14 @@ def index(
         Path | None,
         typer.Option(metavar="DIR", help="What mmgem bulk wrote: photos in it are not embedded again."),
     ] = None,
+    ann: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Keep a graph for fast search among very many: int8, float16, float32 or binary; int8:256: "
+            "of so many dimensions; none: no more. Kept.",
+        ),
+    ] = None,
     model: ModelOption = "tiny",
     as_json: JsonOption = False,
 ) -> None:
@@ -36,13 +45,18 @@ def index(
     Only new and changed photos are embedded, so running it again is cheap, and a run that was stopped goes
     on where it was. Photos that cannot be read are listed and left out; if there are no others, the exit code
     is 1. With --json: {"photos", "embedded", "reused", "unchanged", "removed",
-    "failed": [{"file", "reason"}], "seconds"}.
+    "failed": [{"file", "reason"}], "seconds", "graph": {"kind", "vectors", "added", "bytes", "seconds"} or
+    null}.
     """
     from mmgem.models.registry import fingerprint, lasting_name, resolve
     from mmgem.progress import track
+    from mmgem.search.ann import Ann, drop_graph, require_usearch
     from mmgem.search.index import update_index
 
     known = fingerprint(resolve(model))
+    wanted = None if ann in (None, "none") else Ann.parse(ann)
+    if wanted is not None:
+        require_usearch()
     report = update_index(
         out,
         folder,
@@ -58,18 +72,32 @@ def index(
     note_skipped([f"{folder / bad.path}: {bad.reason}" for bad in report.failed])
     if not report.photos:
         raise ImageError(f"{folder}: none of the {len(report.failed)} photos could be read")
+    graph = None
+    if ann == "none":
+        drop_graph(out)
+    else:
+        graph = _update_graph(out, wanted)
     if as_json:
         failed = [{"file": str(folder / bad.path), "reason": bad.reason} for bad in report.failed]
         counts = {
             name: getattr(report, name) for name in ("photos", "embedded", "reused", "unchanged", "removed")
         }
-        print_json({**counts, "failed": failed, "seconds": round(report.seconds, 3)})
+        told = None
+        if graph is not None:
+            told = {"kind": str(graph.ann), "vectors": graph.rows, "added": graph.added, "bytes": graph.bytes}
+            told["seconds"] = round(graph.seconds, 3)
+        print_json({**counts, "failed": failed, "seconds": round(report.seconds, 3), "graph": told})
         return
     failures = f", {len(report.failed)} not readable" if report.failed else ""
     print(
         f"{out}: {report.photos} photos ({report.embedded} embedded, {report.reused} moved or copied, "
         f"{report.unchanged} unchanged, {report.removed} removed){failures}, {report.seconds:.1f} s"
     )
+    if graph is not None:
+        print(
+            f"{out}: {graph.ann} graph of {graph.rows} vectors ({graph.added} added), "
+            f"{graph.bytes / 1e6:.1f} MB, {graph.seconds:.1f} s"
+        )
 
 
 def _embedder(model: str, fingerprint: str, vectors: Path | None) -> Callable[[], Embedder]:
@@ -84,3 +112,20 @@ def _embedder(model: str, fingerprint: str, vectors: Path | None) -> Callable[[]
 
     found = BulkVectors(vectors, fingerprint, load)
     return lambda: found
+
+
+def _update_graph(out: Path, wanted: Ann | None) -> GraphReport | None:
+    """Bring the graph up to date; one that is there but was not asked for may stay behind."""
+    from mmgem.progress import track
+    from mmgem.search.ann import update_graph
+
+    def shown(parts: Sequence[slice]) -> Iterator[slice]:
+        return track(parts, "Graph", [part.stop - part.start for part in parts], " vectors")
+
+    try:
+        return update_graph(out, wanted, progress=shown)
+    except UsageError as problem:
+        if wanted is not None:
+            raise
+        note(f"the graph stays as it was: {problem}")
+        return None

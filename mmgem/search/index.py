@@ -194,7 +194,7 @@ class _Run:
                     contents.append(NewContent(first.digest, np.zeros((0, 0), np.float32), problem=result))
                 else:
                     boxes, vectors = result
-                    size = image_size(self.folder / first.path) if len(boxes) > 1 else None
+                    size = image_size(self.folder / first.path)
                     contents.append(NewContent(first.digest, vectors, boxes, size=size))
                     self.embedded += 1
         self.store.record(contents, files)

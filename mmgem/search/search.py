@@ -1,28 +1,33 @@
-"""Search an index of photos: exact, by the dot product of unit vectors.
+"""Search an index of photos, by the dot product of unit vectors: exact, or by a graph if the index keeps one.
 
 Notable choices. The vectors stay on the disk, memory-mapped: opening costs the list of paths only, and the
 system's page cache keeps the vectors between searches. One pass of a matrix product over all rows, then a
-partial sort, is exact and fast enough for hundreds of thousands of photos. Equal scores are ordered by path,
-then box, so the same search always gives the same list.
+partial sort, is exact and fast enough for hundreds of thousands of photos. A graph (:mod:`mmgem.search.ann`)
+says which rows to score instead: a few right ones may be missing, but what is found has its exact score.
+Equal scores are ordered by path, then box, so the same search always gives the same list.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from mmgem.errors import UsageError
+from mmgem.errors import SearchIndexError, UsageError
+from mmgem.search.ann import Graph
 from mmgem.search.places import Place
 from mmgem.search.store import Box, Snapshot, check_fingerprint, read_store
 
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
 _QUERIES_AT_ONCE = 32
+# A graph of less than this share of the rows is no help: the others are scored one by one.
+_KNOWN_SHARE = 0.9
 _PLACE_WEIGHT = np.float32(0.1)
 
 
@@ -42,8 +47,10 @@ class PhotoIndex:
     fixed order shared by :attr:`paths`, :attr:`boxes` and :attr:`vectors`.
     """
 
-    def __init__(self, snapshot: Snapshot, folder: Path) -> None:
+    def __init__(self, snapshot: Snapshot, folder: Path, graph: Graph | None = None) -> None:
+        """``graph``: one of ``snapshot``; None: every search is exact."""
         self.folder = folder
+        self.graph = graph
         self.fingerprint = snapshot.fingerprint
         self.model = snapshot.model
         self.regions = snapshot.regions
@@ -53,26 +60,35 @@ class PhotoIndex:
         self._rows = np.array([row for row, _, _ in snapshot.entries], np.int64)
         # Entries of row r are _starts[r] : _starts[r + 1]; none for a row no photo points to.
         self._starts = np.searchsorted(self._rows, np.arange(len(self._stored) + 1))
-        self._dead = np.flatnonzero(np.diff(self._starts) == 0)
-        boxed = self._rows[[box is not None for _, _, box in snapshot.entries]] if self.regions else ()
-        self._boxed = np.zeros(len(self._stored), bool)
-        self._boxed[np.asarray(boxed, np.int64)] = True
+        boxed = snapshot.boxed if snapshot.boxed is not None else np.zeros(len(self._stored), bool)
+        dead = np.diff(self._starts) == 0
+        self._not_photos, self._not_boxes = boxed | dead, ~boxed | dead
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], folder: Path | None = None, fingerprint: str | None = None
+        cls,
+        path: str | os.PathLike[str],
+        folder: Path | None = None,
+        fingerprint: str | None = None,
+        exact: bool = False,
     ) -> PhotoIndex:
         """Open the index at ``path``; ``folder`` says where the photos are if they have moved since.
 
         Without ``folder`` they are where they were when indexed or, if that is gone, at the same place
-        relative to the index. Raises SearchIndexError if the index is missing or damaged, or if
-        ``fingerprint`` is given and the index was built by another model.
+        relative to the index. If the index keeps a graph it is used, unless ``exact``; one that cannot be
+        is a warning, and the search is exact. Raises SearchIndexError if the index is missing or damaged, or
+        if ``fingerprint`` is given and the index was built by another model.
         """
         out = Path(path)
         snapshot = read_store(out)
         if fingerprint is not None:
             check_fingerprint(out, snapshot.fingerprint, fingerprint)
-        return cls(snapshot, snapshot.folder if folder is None else Path(folder))
+        graph = None
+        try:
+            graph = None if exact else Graph.open(out, snapshot)
+        except (SearchIndexError, UsageError) as problem:
+            warnings.warn(f"{problem}; searching all vectors until then", stacklevel=2)
+        return cls(snapshot, snapshot.folder if folder is None else Path(folder), graph)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -125,30 +141,24 @@ class PhotoIndex:
         """
         if not self.regions:
             raise UsageError("this index has no regions; make one with: mmgem index DIR --regions 20")
-        queries = self._checked(np.asarray(vector, np.float32)[None], k)
-        scores = (queries @ self._stored.T)[0]
-        out = ~self._boxed
-        out[self._dead] = True
-        if place is not None:
-            assert self._places is not None
-            scores = placed_scores(scores, self._places, place)
-        scores[out] = -np.inf
-        best: dict[bytes, Hit] = {}
-        # Photos with several good boxes take more than k rows; look further until k photos are there.
-        depth = 4 * k
-        while True:
+        query = self._checked(np.asarray(vector, np.float32)[None], k)[0]
+        scores = None
+
+        def best(depth: int) -> list[Hit]:
+            """The ``depth`` best boxes, and those that tie with the last, best first."""
+            nonlocal scores
+            if scores is None and place is None and (found := self._by_graph(query[None], depth, True)[0]):
+                return self._hits(*found)
+            if scores is None:
+                scores = query @ self._stored.T
+                if place is not None:
+                    assert self._places is not None
+                    scores = placed_scores(scores, self._places, place)
+                scores[self._not_boxes] = -np.inf
             rows = top_rows(scores, depth)
-            hits = sorted(
-                (-float(scores[row]), path, _box(box) or ())
-                for row in rows
-                for _, path, box in self._entries[self._starts[row] : self._starts[row + 1]]
-            )
-            best = {}
-            for score, path, box in hits:
-                best.setdefault(path, Hit(self.folder / os.fsdecode(path), -score, box or None))
-            if len(best) >= k or len(rows) < depth:
-                return list(best.values())[:k]
-            depth *= 4
+            return self._hits(rows, scores[rows])
+
+        return best_of_each_photo(best, k)
 
     def search_many(self, vectors: np.ndarray, k: int = 10) -> list[list[Hit]]:
         """Search for each row of ``vectors`` (q, D): as :meth:`search`, but faster than one at a time."""
@@ -160,10 +170,36 @@ class PhotoIndex:
             yield from ([] for _ in queries)
             return
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            scores = queries[start : start + _QUERIES_AT_ONCE] @ self._stored.T
-            scores[:, self._dead] = -np.inf
-            scores[:, self._boxed] = -np.inf
-            yield from (self._best(row, k) for row in scores)
+            some = queries[start : start + _QUERIES_AT_ONCE]
+            found = self._by_graph(some, k)
+            left = [number for number, pair in enumerate(found) if pair is None]
+            scores = some[left] @ self._stored.T
+            scores[:, self._not_photos] = -np.inf
+            for number, row in zip(left, scores, strict=True):
+                rows = top_rows(row, k)
+                found[number] = rows, row[rows]
+            yield from (self._hits(*pair)[:k] for pair in found if pair is not None)
+
+    def _by_graph(
+        self, queries: np.ndarray, depth: int, boxed: bool = False
+    ) -> list[tuple[np.ndarray, np.ndarray] | None]:
+        """For each of ``queries`` (q, D) the rows and scores of the ``depth`` best photos, or boxes, that the
+        graph leads to or does not know yet; None where the search has to be exact."""
+        total, near = len(self._stored), None
+        if self.graph is not None and self.graph.rows >= _KNOWN_SHARE * total:
+            new = np.arange(self.graph.rows, total)
+            near = self.graph.near(queries, depth, boxed)
+        if near is None:
+            return [None] * len(queries)
+        hidden = self._not_boxes if boxed else self._not_photos
+        best: list[tuple[np.ndarray, np.ndarray] | None] = []
+        for query, rows in zip(queries, near, strict=True):
+            rows = np.concatenate([np.sort(rows[rows < total]), new])
+            rows = rows[~hidden[rows]]
+            scores = self._stored[rows] @ query
+            top = top_rows(scores, depth)
+            best.append((rows[top], scores[top]) if len(top) >= depth else None)
+        return best
 
     def _checked(self, queries: np.ndarray, k: int) -> np.ndarray:
         if k < 1:
@@ -174,22 +210,33 @@ class PhotoIndex:
             )
         return queries
 
-    def _best(self, scores: np.ndarray, k: int) -> list[Hit]:
-        """Scores (R,) of the stored rows -> the k best entries."""
+    def _hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
+        """The entries of ``rows`` (n,), whose scores are ``scores``, best first."""
         found = []
-        for row in top_rows(scores, k):
-            score = float(scores[row])
-            for entry in range(self._starts[row], self._starts[row + 1]):
-                _, path, box = self._entries[entry]
+        for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+            for _, path, box in self._entries[self._starts[row] : self._starts[row + 1]]:
                 found.append((-score, path, _box(box) or ()))
         return [
-            Hit(self.folder / os.fsdecode(path), -score, box or None)
-            for score, path, box in sorted(found)[:k]
+            Hit(self.folder / os.fsdecode(path), -score, box or None) for score, path, box in sorted(found)
         ]
 
     @cached_property
     def _row_of_photo(self) -> dict[bytes, int]:
         return {path: row for row, path, box in self._entries if box is None}
+
+
+def best_of_each_photo(best: Callable[[int], list[Hit]], k: int) -> list[Hit]:
+    """The best hit of each of the first ``k`` photos; ``best(n)`` gives the n best hits or more, all of them
+    if there are fewer."""
+    depth = 4 * k  # photos with several good boxes take more than one
+    while True:
+        hits = best(depth)
+        first: dict[Path, Hit] = {}
+        for hit in hits:
+            first.setdefault(hit.path, hit)
+        if len(first) >= k or len(hits) < depth:
+            return list(first.values())[:k]
+        depth *= 4
 
 
 def placed_scores(scores: np.ndarray, boxes: np.ndarray, place: Place) -> np.ndarray:

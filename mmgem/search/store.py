@@ -3,6 +3,7 @@
     IDX/photos.sqlite3   the manifest: what was seen where, and which content owns which vectors
     IDX/vectors-G.f32    generation G of the vectors: little-endian float32, row r at byte 4·dim·r
     IDX/lock             held by the one process that writes
+    IDX/ann/             a graph for fast search, if one is kept (:mod:`mmgem.search.ann`)
 
 Notable choices. A vector belongs to a *content* (the hash of a file's bytes), a path merely points to one: so
 a photo that moves, is touched or is stored twice is never embedded again, and a content may own several rows
@@ -75,7 +76,7 @@ class KnownPhoto:
 class NewContent:
     """A content to record: ``vectors`` (m, D) float32 with a box or None (whole image) each, or a problem.
 
-    ``size`` (width, height) in pixels is that of the upright photo, needed where there are boxes."""
+    ``size`` (width, height) in pixels is that of the upright photo; needed where there are boxes."""
 
     digest: bytes
     vectors: np.ndarray
@@ -90,7 +91,9 @@ class Snapshot:
 
     ``vectors`` (R, D) float32 is memory-mapped and may hold rows that no photo points to. ``entries`` are
     (row, path, box as JSON or None), sorted by row, then path. ``regions`` is how many boxes a photo has at
-    most; ``places`` (R, 4) float32, where there are any, the box of each row in shares of its photo.
+    most; where there are any, ``boxed`` (R,) bool says which rows are boxes, and ``places`` (R, 4) float32
+    where, in shares of their photo. ``generation`` changes when rows get other numbers. ``sizes`` (R, 2)
+    int32, if asked for, is the width and height of the upright photo in pixels, 0 where it is not known.
     """
 
     fingerprint: str
@@ -99,7 +102,10 @@ class Snapshot:
     vectors: np.ndarray
     entries: list[tuple[int, bytes, str | None]]
     regions: int = 0
+    boxed: np.ndarray | None = None
     places: np.ndarray | None = None
+    generation: int = 0
+    sizes: np.ndarray | None = None
 
 
 class Store:
@@ -114,10 +120,7 @@ class Store:
         self._out = out
         with _named(out):
             out.mkdir(parents=True, exist_ok=True)
-            lock = lock_folder(out)
-        if lock is None:
-            raise SearchIndexError(f"{out}: another process is writing this index")
-        self._lock = lock
+        self._lock = write_lock(out)
         try:
             with _named(out):
                 self._db = _connect(out / _DATABASE, create=True)
@@ -299,8 +302,8 @@ class Store:
             self._db.execute("COMMIT")
 
 
-def read_store(out: Path) -> Snapshot:
-    """Read an index folder, also while another process adds to it.
+def read_store(out: Path, sizes: bool = False) -> Snapshot:
+    """Read an index folder, also while another process adds to it; ``sizes``: those of the photos too.
 
     Raises SearchIndexError if it is missing, unfinished or damaged.
     """
@@ -315,30 +318,44 @@ def read_store(out: Path) -> Snapshot:
         entries = db.execute(
             "SELECT row, path, box FROM rows JOIN photos ON photos.content = rows.content ORDER BY row, path"
         ).fetchall()
-        vectors_file = _vectors_file(out, int(_meta(db, "generation")))
-        regions, rows = int(_meta(db, "regions")), _count_rows(db)
+        generation, regions, rows = int(_meta(db, "generation")), int(_meta(db, "regions")), _count_rows(db)
+        boxed, places = _regions(db, rows) if regions else (None, None)
         return Snapshot(
             fingerprint=_meta(db, "fingerprint"),
             model=_meta(db, "model") or "",
             folder=_folder(db, out),
-            vectors=_map(vectors_file, rows, int(_meta(db, "dim") or 0)),
+            vectors=_map(_vectors_file(out, generation), rows, int(_meta(db, "dim") or 0)),
             entries=entries,
             regions=regions,
-            places=_places(db, rows) if regions else None,
+            boxed=boxed,
+            places=places,
+            generation=generation,
+            sizes=_sizes(db, rows) if sizes else None,
         )
 
 
-def _places(db: sqlite3.Connection, rows: int) -> np.ndarray:
-    """The box (rows, 4) of each row in shares of its photo; 0, 0, 1, 1 for a whole photo."""
-    places = np.tile(np.array([0, 0, 1, 1], np.float32), (rows, 1))
-    boxed = db.execute(
+def _regions(db: sqlite3.Connection, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are boxes, (rows,) bool, and the box of each in shares of its photo, (rows, 4) float32;
+    0, 0, 1, 1 for a whole photo."""
+    boxed, places = np.zeros(rows, bool), np.tile(np.array([0, 0, 1, 1], np.float32), (rows, 1))
+    found = db.execute(
         "SELECT row, box, width, height FROM rows JOIN contents ON contents.id = content"
         " WHERE box IS NOT NULL"
     )
-    for row, box, width, height in boxed:
+    for row, box, width, height in found:
         x0, y0, x1, y1 = json.loads(box)
-        places[row] = (x0 / width, y0 / height, x1 / width, y1 / height)
-    return places
+        boxed[row], places[row] = True, (x0 / width, y0 / height, x1 / width, y1 / height)
+    return boxed, places
+
+
+def _sizes(db: sqlite3.Connection, rows: int) -> np.ndarray:
+    sizes = np.zeros((rows, 2), np.int32)
+    found = db.execute(
+        "SELECT row, width, height FROM rows JOIN contents ON contents.id = content WHERE width IS NOT NULL"
+    )
+    for row, *size in found:
+        sizes[row] = size
+    return sizes
 
 
 def check_fingerprint(out: Path, built: str, wanted: str) -> None:
@@ -364,6 +381,16 @@ def _connect(path: Path, create: bool) -> sqlite3.Connection:
     """Open for writing if the disk allows (a reader too must roll back what a killed writer left)."""
     uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
     return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+
+
+def write_lock(out: Path) -> sqlite3.Connection:
+    """Take the writer's lock of the index in the folder ``out``. Raises SearchIndexError if another process
+    has it."""
+    with _named(out):
+        lock = lock_folder(out)
+    if lock is None:
+        raise SearchIndexError(f"{out}: another process is writing this index")
+    return lock
 
 
 def _version(db: sqlite3.Connection, out: Path) -> int:
