@@ -1,9 +1,9 @@
 """How the processes of a run find each other, however often they are started again.
 
-``torchrun`` keeps one key-value store for all attempts of a job, and in it what the ranks of earlier
-attempts have written. A rank that looks for its peer before the peer has written its new address finds that of
-a dead process, and is refused there or waits for ever (pytorch/pytorch#135712). So ranks agree on a word of
-their own first, and put it before every key. The number of restarts would not do: each machine counts its own.
+``torchrun`` keeps one key-value store for all attempts of a job, and in it what the ranks of earlier attempts
+have written. A rank that looks for its peer before the peer has written its new address finds that of a dead
+process, and is refused there or waits for ever (pytorch/pytorch#135712). So ranks agree on a word of their
+own first, and put it before every key. The number of restarts would not do: each machine counts its own.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ VERBS = (
     "pull",
     "corpus",
     "data",
+    "store",
 )
 ROOT = Path(main_module.__file__).parents[2]
 

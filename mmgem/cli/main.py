@@ -31,6 +31,7 @@ from mmgem.cli.mosaic import mosaic
 from mmgem.cli.output import note
 from mmgem.cli.pull import pull
 from mmgem.cli.search import search
+from mmgem.cli.store import app as store
 from mmgem.cli.train import train
 from mmgem.errors import MMGEMError, UsageError
 
@@ -53,6 +54,7 @@ app.command("eval", short_help="Measure a model on a test set.")(evaluate)
 app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)
 app.add_typer(corpus, name="corpus", short_help="Search and question texts a model has learned.")
 app.add_typer(data, name="data", short_help="Write data sets as shards.")
+app.add_typer(store, name="store", short_help="An index in a vector store.")
 app.command("export", short_help="Write a small copy of a model.")(export)
 app.command("pull", short_help="Fetch base weights or sample photos.")(pull)
 

@@ -47,6 +47,7 @@ _PIECE = 100_000  # rows after which the graph is saved, or a tenth of all if th
 _FITTED = 50_000  # rows, at most, that axes are found from
 _GROWN = 4  # an index of so many times the rows that its axes are from needs others
 _SAMPLED = 64  # rows by which vectors are known again
+_KNOWN = 0.9  # of the rows; a graph of fewer is no help, the others being compared one by one
 _OVERSAMPLED = 3  # candidates for each row that is wanted, if that is more than the kind's own
 _WORTHWHILE = 4  # a graph of so many times the candidates is faster than comparing all
 
@@ -160,7 +161,8 @@ class Graph:
     def open(cls, out: Path, snapshot: Snapshot) -> Graph | None:
         """The graph of the index ``out``, whose state is ``snapshot``; None if it keeps none.
 
-        Raises SearchIndexError if it does not fit the index, UsageError if usearch is not installed.
+        Raises SearchIndexError if it does not fit the index or lacks too much of it, UsageError if usearch is
+        not installed.
         """
         state = _read_state(out)
         if state is None:
@@ -168,6 +170,10 @@ class Graph:
         require_usearch()
         if problem := state.misfit(out / FOLDER, snapshot):
             raise SearchIndexError(f"{out}: its graph {problem}; mmgem index makes it again")
+        if state.rows < _KNOWN * (total := len(snapshot.vectors)):
+            raise SearchIndexError(
+                f"{out}: its graph is of {state.rows} of {total} vectors; mmgem index goes on"
+            )
         return cls(out / FOLDER, state, snapshot.vectors.shape[1])
 
     def near(self, queries: np.ndarray, count: int, boxed: bool = False) -> list[np.ndarray] | None:
@@ -279,6 +285,7 @@ class _Build:
         else:
             code = _Code(self.state.ann, _find_axes(vectors, self.state.dims) if self.state.dims else None)
             self.state = dataclasses.replace(self.state, fitted=min(_FITTED, total))
+            self._save({}, None, 0)  # what is wanted is known from now on
         parts = {part: code.empty(vectors.shape[1]) for part in _PARTS}
         for part, graph in parts.items():
             if (file := self.state.file(self.folder, part)) is not None:

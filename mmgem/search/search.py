@@ -26,8 +26,6 @@ from mmgem.search.store import Box, Snapshot, check_fingerprint, read_store
 
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
 _QUERIES_AT_ONCE = 32
-# A graph of less than this share of the rows is no help: the others are scored one by one.
-_KNOWN_SHARE = 0.9
 _PLACE_WEIGHT = np.float32(0.1)
 
 
@@ -185,12 +183,11 @@ class PhotoIndex:
     ) -> list[tuple[np.ndarray, np.ndarray] | None]:
         """For each of ``queries`` (q, D) the rows and scores of the ``depth`` best photos, or boxes, that the
         graph leads to or does not know yet; None where the search has to be exact."""
-        total, near = len(self._stored), None
-        if self.graph is not None and self.graph.rows >= _KNOWN_SHARE * total:
-            new = np.arange(self.graph.rows, total)
-            near = self.graph.near(queries, depth, boxed)
-        if near is None:
+        near = None if self.graph is None else self.graph.near(queries, depth, boxed)
+        if self.graph is None or near is None:
             return [None] * len(queries)
+        total = len(self._stored)
+        new = np.arange(self.graph.rows, total)
         hidden = self._not_boxes if boxed else self._not_photos
         best: list[tuple[np.ndarray, np.ndarray] | None] = []
         for query, rows in zip(queries, near, strict=True):

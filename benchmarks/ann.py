@@ -1,0 +1,197 @@
+"""Search in 1,000,000 vectors of 512 numbers: graphs of several kinds against our exact search.
+
+    python benchmarks/ann.py [--work /tmp/mmgem-ann] [--count 1000000] [--kinds int8,int8:256,...]
+    python benchmarks/ann.py --quick        # 50,000 vectors, int8 only
+
+Vectors and graphs are kept in --work: stopped, the next run goes on, and one that finds all of them only
+measures. Each kind is measured in a process of its own, our exact search and the graph in turn on the same
+index and queries; recall is the share of the exact first ten that the graph's first ten have.
+
+The data are 10,000 clusters (fewer if there are fewer than 100 vectors for each): a centre and, for each
+member, noise; both normal with a variance that falls as 1/i along hidden axes, as that of embeddings does,
+then brought to unit length. Two members of a cluster have a cosine of about 0.6, members of two about 0.
+Queries are members that are not in the index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgem.files import write_atomic
+from mmgem.progress import track
+from mmgem.search.ann import Ann, update_graph
+from mmgem.search.search import Hit, PhotoIndex
+from mmgem.search.store import NewContent, SeenFile, Store, read_store
+
+K = 10
+DIM = 512
+BLOCK = 10_000  # vectors made and recorded at once
+ALIKE = 0.6  # what members of a cluster share of their variance
+KINDS = "int8,int8:256,int8:128,float16,binary,float32"
+ROUNDS, EXACT_EACH, GRAPH_EACH, BATCH = 5, 4, 100, 64  # queries
+
+
+def normal(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """Normal rows whose variance falls along hidden axes and sums to 1: (rows, DIM) float32."""
+    variance = 1 / np.arange(1, DIM + 1)
+    axes = np.linalg.qr(np.random.default_rng(7).standard_normal((DIM, DIM)))[0]
+    scales = np.sqrt(variance / variance.sum())
+    return rng.standard_normal((rows, DIM), np.float32) @ (scales[:, None] * axes.T).astype(np.float32)
+
+
+def members(seed: int, rows: int, clusters: int) -> np.ndarray:
+    """Unit vectors (rows, DIM) of random clusters."""
+    rng = np.random.default_rng([1, seed])
+    centres = normal(np.random.default_rng(0), clusters)[rng.integers(0, clusters, rows)]
+    made = math.sqrt(ALIKE) * centres + math.sqrt(1 - ALIKE) * normal(rng, rows)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def make_index(out: Path, count: int, clusters: int) -> None:
+    """Write the index, or the rest of it: one photo a vector."""
+    with Store(out, "synthetic") as store:
+        store.set_source(out, "")
+        start = len(store.photos())
+        blocks = range(start, count, BLOCK)
+        for at in track(blocks, "Vectors", [min(BLOCK, count - b) for b in blocks], " vectors"):
+            numbers = range(at, min(at + BLOCK, count))
+            vectors = members(at // BLOCK, len(numbers), clusters)
+            digests = [number.to_bytes(16, "big") for number in numbers]
+            contents = [
+                NewContent(digest, vector[None], (None,))
+                for digest, vector in zip(digests, vectors, strict=True)
+            ]
+            files = [
+                SeenFile(f"{n:07}.jpg", 1, 1, digest) for n, digest in zip(numbers, digests, strict=True)
+            ]
+            store.record(contents, files)
+
+
+def make_graph(index: Path, out: Path, ann: Ann, threads: int) -> float:
+    """Keep a graph of ``index`` in ``out``, beside links to its files; returns the CPU seconds it took."""
+    out.mkdir(exist_ok=True)
+    for file in index.iterdir():
+        if file.suffix in (".sqlite3", ".f32") and not (out / file.name).exists():
+            (out / file.name).symlink_to(file.resolve())
+    spent = out / "seconds.json"
+    before = json.loads(spent.read_text()) if spent.exists() else 0.0
+
+    def timed(parts: Sequence[slice]) -> Iterator[slice]:
+        start = time.process_time()
+        sizes = [part.stop - part.start for part in parts]
+        for part in track(parts, f"Graph {ann}", sizes, " vectors"):
+            yield part
+            write_atomic(spent, json.dumps(before + time.process_time() - start))
+
+    update_graph(out, ann, threads=threads, progress=timed)
+    return json.loads(spent.read_text())
+
+
+def measure(out: Path, clusters: int) -> dict[str, Any]:
+    """Recall, queries a second and memory of the index ``out`` with its graph, and of exact search."""
+    index, exact = PhotoIndex.open(out), PhotoIndex.open(out, exact=True)
+    assert index.graph is not None
+    queries = members(-1 % 2**32, ROUNDS * GRAPH_EACH, clusters)
+    times: dict[str, list[float]] = {"exact": [], "graph": []}
+
+    def timed(name: str, search: Callable[[np.ndarray, int], Any], vectors: np.ndarray, each: int = 1) -> Any:
+        began = time.perf_counter()
+        found = search(vectors, K)
+        times[name].append((time.perf_counter() - began) / each)
+        return found
+
+    index.search(queries[0], K), exact.search(queries[0], K)  # read the files
+    found: list[list[Hit]] = []
+    for mine in np.split(queries, ROUNDS):
+        for query in mine[:EXACT_EACH]:
+            timed("exact", exact.search, query)
+        found += [timed("graph", index.search, query) for query in mine]
+    one = {name: 1 / float(np.median(taken)) for name, taken in times.items()}
+    times = {"exact": [], "graph": []}
+    truth: list[list[Hit]] = []
+    for at in range(0, len(queries), BATCH):
+        truth += timed("exact", exact.search_many, queries[at : at + BATCH], len(queries[at : at + BATCH]))
+        timed("graph", index.search_many, queries[at : at + BATCH], len(queries[at : at + BATCH]))
+    many = {name: 1 / float(np.median(taken)) for name, taken in times.items()}
+    shared = [
+        len({hit.path for hit in a} & {hit.path for hit in b}) for a, b in zip(truth, found, strict=True)
+    ]
+    return {
+        "recall": float(np.mean(shared)) / K,
+        "tenth": float(np.mean([hits[-1].score for hits in truth])),
+        "one": one,
+        "many": many,
+        "disk": index.graph.bytes,
+    }
+
+
+def resident(out: Path | None, exact: bool, clusters: int) -> int:
+    """Bytes in memory, mapped files included, after a hundred searches (none: before the index is open)."""
+    if out is not None:
+        index = PhotoIndex.open(out, exact=exact)
+        for query in members(-1 % 2**32, 100 if not exact else 2, clusters):
+            index.search(query, K)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``work`` returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--kinds", default=KINDS)
+    parser.add_argument("--work", type=Path, default=Path("/tmp/mmgem-ann"))
+    parser.add_argument("--threads", type=int, default=0, help="that build; 0: one a core")
+    parser.add_argument("--build-only", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    count, kinds = (50_000, "int8") if options.quick else (options.count, options.kinds)
+    clusters = min(10_000, max(1, count // 100))
+    index = options.work / f"{count}"
+    index.mkdir(parents=True, exist_ok=True)
+    make_index(index, count, clusters)
+    assert len(read_store(index).vectors) == count
+    seconds = {}
+    for kind in kinds.split(","):
+        seconds[kind] = make_graph(index, options.work / f"{count}-{kind}", Ann.parse(kind), options.threads)
+        print(f"{kind}: {seconds[kind]:.0f} CPU seconds", flush=True)
+    if options.build_only:
+        return
+    bare = alone(resident, None, True, clusters)
+    first = options.work / f"{count}-{kinds.split(',')[0]}"
+    whole = alone(resident, first, True, clusters) - bare
+    print(f"{count:,} vectors x {DIM} in {clusters:,} clusters, top {K}")
+    print(f"exact: on the disk {count * DIM * 4 / 1e6:.0f} MB, resident {whole / 1e6:.0f} MB")
+    print(
+        f"{'graph':10} recall  one by one, queries/s      batches of {BATCH}          build    disk  resident"
+    )
+    for kind in kinds.split(","):
+        out = options.work / f"{count}-{kind}"
+        told = alone(measure, out, clusters)
+        memory = alone(resident, out, False, clusters) - bare
+        (e1, g1), (e2, g2) = told["one"].values(), told["many"].values()
+        print(
+            f"{kind:10} {told['recall']:.3f} {g1:7.0f} : {e1:5.1f} = {g1 / e1:5.1f}x "
+            f"{g2:7.0f} : {e2:5.1f} = {g2 / e2:5.1f}x {seconds[kind]:6.0f} s {told['disk'] / 1e6:5.0f} MB "
+            f"{memory / 1e6:5.0f} MB",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""``mmgem store``: an index in a vector store, for many processes and machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmgem.cli.hits import (
+    BuiltByOption,
+    CountOption,
+    HtmlOption,
+    ImageOption,
+    QueryArgument,
+    model_of,
+    parse_question,
+    tell,
+)
+from mmgem.cli.inputs import BoxOption, load_model
+from mmgem.cli.output import JsonOption, note_skipped, print_json
+from mmgem.errors import UsageError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+PlaceArgument = Annotated[
+    str, typer.Argument(metavar="STORE", help="qdrant:URL, qdrant:FOLDER or lance:FOLDER.")
+]
+NameOption = Annotated[str, typer.Option("--name", metavar="N", help="Of the collection or table.")]
+
+
+@app.callback()
+def _store() -> None:
+    """Keep an index in a vector store, for many processes and machines: Qdrant or LanceDB."""
+
+
+@app.command("push", short_help="Bring a store up to date with an index.")
+def push(
+    idx: Annotated[Path, typer.Argument(metavar="IDX", help="Folder made by mmgem index.")],
+    place: PlaceArgument,
+    name: NameOption = "mmgem",
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a vector store up to date with an index: its photos and regions, with their boxes and sizes.
+
+    Only what is new is sent, and what is gone from the index is removed; a push that was stopped goes on
+    where it was. Indexes of several folders may share a collection if one model made them. With --json:
+    {"points", "added", "removed", "skipped", "seconds"}.
+    """
+    from mmgem.progress import track
+    from mmgem.search.stores import open_store
+    from mmgem.search.stores.push import push as bring
+
+    def shown(parts: Sequence[slice]) -> Iterator[slice]:
+        return track(parts, "Pushing", [part.stop - part.start for part in parts], " vectors")
+
+    with open_store(place, name, create=True) as store:
+        done = bring(idx, store, shown)
+    note_skipped([f"{path}: its name is not valid text" for path in done.skipped])
+    if as_json:
+        counts = {name: getattr(done, name) for name in ("points", "added", "removed")}
+        print_json({**counts, "skipped": list(done.skipped), "seconds": round(done.seconds, 3)})
+    else:
+        print(
+            f"{place} ({name}): {done.points} vectors ({done.added} added, {done.removed} removed), "
+            f"{done.seconds:.1f} s"
+        )
+
+
+@app.command("search", short_help="Find photos in a store, by words or by a photo.")
+def search(
+    place: PlaceArgument,
+    query: QueryArgument = None,
+    image: ImageOption = None,
+    box: BoxOption = None,
+    regions: Annotated[bool, typer.Option("--regions", help="Find regions, the best of each photo.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare all, even if the store has an index of its own.")
+    ] = False,
+    k: CountOption = 10,
+    name: NameOption = "mmgem",
+    html: HtmlOption = None,
+    model: BuiltByOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find photos in a store by a text, or by a photo: as mmgem search does, with the same output.
+
+    The model that made the vectors is used; another is refused.
+    """
+    from mmgem.search.stores import open_store
+    from mmgem.search.stores.base import check_model, search_store, search_store_regions
+
+    question = parse_question(query, image, box)
+    with open_store(place, name) as store:
+        payload = store.any_payload() if store.dim() is not None else None
+        if payload is None:
+            raise UsageError(f"{store.place}: holds no photos; push an index with: mmgem store push")
+        mmgem = load_model(model_of(payload.model, model, partial(check_model, store, payload)))
+        find = search_store_regions if regions else search_store
+        vector = question.vector(mmgem)
+        hits = question.answer(lambda count: find(store, vector, count, exact), k)
+        tell(question, hits, store.photos, html, as_json, ["box"] if regions else [])

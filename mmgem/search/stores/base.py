@@ -1,0 +1,173 @@
+"""What every vector store is asked to do, and what is the same for all of them.
+
+Notable choices. A point's id is a hash of its photo, its box and its vector, so the same thing has the same
+id in every push, and whatever changed has another: bringing a store up to date is comparing two sets of ids.
+Each point says which model made it, so a store needs no record beside its points. A store only proposes;
+scores are computed here from the vectors it kept, and equal ones are ordered as in an index, so the results
+are those of :class:`mmgem.search.search.PhotoIndex`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from mmgem.errors import SearchIndexError
+from mmgem.search.search import Hit, best_of_each_photo
+from mmgem.search.store import Box
+
+_SPARE = 16  # found beyond what is wanted, so that equal scores at the end are not left to chance
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What a point tells of itself.
+
+    ``path`` is absolute, ``folder`` that of the index it came from. ``box`` is in pixels of the upright
+    photo, None for the whole, as ``region`` says too; ``width`` and ``height`` are the photo's, None if not
+    known. ``fingerprint`` identifies the model, ``model`` is a name or path that loads it.
+    """
+
+    path: str
+    folder: str
+    box: Box | None
+    region: bool
+    width: int | None
+    height: int | None
+    fingerprint: str
+    model: str
+
+    @classmethod
+    def read(cls, stored: dict[str, Any]) -> Payload:
+        """The payload whose fields a store gave back; raises ValueError if they are of something else."""
+        try:
+            fields = {name: stored[name] for name in cls.__dataclass_fields__}
+            box = fields["box"]
+            return cls(**fields | {"box": None if box is None else tuple(box)})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"holds points that mmgem did not push ({error})") from error
+
+    def fields(self) -> dict[str, Any]:
+        """Plain values, for a store."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Points:
+    """Points of a store: their ids, vectors (n, D) float32 and payloads."""
+
+    ids: Sequence[str]
+    vectors: np.ndarray
+    payloads: Sequence[Payload]
+
+
+@contextmanager
+def named(place: str, *failures: type[Exception]) -> Iterator[None]:
+    """Turn what a store's library complains about into a SearchIndexError of one line, with ``place``."""
+    try:
+        yield
+    except failures as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise SearchIndexError(f"{place}: {reason[0]}") from error
+
+
+class VectorStore(Protocol):
+    """One collection of a store; a context manager. Methods raise SearchIndexError if the store fails."""
+
+    place: str
+    """Kind, where and name, for messages."""
+    batch: int
+    """How many points are best sent at once."""
+
+    def dim(self) -> int | None:
+        """D of its vectors; None if the collection does not exist."""
+        ...
+
+    def create(self, dim: int) -> None:
+        """Make the collection, of vectors of ``dim`` numbers compared by their dot product."""
+        ...
+
+    def any_payload(self) -> Payload | None:
+        """That of any point of an existing collection, None if it has none."""
+        ...
+
+    def ids(self, folder: str) -> set[str]:
+        """The ids of all points that came from the index of ``folder``."""
+        ...
+
+    def add(self, points: Points) -> None:
+        """Add points; those whose ids are there already are replaced."""
+        ...
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Remove points by their ids."""
+        ...
+
+    def read(self) -> Iterator[Points]:
+        """All points, in no order."""
+        ...
+
+    def nearest(self, vector: np.ndarray, count: int, region: bool, exact: bool) -> Points:
+        """The ``count`` points nearest to ``vector`` (D,), of regions or of whole photos, in no order;
+        ``exact``: compare all, even if the store has a faster way."""
+        ...
+
+    def photos(self) -> int:
+        """How many whole photos there are."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_model(store: VectorStore, payload: Payload, fingerprint: str) -> None:
+    """Raise SearchIndexError unless the points of ``store``, one of which is ``payload``'s, were made by the
+    model with this fingerprint."""
+    if payload.fingerprint != fingerprint:
+        raise SearchIndexError(
+            f"{store.place}: holds vectors of another model ({payload.fingerprint}, not {fingerprint}); "
+            "use that model, or another --name"
+        )
+
+
+def search_store(store: VectorStore, vector: np.ndarray, k: int = 10, exact: bool = False) -> list[Hit]:
+    """The ``k`` whole photos most similar to ``vector`` (D,) float32 of unit length, best first, as
+    :meth:`mmgem.search.search.PhotoIndex.search` finds them; ``exact``: even if the store would rather guess.
+    """
+    return _hits(store, vector, k, False, exact)[:k]
+
+
+def search_store_regions(
+    store: VectorStore, vector: np.ndarray, k: int = 10, exact: bool = False
+) -> list[Hit]:
+    """The best box of each of the ``k`` photos with the best boxes for ``vector`` (D,)."""
+    return best_of_each_photo(lambda count: _hits(store, vector, count, True, exact), k)
+
+
+def _hits(store: VectorStore, vector: np.ndarray, count: int, region: bool, exact: bool) -> list[Hit]:
+    """``count`` hits and some more, best first; all if there are fewer."""
+    found = store.nearest(vector, count + _SPARE, region, exact)
+    if not found.ids:
+        return []
+    scores = (found.vectors @ vector).tolist()
+    best = sorted(
+        (-score, os.fsencode(payload.path), payload.box or ())
+        for score, payload in zip(scores, found.payloads, strict=True)
+    )
+    return [Hit(Path(os.fsdecode(path)), -score, box or None) for score, path, box in best]

@@ -1,0 +1,131 @@
+"""LanceDB: a table of columns in a folder, or in an object store by its URI.
+
+Notable choices. Without an index of its own a table is compared row by row, which is exact; one that was made
+(``create_index`` of lancedb's table) is used, unless ``exact``. Each batch is a version of the table and a
+file, so batches are large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgem.errors import SearchIndexError, UsageError
+from mmgem.search.stores.base import Payload, Points, VectorStore, named
+
+
+class LanceStore(VectorStore):
+    """A table in a folder, or at a URI such as ``s3://bucket/path``."""
+
+    batch = 8192
+
+    def __init__(self, where: str, name: str, create: bool = False) -> None:
+        try:
+            import lancedb
+        except ImportError as error:
+            raise UsageError("lance: needs lancedb: pip install 'mmgem[lance]'") from error
+        self.place, self._name = f"lance:{where} ({name})", name
+        folder = None if "://" in where else Path(where).expanduser()
+        if folder is not None and not create and not folder.is_dir():
+            raise SearchIndexError(f"{self.place}: no such folder; mmgem store push makes it")
+        with self._named():
+            self._db = lancedb.connect(where if folder is None else folder)
+            try:
+                self._table: Any = self._db.open_table(name)
+            except (ValueError, FileNotFoundError):  # by release
+                self._table = None
+
+    def dim(self) -> int | None:
+        if self._table is None:
+            return None
+        columns = self._table.schema
+        size = getattr(columns.field("vector").type, "list_size", None) if "vector" in columns.names else None
+        if size is None or not set(Payload.__dataclass_fields__) <= set(columns.names):
+            raise SearchIndexError(f"{self.place}: is not a table of mmgem's")
+        return size
+
+    def create(self, dim: int) -> None:
+        import pyarrow as pa
+
+        columns = {
+            "id": pa.string(),
+            "vector": pa.list_(pa.float32(), dim),
+            "path": pa.string(),
+            "folder": pa.string(),
+            "box": pa.list_(pa.float64()),
+            "region": pa.bool_(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "fingerprint": pa.string(),
+            "model": pa.string(),
+        }
+        with self._named():
+            self._table = self._db.create_table(self._name, schema=pa.schema(list(columns.items())))
+
+    def any_payload(self) -> Payload | None:
+        found = self._read(self._table.search().limit(1))
+        return found.payloads[0] if found.ids else None
+
+    def ids(self, folder: str) -> set[str]:
+        with self._named():
+            rows = self._table.search().where(f"folder = {_quoted(folder)}").select(["id"])
+            return set(rows.limit(self._table.count_rows()).to_arrow()["id"].to_pylist())
+
+    def add(self, points: Points) -> None:
+        import pyarrow as pa
+
+        fields = [payload.fields() for payload in points.payloads]
+        columns = {name: [row[name] for row in fields] for name in Payload.__dataclass_fields__}
+        flat = pa.array(points.vectors.ravel(), pa.float32())
+        columns |= {
+            "id": list(points.ids),
+            "vector": pa.FixedSizeListArray.from_arrays(flat, points.vectors.shape[1]),
+        }
+        with self._named():
+            rows = pa.table(columns, schema=self._table.schema)
+            self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(
+                rows
+            )
+
+    def remove(self, ids: Sequence[str]) -> None:
+        with self._named():
+            self._table.delete(f"id IN ({', '.join(map(_quoted, ids))})")
+
+    def read(self) -> Iterator[Points]:
+        with self._named():
+            batches = self._table.search().limit(self._table.count_rows()).to_batches(self.batch)
+            for batch in batches:
+                yield _points(batch)
+
+    def nearest(self, vector: np.ndarray, count: int, region: bool, exact: bool) -> Points:
+        query = self._table.search(vector, vector_column_name="vector").distance_type("dot")
+        query = query.where(f"region = {str(region).lower()}", prefilter=True).limit(count)
+        return self._read(query.bypass_vector_index() if exact else query)
+
+    def photos(self) -> int:
+        with self._named():
+            return self._table.count_rows("region = false")
+
+    def close(self) -> None:
+        self._table = None
+
+    def _read(self, query: Any) -> Points:
+        with self._named():
+            return _points(query.to_arrow())
+
+    def _named(self) -> AbstractContextManager[None]:
+        return named(self.place, OSError, RuntimeError, ValueError)
+
+
+def _points(rows: Any) -> Points:
+    """Rows of Arrow (a table or a batch) as points."""
+    vectors = np.array(rows["vector"].to_pylist(), np.float32)
+    return Points(rows["id"].to_pylist(), vectors, [Payload.read(row) for row in rows.to_pylist()])
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,110 @@
+"""Bring a store up to date with an index: add what it lacks, remove what the index no longer has.
+
+Ids say what is the same (:mod:`mmgem.search.stores.base`), so nothing is sent twice, and a push that was
+stopped goes on where it was. What is gone is removed first: a changed photo is never found as it was. Points
+from the index of another folder are left alone, so several indexes can share a collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mmgem.errors import SearchIndexError
+from mmgem.search.store import Snapshot, read_store
+from mmgem.search.stores.base import Payload, Points, VectorStore, check_model
+
+_REMOVED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What a push did: ``points`` of the index are in the store now, ``added`` of them new; ``removed`` were
+    there before. ``skipped`` are photos whose paths are not valid text, which stores cannot hold."""
+
+    points: int
+    added: int
+    removed: int
+    skipped: tuple[str, ...]
+    seconds: float
+
+
+def push(
+    out: Path,
+    store: VectorStore,
+    progress: Callable[[Sequence[slice]], Iterable[slice]] = iter,
+) -> PushReport:
+    """Make ``store`` hold the photos and regions of the index ``out``, making the collection if need be.
+
+    ``progress`` is handed the slices of points to add and gives them back one by one, showing a bar. Raises
+    SearchIndexError if the index cannot be read, the store cannot be written, or holds vectors of another
+    model or length.
+    """
+    began = time.perf_counter()
+    snapshot = read_store(out, sizes=True)
+    if not snapshot.entries:
+        raise SearchIndexError(f"{out}: the index holds no photos")
+    dim = snapshot.vectors.shape[1]
+    if (there := store.dim()) is None:
+        store.create(dim)
+    elif there != dim:
+        raise SearchIndexError(f"{store.place}: holds vectors of {there} numbers, {out} of {dim}")
+    elif (payload := store.any_payload()) is not None:
+        check_model(store, payload, snapshot.fingerprint)
+    folder, wanted, skipped = str(snapshot.folder), {}, []
+    for number, (row, path, box) in enumerate(snapshot.entries):
+        try:
+            path.decode()
+        except UnicodeDecodeError:
+            skipped += [os.fsdecode(path)] if box is None else []
+        else:
+            wanted[_identify(snapshot, row, path, box)] = number
+    have = store.ids(folder)
+    stale = sorted(have - wanted.keys())
+    for at in range(0, len(stale), _REMOVED_AT_ONCE):
+        store.remove(stale[at : at + _REMOVED_AT_ONCE])
+    missing = [(name, number) for name, number in wanted.items() if name not in have]
+    step = store.batch
+    for part in progress([slice(at, min(at + step, len(missing))) for at in range(0, len(missing), step)]):
+        store.add(_points(snapshot, folder, missing[part]))
+    seconds = time.perf_counter() - began
+    return PushReport(len(wanted), len(missing), len(stale), tuple(skipped), seconds)
+
+
+def _identify(snapshot: Snapshot, row: int, path: bytes, box: str | None) -> str:
+    """The id of an entry, a UUID: the same for the same thing."""
+    parts = [os.fsencode(snapshot.folder), path, (box or "").encode(), snapshot.fingerprint.encode()]
+    digest = hashlib.blake2b(b"\0".join(parts), digest_size=16)
+    digest.update(snapshot.vectors[row].tobytes())
+    return str(uuid.UUID(bytes=digest.digest()))
+
+
+def _points(snapshot: Snapshot, folder: str, entries: Sequence[tuple[str, int]]) -> Points:
+    """The points of some (id, number of the entry)."""
+    assert snapshot.sizes is not None
+    payloads, rows = [], []
+    for _, number in entries:
+        row, path, box = snapshot.entries[number]
+        width, height = snapshot.sizes[row].tolist()
+        payloads.append(
+            Payload(
+                path=str(snapshot.folder / path.decode()),
+                folder=folder,
+                box=None if box is None else tuple(json.loads(box)),
+                region=box is not None,
+                width=width or None,
+                height=height or None,
+                fingerprint=snapshot.fingerprint,
+                model=snapshot.model,
+            )
+        )
+        rows.append(row)
+    return Points([name for name, _ in entries], np.asarray(snapshot.vectors[rows]), payloads)

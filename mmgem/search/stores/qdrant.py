@@ -1,0 +1,142 @@
+"""Qdrant: a server, or its local mode in a folder.
+
+Notable choices. Vectors are compared by their dot product: they have unit length already, and Qdrant stores
+those as they are, while its cosine distance would normalise them again. A server finds neighbours by a graph
+of its own once a collection is large; ``exact`` compares all. Local mode compares all, holds everything in
+memory and keeps its points on the disk as pickles: open only folders that you made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgem.errors import SearchIndexError, UsageError
+from mmgem.search.stores.base import Payload, Points, VectorStore, named
+
+_PAGE = 10_000  # ids read at once
+_URLS = ("http://", "https://")
+
+
+class QdrantStore(VectorStore):
+    """A collection at a URL (``$QDRANT_API_KEY`` is its key, if it needs one) or in a folder."""
+
+    batch = 256
+
+    def __init__(self, where: str, name: str, create: bool = False) -> None:
+        try:
+            import qdrant_client
+        except ImportError as error:
+            raise UsageError("qdrant: needs qdrant-client: pip install 'mmgem[qdrant]'") from error
+        self.place, self._name, self._models = f"qdrant:{where} ({name})", name, qdrant_client.models
+        self._remote = where.startswith(_URLS)
+        folder = Path(where).expanduser()
+        if not self._remote and not create and not folder.is_dir():
+            raise SearchIndexError(f"{self.place}: no such folder; mmgem store push makes it")
+        with self._named():
+            if self._remote:
+                key = os.environ.get("QDRANT_API_KEY")
+                self._client: Any = qdrant_client.QdrantClient(url=where, api_key=key)
+            else:
+                self._client = qdrant_client.QdrantClient(path=str(folder))
+
+    def dim(self) -> int | None:
+        with self._named():
+            if not self._client.collection_exists(self._name):
+                return None
+            size = getattr(self._client.get_collection(self._name).config.params.vectors, "size", None)
+        if size is None:
+            raise SearchIndexError(f"{self.place}: is not a collection of mmgem's")
+        return size
+
+    def create(self, dim: int) -> None:
+        models = self._models
+        with self._named():
+            kind = models.VectorParams(size=dim, distance=models.Distance.DOT)
+            self._client.create_collection(self._name, vectors_config=kind)
+            if self._remote:
+                for field, schema in (("folder", "keyword"), ("region", "bool")):
+                    self._client.create_payload_index(self._name, field, field_schema=schema)
+
+    def any_payload(self) -> Payload | None:
+        with self._named():
+            found, _ = self._client.scroll(self._name, limit=1, with_payload=True)
+            return Payload.read(found[0].payload) if found else None
+
+    def ids(self, folder: str) -> set[str]:
+        return {str(point.id) for page in self._pages(_PAGE, self._where(folder=folder)) for point in page}
+
+    def add(self, points: Points) -> None:
+        batch = self._models.Batch(
+            ids=list(points.ids),
+            vectors=points.vectors.tolist(),
+            payloads=[payload.fields() for payload in points.payloads],
+        )
+        with self._named():
+            self._client.upsert(self._name, points=batch, wait=True)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        with self._named():
+            self._client.delete(self._name, points_selector=self._models.PointIdsList(points=list(ids)))
+
+    def read(self) -> Iterator[Points]:
+        for page in self._pages(self.batch, None, with_payload=True, with_vectors=True):
+            yield self._points(page)
+
+    def nearest(self, vector: np.ndarray, count: int, region: bool, exact: bool) -> Points:
+        how = {"search_params": self._models.SearchParams(exact=True)} if exact and self._remote else {}
+        with self._named():
+            found = self._client.query_points(
+                self._name,
+                query=vector.tolist(),
+                limit=count,
+                query_filter=self._where(region=region),
+                with_payload=True,
+                with_vectors=True,
+                **how,
+            )
+            return self._points(found.points)
+
+    def photos(self) -> int:
+        with self._named():
+            return self._client.count(self._name, count_filter=self._where(region=False), exact=True).count
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _where(self, **fields: Any) -> Any:
+        models = self._models
+        return models.Filter(
+            must=[
+                models.FieldCondition(key=name, match=models.MatchValue(value=value))
+                for name, value in fields.items()
+            ]
+        )
+
+    def _pages(self, size: int, where: Any, **what: bool) -> Iterator[list[Any]]:
+        what = {"with_payload": False, "with_vectors": False} | what
+        after = None
+        while True:
+            with self._named():
+                page, after = self._client.scroll(
+                    self._name, scroll_filter=where, limit=size, offset=after, **what
+                )
+            yield page
+            if after is None:
+                return
+
+    def _points(self, found: Sequence[Any]) -> Points:
+        vectors = np.array([point.vector for point in found], np.float32)
+        with self._named():
+            payloads = [Payload.read(point.payload) for point in found]
+        return Points([str(point.id) for point in found], vectors, payloads)
+
+    def _named(self) -> AbstractContextManager[None]:
+        from qdrant_client.http.exceptions import ApiException
+
+        return named(self.place, ApiException, OSError, RuntimeError, ValueError)
