@@ -283,7 +283,7 @@ class _Build:
         if self.state.rows:
             code = _Code(self.state.ann, _read_axes(self.folder, self.state))
         else:
-            code = _Code(self.state.ann, _find_axes(vectors, self.state.dims) if self.state.dims else None)
+            code = _Code(self.state.ann, find_axes(vectors, self.state.dims) if self.state.dims else None)
             self.state = dataclasses.replace(self.state, fitted=min(_FITTED, total))
             self._save({}, None, 0)  # what is wanted is known from now on
         parts = {part: code.empty(vectors.shape[1]) for part in _PARTS}
@@ -360,7 +360,7 @@ def _read_axes(folder: Path, state: _State) -> np.ndarray | None:
     return None if file is None else np.load(file, allow_pickle=False)
 
 
-def _find_axes(vectors: np.ndarray, dims: int) -> np.ndarray:
+def find_axes(vectors: np.ndarray, dims: int) -> np.ndarray:
     """The ``dims`` orthogonal directions (D, dims) float32 in which rows are longest, the longest first."""
     some = np.asarray(vectors[:: max(1, len(vectors) // _FITTED)], np.float32)
     axes = np.linalg.eigh((some.T @ some).astype(np.float64))[1]  # the shortest first

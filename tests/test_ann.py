@@ -1,0 +1,214 @@
+"""A graph beside an index: finds what exact search finds, never what is gone, and is made anew if need be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmgem.errors import UsageError
+from mmgem.search import ann as ann_module
+from mmgem.search import store as store_module
+from mmgem.search.ann import KINDS, Ann, GraphReport, drop_graph, update_graph
+from mmgem.search.search import PhotoIndex
+from mmgem.search.store import NewContent, SeenFile, Store
+
+DIM = 32
+
+
+def units(count: int, seed: int = 0) -> np.ndarray:
+    """Unit vectors (count, DIM) of forty clusters, longer along some directions than along others."""
+    scales = np.linspace(1.5, 0.1, DIM)
+    centres = np.random.default_rng(99).standard_normal((40, DIM)) * scales
+    rng = np.random.default_rng(seed)
+    made = centres[rng.integers(0, 40, count)] + 0.6 * rng.standard_normal((count, DIM)) * scales
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+
+def add(out: Path, vectors: np.ndarray, first: int = 0, boxes: int = 0) -> None:
+    """Record vectors (n, DIM), a photo for every 1 + ``boxes`` of them."""
+    rows = vectors.reshape(-1, 1 + boxes, DIM)
+    shapes = (None, *((float(i), 0.0, i + 5.0, 5.0) for i in range(boxes)))
+    numbers = range(first, first + len(rows))
+    with Store(out, "f", boxes) as store:
+        store.set_source(out, "tiny")
+        contents = [
+            NewContent(n.to_bytes(16, "big"), own, shapes, size=(20, 10))
+            for n, own in zip(numbers, rows, strict=True)
+        ]
+        store.record(contents, [SeenFile(f"{n:05}.jpg", 1, 1, n.to_bytes(16, "big")) for n in numbers])
+
+
+def recall(out: Path, queries: np.ndarray, regions: bool = False) -> float:
+    """The share of the exact first ten that the graph finds too; it must be in use."""
+    fast, exact = PhotoIndex.open(out), PhotoIndex.open(out, exact=True)
+    assert fast.graph is not None and exact.graph is None
+    shared = 0
+    for query in queries:
+        found, wanted = (i.search_regions(query) if regions else i.search(query) for i in (fast, exact))
+        assert len(found) == len(wanted) == 10
+        shared += len({hit.path for hit in found} & {hit.path for hit in wanted})
+        scores = {(hit.path, hit.box): hit.score for hit in wanted}
+        for hit in found:
+            assert hit.score == pytest.approx(scores.get((hit.path, hit.box), hit.score), abs=1e-6)
+    return shared / (10 * len(queries))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    add(tmp_path / "idx", units(2200))
+    return tmp_path / "idx"
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "int8:16"])
+def test_the_graph_finds_what_exact_search_finds(out: Path, kind: str) -> None:
+    report = update_graph(out, Ann.parse(kind))
+    assert report is not None and (str(report.ann), report.rows, report.added) == (kind, 2200, 2200)
+    assert report.bytes == sum(p.stat().st_size for p in (out / "ann").iterdir() if p.suffix != ".json")
+    queries = units(30, seed=1)
+    assert recall(out, queries) > (0.9 if kind == "binary" else 0.97)
+    index = PhotoIndex.open(out)
+    assert [[h.path for h in hits] for hits in index.search_many(queries)] == [
+        [h.path for h in index.search(query)] for query in queries
+    ]
+    # Asked for a large part of the index, comparing all is better.
+    assert len(index.search(queries[0], 2000)) == 2000
+
+
+def test_new_rows_are_found_before_and_after_they_join(out: Path) -> None:
+    update_graph(out, Ann())
+    later = units(100, seed=5)
+    add(out, later, first=2200)
+    for _ in range(2):
+        index = PhotoIndex.open(out)
+        assert index.graph is not None
+        assert [index.search(v, 1)[0].path.name for v in later] == [f"{n:05}.jpg" for n in range(2200, 2300)]
+        report = update_graph(out)
+        assert report is not None and report.rows == 2300
+    assert report.added == 0
+
+
+def test_what_is_gone_is_not_found(out: Path) -> None:
+    update_graph(out, Ann())
+    query = units(1, seed=3)[0]
+    best = [hit.path.name for hit in PhotoIndex.open(out, exact=True).search(query, 200)]
+    with Store(out, "f") as store:
+        store.forget(best[:50])
+    index = PhotoIndex.open(out)
+    assert index.graph is not None
+    assert [hit.path.name for hit in index.search(query)] == best[50:60]
+    with Store(out, "f") as store:  # more than there are candidates
+        store.forget(best[50:190])
+    assert [hit.path.name for hit in PhotoIndex.open(out).search(query)] == best[190:200]
+
+
+def test_rows_numbered_anew_need_another_graph(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update_graph(out, Ann("float16"))
+    monkeypatch.setattr(store_module, "_SLACK_ROWS", 1)
+    with Store(out, "f") as store:
+        store.forget([f"{n:05}.jpg" for n in range(1000)])
+        store.compact()
+    with pytest.warns(UserWarning, match=r"numbered anew; mmgem index makes it again; searching all"):
+        assert PhotoIndex.open(out).graph is None
+    report = update_graph(out)
+    assert report is not None and (report.ann.kind, report.added) == ("float16", 1200)
+    assert recall(out, units(10, seed=1)) > 0.97
+
+
+def test_regions_have_a_graph_of_their_own(tmp_path: Path) -> None:
+    out = tmp_path / "idx"
+    add(out, units(4400), boxes=3)
+    update_graph(out, Ann())
+    assert recall(out, units(20, seed=1), regions=True) > 0.97
+    assert recall(out, units(20, seed=1)) > 0.97
+    assert all(hit.box is None for hit in PhotoIndex.open(out).search(units(1, seed=1)[0]))
+
+
+def test_a_short_graph_is_made_again_when_the_index_has_grown(tmp_path: Path) -> None:
+    out = tmp_path / "idx"
+    add(out, units(40))
+    update_graph(out, Ann("int8", 8))
+    add(out, units(60, seed=1), first=40)
+    report = update_graph(out)
+    assert report is not None and report.added == 60
+    add(out, units(1900, seed=2), first=100)
+    report = update_graph(out)
+    assert report is not None and report.added == 2000
+
+
+def test_the_axes_keep_what_matters() -> None:
+    vectors = units(500)
+    axes = ann_module.find_axes(vectors, DIM)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(DIM), atol=1e-5)
+    lengths = np.square(vectors @ axes).sum(0)
+    assert (np.diff(lengths) <= 1e-3).all()
+    np.testing.assert_allclose(
+        (vectors[:9] @ axes) @ (vectors[:9] @ axes).T, vectors[:9] @ vectors[:9].T, atol=1e-5
+    )
+
+
+def test_a_damaged_graph_is_not_used(out: Path) -> None:
+    update_graph(out, Ann())
+    (file,) = (out / "ann").glob("photos-*.usearch")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="its graph is damaged"):
+        index = PhotoIndex.open(out)
+    assert index.graph is None and len(index.search(units(1)[0])) == 10
+    report = update_graph(out)
+    assert report is not None and report.added == 2200
+    (out / "ann" / "graph.json").write_text("{")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        assert PhotoIndex.open(out).graph is None
+    assert isinstance(update_graph(out, Ann()), GraphReport)
+    assert recall(out, units(5, seed=1)) > 0.97
+
+
+def test_killed_while_it_is_made(out: Path) -> None:
+    """The index opens, says the graph is unfinished, and the next update goes on from where it was saved."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom mmgem.search import ann\n"
+        "ann._PIECE = ann._BLOCK = 250\n"
+        "def slow(parts):\n    for part in parts:\n        yield part\n        print(part.stop, flush=True)\n"
+        "        time.sleep(60 if part.stop > 700 else 0)\n"
+        "ann.update_graph(Path(sys.argv[1]), ann.Ann(), progress=slow)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, out], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        if int(line) > 700:
+            break
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    with pytest.warns(UserWarning, match=r"graph is of (500|750) of 2200 vectors; mmgem index goes on"):
+        index = PhotoIndex.open(out)
+    assert index.graph is None and len(index.search(units(1)[0])) == 10
+    report = update_graph(out)
+    assert report is not None and report.added in (1450, 1700)
+    assert recall(out, units(10, seed=1)) > 0.97
+    assert len(list((out / "ann").iterdir())) == 2
+
+
+def test_without_usearch_the_search_is_exact(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update_graph(out, Ann())
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    with pytest.warns(UserWarning, match=r"pip install 'mmgem\[index\]'"):
+        assert PhotoIndex.open(out).graph is None
+    with pytest.raises(UsageError, match=r"pip install 'mmgem\[index\]'"):
+        update_graph(out, Ann())
+
+
+def test_what_cannot_be_kept(out: Path) -> None:
+    for wrong in ("int9", "int8:", "int8:0", "int8:x"):
+        with pytest.raises(UsageError, match=f"no graph '{wrong}'; there are int8, float16"):
+            Ann.parse(wrong)
+    with pytest.raises(UsageError, match=r"--ann int8:64: the vectors of .* have 32 numbers"):
+        update_graph(out, Ann("int8", 64))
+    assert update_graph(out) is None
+    update_graph(out, Ann())
+    drop_graph(out)
+    assert update_graph(out) is None and not (out / "ann").exists()
