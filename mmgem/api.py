@@ -14,7 +14,7 @@ from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
-from mmgem.generate.captions import caption_candidates, choose_captions
+from mmgem.generate.captions import describe
 from mmgem.models.checkpoint import load_model
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
@@ -109,10 +109,7 @@ class MMGEM:
         vectors, captions = [np.empty((0, self.dim), np.float32)], []
         for visual in (part for chunk in self._visual(images, boxes) for part in chunk.split(self.batch)):
             vectors.append(unit_rows(visual[:, 0]))
-            prefixes = self.network.prefix(visual)
-            found = caption_candidates(self.network, prefixes, self.tokenizer.end, beams, max_tokens)
-            chosen = choose_captions(self.network, visual[:, 0], found, assess)
-            captions += [self.tokenizer.decode(c.ids) for c in chosen]
+            captions += describe(self.network, self.tokenizer, visual, beams, max_tokens, assess)
         return np.concatenate(vectors), captions
 
     @torch.inference_mode()

@@ -38,7 +38,7 @@ def see(
     """Visual embeddings ``(n, 1 + tiles, D)``, not normalised, of the images, or of every box of each in turn
     (None: the whole image). Raises ``ImageError``, and ``UsageError`` for a box that cannot be."""
     if boxes is None or all(box is None for own in boxes for box in own):
-        whole = _see_whole(network, prep, _opened(prep, images, whole_sides(prep)))
+        whole = see_squares(network, prep, [squares(prep, image) for image in images])
         return whole if boxes is None else whole[[i for i, own in enumerate(boxes) for _ in own]]
     placed_boxes = [
         [None if box is None else placed(image, box, prep) for box in own]
@@ -46,14 +46,23 @@ def see(
     ]
     seen = []
     for at in range(0, len(images), _AT_ONCE):
-        opened = _opened(prep, images[at : at + _AT_ONCE], all_sides(prep))
+        opened = [open_for(all_sides(prep), image) for image in images[at : at + _AT_ONCE]]
         seen.append(_see_boxes(network, prep, opened, placed_boxes[at : at + _AT_ONCE]))
     return torch.cat(seen)
 
 
-def _see_whole(network: MMGEMNetwork, prep: Preprocessing, opened: Sequence[Image.Image]) -> Tensor:
+def squares(prep: Preprocessing, image: ImageSource) -> list[np.ndarray]:
+    """What the tower reads of a whole image: ``(side, side, 3)`` uint8 for each of ``whole_sides``. Needs no
+    model, so many can be made ahead of it. Raises ``ImageError``."""
     sides = whole_sides(prep)
-    return torch.stack([network.visual(read(network, prep, opened, side)) for side in sides]).mean(0)
+    opened = open_for(sides, image)
+    return [to_square(opened, dataclasses.replace(prep, size=side)) for side in sides]
+
+
+def see_squares(network: MMGEMNetwork, prep: Preprocessing, images: Sequence[Sequence[np.ndarray]]) -> Tensor:
+    """:func:`see` of whole images made ready by :func:`squares`."""
+    seen = [network.visual(_maps(network, prep, pixels)) for pixels in zip(*images, strict=True)]
+    return torch.stack(seen).mean(0)
 
 
 def _see_boxes(
@@ -90,16 +99,21 @@ def _see_boxes(
     return total
 
 
-def _opened(prep: Preprocessing, images: Sequence[ImageSource], sides: Sequence[int]) -> list[Image.Image]:
+def open_for(sides: Sequence[int], image: ImageSource) -> Image.Image:
+    """Decode a picture large enough to be read at all ``sides``; it may be smaller than the stored one.
+    Raises ``ImageError``."""
     # Twice the side leaves the resize something to filter; boxes do not mind the scale.
-    return [open_image(image, min_side=2 * max(sides)) for image in images]
+    return open_image(image, min_side=2 * max(sides))
 
 
 def read(network: MMGEMNetwork, prep: Preprocessing, opened: Sequence[Image.Image], side: int) -> Tensor:
     """Feature maps ``(B, h, w, C)`` of pictures read at ``side`` pixels."""
     scaled = dataclasses.replace(prep, size=side)
-    pixels = np.stack([to_square(image, scaled) for image in opened])
-    return network.tower(normalise(pixels, scaled).to(network.emb.device))
+    return _maps(network, prep, [to_square(image, scaled) for image in opened])
+
+
+def _maps(network: MMGEMNetwork, prep: Preprocessing, pixels: Sequence[np.ndarray]) -> Tensor:
+    return network.tower(normalise(np.stack(pixels), prep).to(network.emb.device))
 
 
 def placed(image: ImageSource, box: Box, prep: Preprocessing) -> Box:
@@ -133,7 +147,7 @@ def find_regions(
     everywhere = windows().to(network.emb.device)
     for at in range(0, len(images), _AT_ONCE):
         chunk = images[at : at + _AT_ONCE]
-        opened = _opened(prep, chunk, all_sides(prep))
+        opened = [open_for(all_sides(prep), image) for image in chunk]
         inner = everywhere.new_zeros(len(chunk), len(everywhere), network.config.dim)
         frame = torch.zeros_like(inner)
         for side, used, weight in _window_levels(prep, everywhere):
@@ -156,7 +170,7 @@ def heat(
     """How well each place of an image fits each text: ``(n, cells, cells)`` cosines for unit ``texts``
     ``(n, D)``; the mean over all windows that cover the place."""
     everywhere = windows().to(network.emb.device)
-    opened = _opened(prep, [image], all_sides(prep))
+    opened = [open_for(all_sides(prep), image)]
     seen = everywhere.new_zeros(len(everywhere), network.config.dim)
     for side, used, weight in _window_levels(prep, everywhere):
         maps = read(network, prep, opened, side)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmgem.api import MMGEM
-    from mmgem.search.search import Hit
+    from mmgem.search.search import Hit, PhotoIndex
 
 QueryArgument = Annotated[str | None, typer.Argument(metavar="TEXT", help="What to look for.")]
 ImageOption = Annotated[
@@ -80,6 +81,15 @@ def model_of(recorded: str, given: str | None, check: Callable[[str], None]) -> 
         raise CheckpointError(f"{error}; if the model has moved, say where it is with --model") from error
     check(found)
     return name
+
+
+def open_index(idx: Path, model: str | None, exact: bool = False) -> tuple[PhotoIndex, str]:
+    """The index and the name of its model, checked to be the one that built it. Needs no torch."""
+    from mmgem.search.search import PhotoIndex
+    from mmgem.search.store import check_fingerprint
+
+    photos = PhotoIndex.open(idx, exact=exact)
+    return photos, model_of(photos.model, model, partial(check_fingerprint, idx, photos.fingerprint))
 
 
 def tell(

@@ -31,6 +31,7 @@ from mmgem.cli.mosaic import mosaic
 from mmgem.cli.output import note
 from mmgem.cli.pull import pull
 from mmgem.cli.search import search
+from mmgem.cli.serve import serve
 from mmgem.cli.store import app as store
 from mmgem.cli.train import train
 from mmgem.errors import MMGEMError, UsageError
@@ -49,6 +50,7 @@ app.command("classify", short_help="Sort photos into classes you name.")(classif
 app.command("heatmap", short_help="Where in a photo a text is.")(heatmap)
 app.command("embed", short_help="Vectors of photos and texts.")(embed)
 app.command("bulk", short_help="Embed a large collection, part by part.")(bulk)
+app.command("serve", short_help="HTTP API and web page over an index.")(serve)
 app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("eval", short_help="Measure a model on a test set.")(evaluate)
 app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)

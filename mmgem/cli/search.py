@@ -15,7 +15,7 @@ from mmgem.cli.hits import (
     HtmlOption,
     ImageOption,
     QueryArgument,
-    model_of,
+    open_index,
     parse_question,
     tell,
 )
@@ -25,7 +25,7 @@ from mmgem.errors import UsageError
 
 if TYPE_CHECKING:
     from mmgem.search.places import Place
-    from mmgem.search.search import Hit, PhotoIndex
+    from mmgem.search.search import Hit
 
 
 def search(
@@ -63,7 +63,9 @@ def search(
     if rerank and (image is not None or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
     words, place = _place(query, regions, where)
-    photos, name = _open(idx, model, exact)
+    photos, name = open_index(idx, model, exact)
+    if not len(photos):
+        raise UsageError(f"{idx}: the index holds no photos")
     if regions and not photos.regions:
         raise UsageError(f"{idx}: was made without regions; make an index with: mmgem index DIR --regions 20")
     mmgem = load_model(name)
@@ -92,14 +94,3 @@ def _place(query: str | None, regions: bool, where: str | None) -> tuple[str | N
         return words if regions else query, place if regions else None
     note("place words count with --regions only")
     return query, None
-
-
-def _open(idx: Path, model: str | None, exact: bool) -> tuple[PhotoIndex, str]:
-    """The index and the name of its model, checked to be the one that built it. Needs no torch."""
-    from mmgem.search.search import PhotoIndex
-    from mmgem.search.store import check_fingerprint
-
-    photos = PhotoIndex.open(idx, exact=exact)
-    if not len(photos):
-        raise UsageError(f"{idx}: the index holds no photos")
-    return photos, model_of(photos.model, model, partial(check_fingerprint, idx, photos.fingerprint))

@@ -72,7 +72,7 @@ class SelfRetrieval:
     def ask(self, question: str, k: int = 3) -> Answer:
         """Answer from the first of the best ``k`` passages in which the model finds an answer."""
         (hits,) = self.search([question], k)
-        return self._answer(question, hits)
+        return self.answer(question, hits)
 
     def embed_queries(self, questions: Sequence[str]) -> np.ndarray:
         """Unit embeddings ``(n, D)`` float32, to compare with ``corpus.vectors``."""
@@ -111,13 +111,14 @@ class SelfRetrieval:
         scores = _scored([found[q.id] for q in queries], queries, spent)
         if answers:
             told = [q for q in queries if q.answers]
-            said = [self._answer(q.query, found[q.id][:3]).text or "" for q in track(told, "Answering")]
+            said = [self.answer(q.query, found[q.id][:3]).text or "" for q in track(told, "Answering")]
             scores |= answer_scores(said, [q.answers for q in told])
         if baselines:
             scores["baselines"] = self._baselines(queries, found, answers)
         return scores
 
-    def _answer(self, question: str, hits: list[Found]) -> Answer:
+    def answer(self, question: str, hits: list[Found]) -> Answer:
+        """Answer from the first of ``hits`` in which the model finds an answer."""
         number = {p.id: n for n, p in enumerate(self.corpus.passages)}
         for hit in hits:
             text, _ = self.retriever.reader.answer(question, number[hit.id])
@@ -158,7 +159,7 @@ class SelfRetrieval:
             rows[name] = _scored(hits, queries, spent)
             if answers and name == "BM25":
                 told = [(q, own) for q, own in zip(queries, hits, strict=True) if q.answers]
-                said = [self._answer(q.query, own[:1]).text or "" for q, own in told]
+                said = [self.answer(q.query, own[:1]).text or "" for q, own in told]
                 rows[name] |= answer_scores(said, [q.answers for q, _ in told])
             started, judged = time.monotonic(), []
             for question, own in track(list(zip(questions, ranked, strict=True)), f"Judging {name}"):

@@ -85,6 +85,13 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
         return rgb
 
 
+def image_header(source: ImageSource) -> tuple[str, tuple[int, int]]:
+    """Format (one of ``FORMATS``) and ``(width, height)`` in pixels as stored, from the header alone: never
+    decodes, so it is the first thing to ask of a picture nobody vouches for. Raises as :func:`open_image`."""
+    with _opened(source) as image:
+        return image.format or "", image.size
+
+
 def image_size(source: ImageSource) -> tuple[int, int]:
     """Return ``(width, height)`` in pixels of the upright image, as ``open_image(source).size`` would be.
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from mmgem.data.tokens import Tokenizer
 from mmgem.models.network import MMGEMNetwork
 
 
@@ -39,6 +40,17 @@ def generate_captions(
 ) -> list[Caption]:
     """Decode one caption per row of ``prefixes`` ``(B, P, H)``: the first of :func:`caption_candidates`."""
     return [found[0] for found in caption_candidates(network, prefixes, end, beams, max_tokens, alpha)]
+
+
+def describe(
+    network: MMGEMNetwork, tokenizer: Tokenizer, visual: Tensor, beams: int, max_tokens: int, assess: float
+) -> list[str]:
+    """A sentence for each row of visual embeddings ``(B, 1 + tiles, D)``: what beam search finds, chosen by
+    :func:`choose_captions` with the weight ``assess``."""
+    with torch.inference_mode():
+        prefixes = network.prefix(visual)
+    found = caption_candidates(network, prefixes, tokenizer.end, beams, max_tokens)
+    return [tokenizer.decode(c.ids) for c in choose_captions(network, visual[:, 0], found, assess)]
 
 
 @torch.inference_mode()

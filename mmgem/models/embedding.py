@@ -18,7 +18,6 @@ def unit_rows(x: Tensor) -> np.ndarray:
     return F.normalize(x.float(), dim=-1).cpu().numpy()
 
 
-@torch.inference_mode()
 def embed_texts(network: MMGEMNetwork, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> np.ndarray:
     """Unit text embeddings ``(len(texts), D)`` float32; pieces of like length share a pass of ``batch``.
 
@@ -26,13 +25,22 @@ def embed_texts(network: MMGEMNetwork, tokenizer: Tokenizer, texts: Sequence[str
     ``DataError`` for an empty text, or then for one over ``max_text_tokens``.
     """
     ids, owners = tokenizer.encode_parts(texts)
+    return embed_pieces(network, ids, owners, len(texts), batch)
+
+
+@torch.inference_mode()
+def embed_pieces(
+    network: MMGEMNetwork, ids: Sequence[Tensor], owners: Sequence[int], count: int, batch: int
+) -> np.ndarray:
+    """:func:`embed_texts` of ``count`` texts whose pieces are token ``ids``, ``owners`` the number of the
+    text of each (:meth:`~mmgem.data.tokens.Tokenizer.encode_parts`)."""
     out = np.empty((len(ids), network.config.dim), np.float32)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for at in range(0, len(order), batch):
         rows = order[at : at + batch]
         out[rows] = unit_rows(network.text([ids[i] for i in rows]))
-    if len(ids) == len(texts):
+    if len(ids) == count:
         return out
-    total = np.zeros((len(texts), network.config.dim), np.float32)
+    total = np.zeros((count, network.config.dim), np.float32)
     np.add.at(total, owners, out)
     return unit_rows(torch.from_numpy(total))

@@ -80,23 +80,28 @@ def rerank(
     hits = index.search(query, max(k, options.candidates) if k > 0 else k)
     if not hits:
         return []
-    vectors = np.stack([*(index.vector_of(hit.path) for hit in hits), _mean_photo(index)])
+    vectors = np.stack([*(index.vector_of(hit.path) for hit in hits), mean_photo(index)])
     found = log_probs(network, vectors, [ids] * len(vectors), tokenizer.end, options.length)
-    given, prior = found[:-1], found[-1]
+    return assessed(hits, found, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
+
+
+def assessed(
+    hits: Sequence[Hit], log_probs: np.ndarray, tokens: int, temperature: float, options: Rerank
+) -> list[Assessed]:
+    """``hits`` ordered by :meth:`Rerank.scores`. ``log_probs`` ``(n + 1,)``: of a text of so many ``tokens``
+    given each and, last, given the mean image."""
+    given, prior = log_probs[:-1], log_probs[-1]
     cosines = np.array([hit.score for hit in hits], np.float32)
-    scores = options.scores(cosines, given, prior, 1 / network.logit_scale.detach().exp().item())
+    scores = options.scores(cosines, given, prior, temperature)
     return [
         Assessed(
-            hits[i].path,
-            float(scores[i]),
-            cosine=hits[i].score,
-            log_prob=float(given[i]) / (len(ids) + 1),
+            hits[i].path, float(scores[i]), cosine=hits[i].score, log_prob=float(given[i]) / (tokens + 1)
         )
-        for i in np.argsort(-scores, kind="stable")[:k]
+        for i in np.argsort(-scores, kind="stable")
     ]
 
 
-def _mean_photo(index: PhotoIndex) -> np.ndarray:
+def mean_photo(index: PhotoIndex) -> np.ndarray:
     """The mean ``(D,)`` of the photos' vectors; of evenly spaced ones where they are very many."""
     some = index.photos[:: max(1, len(index.photos) // _MEAN_OF)]
     return np.mean([index.vector_of(index.paths[entry]) for entry in some], 0)

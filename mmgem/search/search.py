@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +97,11 @@ class PhotoIndex:
         return [self.folder / os.fsdecode(path) for _, path, _ in self._entries]
 
     @cached_property
+    def names(self) -> list[str]:
+        """The photo of each entry by its path in the folder, with forward slashes."""
+        return [os.fsdecode(path) for _, path, _ in self._entries]
+
+    @cached_property
     def photos(self) -> list[int]:
         """Which entries are whole photos."""
         return [number for number, (_, _, box) in enumerate(self._entries) if box is None]
@@ -115,13 +120,20 @@ class PhotoIndex:
 
     def vector_of(self, path: str | os.PathLike[str]) -> np.ndarray:
         """Return the (D,) float32 vector of a photo in the index; raises UsageError if it is not in it."""
-        wanted = Path(path)
-        if wanted.is_absolute() and wanted.is_relative_to(self.folder):
-            wanted = wanted.relative_to(self.folder)
-        row = self._row_of_photo.get(os.fsencode(wanted.as_posix()))
-        if row is None:
-            raise UsageError(f"{path}: not in this index of {self.folder}")
-        return self._stored[row]
+        return self._stored[self._find(path)[0]]
+
+    def boxes_of(self, path: str | os.PathLike[str]) -> list[Box]:
+        """The boxes of a photo in the index in pixels of the upright photo, the most telling first; raises
+        UsageError if it is not in it."""
+        first, key = self._find(path)
+        found: list[Box] = []
+        for row in range(first + 1, len(self._stored)):  # the rows of its boxes come right after its own
+            entries = self._entries[self._starts[row] : self._starts[row + 1]]
+            own = [box for _, name, text in entries if name == key and (box := _box(text))]
+            if not own:
+                break
+            found += own
+        return found
 
     def search(self, vector: np.ndarray, k: int = 10) -> list[Hit]:
         """Return the ``k`` entries most similar to ``vector`` (D,), best first; all if there are fewer.
@@ -137,26 +149,49 @@ class PhotoIndex:
         ``place``: only boxes there count, and the nearer to its middle the better: up to 0.1 is added to the
         cosine. Raises UsageError as :meth:`search` does, and if the index was made without regions.
         """
+        return self.search_regions_many(np.asarray(vector, np.float32)[None], k, [place])[0]
+
+    def search_regions_many(
+        self, vectors: np.ndarray, k: int = 10, places: Sequence[Place | None] | None = None
+    ) -> list[list[Hit]]:
+        """Search for each row of ``vectors`` (q, D) at its place: as :meth:`search_regions`, but faster than
+        one at a time."""
         if not self.regions:
             raise UsageError("this index has no regions; make one with: mmgem index DIR --regions 20")
-        query = self._checked(np.asarray(vector, np.float32)[None], k)[0]
-        scores = None
+        queries = self._checked(np.asarray(vectors, np.float32), k)
+        where = list(places) if places is not None else [None] * len(queries)
+        found: list[list[Hit]] = []
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            some = slice(start, start + _QUERIES_AT_ONCE)
+            found += self._best_boxes(queries[some], k, where[some])
+        return found
 
-        def best(depth: int) -> list[Hit]:
-            """The ``depth`` best boxes, and those that tie with the last, best first."""
-            nonlocal scores
-            if scores is None and place is None and (found := self._by_graph(query[None], depth, True)[0]):
-                return self._hits(*found)
-            if scores is None:
-                scores = query @ self._stored.T
-                if place is not None:
-                    assert self._places is not None
-                    scores = placed_scores(scores, self._places, place)
-                scores[self._not_boxes] = -np.inf
-            rows = top_rows(scores, depth)
-            return self._hits(rows, scores[rows])
+    def _best_boxes(self, queries: np.ndarray, k: int, places: Sequence[Place | None]) -> list[list[Hit]]:
+        """The best box of each of the k best photos, for each of ``queries`` (q, D) at its place."""
+        products = cache(lambda: queries @ self._stored.T)  # one pass over the vectors, if needed
 
-        return best_of_each_photo(best, k)
+        def search(number: int) -> list[Hit]:
+            place = places[number]
+            scores: np.ndarray | None = None
+
+            def best(depth: int) -> list[Hit]:
+                nonlocal scores
+                if scores is None and place is None:
+                    (near,) = self._by_graph(queries[number, None], depth, boxed=True)
+                    if near is not None:
+                        return self._hits(*near)
+                if scores is None:
+                    scores = products()[number]
+                    if place is not None:
+                        assert self._places is not None
+                        scores = placed_scores(scores, self._places, place)
+                    scores[self._not_boxes] = -np.inf
+                rows = top_rows(scores, depth)
+                return self._hits(rows, scores[rows])
+
+            return best_of_each_photo(best, k)
+
+        return [search(number) for number in range(len(queries))]
 
     def search_many(self, vectors: np.ndarray, k: int = 10) -> list[list[Hit]]:
         """Search for each row of ``vectors`` (q, D): as :meth:`search`, but faster than one at a time."""
@@ -216,6 +251,16 @@ class PhotoIndex:
         return [
             Hit(self.folder / os.fsdecode(path), -score, box or None) for score, path, box in sorted(found)
         ]
+
+    def _find(self, path: str | os.PathLike[str]) -> tuple[int, bytes]:
+        """The row of a photo and its path as it is stored."""
+        wanted = Path(path)
+        if wanted.is_absolute() and wanted.is_relative_to(self.folder):
+            wanted = wanted.relative_to(self.folder)
+        key = os.fsencode(wanted.as_posix())
+        if key not in self._row_of_photo:
+            raise UsageError(f"{path}: not in this index of {self.folder}")
+        return self._row_of_photo[key], key
 
     @cached_property
     def _row_of_photo(self) -> dict[bytes, int]:

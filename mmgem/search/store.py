@@ -123,7 +123,7 @@ class Store:
         self._lock = write_lock(out)
         try:
             with _named(out):
-                self._db = _connect(out / _DATABASE, create=True)
+                self._db = _connect(database_file(out), create=True)
                 self._prepare(fingerprint, regions)
         except BaseException:
             self._lock.close()
@@ -302,12 +302,17 @@ class Store:
             self._db.execute("COMMIT")
 
 
+def database_file(out: Path) -> Path:
+    """The manifest of the index ``out``; the file changes whenever the index does."""
+    return out / _DATABASE
+
+
 def read_store(out: Path, sizes: bool = False) -> Snapshot:
     """Read an index folder, also while another process adds to it; ``sizes``: those of the photos too.
 
     Raises SearchIndexError if it is missing, unfinished or damaged.
     """
-    database = out / _DATABASE
+    database = database_file(out)
     if not database.is_file():
         raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
     with _named(out), closing(_connect(database, create=False)) as db:

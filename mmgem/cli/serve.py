@@ -1,0 +1,129 @@
+"""``mmgem serve``: an HTTP API and a web page over a model, an index and a corpus."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmgem.cli.hits import open_index
+from mmgem.cli.inputs import load_model
+from mmgem.cli.output import note
+from mmgem.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmgem.serve.limits import Limits
+
+
+def serve(
+    idx: Annotated[
+        Path | None, typer.Argument(metavar="[IDX]", help="Folder made by mmgem index; none: no search.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="M", help="The index's own, or tiny, if not given."),
+    ] = None,
+    corpus: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A model that has learned a corpus of texts as well.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="F", help="Clients must send this file's token; or set MMGEM_TOKEN."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Another site whose pages may ask.")
+    ] = None,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Fetch photos from public http(s) addresses.")
+    ] = False,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Change a limit; see docs/serving.md.")
+    ] = None,
+) -> None:
+    """Serve an HTTP API (OpenAI's and our own) and a web page until interrupted.
+
+    The index may grow meanwhile: mmgem index in another process, and what it adds is found. Without a token
+    only this machine is answered by its own names.
+    """
+    limits = _limits(limit or [])
+    token = _token(token_file)
+    try:
+        from mmgem.serve.server import listen, run
+    except ImportError as error:
+        raise UsageError(f'serving needs more packages: pip install "mmgem[serve]" ({error.name})') from error
+    from mmgem.models.registry import lasting_name
+    from mmgem.serve.metrics import Metrics
+    from mmgem.serve.service import Options, Service
+
+    name = model or (open_index(idx, None)[1] if idx is not None else "tiny")
+    sock = listen(host, port)
+    mmgem = load_model(lasting_name(name))
+    learned = None
+    if corpus is not None:
+        from mmgem.corpus.engine import SelfRetrieval
+
+        learned = SelfRetrieval.from_pretrained(corpus)
+    options = Options(Path(name).name, Path(corpus).name if corpus else "", allow_remote)
+    service = Service(mmgem, options, limits, Metrics(), idx, learned)
+    here = sock.getsockname()
+    local = token is None and _loopback(here[0])
+    if token is None and not local:
+        note("warning: no token: whoever reaches this port can see the photos")
+    address = f"[{here[0]}]" if ":" in here[0] else here[0]
+
+    def started() -> None:
+        photos = (
+            f"{len(service.watched.gallery)} photos of {idx}" if service.watched is not None else "no index"
+        )
+        print(f"http://{address}:{here[1]}", flush=True)
+        note(f"serving {options.name}, {photos}; stop with Ctrl-C")
+
+    run(service, sock, token, allow_origin or [], local, started)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # a photo or a batch nobody waits for may still be in a thread; nothing is left to save
+
+
+def _limits(changes: list[str]) -> Limits:
+    from dataclasses import fields
+
+    from mmgem.config import from_dict
+    from mmgem.errors import ConfigError
+    from mmgem.serve.limits import Limits
+
+    values: dict[str, float] = {}
+    whole = {field.name for field in fields(Limits) if isinstance(field.default, int)}
+    for change in changes:
+        name, _, value = change.partition("=")
+        try:
+            values[name] = int(value) if name in whole else float(value)
+        except ValueError as error:
+            raise ConfigError(f"--limit {change}: must be NAME=NUMBER") from error
+    return from_dict(Limits, values)
+
+
+def _token(file: Path | None) -> str | None:
+    """The token of ``file`` or the environment. Raises ``UsageError`` for an empty one."""
+    if file is None:
+        token, source = os.environ.get("MMGEM_TOKEN"), "MMGEM_TOKEN"
+    else:
+        try:
+            token, source = file.read_text(encoding="utf-8"), str(file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--token-file {file}: cannot be read ({error})") from error
+    if token is None:
+        return None
+    if not token.strip() or not token.strip().isascii():
+        raise UsageError(f"{source}: must hold a token, in ASCII")
+    return token.strip()
+
+
+def _loopback(address: str) -> bool:
+    import ipaddress
+
+    return ipaddress.ip_address(address).is_loopback

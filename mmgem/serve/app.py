@@ -1,0 +1,67 @@
+"""The ASGI application: routes, the page, errors, and the gate around it all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from mmgem import __version__
+from mmgem.serve.body import document
+from mmgem.serve.errors import Refused, handle_errors
+from mmgem.serve.gate import Gate
+from mmgem.serve.reference import reference
+from mmgem.serve.routes import corpus, look, openai, photos, system
+from mmgem.serve.service import Service
+
+PAGE = Path(__file__).parent / "page"
+
+
+def make_app(
+    service: Service, token: str | None = None, origins: Sequence[str] = (), local: bool = False
+) -> tuple[ASGIApp, Gate]:
+    """The application that serves ``service``, and its gate. Arguments as those of :class:`Gate`."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        title="mmgem",
+        version=__version__,
+        description="Photos embedded, searched, captioned and classified by one small model.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    handle_errors(app)
+    for routes in (system, photos, look, corpus, openai):
+        app.include_router(routes.router)
+    document(app)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(reference(app.openapi()))
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        index = PAGE / "index.html"
+        if not index.is_file():
+            raise Refused(404, "not_found", "no page here; the API is described at /docs")
+        return FileResponse(index)
+
+    app.mount("/static", StaticFiles(directory=PAGE, check_dir=False))
+    gate = Gate(app, service.limits, service.metrics, token, origins, local)
+    if not origins:
+        return gate, gate
+    allowed = ["Authorization", "Content-Type"]
+    return CORSMiddleware(gate, list(origins), allow_methods=["GET", "POST"], allow_headers=allowed), gate

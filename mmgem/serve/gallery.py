@@ -1,0 +1,99 @@
+"""The index as it is served: photos by id, and a newer state of it as soon as another process has made one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+
+from mmgem.errors import SearchIndexError
+from mmgem.search.search import PhotoIndex
+from mmgem.search.store import database_file
+from mmgem.serve.errors import Refused
+from mmgem.serve.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+_EVERY = 2.0  # seconds between two looks at the files
+_RELAX = 20  # at most this share (1/20) of the time goes into opening the index again
+
+
+class Gallery:
+    """One state of an index. A photo's id is 16 hex digits, a hash of its path in the folder."""
+
+    def __init__(self, index: PhotoIndex, generation: int) -> None:
+        self.index, self.generation = index, generation
+        names = sorted(index.names[entry] for entry in index.photos)
+        self.photos = {_photo_id(name): name for name in names}
+        """Name (path in the folder) of each photo by its id, in the order of names."""
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """Ids in the order of names."""
+        return list(self.photos)
+
+    def name(self, photo: str) -> str:
+        """The name of a photo by its id. Raises ``Refused`` (404)."""
+        if photo not in self.photos:
+            raise Refused(404, "not_found", f"no photo {photo} in the index", "photo")
+        return self.photos[photo]
+
+    def path(self, photo: str) -> Path:
+        """Where a photo is. Raises ``Refused`` (404)."""
+        return self.index.folder / self.name(photo)
+
+    def id_of(self, path: Path) -> str:
+        """The id of a photo that a search has found."""
+        return _photo_id(
+            os.fspath(path)[len(os.fspath(self.index.folder)) :].lstrip(os.sep).replace(os.sep, "/")
+        )
+
+
+def _photo_id(name: str) -> str:
+    return hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+
+
+class Watched:
+    """An index folder and its newest whole state, :attr:`gallery`; a request keeps the one it started with."""
+
+    def __init__(self, out: Path, fingerprint: str, metrics: Metrics) -> None:
+        """Raises ``SearchIndexError`` if the index is missing, damaged or another model's."""
+        self._out, self._fingerprint, self._metrics = out, fingerprint, metrics
+        self._seen = self._stamp()
+        self.gallery = self._open(1)
+
+    async def watch(self) -> None:
+        """Open the index again whenever its files change, until cancelled."""
+        pause = _EVERY
+        while True:
+            await asyncio.sleep(pause)
+            stamp = self._stamp()
+            if stamp == self._seen:
+                continue
+            began = time.perf_counter()
+            try:
+                self.gallery = await asyncio.to_thread(self._open, self.gallery.generation + 1)
+                self._seen = stamp
+            except SearchIndexError as error:  # half written, or gone: the state at hand still serves
+                _log.warning("the index could not be opened again: %s", error)
+            pause = max(_EVERY, _RELAX * (time.perf_counter() - began))
+
+    def _open(self, generation: int) -> Gallery:
+        gallery = Gallery(PhotoIndex.open(self._out, fingerprint=self._fingerprint), generation)
+        self._metrics.photos.set(len(gallery))
+        self._metrics.generation.set(generation)
+        return gallery
+
+    def _stamp(self) -> tuple[int, ...]:
+        try:
+            stat = database_file(self._out).stat()
+        except OSError:
+            return ()
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,213 @@
+"""Who gets in, how many at once and for how long: in front of every route.
+
+Order: the host and the page a request comes from, the token, the number of requests in work, the whole body
+within its size and time, then the deadline. The body is read before a request counts as in work, so that slow
+senders take nobody's place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import time
+from collections.abc import Collection
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmgem.serve.errors import Refused, error_reply, refusal
+from mmgem.serve.limits import Limits
+from mmgem.serve.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+_OPEN = ("/", "/healthz", "/readyz")
+_UNLIMITED = (*_OPEN, "/metrics")
+_HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+        b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+class Gate:
+    """ASGI middleware around the whole application.
+
+    ``token``: what clients must show, None: nothing. ``origins``: other sites whose pages may ask.
+    ``local``: answer only requests addressed to this machine by a name of its own, against pages that make
+    their own name point here.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        metrics: Metrics,
+        token: str | None = None,
+        origins: Collection[str] = (),
+        local: bool = False,
+    ) -> None:
+        self.app, self.limits, self.metrics = app, limits, metrics
+        self.token = None if token is None else token.encode()
+        self.origins, self.local = origins, local
+        self.stopping = False
+        self._active, self._held = 0, 0
+        self._reading: set[asyncio.Timeout] = set()
+        self._took = 1.0  # what a request took of late, in seconds
+
+    def stop(self) -> None:
+        """Take no more requests; bodies that are still coming are given up."""
+        self.stopping = True
+        for timer in self._reading:
+            timer.reschedule(asyncio.get_running_loop().time())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1003})
+        reply = _Reply(send)
+        began = time.perf_counter()
+        held = 0
+        try:
+            self._admit(scope)
+            if _open(scope["path"], _UNLIMITED):
+                return await self.app(scope, receive, reply.send)
+            body = await self._body(scope, receive)
+            held = len(body)
+            self._held += held
+            began = time.perf_counter()
+            await self._answer(scope, _replay(body, receive), reply)
+            self._took += 0.1 * (time.perf_counter() - began - self._took)
+        except _Gone:
+            pass
+        except Exception as error:
+            told = refusal(error)
+            if told.status == 500:
+                _log.exception("%s %s", scope["method"], scope["path"])
+            if not reply.status:
+                await error_reply(told)(scope, receive, reply.send)
+        finally:
+            self._held -= held
+            self._count(scope, reply.status, time.perf_counter() - began)
+        return None
+
+    def _admit(self, scope: Scope) -> None:
+        headers = dict(scope["headers"])
+        if self.stopping and not _open(scope["path"], _OPEN):
+            raise Refused(503, "shutting_down", "the server is shutting down")
+        if self.local and not _is_local(headers.get(b"host", b"")):
+            raise Refused(403, "forbidden_host", "ask by the name localhost, or give the server a token")
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        foreign = headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+        if foreign and headers.get(b"sec-fetch-mode") != b"navigate" and origin not in self.origins:
+            raise Refused(403, "forbidden_origin", "pages of other sites may not ask; see --allow-origin")
+        if self.token is None or _open(scope["path"], _OPEN):
+            return
+        kind, _, shown = headers.get(b"authorization", b"").partition(b" ")
+        if kind.lower() != b"bearer" or not hmac.compare_digest(shown.strip(), self.token):
+            raise Refused(401, "invalid_api_key", "no token or a wrong one: Authorization: Bearer TOKEN")
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        most = int(self.limits.body_mb * 1e6)
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        body = bytearray()
+        timer = asyncio.timeout(self.limits.body_seconds)
+        try:
+            async with timer:
+                self._reading.add(timer)
+                over = length.isdigit() and int(length) > most
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _Gone
+                    body += message.get("body", b"")
+                    if over or len(body) > most:
+                        raise Refused(413, "too_large", f"the body is over {self.limits.body_mb:g} MB")
+                    if self._held + len(body) > self.limits.bodies_mb * 1e6:
+                        raise self._busy()
+                    if not message.get("more_body"):
+                        return bytes(body)
+        except TimeoutError as error:
+            if self.stopping:
+                raise Refused(503, "shutting_down", "the server is shutting down") from error
+            raise Refused(408, "slow_body", "the body did not arrive in time") from error
+        finally:
+            self._reading.discard(timer)
+
+    async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
+        if self._active >= self.limits.queue:
+            raise self._busy()
+        self._active += 1
+        self.metrics.active.set(self._active)
+        try:
+            async with asyncio.timeout(self.limits.seconds) as timer:
+                reply.timer = timer
+                await self.app(scope, receive, reply.send)
+        except TimeoutError as error:
+            message = f"no answer within {self.limits.seconds:g} s"
+            raise Refused(504, "deadline", message) from error
+        finally:
+            self._active -= 1
+            self.metrics.active.set(self._active)
+
+    def _busy(self) -> Refused:
+        return Refused(429, "queue_full", "busy; try again later", retry=max(1, round(self._took)))
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        # Only routes that exist, or anybody could make the metrics grow without end.
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD") else "other"
+        self.metrics.requests.labels(route, method, str(status or "gone")).inc()
+        self.metrics.seconds.labels(route).observe(seconds)
+
+
+class _Gone(Exception):
+    """The client has left."""
+
+
+class _Reply:
+    """What goes out: its status, and our headers on it. Once it starts, the deadline is met."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self.status = send, 0
+        self.timer: asyncio.Timeout | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.timer is not None and not self.timer.expired():
+                self.timer.reschedule(None)
+            message = {**message, "headers": [*message.get("headers", []), *_HEADERS]}
+        await self._send(message)
+
+
+def _open(path: str, paths: Collection[str]) -> bool:
+    return path in paths or path.startswith("/static/")
+
+
+def _is_local(host: bytes) -> bool:
+    name = host.decode("latin-1").lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A ``receive`` that gives the body in one piece, then what else comes."""
+    parts: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return parts.pop() if parts else await receive()
+
+    return again

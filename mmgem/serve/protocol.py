@@ -1,0 +1,86 @@
+"""Clients that send or read too slowly, and connections beyond the limit, are cut off.
+
+uvicorn limits neither the time a request's head takes, nor its size, nor how long an answer waits for a client
+that does not read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from mmgem.serve.errors import Refused, problem
+from mmgem.serve.limits import Limits
+from mmgem.serve.replies import to_json
+
+if TYPE_CHECKING:
+    Protocol: Any = object
+else:
+    Protocol = AutoHTTPProtocol
+
+_HEAD_BYTES = 64 * 1024
+
+
+def impatient(limits: Limits) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP protocol with these limits on time, size and number."""
+
+    class Impatient(Protocol):
+        head_timer: asyncio.TimerHandle | None = None
+        reader_timer: asyncio.TimerHandle | None = None
+        head_bytes = 0
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                self._say(Refused(503, "too_many_connections", "too many open connections"))
+            else:
+                self._await_head()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self.head_timer, self.head_bytes = _stopped(self.head_timer), 0
+                return
+            self.head_bytes += len(data)
+            if self.head_bytes > _HEAD_BYTES:
+                self.transport.abort()
+            elif self.head_timer is None:
+                self._await_head()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.head_timer, self.reader_timer = _stopped(self.head_timer), _stopped(self.reader_timer)
+            super().connection_lost(error)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self.reader_timer is None:
+                self.reader_timer = self.loop.call_later(limits.reader_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            self.reader_timer = _stopped(self.reader_timer)
+            super().resume_writing()
+
+        def send_400_response(self, msg: str) -> None:
+            self._say(Refused(400, "bad_http", msg))
+
+        def _await_head(self) -> None:
+            self.head_timer = self.loop.call_later(limits.body_seconds / 4, self.transport.abort)
+
+        def _say(self, error: Refused) -> None:
+            body = to_json(problem(error))
+            reason = "Bad Request" if error.status == 400 else "Service Unavailable"
+            head = (
+                f"HTTP/1.1 {error.status} {reason}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+            self.transport.close()
+
+    return Impatient
+
+
+def _stopped(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

@@ -1,0 +1,34 @@
+"""The routes, a file a subject."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+
+from mmgem.serve.errors import ErrorReply
+from mmgem.serve.service import Service
+
+_SAID = {
+    400: "The body cannot be read.",
+    401: "No token, or a wrong one.",
+    403: "Asked by a page of another site.",
+    404: "No such photo or model, or nothing of the kind is served.",
+    408: "The body did not arrive in time.",
+    413: "Too large.",
+    415: "Not JSON (nor a form, where one is taken).",
+    422: "A field is wrong, or the photo cannot be decoded.",
+    429: "Busy: see Retry-After.",
+    503: "Shutting down.",
+    504: "It took too long.",
+}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorReply, "description": said} for status, said in _SAID.items()
+}
+"""What any route may reply instead; for the OpenAPI document."""
+
+
+def service_of(request: Request) -> Service:
+    """The service behind the routes."""
+    service: Service = request.app.state.service
+    return service

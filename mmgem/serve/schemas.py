@@ -1,0 +1,410 @@
+"""The JSON of requests and replies; the OpenAPI document is made from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+
+from mmgem.serve import limits
+from mmgem.serve.intake import Upload
+
+Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+"""x0, y0, x1, y1 in pixels of the upright photo."""
+Text = Annotated[str, StringConstraints(min_length=1, max_length=limits.TEXT_CHARS, pattern=r"\S")]
+PhotoId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+Sent = Annotated[
+    str | Upload,
+    WithJsonSchema(
+        {"type": "string", "description": "data:image/...;base64,... (or an address, if allowed)"}
+    ),
+]
+
+
+class Request(BaseModel):
+    """A body whose fields are all known."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+class PhotoRequest(Request):
+    """A photo: sent, or of the index."""
+
+    image: Sent | None = None
+    photo: PhotoId | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> PhotoRequest:
+        if (self.image is None) == (self.photo is None):
+            raise ValueError("give one of image and photo")
+        return self
+
+
+class SearchRequest(Request):
+    """Words, or a photo, to search the index for."""
+
+    text: Text | None = None
+    image: Sent | None = None
+    photo: PhotoId | None = None
+    box: Box | None = None
+    k: int = Field(10, ge=1, le=limits.HITS)
+    regions: bool = False
+    where: str | None = None
+    rerank: bool = False
+
+    @model_validator(mode="after")
+    def _fits(self) -> SearchRequest:
+        if sum(x is not None for x in (self.text, self.image, self.photo)) != 1:
+            raise ValueError("give one of text, image and photo")
+        if self.box is not None and self.text is not None:
+            raise ValueError("box needs image or photo")
+        if self.rerank and (self.text is None or self.regions):
+            raise ValueError("rerank needs text, and finds whole photos")
+        if self.where is not None and not self.regions:
+            raise ValueError("where needs regions")
+        return self
+
+
+class CaptionRequest(PhotoRequest):
+    """A photo, or boxes of it, to describe."""
+
+    boxes: list[Box] | None = Field(None, min_length=1, max_length=limits.BOXES)
+    beams: int = Field(3, ge=1, le=8)
+
+
+class ClassifyRequest(PhotoRequest):
+    """A photo and what it may show."""
+
+    classes: list[Text] = Field(min_length=2, max_length=limits.CLASSES)
+    box: Box | None = None
+    top: int = Field(3, ge=1, le=limits.CLASSES)
+
+
+class RegionsRequest(PhotoRequest):
+    """A photo whose telling boxes are wanted."""
+
+    count: int = Field(8, ge=1, le=limits.BOXES)
+    captions: bool = False
+
+
+class HeatmapRequest(PhotoRequest):
+    """A photo and what to look for in it."""
+
+    text: Text
+    cells: int = Field(28, ge=4, le=64)
+    format: Literal["json", "png"] = "json"
+    side: int = Field(760, ge=64, le=limits.THUMB)
+
+
+class QuestionRequest(Request):
+    """A question to the corpus."""
+
+    query: Text
+    k: int = Field(5, ge=1, le=limits.PASSAGES)
+
+
+class AskRequest(Request):
+    """A question to be answered from so many passages."""
+
+    query: Text
+    k: int = Field(3, ge=1, le=limits.PASSAGES)
+
+
+class Timed(BaseModel):
+    """``seconds``: what the answer took."""
+
+    seconds: float
+
+
+class Status(BaseModel):
+    """A state in a word."""
+
+    status: str
+
+
+class IndexInfo(BaseModel):
+    """``generation`` grows with the index; ``regions``: most boxes of a photo."""
+
+    photos: int
+    regions: int
+    generation: int
+
+
+class CorpusInfo(BaseModel):
+    """The corpus of texts."""
+
+    model: str
+    passages: int
+    titles: int
+
+
+class Info(BaseModel):
+    """What this server can do."""
+
+    version: str
+    model: str
+    dim: int
+    index: IndexInfo | None
+    corpus: CorpusInfo | None
+    remote: bool
+    limits: dict[str, float]
+
+
+class PhotoName(BaseModel):
+    """A photo of the index; ``name`` is its path in the folder."""
+
+    id: str
+    name: str
+
+
+class PhotosReply(BaseModel):
+    """A page of the index; ``next``: where the next one begins."""
+
+    photos: list[PhotoName]
+    total: int
+    offset: int
+    next: int | None
+    generation: int
+
+
+class HitReply(PhotoName):
+    """A photo, or a box of it, that was found."""
+
+    score: float
+    width: int | None
+    height: int | None
+    box: Box | None
+    cosine: float | None
+    log_prob: float | None
+
+
+class SearchReply(Timed):
+    """Hits, best first; ``query``: what was looked for; ``photos``: how many there are."""
+
+    query: dict[str, Any]
+    hits: list[HitReply]
+    photos: int
+
+
+class Sized(Timed):
+    """The size of the upright photo in pixels."""
+
+    width: int
+    height: int
+
+
+class Caption(BaseModel):
+    """A sentence about a box, or about the whole photo (null)."""
+
+    box: Box | None
+    text: str
+
+
+class CaptionReply(Sized):
+    """A caption a box, in order."""
+
+    captions: list[Caption]
+
+
+class Guess(BaseModel):
+    """A class and its probability among those given."""
+
+    name: str = Field(alias="class")
+    probability: float
+
+
+class ClassifyReply(Timed):
+    """The likeliest classes, best first."""
+
+    guesses: list[Guess]
+
+
+class Region(BaseModel):
+    """A box and, if asked for, what it shows."""
+
+    box: Box
+    caption: str | None
+
+
+class RegionsReply(Sized):
+    """Boxes, the most telling first."""
+
+    regions: list[Region]
+
+
+class HeatmapReply(Sized):
+    """Cosines, rows from the top; where the highest is, in pixels; and it."""
+
+    heat: list[list[float]]
+    peak: tuple[float, float]
+    score: float
+
+
+class PassageReply(BaseModel):
+    """A passage, and why it was found (see mmgem.corpus.retriever.Found)."""
+
+    id: str
+    title: str
+    text: str
+    score: float
+    title_prob: float | None
+    passage_prob: float | None
+    rejection: float | None
+    likelihood: float | None
+
+
+class PassagesReply(Timed):
+    """Passages, best first."""
+
+    query: str
+    hits: list[PassageReply]
+
+
+class AnswerReply(PassagesReply):
+    """``answer`` from the passage with id ``source``; both null if the passages hold none."""
+
+    answer: str | None
+    source: str | None
+
+
+# OpenAI's. Their clients send fields we have no use for: unknown ones are let through.
+
+
+class ImageUrl(BaseModel):
+    """Where a photo is."""
+
+    url: str
+
+
+class TextPart(BaseModel):
+    """A text among photos."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class ImagePart(BaseModel):
+    """A photo among texts. ``box`` is ours."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+    box: Box | None = None
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class EmbeddingRequest(BaseModel):
+    """Texts and photos to embed."""
+
+    input: Text | Annotated[list[Text | Part], Field(min_length=1, max_length=limits.INPUTS)]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1)
+
+
+class Embedding(BaseModel):
+    """A unit vector: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(BaseModel):
+    """Tokens the model read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingReply(BaseModel):
+    """A vector an input, in order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class Message(BaseModel):
+    """A turn of a chat."""
+
+    role: str
+    content: str | list[TextPart | ImagePart | dict[str, Any]] | None = None
+
+
+class StreamOptions(BaseModel):
+    """``include_usage``: count the tokens in a last chunk."""
+
+    include_usage: bool | None = None
+
+
+class ChatRequest(BaseModel):
+    """A chat whose last photos are described."""
+
+    messages: list[Message] = Field(min_length=1, max_length=limits.MESSAGES)
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    n: int | None = Field(None, ge=1, le=1)
+
+
+class ChatMessage(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class Choice(BaseModel):
+    """The one answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: None
+    finish_reason: Literal["stop"]
+
+
+class ChatUsage(Usage):
+    """Tokens read and written."""
+
+    completion_tokens: int
+
+
+class ChatReply(BaseModel):
+    """A chat completion."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: ChatUsage
+
+
+class ModelReply(BaseModel):
+    """A model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelsReply(BaseModel):
+    """The one model."""
+
+    object: Literal["list"]
+    data: list[ModelReply]

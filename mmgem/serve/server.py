@@ -1,0 +1,84 @@
+"""Running the application: the socket, and a stop that keeps its word to those who were let in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import uvicorn
+
+from mmgem.errors import UsageError
+from mmgem.serve.app import make_app
+from mmgem.serve.gate import Gate
+from mmgem.serve.protocol import impatient
+from mmgem.serve.service import Service
+
+_SPARE = 1.0  # seconds at the end of the stop to tell those who waited in vain
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 is a free one. Raises ``UsageError``."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"{host}:{port}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def run(
+    service: Service,
+    sock: socket.socket,
+    token: str | None = None,
+    origins: Sequence[str] = (),
+    local: bool = False,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Requests that were accepted are finished, for ``stop_seconds`` at most;
+    what still waits then is answered with 503."""
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    app, gate = make_app(service, token, origins, local)
+    config = uvicorn.Config(
+        app,
+        http=impatient(service.limits),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=service.limits.stop_seconds,  # type: ignore[arg-type]  # goes to wait_for
+    )
+    _Server(config, service, gate, started).run(sockets=[sock])
+
+
+class _Server(uvicorn.Server):
+    def __init__(
+        self, config: uvicorn.Config, service: Service, gate: Gate, started: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._service, self._gate, self._started = service, gate, started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gate.stop()
+        later = max(0.0, self._service.limits.stop_seconds - _SPARE)
+        asyncio.get_running_loop().call_later(later, self._service.give_up)
+        await super().shutdown(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # As uvicorn's, but a stop that was asked for is no failure: the signal is not raised again.
+        signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if sys.platform == "win32" else [])]
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
