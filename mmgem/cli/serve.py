@@ -53,7 +53,7 @@ def serve(
     limits = _limits(limit or [])
     token = _token(token_file)
     try:
-        from mmgem.serve.server import listen, run
+        from mmgem.serve.server import listen, make_server
     except ImportError as error:
         raise UsageError(f'serving needs more packages: pip install "mmgem[serve]" ({error.name})') from error
     from mmgem.models.registry import lasting_name
@@ -83,7 +83,7 @@ def serve(
         print(f"http://{address}:{here[1]}", flush=True)
         note(f"serving {options.name}, {photos}; stop with Ctrl-C")
 
-    run(service, sock, token, allow_origin or [], local, started)
+    make_server(service, token, allow_origin or [], local, started).run(sockets=[sock])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # a photo or a batch nobody waits for may still be in a thread; nothing is left to save

@@ -59,7 +59,8 @@ def make_app(
             raise Refused(404, "not_found", "no page here; the API is described at /docs")
         return FileResponse(index)
 
-    app.mount("/static", StaticFiles(directory=PAGE, check_dir=False))
+    if PAGE.is_dir():
+        app.mount("/static", StaticFiles(directory=PAGE))
     gate = Gate(app, service.limits, service.metrics, token, origins, local)
     if not origins:
         return gate, gate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -64,11 +65,22 @@ async def _fields(request: Request, model: type[BaseModel]) -> dict[str, Any]:
             if name != _FILE:
                 raise Refused(422, "invalid_value", f"{name}: only {_FILE} is a file", name)
             found[name] = Upload(await value.read())
-        elif name in model.model_fields and "str" in str(model.model_fields[name].annotation):
+        elif name in _texts(model):
             found[name] = value
         else:
             found[name] = _json(value)
     return found
+
+
+@cache
+def _texts(model: type[BaseModel]) -> set[str]:
+    """The fields that may be texts."""
+    properties = model.model_json_schema()["properties"].items()
+    return {
+        name
+        for name, schema in properties
+        if "string" in (kind.get("type") for kind in (schema, *schema.get("anyOf", [])))
+    }
 
 
 def _json(value: str) -> Any:

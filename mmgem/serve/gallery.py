@@ -1,4 +1,4 @@
-"""The index as it is served: photos by id, and a newer state of it as soon as another process has made one."""
+"""The index as it is served: photos by id, and its newer state once another process has made one."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ class Gallery:
 
     def id_of(self, path: Path) -> str:
         """The id of a photo that a search has found."""
-        return _photo_id(
-            os.fspath(path)[len(os.fspath(self.index.folder)) :].lstrip(os.sep).replace(os.sep, "/")
-        )
+        return _photo_id(path.relative_to(self.index.folder).as_posix())
 
 
 def _photo_id(name: str) -> str:
@@ -61,7 +59,7 @@ def _photo_id(name: str) -> str:
 
 
 class Watched:
-    """An index folder and its newest whole state, :attr:`gallery`; a request keeps the one it started with."""
+    """An index folder and its newest state, :attr:`gallery`; a request keeps the one it started with."""
 
     def __init__(self, out: Path, fingerprint: str, metrics: Metrics) -> None:
         """Raises ``SearchIndexError`` if the index is missing, damaged or another model's."""

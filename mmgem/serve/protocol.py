@@ -1,7 +1,7 @@
 """Clients that send or read too slowly, and connections beyond the limit, are cut off.
 
-uvicorn limits neither the time a request's head takes, nor its size, nor how long an answer waits for a client
-that does not read it.
+uvicorn limits neither the time a request's head takes, nor its size, nor how long an answer waits for a
+client that does not read it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             if self.cycle is not None and not self.cycle.response_complete:
-                self.head_timer, self.head_bytes = _stopped(self.head_timer), 0
+                self._head_came()
                 return
             self.head_bytes += len(data)
             if self.head_bytes > _HEAD_BYTES:
@@ -50,7 +50,8 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
                 self._await_head()
 
         def connection_lost(self, error: Exception | None) -> None:
-            self.head_timer, self.reader_timer = _stopped(self.head_timer), _stopped(self.reader_timer)
+            self._head_came()
+            self.resume_writing()
             super().connection_lost(error)
 
         def pause_writing(self) -> None:
@@ -59,11 +60,19 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
                 self.reader_timer = self.loop.call_later(limits.reader_seconds, self.transport.abort)
 
         def resume_writing(self) -> None:
-            self.reader_timer = _stopped(self.reader_timer)
+            if self.reader_timer is not None:
+                self.reader_timer.cancel()
+                self.reader_timer = None
             super().resume_writing()
 
         def send_400_response(self, msg: str) -> None:
             self._say(Refused(400, "bad_http", msg))
+
+        def _head_came(self) -> None:
+            if self.head_timer is not None:
+                self.head_timer.cancel()
+                self.head_timer = None
+            self.head_bytes = 0
 
         def _await_head(self) -> None:
             self.head_timer = self.loop.call_later(limits.body_seconds / 4, self.transport.abort)
@@ -79,8 +88,3 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
             self.transport.close()
 
     return Impatient
-
-
-def _stopped(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

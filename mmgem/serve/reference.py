@@ -14,7 +14,8 @@ def reference(document: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(document['info']['title'])}: HTTP API</title>",
         f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>",
-        f"<p>{escape(document['info']['description'])} For programs: <a href='openapi.json'>openapi.json</a>.</p>",
+        f"<p>{escape(document['info']['description'])} For programs: ",
+        "<a href='openapi.json'>openapi.json</a>.</p>",
     ]
     for path, methods in document["paths"].items():
         for method, route in methods.items():

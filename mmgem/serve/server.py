@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -30,16 +28,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"{host}:{port}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def run(
+def make_server(
     service: Service,
-    sock: socket.socket,
     token: str | None = None,
     origins: Sequence[str] = (),
     local: bool = False,
     started: Callable[[], None] = lambda: None,
-) -> None:
-    """Serve until SIGTERM or SIGINT. Requests that were accepted are finished, for ``stop_seconds`` at most;
-    what still waits then is answered with 503."""
+) -> uvicorn.Server:
+    """A server to ``run(sockets=[...])`` until SIGTERM, SIGINT or its ``should_exit``; it calls ``started``
+    once it answers. Requests that were accepted are finished, for ``stop_seconds`` at most; what still waits
+    then is answered with 503. Other arguments as those of :class:`~mmgem.serve.gate.Gate`."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     app, gate = make_app(service, token, origins, local)
     config = uvicorn.Config(
@@ -52,7 +50,7 @@ def run(
         server_header=False,
         timeout_graceful_shutdown=service.limits.stop_seconds,  # type: ignore[arg-type]  # goes to wait_for
     )
-    _Server(config, service, gate, started).run(sockets=[sock])
+    return _Server(config, service, gate, started)
 
 
 class _Server(uvicorn.Server):
@@ -74,11 +72,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # As uvicorn's, but a stop that was asked for is no failure: the signal is not raised again.
-        signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGBREAK] if sys.platform == "win32" else [])]
-        before = {number: signal.signal(number, self.handle_exit) for number in signals}
-        try:
+        # A stop that was asked for is no failure: uvicorn is not to raise the signal again.
+        with super().capture_signals():
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            self._captured_signals.clear()

@@ -138,8 +138,8 @@ class Service:
         return await self.in_thread(size_of, photo)
 
     async def texts(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
-        """Unit vectors ``(n, D)`` float32 of texts, and how many tokens they were. Raises ``DataError`` for an
-        empty one."""
+        """Unit vectors ``(n, D)`` float32 of texts, and how many tokens they were. Raises ``DataError`` for
+        an empty one."""
         pieces = [await self._pieces(text) for text in texts]
         vectors = await all_of(*(self._text(text, own) for text, own in zip(texts, pieces, strict=True)))
         return np.stack(vectors), sum(len(ids) for own in pieces for ids in own)
@@ -194,7 +194,7 @@ class Service:
     async def search(
         self, gallery: Gallery, vector: np.ndarray, k: int, regions: bool, place: Place | None
     ) -> list[Hit]:
-        """The best ``k`` photos, or boxes of so many photos. Raises ``UsageError`` if there are no regions."""
+        """The best ``k`` photos, or boxes of so many photos. Raises ``UsageError`` if it has no regions."""
         query = (gallery.index, Query(vector, k, regions, place))
         return await self._search.submit(self.work.searches, query, (id(gallery), regions))
 

@@ -72,10 +72,10 @@ class Work:
         """A query of an index (one, and all with regions or none, in a group) -> hits."""
 
     @torch.inference_mode()
-    def _texts(self, texts: list[list[Tensor]]) -> np.ndarray:
+    def _texts(self, texts: list[list[Tensor]]) -> list[np.ndarray]:
         owners = [n for n, pieces in enumerate(texts) for _ in pieces]
         ids = [piece for pieces in texts for piece in pieces]
-        return embed_pieces(self.network, ids, owners, len(texts), 4 * self.model.batch)
+        return list(embed_pieces(self.network, ids, owners, len(texts), 4 * self.model.batch))
 
     @torch.inference_mode()
     def _photos(self, photos: list[list[np.ndarray]]) -> Sequence[Tensor]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
+from torch import Tensor
 
+from mmgem.data.records import Box
 from mmgem.evaluate.classify import PROMPTS, class_embeddings, classify, fill_prompt
 from mmgem.search.heat import draw_heat
 from mmgem.search.places import parse_place, split_place
@@ -63,13 +66,13 @@ async def caption(request: Request) -> Response:
     began = time.perf_counter()
     service, wanted = service_of(request), await read(request, CaptionRequest, form=True)
     photo = await service.photo(wanted.image, wanted.photo)
+    boxes: Sequence[Box | None] = wanted.boxes or [None]
     if wanted.boxes is None:
-        said = await service.captions([await service.visual(photo)], wanted.beams)
+        visuals: Sequence[Tensor] = [await service.visual(photo)]
     else:
-        said = await service.captions(
-            (await service.visual_boxes(photo, wanted.boxes)).unbind(), wanted.beams
-        )
-    rows = [{"box": box, "text": text} for box, text in zip(wanted.boxes or [None], said, strict=True)]
+        visuals = (await service.visual_boxes(photo, wanted.boxes)).unbind()
+    said = await service.captions(visuals, wanted.beams)
+    rows = [{"box": box, "text": text} for box, text in zip(boxes, said, strict=True)]
     return await _sized(began, service, photo, captions=rows)
 
 

@@ -1,0 +1,260 @@
+"""Every route answers what the Python API says, for photos of the index, data URIs and forms alike."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import toys
+from PIL import Image
+from serving import data_uri, picture, serving
+from tiny import save_photo, save_photos
+
+from mmgem import MMGEM
+from mmgem.corpus.engine import SelfRetrieval
+from mmgem.corpus.store import Corpus
+from mmgem.data.prompts import Prompts
+from mmgem.evaluate.classify import class_embeddings, classify
+from mmgem.search.index import update_index
+from mmgem.search.search import PhotoIndex
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_folder: Path) -> MMGEM:
+    return MMGEM.from_pretrained(tiny_model_folder)
+
+
+@pytest.fixture(scope="module")
+def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    save_photos(folder / "photos", 8)
+    out = folder / "idx"
+    update_index(out, folder / "photos", lambda: model, model.fingerprint, regions=4)
+    return out
+
+
+@pytest.fixture(scope="module")
+def corpus() -> SelfRetrieval:
+    network, tokenizer = toys.network(tower="none"), toys.tokenizer()
+    learned = Corpus.build(toys.passages(), Prompts(tokenizer))
+    return SelfRetrieval(network, tokenizer, learned)
+
+
+@pytest.fixture(scope="module")
+def client(model: MMGEM, index: Path, corpus: SelfRetrieval) -> Iterator[httpx.Client]:
+    with serving(model, index, corpus=corpus) as (client, _):
+        yield client
+
+
+def ok(reply: httpx.Response) -> dict[str, Any]:
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def refused(reply: httpx.Response) -> tuple[int, str]:
+    error = reply.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return reply.status_code, error["code"]
+
+
+def photos(client: httpx.Client) -> dict[str, str]:
+    return {row["name"]: row["id"] for row in ok(client.get("/photos"))["photos"]}
+
+
+def test_the_wall_pages_through_the_index(client: httpx.Client) -> None:
+    first = ok(client.get("/photos?limit=5"))
+    assert (first["total"], first["next"], len(first["photos"])) == (8, 5, 5)
+    rest = ok(client.get("/photos?offset=5&limit=5"))
+    assert rest["next"] is None
+    names = [row["name"] for row in first["photos"] + rest["photos"]]
+    assert names == sorted(names) and len(set(names)) == 8
+
+
+def test_a_photo_and_its_small_copy_by_id(client: httpx.Client, index: Path) -> None:
+    photo = photos(client)["0003.png"]
+    full = client.get(f"/photos/{photo}")
+    assert full.content == (index.parent / "photos" / "0003.png").read_bytes()
+    assert full.headers["content-type"] == "image/png"
+    small = client.get(f"/photos/{photo}/thumb?side=20")
+    assert Image.open(io.BytesIO(small.content)).size == (20, 15)
+    assert refused(client.get("/photos/0123456789abcdef")) == (404, "not_found")
+
+
+def test_search_by_words_is_the_index_s_own(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    wanted = PhotoIndex.open(index).search(model.embed_texts(["red dog"])[0], 3)
+    hits = ok(client.post("/search", json={"text": "red dog", "k": 3}))["hits"]
+    assert [hit["name"] for hit in hits] == [hit.path.name for hit in wanted]
+    assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in wanted], abs=1e-4)
+    assert (hits[0]["width"], hits[0]["height"]) == (48, 36)
+
+
+def test_search_of_regions_knows_place_words(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    asked = ok(client.post("/search", json={"text": "a dog at the left", "regions": True}))
+    assert asked["query"] == {"text": "a dog", "where": {"across": -1, "down": None}}
+    again = ok(client.post("/search", json={"text": "a dog", "regions": True, "where": "left"}))
+    assert again["hits"] == asked["hits"]
+    assert all((hit["box"][0] + hit["box"][2]) / 2 < hit["width"] / 2 for hit in asked["hits"])
+
+
+def test_rerank_is_the_library_s(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    wanted = model.rerank(PhotoIndex.open(index), "red dog", 4)
+    hits = ok(client.post("/search", json={"text": "red dog", "k": 4, "rerank": True}))["hits"]
+    assert [hit["name"] for hit in hits] == [hit.path.name for hit in wanted]
+    assert [hit["log_prob"] for hit in hits] == pytest.approx([hit.log_prob for hit in wanted], abs=1e-3)
+
+
+@pytest.mark.parametrize("box", [None, [4, 4, 40, 30]])
+def test_one_photo_named_in_three_ways_finds_the_same(
+    client: httpx.Client, index: Path, box: list[int] | None
+) -> None:
+    photo = photos(client)["0002.png"]
+    data = (index.parent / "photos" / "0002.png").read_bytes()
+    mine = ok(client.post("/search", json={"photo": photo, "box": box, "k": 3}))["hits"]
+    assert photo not in [hit["id"] for hit in mine]
+    sent = ok(client.post("/search", json={"image": data_uri(data), "box": box, "k": 8}))["hits"]
+    form = {"k": "8"} | ({"box": json.dumps(box)} if box else {})
+    formed = ok(client.post("/search", files={"image": data}, data=form))["hits"]
+    for others in (sent, formed):
+        others = [hit for hit in others if hit["id"] != photo][:3]
+        assert [hit["id"] for hit in others] == [hit["id"] for hit in mine]
+        assert [hit["score"] for hit in others] == pytest.approx([hit["score"] for hit in mine], abs=1e-4)
+
+
+def test_captions_are_the_library_s(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    path = index.parent / "photos" / "0001.png"
+    boxes = [(0.0, 0.0, 24.0, 18.0), (10.0, 4.0, 48.0, 36.0)]
+    whole = ok(client.post("/caption", json={"photo": photos(client)["0001.png"]}))
+    assert whole["captions"] == [{"box": None, "text": model.caption([path])[0]}]
+    assert (whole["width"], whole["height"]) == (48, 36)
+    some = ok(client.post("/caption", files={"image": path.read_bytes()}, data={"boxes": json.dumps(boxes)}))
+    assert [row["text"] for row in some["captions"]] == model.caption([path, path], boxes)
+
+
+def test_classes_are_the_library_s(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    path, names = index.parent / "photos" / "0001.png", ["dog", "cat", "boat"]
+    shares = classify(
+        model.embed_images([path]), class_embeddings(model.embed_texts, names), model.temperature
+    )
+    form = {"classes": json.dumps(names), "top": "3"}
+    guesses = ok(client.post("/classify", files={"image": path.read_bytes()}, data=form))["guesses"]
+    assert {g["class"]: g["probability"] for g in guesses} == pytest.approx(
+        dict(zip(names, shares[0].tolist(), strict=True)), abs=1e-3
+    )
+
+
+def test_regions_come_from_the_index_or_are_found(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    path = index.parent / "photos" / "0005.png"
+    stored = ok(client.get(f"/regions?photo={photos(client)['0005.png']}&count=3&captions=true"))["regions"]
+    boxes, _ = model.find_regions([path], 4)[0]
+    assert [tuple(row["box"]) for row in stored] == boxes[:3]
+    assert [row["caption"] for row in stored] == model.caption([path] * 3, boxes[:3])
+    found = ok(client.post("/regions", json={"image": data_uri(path.read_bytes()), "count": 3}))["regions"]
+    assert [tuple(row["box"]) for row in found] == boxes[:3]
+
+
+def test_heat_map_as_numbers_and_as_a_picture(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    path, photo = index.parent / "photos" / "0005.png", photos(client)["0005.png"]
+    told = ok(client.post("/heatmap", json={"photo": photo, "text": "red dog", "cells": 7}))
+    assert np.array(told["heat"]) == pytest.approx(model.heatmap(path, ["red dog"], 7)[0], abs=1e-3)
+    drawn = client.post("/heatmap", json={"photo": photo, "text": "red dog", "format": "png", "side": 64})
+    assert Image.open(io.BytesIO(drawn.content)).size == (48, 36)
+
+
+def test_the_corpus_is_searched_and_asked(client: httpx.Client, corpus: SelfRetrieval) -> None:
+    (wanted,) = corpus.search(["dog near the boat"], 3)
+    found = ok(client.post("/corpus/search", json={"query": "dog near the boat", "k": 3}))
+    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in wanted]
+    answer = corpus.ask("dog near the boat")
+    told = ok(client.post("/corpus/ask", json={"query": "dog near the boat"}))
+    assert (told["answer"], told["source"]) == (answer.text, answer.source)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/search", {}, 422, "invalid_value"),
+        ("/search", {"text": " "}, 422, "invalid_value"),
+        ("/search", {"text": "a", "k": 0}, 422, "invalid_value"),
+        ("/search", {"text": "a", "k": "3"}, 422, "invalid_value"),
+        ("/search", {"text": "a", "unknown": 1}, 422, "invalid_value"),
+        ("/search", {"text": "a", "where": "left"}, 422, "invalid_value"),
+        ("/search", {"text": "a", "regions": True, "where": "above"}, 422, "invalid_value"),
+        ("/search", {"photo": "../../etc/passwd"}, 422, "invalid_value"),
+        ("/search", {"photo": "0" * 16}, 404, "not_found"),
+        ("/search", {"image": "http://127.0.0.1/a.jpg"}, 422, "bad_image"),
+        ("/search", {"image": "file:///etc/passwd"}, 422, "bad_image"),
+        ("/caption", {"image": "data:image/png;base64,AAAA"}, 422, "bad_image"),
+        ("/caption", {"image": data_uri(picture()), "boxes": [[9, 9, 3, 3]]}, 422, "invalid_value"),
+        ("/caption", {"image": data_uri(picture()), "boxes": [[90, 90, 99, 99]]}, 422, "invalid_value"),
+        ("/classify", {"image": data_uri(picture()), "classes": ["dog"]}, 422, "invalid_value"),
+        ("/v1/embeddings", {"input": "a", "model": "other"}, 404, "model_not_found"),
+        ("/v1/embeddings", {"input": "a", "dimensions": 9999}, 422, "invalid_value"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}, 422, "invalid_value"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    client: httpx.Client, path: str, body: dict[str, Any], status: int, code: str
+) -> None:
+    assert refused(client.post(path, json=body)) == (status, code)
+
+
+def test_bodies_that_are_no_json(client: httpx.Client) -> None:
+    as_json = {"content-type": "application/json"}
+    assert refused(client.post("/search", content=b"{", headers=as_json)) == (400, "bad_json")
+    assert refused(client.post("/search", content=b"\xff", headers=as_json))[0] == 400
+    assert refused(client.post("/search", content=b"a=1")) == (415, "unsupported_media_type")
+    surrogate = b'{"text": "\\ud800", "\\ud800": 1}'
+    assert refused(client.post("/search", content=surrogate, headers=as_json))[0] in (400, 422)
+    assert refused(client.get("/nowhere")) == (404, "not_found")
+    assert refused(client.put("/search")) == (405, "method_not_allowed")
+
+
+def test_what_is_not_served_is_said(model: MMGEM) -> None:
+    with serving(model) as (client, _):
+        assert refused(client.post("/search", json={"text": "a"})) == (404, "no_index")
+        assert refused(client.post("/corpus/ask", json={"query": "a"})) == (404, "no_corpus")
+        assert ok(client.get("/info"))["index"] is None
+
+
+def test_documents_and_figures(client: httpx.Client) -> None:
+    told = ok(client.get("/openapi.json"))
+    assert "/v1/embeddings" in told["paths"] and "SearchRequest" in told["components"]["schemas"]
+    page = client.get("/docs")
+    assert "POST /heatmap" in page.text and "<script" not in page.text
+    for header in ("content-security-policy", "x-content-type-options"):
+        assert header in page.headers
+    figures = client.get("/metrics").text
+    assert 'mmgem_requests_total{method="POST",route="/search",status="200"}' in figures
+    assert "mmgem_index_photos 8.0" in figures
+
+
+def test_the_index_grows_while_it_is_served(
+    model: MMGEM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmgem.serve.gallery._EVERY", 0.05)
+    save_photos(tmp_path / "photos", 3)
+
+    def grow() -> None:
+        update_index(tmp_path / "idx", tmp_path / "photos", lambda: model, model.fingerprint)
+
+    grow()
+    with serving(model, tmp_path / "idx") as (client, _):
+        before = photos(client)
+        save_photo(tmp_path / "photos" / "new.png", seed=99)
+        grow()
+        ends = time.monotonic() + 10
+        while len(after := photos(client)) == 3 and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert set(after) == {*before, "new.png"} and before.items() <= after.items()
+        hits = ok(client.post("/search", json={"image": data_uri(picture(99)), "k": 1}))["hits"]
+        assert hits[0]["name"] == "new.png"
+        (tmp_path / "photos" / "new.png").unlink()
+        assert refused(client.get(f"/photos/{after['new.png']}")) == (404, "not_found")
