@@ -1,4 +1,4 @@
-"""Batches: what joins them, what fails in them, what is never computed twice; and that they change nothing."""
+"""Batches: what joins them, what fails in them, what is never computed twice; they change nothing."""
 
 from __future__ import annotations
 

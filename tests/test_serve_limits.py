@@ -88,7 +88,7 @@ def test_bombs_are_seen_before_they_go_off(client: httpx.Client) -> None:
 
 
 def test_busy_is_said_and_when_to_come_again(model: MMGEM, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(model, queue=2, seconds=20) as (client, service):
+    with serving(model, queue=2, seconds=20) as (client, _):
         go = threading.Event()
         monkeypatch.setattr(model, "batch", _Blocking(go))
         with ThreadPoolExecutor(3) as pool:

@@ -30,7 +30,7 @@ CHECKS = [
     negative_data_rejection,
 ]
 FEW = settings(
-    max_examples=5,
+    max_examples=2,
     deadline=None,
     database=None,
     derandomize=True,

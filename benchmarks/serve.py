@@ -1,0 +1,207 @@
+"""Requests a second of ``mmgem serve`` with batching on against the same server with batching off.
+
+    python benchmarks/serve.py [--model tiny] [--photos FOLDER] [--mix texts=6,searches=3,images=1]
+        [--seconds 60] [--warm 10] [--clients 64] [--rounds 1] [--quick]
+
+Both servers run in turn in one run, on and off once a round, with every other setting equal:
+``--limit batch=1`` is the only difference. 64 clients ask without pause, each over a connection of its own. Every input is a
+different one (texts are numbered, photos are changed by a pixel, so nothing is answered from memory), and
+memory for recent embeddings is off as well. Kinds: ``texts`` (POST /v1/embeddings of a text), ``searches``
+(POST /search by a text), ``images`` (POST /v1/embeddings of a JPEG), ``captions`` (POST /caption of a JPEG).
+Prints requests a second, the ratio, p50 and p95 a kind, status codes, and resident memory at the start, every
+minute and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import itertools
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+WORDS = (  # noqa: SIM905
+    "a the two three young old small big red blue green black white dog dogs cat man men woman women "
+    "child children boy girl horse bike ball boat car street beach snow water grass field park tree house "
+    "runs jumps plays sits stands rides walks swims climbs throws catches holds on in with near under over"
+).split()
+Request = tuple[str, str, bytes]
+
+
+class Inputs:
+    """Requests that never repeat."""
+
+    def __init__(self, mix: dict[str, int], photos: list[np.ndarray], seed: int) -> None:
+        self._rng = random.Random(seed)
+        self._photos, self._count = photos, itertools.count()
+        self._kinds = [kind for kind, share in mix.items() for _ in range(share)]
+
+    def next(self) -> Request:
+        """(kind, path, body) of another request."""
+        kind = self._rng.choice(self._kinds)
+        if kind == "texts":
+            return kind, "/v1/embeddings", _json({"input": self._text(), "encoding_format": "base64"})
+        if kind == "searches":
+            return kind, "/search", _json({"text": self._text(), "k": 10})
+        part = {"type": "image_url", "image_url": {"url": self._photo()}}
+        if kind == "images":
+            return kind, "/v1/embeddings", _json({"input": [part], "encoding_format": "base64"})
+        return kind, "/caption", _json({"image": part["image_url"]["url"]})  # type: ignore[index]
+
+    def _text(self) -> str:
+        words = " ".join(self._rng.choices(WORDS, k=self._rng.randint(5, 12)))
+        return f"{words} {next(self._count)}"
+
+    def _photo(self) -> str:
+        pixels = self._rng.choice(self._photos).copy()
+        pixels[:2, :2] = np.frombuffer(self._rng.randbytes(12), np.uint8).reshape(2, 2, 3)
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, "JPEG", quality=88)
+        return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+@contextmanager
+def server(idx: Path, batch: int) -> Iterator[tuple[int, int]]:
+    """A server that joins up to ``batch``: its port and process number."""
+    command = [sys.executable, "-m", "mmgem", "serve", str(idx), "--port", "0"]
+    limits = ["--limit", f"batch={batch}", "--limit", "recent=0", "--limit", "seconds=120"]
+    process = subprocess.Popen(
+        [*command, *limits], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    try:
+        base = process.stdout.readline().strip()
+        assert base, "the server did not start"
+        yield int(base.rpartition(":")[2]), process.pid
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def client(
+    port: int, inputs: list[Request], ends: float, told: list[tuple[float, str, int, float]]
+) -> None:
+    """Ask one after the other until ``ends``; tells (when, kind, status, seconds)."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while time.perf_counter() < ends and inputs:
+        kind, path, body = inputs.pop()
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        began = time.perf_counter()
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        fields = dict(line.lower().split(b": ", 1) for line in answer.split(b"\r\n")[1:] if b": " in line)
+        await reader.readexactly(int(fields[b"content-length"]))
+        told.append((time.perf_counter(), kind, int(answer.split()[1]), time.perf_counter() - began))
+    writer.close()
+
+
+def resident(pid: int) -> float:
+    """Memory of a process in MB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+async def load(
+    port: int, pid: int, inputs: list[Request], options: argparse.Namespace
+) -> tuple[float, list, list]:
+    """Requests a second after the warm-up, what was told, and memory by minute."""
+    told: list[tuple[float, str, int, float]] = []
+    memory = [resident(pid)]
+
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(60)
+            memory.append(resident(pid))
+
+    watching = asyncio.create_task(watch())
+    began = time.perf_counter()
+    ends = began + options.warm + options.seconds
+    await asyncio.gather(*(client(port, inputs, ends, told) for _ in range(options.clients)))
+    watching.cancel()
+    memory.append(resident(pid))
+    assert inputs, "ran out of inputs: raise --rate"
+    counted = [row for row in told if began + options.warm <= row[0] < ends]
+    return len(counted) / options.seconds, counted, memory
+
+
+def show(name: str, rate: float, told: list[tuple[float, str, int, float]], memory: list[float]) -> None:
+    print(f"{name:13} {rate:8.1f} requests/s   statuses {dict(Counter(row[2] for row in told))}")
+    print(f"{'':13} resident {', '.join(f'{mb:.0f}' for mb in memory)} MB")
+    kinds = defaultdict(list)
+    for _, kind, _, seconds in told:
+        kinds[kind].append(1e3 * seconds)
+    for kind, taken in sorted(kinds.items()):
+        p50, p95 = np.percentile(taken, [50, 95])
+        print(f"{'':13} {kind:9} {len(taken):6}   p50 {p50:7.0f} ms   p95 {p95:7.0f} ms")
+
+
+def build(folder: Path, options: argparse.Namespace) -> list[np.ndarray]:
+    """Index photos, and give their pixels."""
+    source = folder / "photos"
+    source.mkdir()
+    paths = sorted(options.photos.glob("*.jpg"))[: options.indexed] if options.photos else []
+    for path in paths:
+        (source / path.name).symlink_to(path.resolve())
+    rng = np.random.default_rng(0)
+    for n in range(0 if paths else options.indexed):  # smooth random pictures of a photo's size
+        small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+        small.resize((500, 375), Image.Resampling.BICUBIC).save(source / f"{n}.jpg", quality=88)
+    made = ["index", str(source), "--out", str(folder / "idx"), "--model", options.model]
+    subprocess.run([sys.executable, "-m", "mmgem", *made], check=True, stdout=subprocess.DEVNULL)
+    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(source.iterdir())]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny", help="a model folder or a packaged name")
+    parser.add_argument("--photos", type=Path, help="a folder of JPEGs; random pictures if not given")
+    parser.add_argument("--indexed", type=int, default=64, help="photos in the index")
+    parser.add_argument("--mix", default="texts=6,searches=3,images=1")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--warm", type=float, default=10)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=int, default=300, help="inputs to prepare for each second")
+    parser.add_argument("--quick", action="store_true", help="a few seconds of each, to see that it runs")
+    options = parser.parse_args()
+    if options.quick:
+        options.seconds, options.warm, options.indexed = 8, 4, 16
+    mix = {kind: int(share) for kind, _, share in (part.partition("=") for part in options.mix.split(","))}
+    with tempfile.TemporaryDirectory() as place:
+        photos = build(Path(place), options)
+        rates: dict[str, list[float]] = {"batching on": [], "batching off": []}
+        for turn in range(options.rounds):
+            for name, batch in (("batching on", options.batch), ("batching off", 1)):
+                made = Inputs(mix, photos, seed=2 * turn + (batch == 1))
+                count = int(options.rate * (options.seconds + options.warm))
+                inputs = [made.next() for _ in range(count)]  # before the clock starts
+                with server(Path(place, "idx"), batch) as (port, pid):
+                    rate, told, memory = asyncio.run(load(port, pid, inputs, options))
+                rates[name].append(rate)
+                show(name, rate, told, memory)
+        on, off = (float(np.median(found)) for found in rates.values())
+        print(f"{options.clients} clients, {options.mix}, {options.seconds:g} s: {on / off:.2f}x")
+
+
+if __name__ == "__main__":
+    main()
