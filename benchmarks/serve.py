@@ -6,10 +6,10 @@
 Both servers run in turn in one run, on and off once a round, with every other setting equal:
 ``--limit batch=1`` is the only difference. 64 clients ask without pause, each over a connection of its own.
 Every input is a different one (texts are numbered, photos are changed by a pixel, so nothing is answered from
-memory), and memory for recent embeddings is off as well. Kinds: ``texts`` (POST /v1/embeddings of a text), ``searches``
-(POST /search by a text), ``images`` (POST /v1/embeddings of a JPEG), ``captions`` (POST /caption of a JPEG).
-Prints requests a second, the ratio, p50 and p95 a kind, status codes, and resident memory at the start, every
-minute and at the end.
+memory), and memory for recent embeddings is off as well. Kinds: ``texts`` (POST /v1/embeddings of a text),
+``searches`` (POST /search by a text), ``images`` (POST /v1/embeddings of a JPEG), ``captions`` (POST /caption
+of a JPEG). Prints requests a second, the ratio, p50 and p95 a kind, status codes, and resident memory at the
+start, every minute and at the end.
 """
 
 from __future__ import annotations

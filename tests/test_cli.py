@@ -28,6 +28,7 @@ VERBS = (
     "heatmap",
     "embed",
     "bulk",
+    "serve",
     "train",
     "eval",
     "mosaic",

@@ -7,14 +7,18 @@ noise. ``make`` targets, extras and benchmarks are checked to be there.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toys
@@ -23,6 +27,7 @@ from tiny import save_photo, save_photos, save_tiny_model
 from mmgem.cli.main import main
 from mmgem.corpus import baselines
 from mmgem.models import pull, registry
+from mmgem.serve import server
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
@@ -88,6 +93,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my", "xquad"):
         _, queries = toys.corpus(folder / name)
         (folder / name / "dev.jsonl").write_bytes(queries.read_bytes())
+    (folder / "token").write_text("a-token\n")
     (folder / "new").mkdir()
     (folder / "new" / "one.md").write_text("# the red horse\n\nThe red horse jumps on the beach.\n")
     _bases(folder / "cache" / "base")
@@ -152,6 +158,10 @@ def run(words: list[str]) -> None:
     match words:
         case ["make", target, *_]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["mmgem", "serve", *rest]:
+            assert main(["serve", *rest, "--port", "0"]) == 0
+        case ["curl", *rest]:
+            subprocess.run(["curl", "--fail", *expanded(rest)], check=True)
         case ["mmgem", "mosaic", *rest]:
             assert main(["mosaic", *rest, "--count", "4"]) == 0
         case ["mmgem", "bulk", *rest]:  # workers would load the real model
@@ -171,14 +181,49 @@ def run(words: list[str]) -> None:
             pytest.fail(f"no test runs {shlex.join(words)}")
 
 
+class Served:
+    """The server of the last ``mmgem serve``, in a thread."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._make, self._server = server.make_server, None
+        self.address = ""
+        monkeypatch.setattr(server, "make_server", self.make)
+        monkeypatch.setattr(os, "_exit", lambda code: None)
+
+    def make(self, *arguments: Any) -> Served:
+        self.stop()
+        self._started = threading.Event()
+        *others, _ = arguments
+        self._server = self._make(*others, self._started.set)
+        return self
+
+    def run(self, sockets: list[socket.socket]) -> None:
+        self.address = f"localhost:{sockets[0].getsockname()[1]}"
+        self._thread = threading.Thread(target=self._server.run, args=(sockets,), daemon=True)
+        self._thread.start()
+        assert self._started.wait(20)
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+            self._thread.join(20)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    kept = Served(monkeypatch)
+    yield kept
+    kept.stop()
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_does_what_it_says(page: str, here: Path) -> None:
+def test_a_page_does_what_it_says(page: str, here: Path, served: Served) -> None:
     for words in commands(page):
         try:
-            run(words)
+            run([word.replace("localhost:8000", served.address) for word in words])
         except (AssertionError, subprocess.CalledProcessError) as error:
             pytest.fail(f"{page}: {shlex.join(words)}: {error}")
     known: dict[str, object] = {}
     exec("from mmgem import MMGEM\nmodel = MMGEM.from_pretrained('tiny')", known)
     for body in blocks(page, "python"):
-        exec(body, known)
+        exec(body.replace("localhost:8000", served.address), known)
