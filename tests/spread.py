@@ -68,8 +68,8 @@ def train_until(recipe: Recipe) -> None:
 
 
 def train_killed(calm: Recipe, killed: Recipe) -> None:
-    """Two runs, of which the second loses its first rank before step 4, while a checkpoint is written. Started
-    again, that rank comes late, so that the other one looks for it while it is not there."""
+    """Two runs, of which the second loses its first rank before step 4, while a checkpoint is written.
+    Started again, that rank comes late, so that the other one looks for it while it is not there."""
     (killed.train.out / f"group-{os.getpgrp()}").touch()
     first, again = os.environ["RANK"] == "0", os.environ["TORCHELASTIC_RESTART_COUNT"] != "0"
     if first and again:

@@ -234,9 +234,8 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
 ) -> None:
     options: dict[str, Any] = {"train__epochs": 2, "train__batch": 8, "train__checkpoint_every": 2}
     options |= {"data__train": str(world["shards"]), "data__cached": False, "data__split": ""}
-    calm, killed = (
-        made(world, train__out=str(tmp_path / name), data__workers=2, **options) for name in ("calm", "killed")
-    )
+    options |= {"data__workers": 2}
+    calm, killed = (made(world, train__out=str(tmp_path / n), **options) for n in ("calm", "killed"))
     killed.train.out.mkdir()
     paths = [tmp_path / "calm.json", tmp_path / "killed.json"]
     for path, recipe in zip(paths, (calm, killed), strict=True):
