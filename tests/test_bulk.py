@@ -107,7 +107,7 @@ def test_a_folder_its_tars_and_its_parquet_give_the_same(tmp_path, tiny_model_fo
         np.testing.assert_allclose(found["parquet"][digest], vector, atol=1e-6)
 
 
-def test_a_killed_worker_costs_nothing(tmp_path, tiny_model_folder, ray):
+def test_a_killed_worker_costs_nothing(tmp_path, tiny_model_folder, ray, capfd):
     """SIGKILL of a worker in the middle of a part: complete, no duplicates, the same as without Ray."""
     save_photos(tmp_path / "photos", 240)
     args = {"model": tiny_model_folder, "part_size": 60}
@@ -118,7 +118,8 @@ def test_a_killed_worker_costs_nothing(tmp_path, tiny_model_folder, ray):
     report = embed_collection(tmp_path / "photos", tmp_path / "out", workers=2, **args)
     watch.join()
     assert killed, "no worker was caught at work"
-    assert (report.parts, report.photos, report.embedded) == (4, 240, 240)
+    assert (report.parts, report.photos, report.embedded, report.died) == (4, 240, 240, 1)
+    assert capfd.readouterr().out == ""
     one, other = rows_of(tmp_path / "here"), rows_of(tmp_path / "out")
     assert [row["item"] for row in other] == list(range(240))
     for row in one + other:
@@ -202,7 +203,7 @@ def test_bad_photos_are_counted_and_told(tmp_path, photos, tiny_model_folder, ca
     said, told = capfd.readouterr()
     counts = json.loads(said)
     assert counts.pop("seconds") > 0
-    assert counts == {"parts": 3, "written": 3, "photos": 6, "embedded": 6, "skipped": 2}
+    assert counts == {"parts": 3, "written": 3, "photos": 6, "embedded": 6, "skipped": 2, "died": 0}
     assert "skipped 2, " in told and "first 0001.png: " in told
     lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert [(line["item"], line["key"], line["shard"]) for line in lines] == [

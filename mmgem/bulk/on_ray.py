@@ -40,8 +40,9 @@ class _Worker:
 
 
 def require_ray() -> Any:
-    """The module ``ray``, with Ray Data. Raises UsageError if it is not installed."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    """The module ``ray``, with Ray Data: it reports no usage, and prints nothing of what workers or nodes
+    say, which would go to standard output. Raises UsageError if it is not installed."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}  # read at import
     try:
         import ray
         import ray.data

@@ -186,9 +186,10 @@ class Output:
                 os.fsync(file.fileno())
             temporary.replace(path)
 
-    def finish(self, parts: Sequence[Part], problems: Sequence[Skipped]) -> tuple[int, list[Skipped]]:
+    def finish(self, parts: Sequence[Part], problems: Sequence[Skipped]) -> tuple[int, list[Skipped], int]:
         """Check that ``parts`` are all here and account for each of their photos; write ``skipped.jsonl``,
-        ``problems`` first. Returns how many photos the parts hold, and what was skipped.
+        ``problems`` first. Returns how many photos the parts hold, what was skipped, and how many workers
+        died in this run.
 
         Raises DataError for a part that is missing or damaged.
         """
@@ -198,15 +199,17 @@ class Output:
             photos += held
             skipped += left_out
         with _named(self.out):
-            self._tidy()
+            died = self._tidy()
             lines = "".join(f"{json.dumps(asdict(one))}\n" for one in skipped)
             write_atomic(self.out / "skipped.jsonl", lines)
-        return photos, skipped
+        return photos, skipped, died
 
-    def _tidy(self) -> None:
-        """Remove what killed workers left."""
-        for leftover in self.part(0).parent.glob(".*.tmp"):
+    def _tidy(self) -> int:
+        """Remove what killed workers left; returns how many did."""
+        leftovers = list(self.part(0).parent.glob(".*.tmp"))
+        for leftover in leftovers:
             leftover.unlink(missing_ok=True)
+        return len(leftovers)
 
     def _facts(self, part: Part) -> tuple[int, list[Skipped]]:
         path = self.part(part.number)

@@ -22,13 +22,15 @@ from mmgem.progress import Meter
 @dataclass(frozen=True, slots=True)
 class BulkReport:
     """What is in the output after a run. ``photos``: rows in all parts; ``written``: of ``parts``, those that
-    this run made, with ``embedded`` photos in ``seconds``; ``skipped``: what was left out, of all runs."""
+    this run made, with ``embedded`` photos in ``seconds``; ``skipped``: what was left out, of all runs;
+    ``died``: workers that were killed in the middle of a part in this run."""
 
     parts: int
     written: int
     photos: int
     embedded: int
     skipped: list[Skipped]
+    died: int
     seconds: float
 
 
@@ -83,12 +85,12 @@ def embed_collection(
                 meter.advance(1, len(part), {"skipped": left_out})
         seconds = time.perf_counter() - began
         problems = [Skipped(None, None, shard, reason) for shard, reason in collection.problems]
-        photos, all_skipped = output.finish(parts, problems)
+        photos, all_skipped, died = output.finish(parts, problems)
     if not photos:
         raise ImageError(
             f"{source}: none of the {len(collection)} photos could be read; see {out}/skipped.jsonl"
         )
-    return BulkReport(len(parts), len(missing), photos, embedded, all_skipped, seconds)
+    return BulkReport(len(parts), len(missing), photos, embedded, all_skipped, died, seconds)
 
 
 def _made(

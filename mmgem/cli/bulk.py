@@ -37,7 +37,7 @@ def bulk(
     DIR/parts gets 000000.parquet and on: path or key, size, embedding and caption of each photo. Stopped, the
     same command goes on with the parts that are missing; a worker that dies is replaced. Photos that cannot
     be read are left out and listed in DIR/skipped.jsonl. With --json: {"parts", "written", "photos",
-    "embedded", "skipped", "seconds"}; written and embedded: by this run.
+    "embedded", "skipped", "died", "seconds"}; written and embedded: by this run; died: its workers.
     """
     if workers == 0:
         quiet_libraries()
@@ -46,12 +46,14 @@ def bulk(
     report = embed_collection(source, out, model, captions, part_size, workers, address)
     if source.is_dir():
         note_foreign(source)
+    if report.died:
+        note(f"workers that died: {report.died}; their parts were made by others")
     if report.skipped:
         first = report.skipped[0]
         place = ": ".join(name for name in (first.shard, first.key) if name)
         note(f"skipped {len(report.skipped)}, {out}/skipped.jsonl lists them; first {place}: {first.reason}")
     if as_json:
-        counts = {name: getattr(report, name) for name in ("parts", "written", "photos", "embedded")}
+        counts = {name: getattr(report, name) for name in ("parts", "written", "photos", "embedded", "died")}
         print_json({**counts, "skipped": len(report.skipped), "seconds": round(report.seconds, 3)})
         return
     kept = f" ({report.parts - report.written} of them were there)" if report.written < report.parts else ""
