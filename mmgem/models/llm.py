@@ -68,8 +68,8 @@ class LLM(nn.Module):
         """
         mask = None
         if allowed is not None:
-            mask = torch.zeros(allowed.shape, dtype=inputs.dtype, device=inputs.device)
-            mask = mask.masked_fill_(~allowed, torch.finfo(inputs.dtype).min)[:, None]
+            lowest = torch.finfo(inputs.dtype).min
+            mask = inputs.new_zeros(allowed.shape).masked_fill_(~allowed, lowest)[:, None]
         with self._autocast(inputs):
             out = self.lm.base_model(
                 inputs_embeds=inputs,

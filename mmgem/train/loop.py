@@ -107,7 +107,7 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
     meter, saver = Meter("training", run.total, done, " pairs", ranks.first), Saver(out / "checkpoints")
     with meter, saver:
         for step in range(done, run.total):
-            with speed.measured(run.network if step == done else None):
+            with speed.measured(count=step == done):
                 values, pairs = one_step(run, step, speed)
             meter.advance(1, pairs, values)
             finished = step + 1

@@ -1,10 +1,8 @@
 """Where a run's time goes: the share that steps wait for data, and the arithmetic they do a second beside
 what a large matrix product reaches on the same device.
 
-Operations are counted in the first step, by hooks that change nothing (PyTorch's own counter takes other
-kernels, and a resumed run would no longer be bitwise the same): 2 m n k of every linear map and convolution,
-as much again for each of the two products of its backward pass that is needed. Attention's own products, a
-few percent at these lengths, are left out.
+Operations are counted in the first step (:mod:`mmgem.train.flops`); with ``train.compile`` that step runs as
+it would without.
 """
 
 from __future__ import annotations
@@ -12,12 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from mmgem.ranks import Ranks
+from mmgem.train.flops import FlopCount
 
 
 class Speed:
@@ -31,20 +28,19 @@ class Speed:
         self.steps = 0
 
     @contextmanager
-    def measured(self, network: nn.Module | None) -> Iterator[None]:
-        """Around a step: timed, or counted if given the ``network`` that takes it."""
-        started = time.monotonic()
-        if network is None:
-            yield
-            self.seconds += time.monotonic() - started
-            self.steps += 1
+    def measured(self, count: bool) -> Iterator[None]:
+        """Around a step: its operations are counted, or else it is timed."""
+        if count:
+            with FlopCount() as counted:
+                yield
+            self.flops = counted.total
+            self.waiting = 0.0
+            self.peak = _matrix_product_rate(self.ranks.device, self.precision)
             return
-        hooks = [m.register_forward_hook(self._count) for m in network.modules() if _multiplies(m)]
+        started = time.monotonic()
         yield
-        for hook in hooks:
-            hook.remove()
-        self.waiting = 0.0
-        self.peak = _matrix_product_rate(self.ranks.device, self.precision)
+        self.seconds += time.monotonic() - started
+        self.steps += 1
 
     def waited(self, seconds: float) -> None:
         """Count time in which a step waited for its batch."""
@@ -64,20 +60,6 @@ class Speed:
         self.seconds = self.waiting = 0.0
         self.steps = 0
         return {name: round(value, 4) for name, value in told.items()}
-
-    def _count(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weight: Tensor = module.weight
-        back = (inputs[0].requires_grad + weight.requires_grad) if torch.is_grad_enabled() else 0
-        rows = output.numel() // weight.shape[0 if not _transposed(module) else 1]
-        self.flops += 2 * rows * weight.numel() * (1 + back)
-
-
-def _multiplies(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d) or _transposed(module)
-
-
-def _transposed(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # GPT-2's linear map, (in, out)
 
 
 def _matrix_product_rate(device: torch.device, precision: str) -> float:
