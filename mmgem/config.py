@@ -269,8 +269,9 @@ class TrainConfig:
     compile: bool = False
     """Compile the LLM's blocks (``torch.compile``); needs a C++ compiler on a CPU, Triton on a GPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the LLM's blocks and head; weights, optimiser, tower, similarities and losses are float32
-    in any case. bfloat16 needs hardware for it (AVX512-BF16, AMX, a GPU): elsewhere it is slower."""
+    """Arithmetic of the LLM's blocks and head and, on a GPU, of the tower; weights, optimiser, similarities
+    and losses are float32 in any case. bfloat16 needs hardware for it (AVX512-BF16, AMX, a GPU): elsewhere it
+    is slower. A GPU multiplies what is float32 as TF32."""
 
 
 @dataclass

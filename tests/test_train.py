@@ -20,6 +20,8 @@ from mmgem.data.features import FeatureCache
 from mmgem.errors import CheckpointError, ConfigError, DataError, ImageError
 from mmgem.models.checkpoint import load_model
 from mmgem.models.storage import dequantize, load_tensors, quantize
+from mmgem.objectives.contrastive import embed_items
+from mmgem.train.engine import set_precision
 from mmgem.train.loop import measure, one_step, prepare, train
 from mmgem.train.start import start
 
@@ -420,6 +422,26 @@ def test_bfloat16_is_the_same_step_less_exactly(make: Any) -> None:
     for name in ("contrastive_loss", "caption_loss"):
         assert two[name] == pytest.approx(one[name], rel=0.02)
     assert one != two
+
+
+@pytest.mark.parametrize("tower", ["clip", "efficientnet_lite0"])
+def test_the_tower_trains_in_bfloat16_on_a_gpu(tower: str) -> None:
+    network = toys.network(tower=tower).train()
+    made = toys.batch(network)
+    made.pixels = torch.rand(4, 3, network.tower.size, network.tower.size)
+    seen: list[torch.dtype] = []
+    product = next(m for m in network.tower.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
+    product.register_forward_hook(lambda _module, _inputs, out: seen.append(out.dtype))
+    maps = {}
+    for device in ("cpu", "cuda"):
+        set_precision(network, "bfloat16", device)
+        assert network.llm.training_dtype == torch.bfloat16
+        maps[device] = embed_items(network, made)
+    embed_items(network.eval(), made)  # when it is used, it computes in float32 in any case
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]
+    assert maps["cuda"].dtype == torch.float32
+    assert not torch.equal(maps["cuda"], maps["cpu"])
+    torch.testing.assert_close(maps["cuda"], maps["cpu"], rtol=0.05, atol=0.05)
 
 
 def test_boxes_train_on_larger_maps(make: Any) -> None:

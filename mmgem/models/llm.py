@@ -70,7 +70,7 @@ class LLM(nn.Module):
         if allowed is not None:
             lowest = torch.finfo(inputs.dtype).min
             mask = inputs.new_zeros(allowed.shape).masked_fill_(~allowed, lowest)[:, None]
-        with self._autocast(inputs):
+        with self._precision(inputs):
             out = self.lm.base_model(
                 inputs_embeds=inputs,
                 attention_mask=mask,
@@ -82,23 +82,29 @@ class LLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Output head: ``(..., H)`` -> ``(..., vocabulary)`` float, with the model's own soft cap if any."""
-        with self._autocast(hidden):
+        with self._precision(hidden):
             return self._capped(self.lm.get_output_embeddings()(hidden))
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Logits of some tokens only: ``(..., H)``, ``(S,)`` int64 -> ``(..., S)``."""
         head = self.lm.get_output_embeddings()
         bias = head.bias[tokens] if getattr(head, "bias", None) is not None else None
-        with self._autocast(hidden):
+        with self._precision(hidden):
             return self._capped(torch.nn.functional.linear(hidden, head.weight[tokens], bias))
 
-    def _autocast(self, like: Tensor) -> torch.autocast:
-        lower = self.training and self.training_dtype != torch.float32
-        return torch.autocast(like.device.type, self.training_dtype if lower else torch.bfloat16, lower)
+    def _precision(self, like: Tensor) -> torch.autocast:
+        return autocast(like, self.training_dtype if self.training else torch.float32)
 
     def _capped(self, logits: Tensor) -> Tensor:
         cap = getattr(self.lm.config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def autocast(like: Tensor, dtype: torch.dtype) -> torch.autocast:
+    """A context in which matrix products on the device of ``like`` are taken in ``dtype``; of float32 it
+    changes nothing."""
+    lower = dtype != torch.float32
+    return torch.autocast(like.device.type, dtype if lower else torch.bfloat16, enabled=lower)
 
 
 def export_config(net: nn.Module) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Tower(nn.Module):
 
     channels: int
     size: int
+    training_dtype = torch.float32
+    """What it computes in while it trains; its weights and its map stay in float32."""
 
     def lower(self, pixels: Tensor) -> Tensor:
         """``(B, 3, S, S)`` float, normalised -> features ``(B, h, w, c)``, the part that can be cached."""

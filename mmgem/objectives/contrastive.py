@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
+from mmgem.models.llm import autocast
 from mmgem.models.network import MMGEMNetwork
 from mmgem.ranks import ALONE, Ranks
 
@@ -141,9 +142,10 @@ def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
 
 
 def _maps(network: MMGEMNetwork, features: Tensor | None, pixels: Tensor | None) -> Tensor:
-    lower = network.tower.lower(pixels) if pixels is not None else features
-    assert lower is not None
-    return network.tower.upper(lower)
+    tower, given = network.tower, features if pixels is None else pixels
+    assert given is not None
+    with autocast(given, tower.training_dtype if tower.training else torch.float32):
+        return tower.upper(given if pixels is None else tower.lower(pixels)).float()
 
 
 def same_things(every: Everyone, v: slice, n: slice) -> Tensor | None:

@@ -7,8 +7,8 @@ backward. What is kept on disk are whole tensors, whatever the number of ranks t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Engine:
         self.network, self.ranks, self.lora = network, ranks, lora
         self.strategy = config.strategy if ranks.size > 1 else "none"
         network.to(ranks.device)
+        set_precision(network, config.precision, ranks.device.type)
         if config.checkpoint_activations:
             _checkpoint_activations(network)
         if config.compile:
@@ -46,7 +47,9 @@ class Engine:
         if self.strategy == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
-            self.module = DistributedDataParallel(self.step, broadcast_buffers=False)
+            # Gradients lie in the buckets they are exchanged in: one copy of them, not two.
+            options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+            self.module = DistributedDataParallel(self.step, **options)
         elif self.strategy == "fsdp":
             self._shard()
 
@@ -117,9 +120,33 @@ class Engine:
         return made.to(self.ranks.device)
 
 
+@contextmanager
+def tf32(device: torch.device) -> Iterator[None]:
+    """On a GPU, multiply float32 matrices as TF32, as convolutions are anyway; a process's choice, undone."""
+    if device.type != "cuda":
+        yield
+        return
+    options = torch.backends.cuda.matmul
+    before, options.allow_tf32 = options.allow_tf32, True
+    try:
+        yield
+    finally:
+        options.allow_tf32 = before
+
+
+def set_precision(network: MMGEMNetwork, precision: str, device: str) -> None:
+    """Choose what the network computes in while it trains, as ``train.precision`` says, on a kind of
+    ``device``: the LLM everywhere, the tower on "cuda" (CPUs convolve no faster in bfloat16, and slower where
+    they have to emulate it)."""
+    network.llm.training_dtype = getattr(torch, precision)
+    network.tower.training_dtype = network.llm.training_dtype if device == "cuda" else torch.float32
+
+
 def _checkpoint_activations(network: MMGEMNetwork) -> None:
     """Keep no activations inside blocks: they are computed again in the backward pass."""
     towers: Iterable[Any] = [network.llm.lm, getattr(network.tower, "net", None)]
     for model in towers:
         if getattr(model, "supports_gradient_checkpointing", False):
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            # Earlier transformers 5 have the second name only.
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})

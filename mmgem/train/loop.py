@@ -31,7 +31,7 @@ from mmgem.ranks import ALONE, Ranks, ranks_of
 from mmgem.train.card import card
 from mmgem.train.checks import check
 from mmgem.train.corpus import CorpusSide, corpus_side, evaluate_corpus
-from mmgem.train.engine import Engine
+from mmgem.train.engine import Engine, tf32
 from mmgem.train.evaluate import evaluate
 from mmgem.train.log import Log
 from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
@@ -82,7 +82,7 @@ def train(recipe: Recipe) -> Path:
     # holds for the whole process, so it is undone: a caller's own arithmetic is none of our business.
     torch.set_flush_denormal(True)
     try:
-        with ranks_of(recipe.train.device) as ranks:
+        with ranks_of(recipe.train.device) as ranks, tf32(ranks.device):
             return _train(recipe, ranks)
     finally:
         torch.set_flush_denormal(False)
@@ -153,7 +153,6 @@ def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Run:
     if recipe.corpus.passages:
         corpus = ranks.in_turn(lambda: corpus_side(recipe, network, tokenizer, ranks))
     groups = trainable(network, recipe.optim, recipe.data.cached)
-    network.llm.training_dtype = getattr(torch, recipe.train.precision)
     engine = Engine(network, recipe.objective, recipe.train, ranks, recipe.optim.lora_rank)
     average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
     walked = batches or (corpus.batches if corpus else None)
