@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from mmgem.config import Recipe, from_dict
+from mmgem.config import Recipe, from_dict, to_dict
 from mmgem.errors import ConfigError
 
 
@@ -22,6 +22,14 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     for override in overrides or []:
+        _apply(data, override)
+    return from_dict(Recipe, data)
+
+
+def changed(recipe: Recipe, overrides: list[str]) -> Recipe:
+    """``recipe`` with ``overrides`` as :func:`load_recipe` takes them. Raises ``ConfigError``."""
+    data = to_dict(recipe)
+    for override in overrides:
         _apply(data, override)
     return from_dict(Recipe, data)
 

@@ -157,6 +157,6 @@ def test_truncated_model_equals_its_own_blocks(llm: str) -> None:
         cache = DynamicCache()
         parts = [network.llm(inputs[:, i : i + 1], torch.tensor([[i]]), None, cache) for i in range(6)]
         torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
-    rebuilt = LLM(export_config(network.llm.lm))
+    rebuilt = LLM(export_config(network.llm.lm.config))
     rebuilt.load_state_dict(network.llm.state_dict())
     assert len(rebuilt.blocks) == 2

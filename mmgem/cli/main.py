@@ -29,6 +29,7 @@ from mmgem.cli.heatmap import heatmap
 from mmgem.cli.index import index
 from mmgem.cli.mosaic import mosaic
 from mmgem.cli.output import note
+from mmgem.cli.plan import plan
 from mmgem.cli.pull import pull
 from mmgem.cli.search import search
 from mmgem.cli.serve import serve
@@ -51,6 +52,7 @@ app.command("heatmap", short_help="Where in a photo a text is.")(heatmap)
 app.command("embed", short_help="Vectors of photos and texts.")(embed)
 app.command("bulk", short_help="Embed a large collection, part by part.")(bulk)
 app.command("serve", short_help="HTTP API and web page over an index.")(serve)
+app.command("plan", short_help="What a recipe will cost, before it runs.")(plan)
 app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("eval", short_help="Measure a model on a test set.")(evaluate)
 app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)

@@ -84,9 +84,8 @@ def save_model(
     write_folder(folder, fill)
 
 
-def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
-    """Read a model folder into float32 on the CPU, in eval mode. Raises ``CheckpointError``."""
-    folder = complete(folder)
+def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
+    """What the model in a folder is and how its inputs are prepared. Raises ``CheckpointError``."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
     raw = _json(folder / "config.json")
@@ -96,7 +95,16 @@ def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
         )
     try:
         config = from_dict(ModelConfig, raw.get("model"), "model")
-        prep = from_dict(Preprocessing, _json(folder / "preprocessor.json"), "preprocessor")
+        return config, from_dict(Preprocessing, _json(folder / "preprocessor.json"), "preprocessor")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
+    """Read a model folder into float32 on the CPU, in eval mode. Raises ``CheckpointError``."""
+    folder = complete(folder)
+    config, prep = read_config(folder)
+    try:
         network = build(config)
         check_size(network, prep)
     except ConfigError as error:

@@ -107,9 +107,8 @@ def autocast(like: Tensor, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(like.device.type, dtype if lower else torch.bfloat16, enabled=lower)
 
 
-def export_config(net: nn.Module) -> dict[str, Any]:
-    """The plain config dict that rebuilds a transformers model with ``AutoConfig.for_model``."""
-    config: Any = net.config
+def export_config(config: Any) -> dict[str, Any]:
+    """The plain dict of a transformers ``config``, from which ``AutoConfig.for_model`` makes it again."""
     plain = config.to_diff_dict()
     for key in ("_name_or_path", "transformers_version", "dtype", "architectures", "quantization_config"):
         plain.pop(key, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from mmgem.config import Recipe
+from mmgem.config import Recipe, TowerConfig
 from mmgem.errors import ConfigError
 from mmgem.ranks import Ranks
 
@@ -44,3 +44,13 @@ def check(recipe: Recipe, ranks: Ranks) -> None:
     for tracker in train.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError(f"train.trackers: {tracker!r} is not installed: pip install {tracker}")
+
+
+def check_tower(recipe: Recipe, tower: TowerConfig) -> None:
+    """Raise ``ConfigError`` if a tower is to train of which ``recipe`` caches the last map."""
+    whole = tower.kind == "transformers" or tower.cut is None
+    if recipe.optim.lr_tower > 0 and recipe.data.cached and whole:
+        raise ConfigError(
+            "optim.lr_tower: a cached tower trains only above model.tower.cut (EfficientNet); set that, or "
+            "data.cached = false"
+        )

@@ -38,7 +38,7 @@ class Engine:
         network.to(ranks.device)
         set_precision(network, config.precision, ranks.device.type)
         if config.checkpoint_activations:
-            _checkpoint_activations(network)
+            checkpoint_activations(network)
         if config.compile:
             for block in network.llm.blocks:
                 block.compile(dynamic=True)
@@ -142,7 +142,7 @@ def set_precision(network: MMGEMNetwork, precision: str, device: str) -> None:
     network.tower.training_dtype = network.llm.training_dtype if device == "cuda" else torch.float32
 
 
-def _checkpoint_activations(network: MMGEMNetwork) -> None:
+def checkpoint_activations(network: MMGEMNetwork) -> None:
     """Keep no activations inside blocks: they are computed again in the backward pass."""
     towers: Iterable[Any] = [network.llm.lm, getattr(network.tower, "net", None)]
     for model in towers:

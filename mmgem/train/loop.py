@@ -39,7 +39,7 @@ from mmgem.train.sources import image_side
 from mmgem.train.speed import Speed
 from mmgem.train.start import start
 from mmgem.train.state import Saver, load_state, snapshot
-from mmgem.train.step import gradients
+from mmgem.train.step import corpus_parts, gradients
 
 
 @dataclass
@@ -208,11 +208,9 @@ def _parts(run: Run, step: int) -> tuple[list[tuple[str, Any]], int]:
         pairs += len(batch.texts)
     if run.corpus is not None:
         texts = run.corpus.batches[step]
-        if config.retrieve_weight and texts.names:
-            parts.append(("naming", texts))
-            pairs += len(texts.names)
-        if texts.reads and (config.ask_weight or config.assess_weight or config.embed_weight):
-            parts.append(("reading", texts))
+        found = corpus_parts(texts, config)
+        parts += [(what, texts) for what in found]
+        pairs += len(texts.names) * ("naming" in found)
     return parts, pairs
 
 

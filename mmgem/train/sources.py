@@ -24,6 +24,7 @@ from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.files import cache_home
 from mmgem.models.network import MMGEMNetwork
 from mmgem.ranks import ALONE, Ranks
+from mmgem.train.checks import check_tower
 from mmgem.train.teacher import embed_captions
 
 
@@ -38,12 +39,7 @@ def image_side(
             raise ConfigError(f"data.{field}: counts only if data.region_share is above 0")
     boxed = recipe.data.region_share > 0
     records = _described(train, recipe.data.split, "data.train", "data.split", boxed)
-    whole = network.config.tower.kind == "transformers" or network.config.tower.cut is None
-    if recipe.optim.lr_tower > 0 and recipe.data.cached and whole:
-        raise ConfigError(
-            "optim.lr_tower: a cached tower trains only above model.tower.cut (EfficientNet); set that, or "
-            "data.cached = false"
-        )
+    check_tower(recipe, network.config.tower)
     source = ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.views))
     box_records, box_source = ranks.in_turn(lambda: _boxed(recipe, network, tokenizer.prep, records, source))
     dev = _held_out(recipe, network, tokenizer, ranks)

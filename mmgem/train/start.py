@@ -37,7 +37,7 @@ def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     _agree(recipe.model.llm.config, lm, "model.llm.config")
     tower, tower_config = _tower(recipe.start, recipe.model.tower)
     config = dataclasses.replace(recipe.model, tower=tower_config)
-    config.llm = dataclasses.replace(config.llm, config=export_config(lm))
+    config.llm = dataclasses.replace(config.llm, config=export_config(lm.config))
     network = MMGEMNetwork(config)
     check_size(network, recipe.preprocessing)
     network.llm.lm.load_state_dict(lm.state_dict())
@@ -55,21 +55,27 @@ def source_folder(name: str) -> Path:
 def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     assert recipe.start.checkpoint is not None
     old, tokenizer = load_model(resolve(recipe.start.checkpoint))
-    _keep(recipe.model, old.config, "model", {"model.dropout", "model.tower.cut"})
-    # These change what the weights are shown, not the weights.
-    free = ("scales", "region_scales", "max_text_tokens", "long_text")
-    _keep(recipe.preprocessing, tokenizer.prep, "preprocessing", {f"preprocessing.{name}" for name in free})
-    set_here = {k: getattr(recipe.preprocessing, k) for k in free}
-    changed = {k: v for k, v in set_here.items() if v != getattr(Preprocessing(), k)}
-    tokenizer.prep = dataclasses.replace(tokenizer.prep, **changed)
-    config: ModelConfig = dataclasses.replace(old.config)
-    if config.tower.kind == "efficientnet_lite0":
-        # Where the cut lies changes what is cached and trained, not the function.
-        config.tower = dataclasses.replace(config.tower, cut=recipe.model.tower.cut)
-    config.dropout = recipe.model.dropout
+    config, tokenizer.prep = continued(recipe, old.config, tokenizer.prep)
     network = build(config)
     network.load_state_dict(old.state_dict())
     return network, tokenizer
+
+
+def continued(recipe: Recipe, old: ModelConfig, prep: Preprocessing) -> tuple[ModelConfig, Preprocessing]:
+    """What a checkpoint's model and preprocessing are when ``recipe`` goes on from it.
+
+    Raises ``ConfigError`` for fields that the checkpoint decides."""
+    _keep(recipe.model, old, "model", {"model.dropout", "model.tower.cut"})
+    # These change what the weights are shown, not the weights.
+    free = ("scales", "region_scales", "max_text_tokens", "long_text")
+    _keep(recipe.preprocessing, prep, "preprocessing", {f"preprocessing.{name}" for name in free})
+    set_here = {k: getattr(recipe.preprocessing, k) for k in free}
+    changed = {k: v for k, v in set_here.items() if v != getattr(Preprocessing(), k)}
+    config = dataclasses.replace(old, dropout=recipe.model.dropout)
+    if config.tower.kind == "efficientnet_lite0":
+        # Where the cut lies changes what is cached and trained, not the function.
+        config.tower = dataclasses.replace(config.tower, cut=recipe.model.tower.cut)
+    return config, dataclasses.replace(prep, **changed)
 
 
 def _keep(asked: Any, kept: Any, where: str, free: set[str]) -> None:
@@ -133,7 +139,7 @@ def _tower(options: StartConfig, config: TowerConfig) -> tuple[nn.Module | None,
     _complete(found, f"start.tower: {options.tower}")
     size = {"size": config.config["size"]} if "size" in config.config else {}
     _agree({k: v for k, v in config.config.items() if k != "size"}, net, "model.tower.config")
-    return net, dataclasses.replace(config, config=export_config(net) | size)
+    return net, dataclasses.replace(config, config=export_config(net.config) | size)
 
 
 def _complete(found: dict[str, Any], where: str) -> None:

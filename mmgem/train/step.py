@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
+from mmgem.data.corpus_batches import CorpusBatch
 from mmgem.errors import DataError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.objectives import OBJECTIVES, naming, reading
@@ -94,15 +95,28 @@ def gradients(
         with engine.sync(last):
             terms = run()
             tell(terms)
-            losses = [v for name, v in terms.items() if name.endswith("_loss") or name == "surrogate"]
-            if losses:
-                engine.backward(torch.stack(losses).sum(), last)
+            loss = whole_loss(terms)
+            if loss is not None:
+                engine.backward(loss, last)
     sums = engine.ranks.sums(*map(float, told.values()))
     values = dict(zip(told, sums, strict=True))
     for value in values.values():
         if not math.isfinite(value):
             raise DataError(f"{where}: the loss is {value}; lower the learning rates")
     return values
+
+
+def corpus_parts(batch: CorpusBatch, config: ObjectiveConfig) -> list[str]:
+    """Which losses of :class:`Step` a corpus's batch is for."""
+    naming = config.retrieve_weight and batch.names
+    reading = batch.reads and (config.ask_weight or config.assess_weight or config.embed_weight)
+    return [what for what, wanted in (("naming", naming), ("reading", reading)) if wanted]
+
+
+def whole_loss(terms: Terms) -> Tensor | None:
+    """What goes backward of the ``terms`` of a forward pass; None if nothing does."""
+    losses = [v for name, v in terms.items() if name.endswith("_loss") or name == "surrogate"]
+    return torch.stack(losses).sum() if losses else None
 
 
 def _passes(

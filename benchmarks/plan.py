@@ -1,0 +1,243 @@
+"""What ``mmgem plan`` predicts beside what training then takes: parameters, operations, memory.
+
+    python benchmarks/plan.py [--batch 48] [--quick]
+
+Three recipes of the default model's size (EfficientNet-Lite0 and six blocks of SmolLM2's shape, random weights)
+on made-up data: photos with cached features; stage 2, with boxes of larger photos and long texts; a corpus
+(Self-Retrieval). Each is planned, then trained for a few steps in processes of its own: one trains as ``mmgem
+train`` does and tells its peak resident memory less that before training; one counts operations with
+``torch.utils.flop_counter``, to which attention on a CPU and the gradients of grouped convolutions are
+explained (it counts none of the first, and the latter as if they were full).
+
+The plan is of tensors in use. glibc keeps some of what is freed, in pieces too small for what comes next:
+each recipe is also trained with ``MALLOC_MMAP_THRESHOLD_=65536``, where larger tensors go back to the system at
+once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from smollm2 import SMOLLM2
+
+WORDS = [f"w{n}" for n in range(6000)]
+EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+
+
+def make_bases(folder: Path, quick: bool) -> None:
+    """Base weights with a word tokenizer, as a user would have them."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from mmgem.models.efficientnet import EfficientNetLite
+
+    torch.manual_seed(0)
+    options = SMOLLM2 | ({"hidden_size": 144, "intermediate_size": 384, "vocab_size": 8192} if quick else {})
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**options)).save_pretrained(folder / "llm")
+    names = ["<end>", "<unk>", *WORDS]
+    fast = Tokenizer(WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))
+    fast.pre_tokenizer = Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>", unk_token="<unk>")
+    made.save_pretrained(folder / "llm")
+    (folder / "tower").mkdir()
+    save_file(EfficientNetLite().state_dict(), str(folder / "tower" / "model.safetensors"))
+    (folder / "tower" / "config.json").write_text('{"kind": "efficientnet_lite0"}')
+
+
+def said(rng: np.random.Generator, least: int, most: int) -> str:
+    return " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), int(rng.integers(least, most))))
+
+
+def make_data(folder: Path, batch: int) -> None:
+    """Photos with captions and boxes, passages with questions."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for n in range(2 * batch):
+        noise = rng.integers(0, 255, (12, 16, 3)).astype(np.uint8)
+        Image.fromarray(noise).resize((640, 480)).save(folder / f"{n}.jpg")
+        boxes = [[10.0 * k, 8.0 * k, 200.0 + 60 * k, 300.0] for k in range(1, 2 + n % 4)]
+        regions = [{"box": box, "captions": [said(rng, 3, 9)]} for box in boxes]
+        captions = [said(rng, 6, 18) for _ in range(5)]
+        rows.append({"image": f"{n}.jpg", "captions": captions, "regions": regions})
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts = [". ".join(said(rng, 15, 30) for _ in range(5)) + "." for _ in range(batch)]
+    passages = [{"id": str(n), "title": f"w{n // 4}", "text": text} for n, text in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages))
+    queries = [
+        {"id": f"{n}-{k}", "query": said(rng, 8, 16), "positives": [str(n)], "answers": [said(rng, 1, 4)]}
+        for n in range(batch)
+        for k in range(3)
+    ]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+
+
+def recipes(folder: Path, batch: int) -> dict[str, dict[str, Any]]:
+    """Recipes as tables."""
+    images: dict[str, Any] = {
+        "data": {
+            "train": str(folder / "captions.jsonl"), "split": "", "dev_split": "", "views": 2,
+            "cache": str(folder / "features"),
+        },
+        "start": {"llm": str(folder / "llm"), "tower": str(folder / "tower")},
+        "model": {"dim": 512, "visual_tokens": 4, "dropout": 0.1, "tower": {"cut": 11}},
+        "objective": {"vocabulary_sample": 2048},
+        "optim": {"lr_tower": 1e-4, "ema": 0.998, "warmup": 1},
+        "train": {"device": "cpu", "batch": batch, "epochs": 2, "checkpoint_every": 2, "log_every": 1},
+    }  # fmt: skip
+    regions = {"region_share": 0.4, "region_size": 448, "long_texts": 0.2}
+    corpus = {
+        "corpus": {
+            "passages": str(folder / "corpus.jsonl"), "queries": [str(folder / "queries.jsonl")],
+            "batch": 3 * batch,
+        },
+        "model": {"dim": 512, "tower": {"kind": "none"}},
+        "preprocessing": {"max_text_tokens": 1024, "text_prefix": " "},
+        "objective": {},
+    }  # fmt: skip
+    made = {
+        "joint": images,
+        "stage 2": images | {"data": images["data"] | regions, "objective": {"mask_same": True}},
+        "corpus": {name: images[name] for name in ("start", "optim", "train")} | corpus,
+    }
+    for name, table in made.items():
+        table["train"] = table["train"] | {"out": str(folder / "runs" / name)}
+    return made
+
+
+def trained(recipe: Any) -> dict[str, float]:
+    """Train to the end; the peak of the resident memory, and processor seconds."""
+    import torch
+
+    from mmgem.train.loop import train
+
+    torch.ones(512, 512) @ torch.ones(512, 512)  # the libraries' own memory is not the run's
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    wall = time.monotonic()
+    train(recipe)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = time.process_time() - started
+    return {"bytes": 1024.0 * (peak - before), "processor": seconds, "seconds": time.monotonic() - wall}
+
+
+def counted(recipe: Any) -> dict[str, float]:
+    """Parameters that train, and operations of the mean of a few steps."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    from mmgem.train.loop import one_step, prepare
+
+    def convolution(gradient: Any, _inputs: Any, weight: Any, *more: Any, **_: Any) -> int:
+        return sum(more[7][:2]) * 2 * prod(gradient) * prod(weight[1:])
+
+    def attention(*shapes: Any, **_: Any) -> int:
+        return sdpa_flop_count(*shapes[:3])
+
+    def attention_backward(*shapes: Any, **_: Any) -> int:
+        return sdpa_backward_flop_count(*shapes[:4])
+
+    aten = torch.ops.aten
+    mended = {
+        aten.convolution_backward: convolution,
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    }
+    run, found = prepare(recipe), []
+    for step in range(min(3, run.total)):
+        with FlopCounterMode(display=False, custom_mapping=mended) as counter:
+            one_step(run, step)
+        found.append(counter.get_total_flops())
+    network = run.network
+    every = sum(p.numel() for p in network.parameters())
+    learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return {"operations": float(np.mean(found)), "parameters": every, "trained": learned}
+
+
+def planned(recipe: Any) -> dict[str, float]:
+    """The same numbers before."""
+    from mmgem.plan import plan
+
+    made = plan(recipe)
+    return {
+        "bytes": 1e9 * made.total_memory,
+        "operations": 1e12 * sum(made.operations.values()),
+        "parameters": made.parameters["total"],
+        "trained": sum(made.trained.values()),
+    }
+
+
+TASKS = {"trained": trained, "counted": counted, "planned": planned}
+
+
+def ask(task: str, table: dict[str, Any], environment: dict[str, str]) -> dict[str, float]:
+    """Do ``task`` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, "--task", task, "--recipe", json.dumps(table)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(name: str, tables: list[dict[str, Any]]) -> None:
+    """Print a recipe's lines; ``tables``: the same recipe, three times, into different folders."""
+    said_, real = ask("planned", tables[0], {}), ask("counted", tables[0], {})
+    kept, exact = ask("trained", tables[1], {}), ask("trained", tables[2], EXACT)
+    rows = [(what, said_[what], real[what]) for what in ("parameters", "trained", "operations")]
+    rows += [("bytes, as it is", said_["bytes"], kept["bytes"])]
+    rows += [("bytes, threshold", said_["bytes"], exact["bytes"])]
+    for what, one, other in rows:
+        print(f"{name:8} {what:16} {one:17,.0f} {other:17,.0f} {one / other:6.3f}", flush=True)
+    for what, run in (("as it is", kept), ("threshold", exact)):
+        print(f"{name:8} {what:16} {run['seconds']:.1f} s, {run['processor']:.1f} s of processors", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--only", help="one of the recipes")
+    parser.add_argument("--quick", action="store_true", help="a narrow LLM and a batch of 8")
+    parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
+    parser.add_argument("--recipe", type=json.loads, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        from transformers.utils import logging
+
+        from mmgem.config import Recipe, from_dict
+
+        logging.disable_progress_bar()
+        print(json.dumps(TASKS[options.task](from_dict(Recipe, options.recipe))))
+        return
+    batch = 8 if options.quick else options.batch
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_bases(folder, options.quick)
+        make_data(folder, batch)
+        print(f"{'':25} {'predicted':>17} {'measured':>17} {'ratio':>6}")
+        for recipe, table in recipes(folder, batch).items():
+            if options.only in (None, recipe):
+                runs = [table | {"train": table["train"] | {"out": f"{table['train']['out']} {n}"}} for n in range(3)]
+                compare(recipe, runs)
+
+
+if __name__ == "__main__":
+    main()

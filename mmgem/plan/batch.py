@@ -1,0 +1,100 @@
+"""A batch as a rank of a run will see it: token counts and places are real, pixels and features have no data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgem.config import Recipe
+from mmgem.data.batches import Batch
+from mmgem.data.turns import part_of
+from mmgem.models.network import MMGEMNetwork
+from mmgem.plan.lengths import Captions
+
+Blank = Callable[..., Tensor]
+
+_TEACHER = 384  # the width of all-MiniLM-L6
+
+
+def imagined_batch(
+    recipe: Recipe, network: MMGEMNetwork, captions: Captions, ranks: int, blank: Blank
+) -> Batch:
+    """The images, boxes and texts of one step on the last of ``ranks`` (none has more).
+
+    ``blank``: makes a float tensor of a shape. Texts are as long as the data's, each length as often.
+    """
+    data, part = recipe.data, (ranks - 1, ranks)
+    boxes = round(recipe.train.batch * data.region_share)
+    images = min(recipe.train.batch - boxes, captions.images or recipe.train.batch)
+    whole = len(range(images)[part_of(images, part)])
+    on_image = _boxes(captions.regions, data.boxes_per_image, boxes)
+    on_image = on_image[part_of(len(on_image), part)]
+    said = _whole_texts(recipe, captions, whole)
+    said += [[n] for n in _drawn(captions.region_tokens or captions.tokens, sum(on_image), seed=1)]
+    texts = [torch.ones(n, dtype=torch.long) for item in said for n in item]
+    owner = torch.tensor([v for v, item in enumerate(said) for _ in item])
+    made = Batch(
+        features=blank(0, 1, 1, 1),
+        texts=texts,
+        text_owner=owner,
+        captions=texts,
+        caption_owner=owner,
+        caption_targets=torch.ones(sum(len(ids) + 1 for ids in texts), dtype=torch.long),
+        photos=torch.arange(len(said)),
+        text_keys=torch.arange(len(texts)),
+        teacher_texts=blank(len(texts), _TEACHER) if recipe.objective.soft_targets else None,
+        vocabulary=torch.arange(min(captions.words, network.llm.vocabulary)),
+    )
+    _show(made, recipe, network, whole, on_image, blank)
+    return made
+
+
+def _whole_texts(recipe: Recipe, captions: Captions, whole: int) -> list[list[int]]:
+    """Tokens of the texts of each whole image: some of one text that is several captions long."""
+    each = min(recipe.data.captions_per_image, captions.each)
+    most = captions.each
+    long = round(whole * recipe.data.long_texts) if most > 1 else 0
+    joined = [2 + n % (most - 1) for n in range(long)]
+    lengths = _drawn(captions.tokens, sum(joined) + (whole - long) * each, seed=0)
+    said = [[sum(next(lengths) for _ in range(count))] for count in joined]
+    return said + [[next(lengths) for _ in range(each)] for _ in range(whole - long)]
+
+
+def _show(
+    batch: Batch, recipe: Recipe, network: MMGEMNetwork, whole: int, on_image: Sequence[int], blank: Blank
+) -> None:
+    """Give a batch what its images are seen by."""
+    cached, side = recipe.data.cached, network.tower.size
+
+    def seen(count: int, side: int) -> Tensor:
+        pixels = blank(count, 3, side, side)
+        if not cached:
+            return pixels
+        with torch.no_grad():
+            (_, *cell) = network.tower.lower(pixels[:1]).shape
+        return blank(count, *cell)
+
+    if whole:
+        read = seen(whole, side)
+        batch.features, batch.pixels = (read, None) if cached else (batch.features, read)
+    if on_image:
+        read = seen(len(on_image), recipe.data.region_size or side)
+        batch.box_features, batch.box_pixels = (read, None) if cached else (None, read)
+        batch.boxes = torch.tensor([0.0, 0.0, side, side]).repeat(len(on_image), max(on_image), 1)
+        batch.box_valid = torch.arange(max(on_image)) < torch.tensor(on_image)[:, None]
+
+
+def _boxes(regions: Sequence[int], most: int, wanted: int) -> list[int]:
+    """How many boxes are taken from each of the images that boxes are taken from."""
+    found = [min(n, most) for n in _drawn(regions or [most], -(-wanted // most), seed=2)]
+    before = np.cumsum([0, *found])[:-1]
+    return [n for n in np.clip(wanted - before, 0, found).tolist() if n]
+
+
+def _drawn(known: Sequence[int], count: int, seed: int) -> Iterator[int]:
+    """``count`` of the ``known`` numbers, evenly from the least to the greatest, in random order."""
+    at = (np.arange(count) + 0.5) * len(known) / max(1, count)
+    return iter(np.random.default_rng(seed).permutation(np.sort(known)[at.astype(int)]).tolist())

@@ -1,0 +1,127 @@
+"""How many images a run has and how long their texts are: read from the data if it is there, else assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmgem.config import DataConfig
+from mmgem.data.readers import load_dataset
+from mmgem.data.records import Record
+from mmgem.data.shards import find_shards, is_shards
+from mmgem.data.shards.find import open_shard
+from mmgem.data.tokens import Tokenizer
+
+ASSUMED_TOKENS = 16
+ASSUMED_WORDS = 8192
+"""Of the vocabulary that occur in the captions."""
+_PER_WORD = 1.3
+_SAMPLE = 20_000
+
+
+class WordTokens:
+    """In the place of a tokenizer that is not on this machine: 1.3 tokens a word."""
+
+    end = 0
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """As :meth:`Tokenizer.pieces`, of ones."""
+        return [[1] * max(1, round(_PER_WORD * len(text.split()))) for text in texts]
+
+    def encode_all(self, texts: Sequence[str]) -> list[Tensor]:
+        """As :meth:`Tokenizer.encode_all`, of ones."""
+        return [torch.tensor(ids) for ids in self.pieces(texts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Nothing."""
+        return ""
+
+
+@dataclass
+class Captions:
+    """What is said of the images of a run, as far as it is known; of many, of a sample.
+
+    ``images``: that are trained on, None if unknown; ``boxed``: of which boxes are taken; ``tokens``: lengths
+    of captions; ``each``: captions of an image; ``regions``: described boxes of an image that has some;
+    ``region_tokens``: lengths of their captions; ``words``: different tokens in use; ``assumed``: what was
+    not to be read, in words.
+    """
+
+    images: int | None = None
+    boxed: int | None = None
+    tokens: list[int] = field(default_factory=lambda: [ASSUMED_TOKENS])
+    each: int = 5
+    regions: list[int] = field(default_factory=list)
+    region_tokens: list[int] = field(default_factory=list)
+    words: int = ASSUMED_WORDS
+    assumed: str = ""
+
+
+def captions_of(data: DataConfig, tokenizer: Tokenizer | None, tokens: int | None = None) -> Captions:
+    """The captions ``data`` will train on. ``tokens``: the length of all of them, said by the user.
+
+    Raises ``DataError`` for data that cannot be read and texts that are too long to train on.
+    """
+    assert data.train is not None
+    told = Captions()
+    if not data.train.exists() and not is_shards(data.train):
+        told.assumed = f"{data.train} is not here: texts of {tokens or ASSUMED_TOKENS} tokens"
+    else:
+        reader = tokenizer or WordTokens()
+        records = _sharded(told, data) if is_shards(data.train) else _loose(told, data)
+        texts = [caption for record in records for caption in record.captions]
+        ids = reader.encode_all(_spread(texts))
+        told.tokens = list(map(len, ids)) or told.tokens
+        told.each = round(len(texts) / max(1, sum(bool(r.captions) for r in records)))
+        described = [[g for g in record.regions if g.captions] for record in records]
+        told.regions = [len(regions) for regions in described if regions]
+        said = [caption for regions in described for region in regions for caption in region.captions]
+        of_regions = reader.encode_all(_spread(said))
+        told.region_tokens = list(map(len, of_regions))
+        if tokenizer is None:
+            told.assumed = f"the tokenizer is not here: {_PER_WORD} tokens a word"
+        else:
+            told.words = len(torch.cat([*ids, *of_regions]).unique()) + 1
+    if tokens:
+        told.tokens, told.region_tokens = [tokens], [tokens]
+    _add_mosaics(told, data)
+    return told
+
+
+def _loose(told: Captions, data: DataConfig) -> list[Record]:
+    assert data.train is not None
+    records = load_dataset(data.train, split=data.split or None)
+    told.images = sum(bool(r.captions) for r in records)
+    told.boxed = sum(any(g.captions for g in r.regions) for r in records)
+    return records
+
+
+def _sharded(told: Captions, data: DataConfig) -> list[Record]:
+    """Records of the first shard, taken for those of all."""
+    assert data.train is not None
+    paths = find_shards(data.train, data.split or None)
+    first = open_shard(paths[0])
+    numbers = np.flatnonzero(first.captioned).tolist()
+    told.images, told.boxed = len(numbers) * len(paths), 0
+    if len(paths) > 1:
+        told.assumed = f"{len(paths)} shards like {Path(paths[0]).name}"
+    return [first.read(i).record for i in _spread(numbers, 200)]
+
+
+def _add_mosaics(told: Captions, data: DataConfig) -> None:
+    """Canvases of two to four photos, as often each, with the photos' captions."""
+    if data.region_share and data.mosaics:
+        boxed = told.boxed or 0
+        canvases = [2, 3, 4] * max(1, round(len(told.regions) * data.mosaics / max(1, boxed) / 3))
+        told.boxed, told.regions = boxed + data.mosaics, told.regions + canvases
+        told.region_tokens = told.region_tokens + told.tokens
+
+
+def _spread(items: list, most: int = _SAMPLE) -> list:
+    """At most ``most`` of ``items``, evenly spaced."""
+    return [items[i * len(items) // most] for i in range(most)] if len(items) > most else items
