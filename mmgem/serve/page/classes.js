@@ -1,0 +1,32 @@
+/** Viewer: which of the names one types the photo, or the box on it, shows. */
+
+import { byId, make } from "./dom.js";
+import { askAbout } from "./subject.js";
+import { work } from "./work.js";
+
+const TOP = 5;
+
+/** The tool, for the photo `looking()` gives; `box(subject)` resolves to the box on it in pixels, or null. */
+export function classing(looking, box) {
+  byId("classes-form").onsubmit = (event) => {
+    event.preventDefault();
+    const { subject, signal } = looking();
+    const names = [...new Set(byId("classes").value.split(",").map((name) => name.trim()).filter(Boolean))];
+    const button = byId("classes-form").querySelector("button");
+    const task = async () => {
+      if (names.length < 2) throw new Error("Type two names or more, with commas between.");
+      const fields = { classes: names, top: Math.min(TOP, names.length) };
+      const at = await box(subject, signal);
+      return askAbout(subject, "classify", at ? { ...fields, box: at } : fields, signal);
+    };
+    work(byId("classes-said"), button, signal, task, ({ guesses }) => make("ul", { className: "guesses" }, ...guesses.map(row)));
+  };
+  return { reset: () => byId("classes-said").replaceChildren() };
+}
+
+function row(guess) {
+  const bar = make("i");
+  bar.style.width = `${100 * guess.probability}%`;
+  const percent = guess.probability < 0.01 ? "<1%" : `${Math.round(100 * guess.probability)}%`;
+  return make("li", {}, make("span", {}, guess.class), make("span", { className: "meter" }, bar), make("b", {}, percent));
+}

@@ -1,0 +1,85 @@
+/** Viewer: the photo, or the box drawn on it, in a sentence; and searching by either. */
+
+import { Box } from "./box.js";
+import { byId, make, place } from "./dom.js";
+import { go } from "./route.js";
+import { askAbout, sizeOf } from "./subject.js";
+import { work } from "./work.js";
+
+const bubble = () => byId("bubble");
+
+/**
+ * The tool, for the photo `looking()` gives: {subject, signal}. `searchable`: there is an index to search;
+ * `boxed()` is called when the box has changed.
+ */
+export function describing(looking, searchable, boxed) {
+  const box = new Box(changed, describeBox);
+  byId("alike").hidden = byId("search-box").hidden = !searchable;
+
+  byId("describe").onclick = () => {
+    const { subject, signal } = looking();
+    work(byId("said"), byId("describe"), signal, () => askAbout(subject, "caption", {}, signal), (answer) => make("p", { className: "quote" }, answer.captions[0].text));
+  };
+  byId("alike").onclick = () => find(looking().subject, null);
+  byId("add-box").onclick = () => box.start();
+  byId("remove-box").onclick = () => {
+    box.set(null);
+    byId("frame").focus();
+  };
+  byId("describe-box").onclick = describeBox;
+  byId("search-box").onclick = async () => {
+    const { subject, signal } = looking();
+    find(subject, await pixels(subject, box.value, signal));
+  };
+
+  function changed() {
+    byId("box-buttons").hidden = box.value === null;
+    byId("no-box").hidden = box.value !== null;
+    byId("box-said").replaceChildren();
+    bubble().hidden = true;
+    boxed();
+  }
+
+  function describeBox() {
+    const { subject, signal } = looking();
+    const at = box.value;
+    const task = async () => askAbout(subject, "caption", { boxes: [await pixels(subject, at, signal)] }, signal);
+    work(byId("box-said"), byId("describe-box"), signal, task, (answer) => {
+      if (box.value !== at) return [];
+      over(at, answer.captions[0].text);
+      return make("p", { className: "unseen" }, answer.captions[0].text); // it is seen at the box
+    });
+  }
+
+  return {
+    box,
+    /** Another photo: with the box `first`, in its pixels, if it was found by that. */
+    reset(subject, first) {
+      byId("said").replaceChildren();
+      box.set(first && subject.width ? shares(first, subject) : null);
+    },
+  };
+}
+
+function find(subject, box) {
+  go({ tab: "photos", q: "", like: subject.id, box, view: "" });
+}
+
+/** Shares of the photo as pixels of it, to a tenth. */
+export async function pixels(subject, [x0, y0, x1, y1], signal) {
+  const [width, height] = await sizeOf(subject, signal);
+  return [x0 * width, y0 * height, x1 * width, y1 * height].map((edge) => Math.round(10 * edge) / 10);
+}
+
+const shares = ([x0, y0, x1, y1], { width, height }) => [x0 / width, y0 / height, x1 / width, y1 / height];
+
+/** The sentence at the box itself: under it, or in it where there is no room below. */
+function over([x0, , x1, y1], text) {
+  const label = bubble();
+  label.textContent = text;
+  label.hidden = false;
+  place(label, [x0, y1, x1, y1], 1, 1);
+  label.classList.toggle("above", y1 > 0.82);
+  label.classList.toggle("from-right", x0 > 0.5);
+  if (x0 > 0.5) label.style.left = `${100 * x1}%`;
+}

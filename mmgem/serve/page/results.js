@@ -1,0 +1,152 @@
+/** Hits: asked for whenever the query changes, shown in their order. */
+
+import { ask, dropped } from "./api.js";
+import { byId, make } from "./dom.js";
+import { problem } from "./problem.js";
+import { anchor, roving } from "./roving.js";
+import { Rows } from "./rows.js";
+import { askAbout, indexed, subjectOf } from "./subject.js";
+import { loadSoon, tile } from "./tile.js";
+
+const SIDE = 512; // pixels of a picture
+const SLOW = 200; // ms; skeletons are shown for what takes longer
+const KEPT = 20; // answers
+const PLACES = /\s(?:at|in|on|to|near)\s+(?:the\s+)?((?:top|upper|bottom|lower|left|right|middle|cent(?:er|re))(?:[\s-]+(?:left|right))?)\W*$/i;
+
+/** The hits of a query in the page's `#results`; `come()` is called when they are there. */
+export class Results {
+  constructor(come) {
+    this.come = come;
+    this.rows = new Rows(byId("results"), (width) => Math.min(250, Math.max(140, width / 4.6)));
+    this.kept = new Map();
+    this.key = "";
+    this.hits = [];
+    byId("results").setAttribute("role", "list");
+    byId("results").setAttribute("aria-label", "Hits");
+    roving(byId("results"));
+  }
+
+  /** Show the hits of `state`; what is shown already stays. */
+  async show(state) {
+    const key = JSON.stringify([state.q, state.like, state.box, state.regions, state.rerank, state.k]);
+    if (key === this.key) return;
+    this.stop();
+    this.key = key;
+    this.hits = [];
+    const { signal } = (this.running = new AbortController());
+    const slow = setTimeout(() => this.wait(), this.kept.has(key) ? 2 ** 30 : SLOW);
+    try {
+      const answer = this.kept.get(key) ?? (await search(state, signal));
+      this.keep(key, answer);
+      clearTimeout(slow);
+      this.fill(state, answer, signal);
+    } catch (error) {
+      clearTimeout(slow);
+      if (!dropped(error)) this.fail(error, state);
+    } finally {
+      if (this.running?.signal === signal) byId("progress").hidden = true;
+    }
+  }
+
+  /** Nothing is searched for any more. */
+  stop() {
+    this.running?.abort();
+    this.key = "";
+    byId("progress").hidden = true;
+  }
+
+  /** The index has changed: forget answers. */
+  forget() {
+    this.kept.clear();
+  }
+
+  keep(key, answer) {
+    this.kept.delete(key);
+    this.kept.set(key, answer);
+    if (this.kept.size > KEPT) this.kept.delete(this.kept.keys().next().value);
+  }
+
+  wait() {
+    byId("progress").hidden = false;
+    if (this.rows.tiles.length) return byId("results").classList.add("old");
+    for (let i = 0; i < 12; i += 1) {
+      this.rows.add(make("div", { className: "tile skeleton" }), [1.5, 0.75, 1.33, 1.33, 0.67, 1.5][i % 6]);
+    }
+    return undefined;
+  }
+
+  fill(state, answer, signal) {
+    byId("results").classList.remove("old");
+    const best = answer.hits[0]?.score ?? 1;
+    const least = answer.hits.at(-1)?.score ?? 0;
+    this.hits = answer.hits.map((hit, i) => {
+      const share = best > 0 ? hit.score / best : (hit.score - least) / (best - least || 1);
+      return { ...indexed(hit), rank: i + 1, of: answer.hits.length, share: Math.max(0, share) };
+    });
+    this.rows.clear();
+    for (const hit of this.hits) {
+      const made = tile(hit, null, hit);
+      this.rows.add(made, (hit.width ?? 4) / (hit.height ?? 3));
+      loadSoon(made, hit, SIDE, signal);
+    }
+    anchor(byId("results"));
+    const ms = Math.max(1, Math.round(1000 * answer.seconds));
+    const photos = answer.photos.toLocaleString();
+    byId("found").textContent = this.hits.length ? `best ${this.hits.length} of ${photos} photos · ${ms} ms` : "";
+    if (!this.hits.length) byId("results").append(make("p", { className: "empty" }, nothing(answer)));
+    this.hint(state, answer);
+    this.come();
+  }
+
+  hint(state, { query }) {
+    const words = placeWords(query.where);
+    const place = state.q.match(PLACES)?.[1];
+    const hint = byId("hint");
+    hint.hidden = true;
+    if (words) {
+      hint.replaceChildren("Looking for ", make("b", {}, query.text), ` ${words} of each photo`);
+      hint.hidden = false;
+    } else if (place && !state.regions && !document.querySelector("[name=regions][value='1']").disabled) {
+      const button = make("button", { type: "button", className: "link", onclick: () => this.regions() }, "Search regions");
+      hint.replaceChildren(button, ` to look only at the ${place.toLowerCase()} of each photo.`);
+      hint.hidden = false;
+    }
+  }
+
+  regions() {
+    document.querySelector("[name=regions][value='1']").click();
+  }
+
+  fail(error, state) {
+    this.key = "";
+    this.hits = [];
+    byId("results").classList.remove("old");
+    byId("found").textContent = "";
+    byId("hint").hidden = true;
+    this.rows.clear();
+    byId("results").append(problem("The search did not work", error.message, () => this.show(state)));
+  }
+}
+
+function search(state, signal) {
+  const { k, regions, rerank, box } = state;
+  if (state.like === "") {
+    return ask("search", { body: { text: state.q, k, regions, rerank: rerank && !regions }, signal });
+  }
+  const subject = subjectOf(state.like);
+  if (subject === null) throw new Error("That photo was only in the tab that searched by it. Pick it again.");
+  return askAbout(subject, "search", box ? { k, regions, box } : { k, regions }, signal);
+}
+
+function placeWords(where) {
+  if (!where) return "";
+  const down = { "-1": "top", 0: "middle", 1: "bottom" }[where.down] ?? "";
+  const across = { "-1": "left", 0: "middle", 1: "right" }[where.across] ?? "";
+  const both = down === across ? down : [down, across].filter(Boolean).join(" ");
+  return both && `in the ${both}`;
+}
+
+function nothing({ query, photos }) {
+  if (!photos) return "The index is empty: no photos to search.";
+  return query.where ? "No region lies in that part of any photo." : "Nothing was found.";
+}

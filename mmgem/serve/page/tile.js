@@ -1,0 +1,67 @@
+/** A photo in a row: a button with its picture, and for a hit its score and its box. */
+
+import { dropped } from "./api.js";
+import { make, place } from "./dom.js";
+import { show } from "./pictures.js";
+import { go } from "./route.js";
+
+/**
+ * A tile for `subject` (see subject.js); `img` is its picture if it is loaded already. A hit has `score`, `share`
+ * (of the best score) and `rank`.
+ */
+export function tile(subject, img = null, hit = null) {
+  const name = baseName(subject.name);
+  const label = hit ? `${hit.rank}: ${name}, similarity ${hit.score.toFixed(2)}` : name;
+  const button = make("button", { type: "button", className: "photo", tabIndex: -1, title: name, "aria-label": label });
+  const made = make("div", { className: "tile", role: "listitem" }, button);
+  made.dataset.id = subject.id;
+  button.onclick = () => go({ view: subject.id });
+  button.append(img ?? make("img", { alt: "" }));
+  if (hit?.box && subject.width) {
+    const box = make("span", { className: "hit-box" });
+    place(box, hit.box, subject.width, subject.height);
+    button.append(box);
+  }
+  if (hit) {
+    const bar = make("i");
+    bar.style.width = `${100 * hit.share}%`;
+    button.append(make("span", { className: "score", title: told(hit) }, make("b", {}, hit.score.toFixed(3)), make("span", {}, bar)));
+  }
+  return made;
+}
+
+/** Load the picture of a tile that has none yet, once it comes near the window. */
+export function loadSoon(made, subject, side, signal) {
+  made.classList.add("loading");
+  const watcher = new IntersectionObserver(async ([seen]) => {
+    if (!seen.isIntersecting) return;
+    watcher.disconnect();
+    try {
+      await show(made.querySelector("img"), subject, side, signal);
+    } catch (error) {
+      if (!dropped(error)) gone(made, error);
+    }
+    made.classList.remove("loading");
+  }, { rootMargin: "600px" });
+  watcher.observe(made);
+  signal?.addEventListener("abort", () => watcher.disconnect());
+}
+
+/** Mark a tile whose photo cannot be shown. */
+export function gone(made, error) {
+  const button = made.querySelector("button");
+  made.classList.add("gone");
+  button.querySelector("img").remove();
+  button.prepend(make("span", { className: "gone-name" }, button.title, make("small", {}, error.message)));
+}
+
+/** The last part of a path. */
+export const baseName = (path) => path.split("/").at(-1);
+
+/** A hit's figures in words. */
+export function told(hit) {
+  const parts = [`similarity ${hit.score.toFixed(3)}`];
+  if (hit.cosine !== null) parts[0] = `score ${hit.score.toFixed(3)}`, parts.push(`cosine ${hit.cosine.toFixed(3)}`);
+  if (hit.log_prob !== null) parts.push(`log P ${hit.log_prob.toFixed(2)} a token`);
+  return parts.join(" · ");
+}
