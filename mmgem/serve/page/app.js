@@ -29,7 +29,6 @@ async function start() {
     byId("nothing").hidden = false;
     return;
   }
-  document.title = info.index || !info.corpus ? "Photos · mmgem" : "Texts · mmgem";
   new Page(info);
 }
 
@@ -69,6 +68,8 @@ class Page {
     const scene = sceneOf(state);
     if (scene !== sceneOf(before)) this.scrolls.set(sceneOf(before), scrollY);
     this.tabs(state, texts);
+    const about = texts ? state.question || "Texts" : state.q || (state.like ? "Like a photo" : "Photos");
+    document.title = `${about} · mmgem`;
     byId("texts").hidden = !texts;
     byId("photos").hidden = texts || !this.info.index;
     byId("nothing").hidden = texts || Boolean(this.info.index);
@@ -126,8 +127,7 @@ class Page {
   /** The index may grow while the page is open: look when one comes back to it. */
   follow() {
     let { generation } = this.info.index;
-    document.addEventListener("visibilitychange", async () => {
-      if (document.hidden) return;
+    addEventListener("focus", async () => {
       const { index } = await ask("info").catch(() => ({ index: null }));
       if (!index || index.generation === generation) return;
       generation = index.generation;

@@ -14,7 +14,10 @@ let running = 0;
 
 /** Load a photo, its longest side at most `side` pixels, into `img`. Throws `Failure`. */
 export async function show(img, subject, side, signal) {
-  if (subject.upload !== null) return load(img, subject.url);
+  if (subject.upload !== null) {
+    if (subject.url === null) throw new Error("This browser cannot show photos of this kind; the server can read it.");
+    return load(img, subject.url);
+  }
   const path = `photos/${subject.id}/thumb?side=${side}`;
   if (token() === null) {
     try {
@@ -31,7 +34,7 @@ function load(img, url, signal) {
   return new Promise((done, fail) => {
     signal?.addEventListener("abort", () => fail(signal.reason), { once: true });
     img.onload = () => done(img);
-    img.onerror = () => fail(new Error("this browser cannot show the photo"));
+    img.onerror = () => fail(new Error("The photo cannot be shown."));
     img.src = url;
   });
 }

@@ -49,8 +49,7 @@ export function go(change, { replace = false } = {}) {
   const hash = `#${write({ ...before, ...change })}`;
   now = read(hash);
   if (write(now) === write(before)) return;
-  history.replaceState({ ...history.state, scroll: scrollY }, "");
-  if (replace) history.replaceState({ ...history.state }, "", hash);
+  if (replace) history.replaceState(history.state, "", hash);
   else history.pushState({ inside: true }, "", hash);
   tell(before, false);
 }

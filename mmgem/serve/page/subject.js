@@ -10,7 +10,7 @@ const KEPT = 300; // answers
 const answers = new Map();
 const uploads = new Map();
 
-/** A photo of the index: an item of `/photos` or a hit. */
+/** A photo of the index: an item of `/photos` or a hit. What is known of it: `id`, `name`, and for a hit its figures. */
 export const indexed = (item) => ({ ...item, upload: null });
 
 /** A photo the user brought: its file as it is sent, its address here, and its size if the browser can read it. */

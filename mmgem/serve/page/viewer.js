@@ -9,6 +9,7 @@ import { parting } from "./parts.js";
 import { current, go, leave } from "./route.js";
 import { stage } from "./stage.js";
 import { baseName, told } from "./tile.js";
+import { token } from "./token.js";
 
 /**
  * The page's `#viewer`, with `list`: the photos that next and previous go through.
@@ -50,6 +51,7 @@ export class Viewer {
     this.head();
     try {
       await stage(subject, signal);
+      this.head(); // the size may be known now
     } catch (error) {
       if (dropped(error) || signal.aborted) return;
       byId("stage-error").textContent = error.message;
@@ -93,7 +95,10 @@ export class Viewer {
     byId("large").alt = name;
     const facts = [subject.rank ? `hit ${subject.rank} of ${subject.of}` : "", subject.score === undefined ? "" : told(subject)];
     if (!subject.rank && at >= 0) facts[0] = `photo ${(at + 1).toLocaleString()}`;
+    if (subject.width) facts.push(`${subject.width} × ${subject.height}`);
     byId("photo-facts").textContent = facts.filter(Boolean).join(" · ");
+    byId("original").href = subject.url ?? `photos/${subject.id}`;
+    byId("original").hidden = subject.url === null || (subject.upload === null && token() !== null); // a link sends no token
     byId("previous").disabled = at <= 0;
     byId("next").disabled = at < 0 || (at === list.length - 1 && !this.grows());
   }
