@@ -93,11 +93,12 @@ class Browser:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Start the Chromium of this machine; fails the test if there is none."""
+    """Start the Chromium of this machine. Where there is none the test is left out, but not by CI."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     program, chromedriver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
     if program is None or chromedriver is None:
-        pytest.fail("the page's tests need a browser: apt-get install chromium chromium-driver")
+        stop = pytest.fail if os.environ.get("CI") else pytest.skip
+        stop("the page's tests need a browser: apt-get install chromium chromium-driver")
     options = ChromeOptions()
     options.binary_location = program
     for switch in ("headless=new", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,800"):
