@@ -53,8 +53,7 @@ def test_order_and_figures_are_those_of_one_pair_at_a_time(llm: str) -> None:
     near = np.argsort(-(vectors @ query))[:40]
     (ids,) = mmgem.tokenizer.encode_all([TEXT])
     given = np.array([alone(mmgem, vectors[row], ids, 2) for row in near])
-    prior = alone(mmgem, vectors.mean(0), ids, 2)
-    scores = vectors[near] @ query + 9 * mmgem.temperature * (given - prior)
+    scores = vectors[near] @ query + 9 * mmgem.temperature * (given - given.mean())
     order = np.argsort(-scores)[:7]
     hits = mmgem.rerank(photo_index(vectors), TEXT, 7, options)
     assert [int(hit.path.stem) for hit in hits] == near[order].tolist() != near[:7].tolist()
@@ -145,7 +144,7 @@ def test_on_the_command_line(capfd, tiny_photos, tiny_model_folder, tmp_path) ->
 
 def test_eval_tells_both(capfd, tiny_model_folder, tmp_path, monkeypatch) -> None:
     # A random model's second look is too weak at its usual weight to change a rank: let it decide alone.
-    monkeypatch.setattr(Rerank, "scores", lambda _, cosines, given, prior, temperature: given - prior)
+    monkeypatch.setattr(Rerank, "scores", lambda _, cosines, given, usual, temperature: given - usual)
     argv = ("eval", "retrieval", "--data", toys.photos(tmp_path, 0, 20), "-m", tiny_model_folder)
     plain, told = run(capfd, *argv), run(capfd, *argv, "--rerank")
     assert told.keys() == plain.keys() | {"cosine", "seconds_per_query"}

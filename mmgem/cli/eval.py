@@ -141,23 +141,23 @@ def _reranked(
     options, ids, end = Rerank(), mmgem.tokenizer.encode_all(said), mmgem.tokenizer.end
     seconds = 0.0
 
-    def given(rows: np.ndarray, columns: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        chunks = [slice(at, at + PAIRS) for at in range(0, len(rows), PAIRS)]
-        return np.concatenate(
-            [
-                log_probs(mmgem.network, seen[rows[c]], [ids[i] for i in columns[c]], end, options.length)
-                for c in track(chunks, "Assessing", sizes=[len(rows[c]) for c in chunks], unit=" pairs")
-            ]
-        )
-
     def assess(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         nonlocal seconds
-        prior = given(np.zeros(len(ids), int), np.arange(len(ids)), images.mean(0, keepdims=True))
         began = time.perf_counter()
-        found = given(rows, columns, images)
+        order = np.argsort(
+            [len(ids[column]) for column in columns], kind="stable"
+        )  # rows of like length pack
+        chunks = [order[at : at + PAIRS] for at in range(0, len(order), PAIRS)]
+        given = np.empty(len(order), np.float32)
+        for c in track(chunks, "Assessing", sizes=[len(c) for c in chunks], unit=" pairs"):
+            given[c] = log_probs(
+                mmgem.network, images[rows[c]], [ids[i] for i in columns[c]], end, options.length
+            )
         seconds = options.candidates * (time.perf_counter() - began) / len(rows)
+        # The images a text was assessed for are those nearest to it, but for few that it is nearest to.
+        usual = np.bincount(columns, given) / np.maximum(1, np.bincount(columns))
         cosines = (images[rows] * texts[columns]).sum(1)
-        return options.scores(cosines, found, prior[columns], mmgem.temperature)
+        return options.scores(cosines, given, usual[columns], mmgem.temperature)
 
     scores = reranked_scores(images, texts, owner, assess, options.candidates)
     without = {way: plain[way] for way in ("i2t", "t2i")}

@@ -1,8 +1,9 @@
 """Retrieve, then assess: what embeddings found, ordered again by how likely the text is given each image.
 
 The weights that embed also caption, so a pair has two scores, both of them log-probabilities: the cosine
-over the trained temperature, and log P(text | image) less log P(text | mean image): what the image says of
-the text (their pointwise mutual information), not how common the text is. They are added.
+over the trained temperature, and log P(text | image) less its mean over the images nearest to the text: what
+the image says of the text, not how easily the text is said of anything like it (the mean image for a prior
+would favour long and rare texts where texts are compared for one image). They are added.
 
 Notable choices. V_in is made from the stored unit vector at a typical length, not from the photo: no file is
 read, and a search costs what the LLM needs for a dozen or two short sequences. They are packed into rows,
@@ -28,7 +29,6 @@ from mmgem.search.search import Hit, PhotoIndex
 
 PAIRS = 32  # in one pass of the LLM
 _HEAD_ROWS = 512  # text positions whose logits exist at once: 100 MB where there are 50,000 tokens
-_MEAN_OF = 1000  # photos, or up to twice as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,18 @@ class Rerank:
 
     candidates: int = 16
     """The first of a search that are assessed, if no more are wanted."""
-    weight: float = 0.2
-    """Of the pointwise mutual information (nats) beside cosine / temperature."""
+    weight: float = 0.4
+    """Of log P(text | image) less its mean (nats), beside cosine / temperature."""
     length: float = 5.6
     """Of the vectors V_in is made from: the mean length of ``tiny``'s image embeddings before they are
     normalised. Twice it does as well."""
 
     def scores(
-        self, cosines: np.ndarray, given: np.ndarray, prior: np.ndarray, temperature: float
+        self, cosines: np.ndarray, given: np.ndarray, usual: np.ndarray | float, temperature: float
     ) -> np.ndarray:
-        """The scores that order, in units of cosine, of pairs with these ``cosines``, log P(text | image) and
-        log P(text | mean image), sums in nats; all ``(n,)``."""
-        return cosines + self.weight * temperature * (given - prior)
+        """The scores that order, in units of cosine, of pairs with these ``cosines`` and log P(text | image)
+        ``given``; ``usual``: its mean over the images nearest to the text. Sums in nats; all ``(n,)``."""
+        return cosines + self.weight * temperature * (given - usual)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,31 +80,24 @@ def rerank(
     hits = index.search(query, max(k, options.candidates) if k > 0 else k)
     if not hits:
         return []
-    vectors = np.stack([*(index.vector_of(hit.path) for hit in hits), mean_photo(index)])
-    found = log_probs(network, vectors, [ids] * len(vectors), tokenizer.end, options.length)
-    return assessed(hits, found, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
+    vectors = np.stack([index.vector_of(hit.path) for hit in hits])
+    given = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.length)
+    return assessed(hits, given, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
 
 
 def assessed(
-    hits: Sequence[Hit], log_probs: np.ndarray, tokens: int, temperature: float, options: Rerank
+    hits: Sequence[Hit], given: np.ndarray, tokens: int, temperature: float, options: Rerank
 ) -> list[Assessed]:
-    """``hits`` ordered by :meth:`Rerank.scores`. ``log_probs`` ``(n + 1,)``: of a text of so many ``tokens``
-    given each and, last, given the mean image."""
-    given, prior = log_probs[:-1], log_probs[-1]
+    """``hits`` of a text of so many ``tokens``, whose log P given each is ``given`` ``(n,)``, ordered by
+    :meth:`Rerank.scores`."""
     cosines = np.array([hit.score for hit in hits], np.float32)
-    scores = options.scores(cosines, given, prior, temperature)
+    scores = options.scores(cosines, given, given.mean(), temperature)
     return [
         Assessed(
             hits[i].path, float(scores[i]), cosine=hits[i].score, log_prob=float(given[i]) / (tokens + 1)
         )
         for i in np.argsort(-scores, kind="stable")
     ]
-
-
-def mean_photo(index: PhotoIndex) -> np.ndarray:
-    """The mean ``(D,)`` of the photos' vectors; of evenly spaced ones where they are very many."""
-    some = index.photos[:: max(1, len(index.photos) // _MEAN_OF)]
-    return np.mean([index.vector_of(index.paths[entry]) for entry in some], 0)
 
 
 @torch.inference_mode()

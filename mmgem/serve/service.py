@@ -20,7 +20,7 @@ from mmgem.data.records import Box
 from mmgem.errors import ImageError, UsageError
 from mmgem.models.embedding import unit_rows
 from mmgem.search.places import Place
-from mmgem.search.rerank import Rerank, assessed, mean_photo
+from mmgem.search.rerank import Rerank, assessed
 from mmgem.search.search import Hit
 from mmgem.see import squares
 from mmgem.serve.batcher import Batcher
@@ -81,7 +81,6 @@ class Service:
         self.work = Work(model, corpus, limits)
         self._texts: Once[np.ndarray] = Once("text", limits.recent, metrics)
         self._photos: Once[Tensor] = Once("photo", limits.recent, metrics)
-        self._means: Once[np.ndarray] = Once("mean photo", 1, metrics)
         self._sizes: OrderedDict[tuple[int, str], tuple[int, int] | None] = OrderedDict()
         self._thumbs = _Thumbs(int(limits.thumbs_mb * 1e6))
         self._batchers: list[Batcher] = []
@@ -206,10 +205,9 @@ class Service:
         hits = await self.search(gallery, vectors[0], max(k, options.candidates), False, None)
         if not hits:
             return []
-        mean = await self._means.get(gallery.generation, lambda: self.in_thread(mean_photo, gallery.index))
-        pairs = np.stack([*(gallery.index.vector_of(hit.path) for hit in hits), mean])
-        found = await self._model.submit(self.work.assess, (pairs, ids), cost=len(pairs))
-        return list(assessed(hits, found, len(ids), self.model.temperature, options)[:k])
+        pairs = np.stack([gallery.index.vector_of(hit.path) for hit in hits])
+        given = await self._model.submit(self.work.assess, (pairs, ids), cost=len(pairs))
+        return list(assessed(hits, given, len(ids), self.model.temperature, options)[:k])
 
     async def passages(self, question: str, k: int) -> list[Found]:
         """The best ``k`` passages of the corpus."""
