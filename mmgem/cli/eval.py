@@ -146,7 +146,7 @@ def _reranked(
         began = time.perf_counter()
         order = np.argsort(
             [len(ids[column]) for column in columns], kind="stable"
-        )  # rows of like length pack
+        )  # like lengths pack
         chunks = [order[at : at + PAIRS] for at in range(0, len(order), PAIRS)]
         given = np.empty(len(order), np.float32)
         for c in track(chunks, "Assessing", sizes=[len(c) for c in chunks], unit=" pairs"):
