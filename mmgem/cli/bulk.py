@@ -56,5 +56,5 @@ def bulk(
         counts = {name: getattr(report, name) for name in ("parts", "written", "photos", "embedded", "died")}
         print_json({**counts, "skipped": len(report.skipped), "seconds": round(report.seconds, 3)})
         return
-    kept = f" ({report.parts - report.written} of them were there)" if report.written < report.parts else ""
+    kept = f" ({report.parts - report.written} were there)" if report.written < report.parts else ""
     print(f"{out}: {report.photos} photos in {report.parts} parts{kept}, {report.seconds:.1f} s")
