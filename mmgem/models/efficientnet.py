@@ -39,6 +39,11 @@ class SameConv(nn.Conv2d):
         return super().forward(x)
 
 
+def relu6(x: Tensor) -> Tensor:
+    """ReLU6 in place, of what a convolution gave and nobody else holds: new memory costs more than this."""
+    return F.relu6(x, inplace=True)
+
+
 class InvertedBottleneck(nn.Module):
     """Expand (1x1) -> depthwise -> project (1x1), with a skip where the shapes allow."""
 
@@ -52,8 +57,8 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C', H / stride, W / stride)``."""
-        y = F.relu6(self.expand(x)) if self.expand is not None else x
-        y = self.project(F.relu6(self.depthwise(y)))
+        y = relu6(self.expand(x)) if self.expand is not None else x
+        y = self.project(relu6(self.depthwise(y)))
         return x + y if self.skip else y
 
 
@@ -77,10 +82,10 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels to the map, see the class."""
-        x = F.relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        x = relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))
         for block in self.blocks:
             x = block(x)
-        return F.relu6(self.head(x))
+        return relu6(self.head(x))
 
 
 def fold_batch_norm(weights: dict[str, Tensor], eps: float = 1e-3) -> dict[str, Tensor]:

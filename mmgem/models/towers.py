@@ -10,11 +10,10 @@ import inspect
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgem.errors import ConfigError, UsageError
-from mmgem.models.efficientnet import EfficientNetLite
+from mmgem.models.efficientnet import EfficientNetLite, relu6
 
 
 class Tower(nn.Module):
@@ -68,11 +67,11 @@ class EfficientNetTower(Tower):
 
     def lower(self, pixels: Tensor) -> Tensor:
         """Stem and the first ``cut`` blocks."""
-        x = F.relu6(self.net.stem(pixels.contiguous(memory_format=torch.channels_last)))
+        x = relu6(self.net.stem(pixels.contiguous(memory_format=torch.channels_last)))
         for block in self.net.blocks[: self.cut]:
             x = block(x)
         if self.cut is None:
-            x = F.relu6(self.net.head(x))
+            x = relu6(self.net.head(x))
         return x.permute(0, 2, 3, 1)
 
     def upper(self, features: Tensor) -> Tensor:
@@ -82,7 +81,7 @@ class EfficientNetTower(Tower):
         x = features.permute(0, 3, 1, 2)
         for block in self.net.blocks[self.cut :]:
             x = block(x)
-        return F.relu6(self.net.head(x)).permute(0, 2, 3, 1)
+        return relu6(self.net.head(x)).permute(0, 2, 3, 1)
 
     def lower_parameters(self) -> list[nn.Parameter]:
         """Parameters of the stem and the first ``cut`` blocks."""

@@ -45,7 +45,7 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
                 return
             self.head_bytes += len(data)
             if self.head_bytes > _HEAD_BYTES:
-                self.transport.abort()
+                self._cut_off()
             elif self.head_timer is None:
                 self._await_head()
 
@@ -57,7 +57,7 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
         def pause_writing(self) -> None:
             super().pause_writing()
             if self.reader_timer is None:
-                self.reader_timer = self.loop.call_later(limits.reader_seconds, self.transport.abort)
+                self.reader_timer = self.loop.call_later(limits.reader_seconds, self._cut_off)
 
         def resume_writing(self) -> None:
             if self.reader_timer is not None:
@@ -75,7 +75,12 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
             self.head_bytes = 0
 
         def _await_head(self) -> None:
-            self.head_timer = self.loop.call_later(limits.body_seconds / 4, self.transport.abort)
+            self.head_timer = self.loop.call_later(limits.body_seconds / 4, self._cut_off)
+
+        def _cut_off(self) -> None:
+            if self.cycle is not None:  # or what it still sends would be an error
+                self.cycle.disconnected = True
+            self.transport.abort()
 
         def _say(self, error: Refused) -> None:
             body = to_json(problem(error))
