@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py [--batch 48] [--quick]
 
-Three recipes of the default model's size (EfficientNet-Lite0 and six blocks of SmolLM2's shape, random weights)
+Three recipes of the default model's size (EfficientNet-Lite0, six blocks of SmolLM2's shape, random weights)
 on made-up data: photos with cached features; stage 2, with boxes of larger photos and long texts; a corpus
 (Self-Retrieval). Each is planned, then trained for a few steps in processes of its own: one trains as ``mmgem
 train`` does and tells its peak resident memory less that before training; one counts operations with
@@ -10,8 +10,8 @@ train`` does and tells its peak resident memory less that before training; one c
 explained (it counts none of the first, and the latter as if they were full).
 
 The plan is of tensors in use. glibc keeps some of what is freed, in pieces too small for what comes next:
-each recipe is also trained with ``MALLOC_MMAP_THRESHOLD_=65536``, where larger tensors go back to the system at
-once.
+each recipe is also trained with ``MALLOC_MMAP_THRESHOLD_=65536``, where larger tensors go back to the system
+at once.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def compare(name: str, tables: list[dict[str, Any]]) -> None:
     for what, one, other in rows:
         print(f"{name:8} {what:16} {one:17,.0f} {other:17,.0f} {one / other:6.3f}", flush=True)
     for what, run in (("as it is", kept), ("threshold", exact)):
-        print(f"{name:8} {what:16} {run['seconds']:.1f} s, {run['processor']:.1f} s of processors", flush=True)
+        print(f"{name:8} {what:16} {run['seconds']:.1f} s, {run['processor']:.1f} s of CPUs", flush=True)
 
 
 def main() -> None:
@@ -235,7 +235,8 @@ def main() -> None:
         print(f"{'':25} {'predicted':>17} {'measured':>17} {'ratio':>6}")
         for recipe, table in recipes(folder, batch).items():
             if options.only in (None, recipe):
-                runs = [table | {"train": table["train"] | {"out": f"{table['train']['out']} {n}"}} for n in range(3)]
+                out = table["train"]["out"]
+                runs = [table | {"train": table["train"] | {"out": f"{out} {n}"}} for n in range(3)]
                 compare(recipe, runs)
 
 

@@ -22,8 +22,9 @@ const [data, name, type] = arguments;
 const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
 const carried = new DataTransfer();
 carried.items.add(new File([bytes], name, { type }));
+const options = { dataTransfer: carried, bubbles: true, cancelable: true };
 for (const step of ["dragenter", "dragover", "drop"]) {
-  document.body.dispatchEvent(new DragEvent(step, { dataTransfer: carried, bubbles: true, cancelable: true }));
+  document.body.dispatchEvent(new DragEvent(step, options));
 }
 """
 
@@ -41,9 +42,7 @@ class Browser:
 
     def js(self, expression: str, *arguments: Any) -> Any:
         """The value of a JavaScript expression; in it, ``$`` finds an element and ``$$`` a list of them."""
-        finders = (
-            "const $ = (s) => document.querySelector(s), $$ = (s) => [...document.querySelectorAll(s)];"
-        )
+        finders = "const $ = (s) => document.querySelector(s), $$ = (s) => [...document.querySelectorAll(s)];"
         return self.driver.execute_script(f"{finders} return {expression}", *arguments)
 
     def until(self, expression: str) -> Any:

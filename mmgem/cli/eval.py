@@ -144,9 +144,7 @@ def _reranked(
     def assess(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         nonlocal seconds
         began = time.perf_counter()
-        order = np.argsort(
-            [len(ids[column]) for column in columns], kind="stable"
-        )  # like lengths pack
+        order = np.argsort([len(ids[column]) for column in columns], kind="stable")  # like lengths pack
         chunks = [order[at : at + PAIRS] for at in range(0, len(order), PAIRS)]
         given = np.empty(len(order), np.float32)
         for c in track(chunks, "Assessing", sizes=[len(c) for c in chunks], unit=" pairs"):

@@ -113,13 +113,15 @@ def _show(made: Plan) -> None:
     )
     if made.days is not None and made.steps is not None:
         cost = "" if made.cost is None else f", ${made.cost:,.0f}"
-        print(f"run          {made.steps:,} steps, {made.steps * made.pairs:,} pairs: at least {made.days:.3g} days{cost}")
-    room = f"{made.total_memory:.1f} of {USABLE * hardware.memory:.1f} GB ({USABLE:.0%} of {hardware.memory:g})"
+        pairs = made.steps * made.pairs
+        print(f"run          {made.steps:,} steps, {pairs:,} pairs: at least {made.days:.3g} days{cost}")
+    usable = USABLE * hardware.memory
+    room = f"{made.total_memory:.1f} of {usable:.1f} GB ({USABLE:.0%} of {hardware.memory:g})"
     print(f"it fits      {room}" if made.fits else f"too large    {room}")
     for advice in made.advice:
         print(
-            f"  {advice.change}: {advice.memory_gb:.1f} GB, {1e3 * advice.seconds:.3g} ms a pair; {advice.cost}"
-            + (" -> fits" if advice.fits else "")
+            f"  {advice.change}: {advice.memory_gb:.1f} GB, {1e3 * advice.seconds:.3g} ms a pair; "
+            f"{advice.cost}" + (" -> fits" if advice.fits else "")
         )
     if not made.fits and not any(a.fits for a in made.advice):
         least_memory = made.advice[-1].memory_gb if made.advice else made.total_memory

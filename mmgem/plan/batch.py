@@ -1,4 +1,4 @@
-"""A batch as a rank of a run will see it: token counts and places are real, pixels and features have no data."""
+"""A batch as a rank of a run will see it: tokens and places are real, pixels and features have no data."""
 
 from __future__ import annotations
 

@@ -92,7 +92,8 @@ class Ledger(TorchDispatchMode):
         if fake:
             self._count(func, args, kwargs, given, made, out)
         for tensor in made:
-            self._see(tensor, "logits" if tensor.shape[-1:] and tensor.shape[-1] in self.words else self._kind)
+            logits = bool(tensor.shape) and tensor.shape[-1] in self.words
+            self._see(tensor, "logits" if logits else self._kind)
         return out
 
     def _count(

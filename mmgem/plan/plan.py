@@ -7,8 +7,6 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from mmgem.config import Recipe
 from mmgem.data.corpus_batches import CorpusBatch
 from mmgem.data.shards import is_shards
@@ -24,14 +22,14 @@ from mmgem.ranks import Ranks
 from mmgem.train.checks import check, check_tower
 
 USABLE = 0.9
-"""Share of a device's memory that tensors may fill: the rest is for its context, the libraries' workspaces and
-what lies unused between tensors."""
+"""Share of a device's memory that tensors may fill: the rest is for its context, the libraries' workspaces
+and what lies unused between tensors."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A change and what it is paid with; with it and those before it: ``memory_gb`` of a device, ``seconds`` a
-    pair at least, and whether it fits."""
+    """A change and what it is paid with; with it and those before it: ``memory_gb`` of a device, ``seconds``
+    a pair at least, and whether it fits."""
 
     change: str
     cost: str
@@ -42,8 +40,8 @@ class Advice:
 
 @dataclass
 class Plan:
-    """``parameters``: by part, ``trained``: by group of the optimiser; ``pairs`` and ``images`` (boxes too) of
-    a step on all devices; ``memory``: GB (10^9 bytes) of one device by kind, when they are most;
+    """``parameters``: by part, ``trained``: by group of the optimiser; ``pairs`` and ``images`` (boxes too)
+    of a step on all devices; ``memory``: GB (10^9 bytes) of one device by kind, when they are most;
     ``operations``: 10^12 of one device's step, by type; ``exchanged``: GB it sends in a step; ``bounds``:
     None without hardware; ``steps``: of the run, None if nobody says how long it is; ``assumed``: what could
     not be read, in words."""
@@ -195,11 +193,11 @@ class Planner:
 def plan(
     recipe: Recipe, hardware: Hardware | None = None, pairs: int | None = None, tokens: int | None = None
 ) -> Plan:
-    """Plan ``recipe`` on ``hardware`` for ``pairs`` (None: its epochs), with texts of ``tokens`` each (None: as
-    its data says), and with what to change where it does not fit.
+    """Plan ``recipe`` on ``hardware`` for ``pairs`` (None: its epochs), with texts of ``tokens`` each (None:
+    as its data says), and with what to change where it does not fit.
 
     Nothing is trained or downloaded but configurations of base models that have a hub id. Raises
-    ``ConfigError`` or ``DataError`` for what would not train, ``UsageError`` for numbers that are not positive.
+    ``ConfigError`` or ``DataError`` for what would not train, ``UsageError`` for numbers not above 0.
     """
     from mmgem.plan.advice import advice
 

@@ -105,7 +105,13 @@ def rehearse(
                 pairs += len(texts.names) if what == "naming" else 0
                 _backward(step(what, texts))
     memory = _with_states(recipe, network, ledger.peak, device, count)
-    return Rehearsal(trained, pairs, 0 if batch is None else len(batch.photos), memory, ledger.work)
+    return Rehearsal(trained, pairs, 0 if batch is None else _items(batch), memory, ledger.work)
+
+
+def _items(batch: Batch) -> int:
+    """Images and boxes of ``batch``."""
+    assert batch.photos is not None
+    return len(batch.photos)
 
 
 def _widths(network: MMGEMNetwork, recipe: Recipe, batch: Batch | None) -> set[int]:
@@ -113,6 +119,7 @@ def _widths(network: MMGEMNetwork, recipe: Recipe, batch: Batch | None) -> set[i
     full = recipe.corpus.passages is not None or not recipe.objective.vocabulary_sample
     widths = {network.llm.vocabulary} if full else set()
     if batch is not None and recipe.objective.vocabulary_sample:
+        assert batch.vocabulary is not None
         widths.add(len(batch.vocabulary) + recipe.objective.vocabulary_sample)
     return widths
 
@@ -152,8 +159,9 @@ def _images(step: Step, batch: Batch, chunk: int, ledger: Ledger, blank: Blank) 
     for piece in pieces:
         alike.setdefault(piece.boxes is None, []).append(piece)
     shares = [(own[0], sum(len(p.texts) for p in own) / len(own[0].texts)) for own in alike.values()]
-    images, texts = blank(len(batch.photos), step.network.config.dim), blank(len(batch.texts), step.network.config.dim)
-    slopes = images, texts
+    dim = step.network.config.dim
+    images, texts = blank(_items(batch), dim), blank(len(batch.texts), dim)
+    slopes: tuple[Tensor, ...] = images, texts
     if step.config.name != "captioning":
         with torch.no_grad():
             for piece, ledger.weight in shares:
@@ -165,8 +173,8 @@ def _images(step: Step, batch: Batch, chunk: int, ledger: Ledger, blank: Blank) 
     total = 0 if step.config.name == "contrastive" else len(batch.caption_targets)
     # Twice: from the second piece on, gradients are there.
     for piece, ledger.weight in [(piece, 0.0) for piece, _ in shares] + shares:
-        items = len(piece.text_owner.unique())
-        mine = (None, None) if step.config.name == "captioning" else (slopes[0][:items], slopes[1][: len(piece.texts)])
+        items, words = len(piece.text_owner.unique()), len(piece.texts)
+        mine = (None, None) if step.config.name == "captioning" else (slopes[0][:items], slopes[1][:words])
         _backward(step("again", piece, *mine, total))
 
 

@@ -1,5 +1,5 @@
-"""What the network of a recipe will be, known without its weights: from the recipe's own description, from the
-model it continues, or from the configuration of its base models."""
+"""What the network of a recipe will be, known without its weights: from the recipe's own description, from
+the model it continues, or from the configuration of its base models."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mmgem.train.start import continued
 
 @dataclass(frozen=True)
 class Shape:
-    """``keep``: blocks of the LLM in ``config`` that the recipe keeps, empty: all. ``texts``: the folder of the
-    tokenizer, None if it is not on this machine."""
+    """``keep``: blocks of the LLM in ``config`` that the recipe keeps, empty: all. ``texts``: the folder of
+    the tokenizer, None if it is not on this machine."""
 
     config: ModelConfig
     prep: Preprocessing
@@ -66,7 +66,7 @@ def shape_of(recipe: Recipe) -> Shape:
     if not described:
         if start.llm in SOURCES and not folder.is_dir():
             raise ConfigError(
-                f"start.llm: {start.llm} is not on this machine: mmgem pull tiny, or describe model.llm.config"
+                f"start.llm: {start.llm} is not here: mmgem pull tiny, or describe model.llm.config"
             )
         source = str(folder if folder.is_dir() else start.llm)
         llm = dataclasses.replace(llm, config=llm.config | export_config(_base(source, "start.llm")))

@@ -1,4 +1,4 @@
-"""How long a step takes at least: what it multiplies, moves and reads, each at the best the hardware knows."""
+"""How long a step takes at least: what it multiplies, moves and reads, each at the hardware's best."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _ADAMW, _CLIP, _AVERAGE = 7, 3, 3  # times that each reads or writes a tensor of
 class Bounds:
     """Seconds of a step on one device.
 
-    ``arithmetic``: all products at the peak rate of their type; ``traffic``: all operators' inputs and outputs
-    at the memory's bandwidth, the optimiser's too; ``operators``: of each operator the greater of the two,
-    one after the other, as PyTorch runs them without a compiler; ``data``: photos decoded by one core of this
+    ``arithmetic``: all products at the peak rate of their type; ``traffic``: all operators' inputs and
+    outputs at the memory's bandwidth, the optimiser's too; ``operators``: of each operator the greater of the
+    two, one after the other, as PyTorch runs them without a compiler; ``data``: photos decoded by one core of this
     machine; ``step``: the last two together, or side by side where workers decode ahead.
     """
 

@@ -48,8 +48,9 @@ class Engine:
             from torch.nn.parallel import DistributedDataParallel
 
             # Gradients lie in the buckets they are exchanged in: one copy of them, not two.
-            options = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
-            self.module = DistributedDataParallel(self.step, **options)
+            self.module = DistributedDataParallel(
+                self.step, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         elif self.strategy == "fsdp":
             self._shard()
 

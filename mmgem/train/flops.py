@@ -4,7 +4,7 @@ predicts, by the same formulas.
 A product of an m x k and a k x n matrix is 2 m n k operations, a convolution 2 for each weight that an output
 sees; attention is its two products, five in the backward pass (which takes the first one again). What is
 added, scaled or normalised is not counted. Formulas are PyTorch's (``torch.utils.flop_counter``) but for two:
-it knows no attention on a CPU, and takes the weights' gradient of a grouped convolution for that of a full one.
+it knows no attention on a CPU, and takes a grouped convolution's gradient of its weights for a full one's.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ def flops(func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> int:
     matrices."""
     name = func.overloadpacket.__name__
     if name == "convolution_backward":
-        return _convolution_backward(*args[:3], wanted=args[10])
+        return _convolution_backward(args[0], args[1], args[2], args[10])
     if name.startswith("_scaled_dot_product"):
         backward = name.endswith("_backward")
-        return _attention(*args[backward : backward + 3], products=(3, 2) if backward else (1, 1))
+        query, keys, values = args[backward : backward + 3]
+        return _attention(query, keys, values, (3, 2) if backward else (1, 1))
     formula = flop_registry.get(func.overloadpacket)
     return formula(*args, **kwargs, out_val=out) if formula else 0
 
