@@ -26,8 +26,8 @@ class Bounds:
 
     ``arithmetic``: all products at the peak rate of their type; ``traffic``: all operators' inputs and
     outputs at the memory's bandwidth, the optimiser's too; ``operators``: of each operator the greater of the
-    two, one after the other, as PyTorch runs them without a compiler; ``data``: photos decoded by one core of this
-    machine; ``step``: the last two together, or side by side where workers decode ahead.
+    two, one after the other, as PyTorch runs them without a compiler; ``data``: photos decoded by one core of
+    this machine; ``step``: the last two together, or side by side where workers decode ahead.
     """
 
     arithmetic: float
