@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmgem.cli.main import main
 from mmgem.errors import UsageError
 from mmgem.search import ann as ann_module
 from mmgem.search import store as store_module
@@ -212,3 +214,30 @@ def test_what_cannot_be_kept(out: Path) -> None:
     update_graph(out, Ann())
     drop_graph(out)
     assert update_graph(out) is None and not (out / "ann").exists()
+
+
+def test_commands(
+    tmp_path: Path,
+    tiny_photos: list[Path],
+    tiny_model_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    idx = str(tmp_path / "idx")
+    index = ["index", str(tiny_photos[0].parent), "--out", idx, "--model", str(tiny_model_folder)]
+    assert main([*index, "--ann", "int8:4", "--json"]) == 0
+    graph = json.loads(capfd.readouterr().out)["graph"]
+    assert (graph["kind"], graph["vectors"], graph["added"]) == ("int8:4", 6, 6)
+    assert main(index) == 0
+    assert "int8:4 graph of 6 vectors (0 added)" in capfd.readouterr().out
+    assert main(["search", idx, "a dog"]) == main(["search", idx, "a dog", "--exact"]) == 0
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 12 and err == ""
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    assert main(["search", idx, "a dog"]) == 0
+    assert "warning: a graph (--ann) needs usearch" in capfd.readouterr().err
+    assert main(index) == 0
+    assert "the graph stays as it was: a graph (--ann) needs usearch" in capfd.readouterr().err
+    assert main([*index, "--ann", "int8"]) == 2
+    assert main([*index, "--ann", "none"]) == 0
+    assert not (tmp_path / "idx" / "ann").exists()

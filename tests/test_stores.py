@@ -23,7 +23,7 @@ from mmgem.search.stores.push import push
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    add(tmp_path / "idx", units(240), boxes=3)
+    add(tmp_path / "idx", units(120), boxes=3)
     return tmp_path / "idx"
 
 
@@ -52,7 +52,7 @@ def one_vector(out: Path, vector: np.ndarray, names: Sequence[str], fingerprint:
 
 
 def test_round_trip(out: Path, place: str) -> None:
-    assert bring(out, place) == (240, 240, 0)
+    assert bring(out, place) == (120, 120, 0)
     index = PhotoIndex.open(out)
     with open_store(place, "t") as store:
         back = {
@@ -60,18 +60,18 @@ def test_round_trip(out: Path, place: str) -> None:
             for points in store.read()
             for vector, payload in zip(points.vectors, points.payloads, strict=True)
         }
-        assert len(back) == 240 and store.photos() == 60
+        assert len(back) == 120 and store.photos() == 30
         for path, box, vector in zip(index.paths, index.boxes, index.vectors, strict=True):
             found, payload = back[str(path), box]
             assert found.dtype == np.float32 and np.array_equal(found, vector)
             assert (payload.width, payload.height, payload.region) == (20, 10, box is not None)
             assert (payload.fingerprint, payload.model, payload.folder) == ("f", "tiny", str(out))
-        for query in units(10, seed=1):
+        for query in units(4, seed=1):
             for exact in (False, True):
                 same(search_store(store, query, 7, exact), index.search(query, 7))
                 same(search_store_regions(store, query, 7, exact), index.search_regions(query, 7))
-        assert len(search_store(store, query, 500)) == 60
-        assert len(search_store_regions(store, query, 500)) == 60
+        assert len(search_store(store, query, 500)) == 30
+        assert len(search_store_regions(store, query, 500)) == 30
 
 
 def test_equal_scores_are_in_the_order_of_the_index(tmp_path: Path, place: str) -> None:
@@ -86,18 +86,18 @@ def test_equal_scores_are_in_the_order_of_the_index(tmp_path: Path, place: str) 
 
 def test_a_push_sends_what_is_new_and_removes_what_is_gone(out: Path, place: str) -> None:
     bring(out, place)
-    assert bring(out, place) == (240, 0, 0)
+    assert bring(out, place) == (120, 0, 0)
     add(out, units(8, seed=2), first=100, boxes=3)
     with Store(out, "f") as index:
         index.forget(["00000.jpg"])
-    assert bring(out, place) == (244, 8, 4)
+    assert bring(out, place) == (124, 8, 4)
     # The index of another folder in the same collection is left alone.
     other = out.with_name("other")
     add(other, units(4, seed=4))
     assert bring(other, place) == (4, 4, 0)
-    assert bring(out, place) == (244, 0, 0)
+    assert bring(out, place) == (124, 0, 0)
     with open_store(place, "t") as store:
-        assert store.photos() == 61 + 4
+        assert store.photos() == 31 + 4
         assert search_store(store, units(4, seed=4)[2], 1)[0].path == other / "00002.jpg"
 
 
@@ -107,10 +107,10 @@ def test_a_push_that_was_stopped_goes_on(out: Path, place: str) -> None:
         raise KeyboardInterrupt
 
     with open_store(place, "t", create=True) as store:
-        store.batch = 50
+        store.batch = 25
         with pytest.raises(KeyboardInterrupt):
             push(out, store, stopped)
-    assert bring(out, place) == (240, 140, 0)
+    assert bring(out, place) == (120, 70, 0)
 
 
 def test_vectors_of_another_model_are_refused(out: Path, place: str, tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ class Kind:
 
 
 KINDS = {
-    "int8": Kind("i8", "cos", _int8, 128),
-    "float16": Kind("f16", "cos", lambda vectors: vectors.astype(np.float16), 128),
-    "float32": Kind("f32", "cos", lambda vectors: vectors.astype(np.float32), 128),
+    "int8": Kind("i8", "cos", _int8, 192),
+    "float16": Kind("f16", "cos", lambda vectors: vectors.astype(np.float16), 192),
+    "float32": Kind("f32", "cos", lambda vectors: vectors.astype(np.float32), 192),
     "binary": Kind("b1", "hamming", lambda vectors: np.packbits(vectors > 0, axis=1), 512),
 }
 """What graphs can be made of, by name."""

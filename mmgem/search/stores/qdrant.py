@@ -30,10 +30,10 @@ class QdrantStore(VectorStore):
 
     def __init__(self, where: str, name: str, create: bool = False) -> None:
         try:
-            import qdrant_client
+            from qdrant_client import QdrantClient, models
         except ImportError as error:
             raise UsageError("qdrant: needs qdrant-client: pip install 'mmgem[qdrant]'") from error
-        self.place, self._name, self._models = f"qdrant:{where} ({name})", name, qdrant_client.models
+        self.place, self._name, self._models = f"qdrant:{where} ({name})", name, models
         self._remote = where.startswith(_URLS)
         folder = Path(where).expanduser()
         if not self._remote and not create and not folder.is_dir():
@@ -41,9 +41,9 @@ class QdrantStore(VectorStore):
         with self._named():
             if self._remote:
                 key = os.environ.get("QDRANT_API_KEY")
-                self._client: Any = qdrant_client.QdrantClient(url=where, api_key=key)
+                self._client: Any = QdrantClient(url=where, api_key=key)
             else:
-                self._client = qdrant_client.QdrantClient(path=str(folder))
+                self._client = QdrantClient(path=str(folder))
 
     def dim(self) -> int | None:
         with self._named():
