@@ -308,5 +308,9 @@ def test_an_index_takes_its_vectors_from_the_parts(tmp_path, photos, tiny_model_
     shutil.rmtree(tmp_path / "idx2")
     assert main([*map(str, [*words, tmp_path / "out", "--model", other])]) == 2
     assert "made by another model" in capfd.readouterr().err
+    part = tmp_path / "out" / "parts" / "000001.parquet"
+    part.write_bytes(part.read_bytes()[:-9])
+    assert main([*map(str, words), str(tmp_path / "out")]) == 1
+    assert "000001.parquet: damaged" in capfd.readouterr().err
     assert main([*map(str, words), str(photos)]) == 2
     assert "nothing of mmgem bulk here" in capfd.readouterr().err

@@ -216,11 +216,16 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     kept.stop()
 
 
+def _reachable(word: str, served: Served) -> str:
+    """``word`` with servers that are there: ours, and Qdrant's local mode."""
+    return word.replace("localhost:8000", served.address).replace("http://localhost:6333", "qdrant-server")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_does_what_it_says(page: str, here: Path, served: Served) -> None:
     for words in commands(page):
         try:
-            run([word.replace("localhost:8000", served.address) for word in words])
+            run([_reachable(word, served) for word in words])
         except (AssertionError, subprocess.CalledProcessError) as error:
             pytest.fail(f"{page}: {shlex.join(words)}: {error}")
     known: dict[str, object] = {}

@@ -224,6 +224,14 @@ class Output:
             raise DataError(f"{path}: damaged; remove it and run again ({_line(error)})") from error
 
 
+def read_column(part: Path, name: str) -> pa.ChunkedArray:
+    """A column of a part. Raises DataError if the part is damaged."""
+    try:
+        return require_pyarrow().read_table(part, columns=[name]).column(0)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{part}: damaged ({_line(error)})") from error
+
+
 def _text(name: str) -> str:
     """A file name as valid text."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgem.bulk.output import Output
+from mmgem.bulk.output import Output, read_column
 from mmgem.data.records import Box
-from mmgem.data.shards.parquet import require_pyarrow
 from mmgem.errors import UsageError
 from mmgem.search.index import Embedder
 
@@ -41,14 +40,15 @@ class BulkVectors:
             raise UsageError(f"{out}: its parts were made by another model")
         self._places: dict[bytes, tuple[int, int]] = {}
         for number, part in enumerate(self._parts):
-            digests = require_pyarrow().read_table(part, columns=["digest"]).column(0).to_pylist()
+            digests = read_column(part, "digest").to_pylist()
             self._places |= {digest: (number, row) for row, digest in enumerate(digests)}
         self._vectors = lru_cache(_PARTS)(self._read)
+        self._dim: int = read_column(self._parts[0], "embedding").type.list_size
 
     @property
     def dim(self) -> int:
         """D, the width of the embeddings."""
-        return self._vectors(0).shape[1]
+        return self._dim
 
     def embed_images(self, images: Sequence[Path]) -> np.ndarray:
         """``(n, D)`` float32 of unit length. Raises ImageError for a photo that cannot be read."""
@@ -73,8 +73,8 @@ class BulkVectors:
         return self._make_model()
 
     def _read(self, number: int) -> np.ndarray:
-        column = require_pyarrow().read_table(self._parts[number], columns=["embedding"]).column(0)
-        return column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
+        column = read_column(self._parts[number], "embedding")
+        return column.combine_chunks().flatten().to_numpy().reshape(len(column), self.dim)
 
 
 def _digest(image: Path) -> bytes:

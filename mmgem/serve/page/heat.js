@@ -75,5 +75,7 @@ function mark({ peak, width, height }, text) {
   ring.style.left = `${(100 * peak[0]) / width}%`;
   ring.style.top = `${(100 * peak[1]) / height}%`;
   ring.dataset.words = text;
+  ring.style.setProperty("--shift", peak[0] < 0.2 * width ? "-14px" : peak[0] > 0.8 * width ? "calc(14px - 100%)" : "-50%");
+  ring.style.setProperty("--lift", peak[1] > 0.88 * height ? "-70px" : "0");
   ring.hidden = false;
 }

@@ -17,7 +17,7 @@ const PLACES = /\s(?:at|in|on|to|near)\s+(?:the\s+)?((?:top|upper|bottom|lower|l
 export class Results {
   constructor(come) {
     this.come = come;
-    this.rows = new Rows(byId("results"), (width) => Math.min(250, Math.max(140, width / 4.6)));
+    this.rows = new Rows(byId("results"), (width) => Math.min(250, Math.max(180, width / 4.6)));
     this.kept = new Map();
     this.key = "";
     this.hits = [];

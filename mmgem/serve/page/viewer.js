@@ -90,15 +90,16 @@ export class Viewer {
     const at = list.indexOf(subject);
     const name = baseName(subject.name) || "Photo";
     byId("photo-name").textContent = name;
-    byId("photo-name").title = subject.name;
     byId("frame").setAttribute("aria-label", `Photo ${name}`);
     byId("large").alt = name;
-    const facts = [subject.rank ? `hit ${subject.rank} of ${subject.of}` : "", subject.score === undefined ? "" : told(subject)];
+    const facts = [subject.rank ? `${subject.rank} of ${subject.of}` : "", subject.score === undefined ? "" : told(subject)];
     if (!subject.rank && at >= 0) facts[0] = `photo ${(at + 1).toLocaleString()}`;
     if (subject.width) facts.push(`${subject.width} × ${subject.height}`);
     byId("photo-facts").textContent = facts.filter(Boolean).join(" · ");
-    byId("original").href = subject.url ?? `photos/${subject.id}`;
-    byId("original").hidden = subject.url === null || (subject.upload === null && token() !== null); // a link sends no token
+    const link = byId("original");
+    if (subject.upload === null ? token() === null : subject.url) link.href = subject.url ?? `photos/${subject.id}`;
+    else link.removeAttribute("href"); // a link sends no token
+    link.title = subject.name;
     byId("previous").disabled = at <= 0;
     byId("next").disabled = at < 0 || (at === list.length - 1 && !this.grows());
   }
