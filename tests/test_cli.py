@@ -29,6 +29,7 @@ VERBS = (
     "embed",
     "bulk",
     "serve",
+    "plan",
     "train",
     "eval",
     "mosaic",
