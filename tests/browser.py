@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from selenium import webdriver
 from selenium.webdriver import ActionChains, ChromeOptions, ChromeService
 from selenium.webdriver.common.keys import Keys
 
-_SECONDS = 20  # for anything to happen
+_SECONDS = 30  # for anything to happen
 
 _DROP = """
 const [data, name, type] = arguments;
@@ -100,10 +99,9 @@ def chromium() -> Iterator[Browser]:
         stop("the page's tests need a browser: apt-get install chromium chromium-driver")
     options = ChromeOptions()
     options.binary_location = program
-    for switch in ("headless=new", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,800"):
+    # Containers seldom let it make its sandbox, nor give it much shared memory; it only sees our own page.
+    for switch in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,800"):
         options.add_argument(f"--{switch}")
-    if os.name == "posix" and os.geteuid() == 0:
-        options.add_argument("--no-sandbox")  # which it refuses to make for root
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, ChromeService(chromedriver))
     try:
