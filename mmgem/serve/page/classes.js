@@ -2,7 +2,7 @@
 
 import { byId, make } from "./dom.js";
 import { askAbout } from "./subject.js";
-import { work } from "./work.js";
+import { clear, work } from "./work.js";
 
 const TOP = 5;
 
@@ -19,14 +19,16 @@ export function classing(looking, box) {
       const at = await box(subject, signal);
       return askAbout(subject, "classify", at ? { ...fields, box: at } : fields, signal);
     };
-    work(byId("classes-said"), button, signal, task, ({ guesses }) => make("ul", { className: "guesses" }, ...guesses.map(row)));
+    const draw = ({ guesses }) => make("ul", { className: "guesses" }, ...guesses.map(row));
+    work(byId("classes-said"), button, signal, task, draw);
   };
-  return { reset: () => byId("classes-said").replaceChildren() };
+  return { reset: () => clear(byId("classes-said")) };
 }
 
 function row(guess) {
   const bar = make("i");
   bar.style.width = `${100 * guess.probability}%`;
   const percent = guess.probability < 0.01 ? "<1%" : `${Math.round(100 * guess.probability)}%`;
-  return make("li", {}, make("span", {}, guess.class), make("span", { className: "meter" }, bar), make("b", {}, percent));
+  const meter = make("span", { className: "meter" }, bar);
+  return make("li", {}, make("span", {}, guess.class), meter, make("b", {}, percent));
 }

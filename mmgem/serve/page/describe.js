@@ -4,7 +4,7 @@ import { Box } from "./box.js";
 import { byId, make, place } from "./dom.js";
 import { go } from "./route.js";
 import { askAbout, sizeOf } from "./subject.js";
-import { work } from "./work.js";
+import { clear, work } from "./work.js";
 
 const bubble = () => byId("bubble");
 
@@ -18,7 +18,9 @@ export function describing(looking, searchable, boxed) {
 
   byId("describe").onclick = () => {
     const { subject, signal } = looking();
-    work(byId("said"), byId("describe"), signal, () => askAbout(subject, "caption", {}, signal), (answer) => make("p", { className: "quote" }, answer.captions[0].text));
+    const task = () => askAbout(subject, "caption", {}, signal);
+    const draw = (answer) => make("p", { className: "quote" }, answer.captions[0].text);
+    work(byId("said"), byId("describe"), signal, task, draw);
   };
   byId("alike").onclick = () => find(looking().subject, null);
   byId("add-box").onclick = () => box.start();
@@ -27,15 +29,19 @@ export function describing(looking, searchable, boxed) {
     byId("frame").focus();
   };
   byId("describe-box").onclick = describeBox;
-  byId("search-box").onclick = async () => {
+  byId("search-box").onclick = () => {
     const { subject, signal } = looking();
-    find(subject, await pixels(subject, box.value, signal));
+    const task = () => pixels(subject, box.value, signal);
+    work(byId("box-said"), byId("search-box"), signal, task, (at) => {
+      find(subject, at);
+      return [];
+    });
   };
 
   function changed() {
     byId("box-buttons").hidden = box.value === null;
     byId("no-box").hidden = box.value !== null;
-    byId("box-said").replaceChildren();
+    clear(byId("box-said"));
     bubble().hidden = true;
     boxed();
   }
@@ -45,7 +51,6 @@ export function describing(looking, searchable, boxed) {
     const at = box.value;
     const task = async () => askAbout(subject, "caption", { boxes: [await pixels(subject, at, signal)] }, signal);
     work(byId("box-said"), byId("describe-box"), signal, task, (answer) => {
-      if (box.value !== at) return [];
       over(at, answer.captions[0].text);
       return make("p", { className: "unseen" }, answer.captions[0].text); // it is seen at the box
     });
@@ -55,7 +60,7 @@ export function describing(looking, searchable, boxed) {
     box,
     /** Another photo: with the box `first`, in its pixels, if it was found by that. */
     reset(subject, first) {
-      byId("said").replaceChildren();
+      clear(byId("said"));
       box.set(first && subject.width ? shares(first, subject) : null);
     },
   };

@@ -3,7 +3,7 @@
 import { byId, make } from "./dom.js";
 import { current } from "./route.js";
 import { askAbout } from "./subject.js";
-import { work } from "./work.js";
+import { clear, work } from "./work.js";
 
 // From cold to hot, RGB; those of mmgem heatmap.
 const STOPS = [[20, 20, 60], [80, 30, 130], [190, 50, 110], [250, 130, 60], [255, 235, 140]];
@@ -40,12 +40,13 @@ export function heating(looking, shown) {
 
 function hide() {
   byId("heat").hidden = byId("peak").hidden = true;
-  byId("heat-said").replaceChildren();
+  clear(byId("heat-said"));
 }
 
 function figures({ heat, score }) {
   const low = Math.min(...heat.flat());
-  const ramp = make("span", { className: "ramp" }, make("span", {}, low.toFixed(2)), make("i"), make("span", {}, score.toFixed(2)));
+  const ends = [low, score].map((value) => make("span", {}, value.toFixed(2)));
+  const ramp = make("span", { className: "ramp" }, ends[0], make("i"), ends[1]);
   return make("p", { className: "quiet" }, ramp, "Similarity from place to place; the ring is where it is highest.");
 }
 
@@ -75,7 +76,9 @@ function mark({ peak, width, height }, text) {
   ring.style.left = `${(100 * peak[0]) / width}%`;
   ring.style.top = `${(100 * peak[1]) / height}%`;
   ring.dataset.words = text;
-  ring.style.setProperty("--shift", peak[0] < 0.2 * width ? "-14px" : peak[0] > 0.8 * width ? "calc(14px - 100%)" : "-50%");
-  ring.style.setProperty("--lift", peak[1] > 0.88 * height ? "-70px" : "0");
+  // The words stay over the photo: at its edges they are put beside the ring.
+  ring.classList.toggle("left", peak[0] < 0.2 * width);
+  ring.classList.toggle("right", peak[0] > 0.8 * width);
+  ring.classList.toggle("low", peak[1] > 0.88 * height);
   ring.hidden = false;
 }

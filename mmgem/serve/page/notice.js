@@ -18,7 +18,8 @@ export function settle(key) {
 function render() {
   const line = byId("notice");
   const last = [...reasons.values()].at(-1);
-  (document.querySelector("dialog[open]") ?? document.body).append(line); // only a dialog can be seen and used while it is open
+  // While a dialog is open, only what is in it can be seen and used.
+  (document.querySelector("dialog[open]") ?? document.body).append(line);
   line.hidden = last === undefined;
   if (last === undefined) return line.replaceChildren();
   const [label, act] = last.action ?? [];

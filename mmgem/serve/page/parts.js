@@ -2,11 +2,14 @@
 
 import { byId, make, place } from "./dom.js";
 import { askAbout } from "./subject.js";
-import { work } from "./work.js";
+import { clear, work } from "./work.js";
 
-const COUNT = 6;
+const COUNT = 6; // as many as there are colours
 
-/** The tool, for the photo `looking()` gives; `shown()` is called before regions are; `pick(box)`: shares of the photo. */
+/**
+ * The tool, for the photo `looking()` gives; `shown()` is called before regions are, `pick(box)` when one is chosen
+ * (shares of the photo).
+ */
 export function parting(looking, shown, pick) {
   const button = byId("find-parts");
   button.onclick = () => {
@@ -25,7 +28,7 @@ export function parting(looking, shown, pick) {
 function hide() {
   pressed(false);
   byId("part-boxes").replaceChildren();
-  byId("parts-said").replaceChildren();
+  clear(byId("parts-said"));
 }
 
 function pressed(on) {
@@ -39,10 +42,12 @@ function draw({ regions, width, height }, pick) {
   if (!regions.length) return make("p", { className: "quiet" }, "Nothing stands out in this photo.");
   const list = make("ol", { className: "part-list" });
   regions.forEach(({ box, caption }, i) => {
-    const mark = make("span", { className: `part c${i % 6}` }, make("b", {}, String(i + 1)), make("em", {}, caption));
+    const number = () => make("b", {}, String(i + 1));
+    const mark = make("span", { className: `part c${i % COUNT}` }, number(), make("em", {}, caption));
     place(mark, box, width, height);
     mark.classList.toggle("low", box[3] > 0.85 * height);
-    const row = make("button", { type: "button", className: `part-row c${i % 6}` }, make("b", {}, String(i + 1)), make("span", {}, caption));
+    const props = { type: "button", className: `part-row c${i % COUNT}`, title: "Take this box" };
+    const row = make("button", props, number(), make("span", {}, caption));
     const light = (on) => {
       boxes.classList.toggle("one", on);
       mark.classList.toggle("lit", on);
@@ -50,7 +55,6 @@ function draw({ regions, width, height }, pick) {
     row.onpointerenter = row.onfocus = () => light(true);
     row.onpointerleave = row.onblur = () => light(false);
     row.onclick = () => pick([box[0] / width, box[1] / height, box[2] / width, box[3] / height]);
-    row.title = "Take this box";
     boxes.append(mark);
     list.append(make("li", {}, row));
   });

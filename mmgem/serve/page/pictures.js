@@ -12,7 +12,7 @@ const AT_ONCE = 4; // fetched; the rest of the browser's connections are for ans
 const waiting = [];
 let running = 0;
 
-/** Load a photo, its longest side at most `side` pixels, into `img`. Throws `Failure`. */
+/** Load a photo, its longest side at most `side` pixels, into `img`. Throws what is wrong with it. */
 export async function show(img, subject, side, signal) {
   if (subject.upload !== null) {
     if (subject.url === null) throw new Error("This browser cannot show photos of this kind; the server can read it.");

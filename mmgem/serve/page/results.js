@@ -3,6 +3,7 @@
 import { ask, dropped } from "./api.js";
 import { byId, make } from "./dom.js";
 import { problem } from "./problem.js";
+import { go } from "./route.js";
 import { anchor, roving } from "./roving.js";
 import { Rows } from "./rows.js";
 import { askAbout, indexed, subjectOf } from "./subject.js";
@@ -11,7 +12,9 @@ import { loadSoon, tile } from "./tile.js";
 const SIDE = 512; // pixels of a picture
 const SLOW = 200; // ms; skeletons are shown for what takes longer
 const KEPT = 20; // answers
-const PLACES = /\s(?:at|in|on|to|near)\s+(?:the\s+)?((?:top|upper|bottom|lower|left|right|middle|cent(?:er|re))(?:[\s-]+(?:left|right))?)\W*$/i;
+const SHAPES = [1.5, 0.75, 1.33, 1.33, 0.67, 1.5, 1.33, 1.5, 0.75, 1.33]; // of skeletons
+const SIDES = "(?:top|upper|bottom|lower|left|right|middle|cent(?:er|re))";
+const PLACES = new RegExp(`\\s(?:at|in|on|to|near)\\s+(?:the\\s+)?(${SIDES}(?:[\\s-]+(?:left|right))?)\\W*$`, "i");
 
 /** The hits of a query in the page's `#results`; `come()` is called when they are there. */
 export class Results {
@@ -21,8 +24,6 @@ export class Results {
     this.kept = new Map();
     this.key = "";
     this.hits = [];
-    byId("results").setAttribute("role", "list");
-    byId("results").setAttribute("aria-label", "Hits");
     roving(byId("results"));
   }
 
@@ -34,7 +35,7 @@ export class Results {
     this.key = key;
     this.hits = [];
     const { signal } = (this.running = new AbortController());
-    const slow = setTimeout(() => this.wait(), this.kept.has(key) ? 2 ** 30 : SLOW);
+    const slow = setTimeout(() => this.wait(), SLOW);
     try {
       const answer = this.kept.get(key) ?? (await search(state, signal));
       this.keep(key, answer);
@@ -68,11 +69,8 @@ export class Results {
 
   wait() {
     byId("progress").hidden = false;
-    if (this.rows.tiles.length) return byId("results").classList.add("old");
-    for (let i = 0; i < 12; i += 1) {
-      this.rows.add(make("div", { className: "tile skeleton" }), [1.5, 0.75, 1.33, 1.33, 0.67, 1.5][i % 6]);
-    }
-    return undefined;
+    if (this.rows.tiles.length) byId("results").classList.add("old");
+    else for (const ratio of SHAPES) this.rows.add(make("div", { className: "tile skeleton" }), ratio);
   }
 
   fill(state, answer, signal) {
@@ -92,7 +90,8 @@ export class Results {
     anchor(byId("results"));
     const ms = Math.max(1, Math.round(1000 * answer.seconds));
     const photos = answer.photos.toLocaleString();
-    byId("found").textContent = this.hits.length ? `best ${this.hits.length} of ${photos} photos · ${ms} ms` : "";
+    const found = `best ${this.hits.length} of ${photos} photos · ${ms} ms`;
+    byId("found").textContent = this.hits.length ? found : "";
     if (!this.hits.length) byId("results").append(make("p", { className: "empty" }, nothing(answer)));
     this.hint(state, answer);
     this.come();
@@ -106,15 +105,12 @@ export class Results {
     if (words) {
       hint.replaceChildren("Looking for ", make("b", {}, query.text), ` ${words} of each photo`);
       hint.hidden = false;
-    } else if (place && !state.regions && !document.querySelector("[name=regions][value='1']").disabled) {
-      const button = make("button", { type: "button", className: "link", onclick: () => this.regions() }, "Search regions");
+    } else if (place && !state.regions && !byId("regions").disabled) {
+      const search = () => go({ regions: true });
+      const button = make("button", { type: "button", className: "link", onclick: search }, "Search regions");
       hint.replaceChildren(button, ` to look only at the ${place.toLowerCase()} of each photo.`);
       hint.hidden = false;
     }
-  }
-
-  regions() {
-    document.querySelector("[name=regions][value='1']").click();
   }
 
   fail(error, state) {

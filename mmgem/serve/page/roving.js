@@ -1,4 +1,4 @@
-/** One stop for the Tab key in a wall of photos; inside it, arrow keys go to the neighbours, Home and End to the ends. */
+/** One stop for the Tab key in a wall of photos; in it, arrow keys go to neighbours, Home and End to the ends. */
 
 /** Make the buttons in `container` such a group. */
 export function roving(container) {

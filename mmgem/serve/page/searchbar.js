@@ -47,7 +47,8 @@ export function searchbar(info) {
     }
   };
   addEventListener("keydown", (event) => {
-    if (event.key !== "/" || event.ctrlKey || event.metaKey || typing() || document.querySelector("dialog[open]")) return;
+    if (event.key !== "/" || event.ctrlKey || event.metaKey || typing()) return;
+    if (document.querySelector("dialog[open]")) return;
     event.preventDefault();
     go({ tab: "photos" });
     words.select();
@@ -62,13 +63,11 @@ function options(info) {
   byId("k").append(...counts.map((n) => make("option", { value: n }, String(n))));
   byId("k").onchange = (event) => go({ k: Number(event.target.value) });
   byId("rerank").onchange = (event) => go({ rerank: event.target.checked });
-  for (const radio of document.querySelectorAll("[name=regions]")) {
-    radio.onchange = () => go({ regions: radio.value === "1" });
-  }
+  byId("whole").onchange = () => go({ regions: false });
+  byId("regions").onchange = () => go({ regions: true });
   if (info.index.regions) return;
-  const radio = document.querySelector("[name=regions][value='1']");
-  radio.disabled = true;
-  radio.parentElement.title = "This index holds whole photos only; mmgem index --regions 20 adds regions.";
+  byId("regions").disabled = true;
+  byId("regions").parentElement.title = "This index holds whole photos only; mmgem index --regions 20 adds regions.";
 }
 
 /** Show `state` in the field and the options; `anew`: also where the user is typing. */
@@ -77,7 +76,7 @@ export function draw(state, anew) {
   if (anew || document.activeElement !== words) words.value = state.q;
   words.placeholder = state.like ? "" : "What do you want to see?";
   byId("clear").hidden = !state.q && !state.like && words.value === "";
-  document.querySelector(`[name=regions][value="${Number(state.regions)}"]`).checked = true;
+  byId(state.regions ? "regions" : "whole").checked = true;
   byId("rerank").checked = state.rerank;
   byId("rerank").disabled = state.regions || state.like !== "";
   const k = byId("k");

@@ -10,12 +10,13 @@ const KEPT = 300; // answers
 const answers = new Map();
 const uploads = new Map();
 
-/** A photo of the index: an item of `/photos` or a hit. What is known of it: `id`, `name`, and for a hit its figures. */
+/** A photo of the index, by what is known of it: an item of `/photos`, or a hit. */
 export const indexed = (item) => ({ ...item, upload: null });
 
 /** A photo the user brought: its file as it is sent, its address here, and its size if the browser can read it. */
 export function uploaded(file, url, width, height) {
-  const subject = { id: `upload-${uploads.size + 1}`, name: file.name || "Pasted photo", upload: file, url, width, height };
+  const name = file.name || "Pasted photo";
+  const subject = { id: `upload-${uploads.size + 1}`, name, upload: file, url, width, height };
   uploads.set(subject.id, subject);
   return subject;
 }

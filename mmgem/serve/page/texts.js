@@ -56,9 +56,11 @@ function draw(answer) {
   const source = answer.hits.find((hit) => hit.id === answer.source);
   const card = make("div", { className: "answer-card" });
   if (answer.answer === null) {
-    card.append(make("p", { className: "answer none" }, "No answer"), make("p", { className: "quiet" }, "The model read these passages and found none that answers the question."));
+    const why = "The model read these passages and found none that answers the question.";
+    card.append(make("p", { className: "answer none" }, "No answer"), make("p", { className: "quiet" }, why));
   } else {
-    card.append(make("p", { className: "answer" }, answer.answer), make("p", { className: "quiet" }, "from ", make("b", {}, source?.title ?? "a passage")));
+    const from = make("p", { className: "quiet" }, "from ", make("b", {}, source?.title ?? "a passage"));
+    card.append(make("p", { className: "answer" }, answer.answer), from);
   }
   card.append(make("p", { className: "seconds" }, `${answer.seconds.toFixed(1)} s`));
   const passages = answer.hits.map((hit, i) => passage(hit, i + 1, hit === source ? answer.answer : null));
@@ -74,7 +76,8 @@ function passage(hit, rank, answer) {
     figure("Finds no answer in it", percent(hit.rejection), hit.rejection, true),
     figure("Score", hit.score.toFixed(2)),
   );
-  return make("article", { className: answer === null ? "passage" : "passage source" }, make("h3", {}, make("span", {}, String(rank)), hit.title), text, figures);
+  const title = make("h3", {}, make("span", {}, String(rank)), hit.title);
+  return make("article", { className: answer === null ? "passage" : "passage source" }, title, text, figures);
 }
 
 function figure(name, value, share = null, against = false) {
@@ -96,10 +99,14 @@ function marked(text, answer) {
 
 function explanation() {
   const terms = [
-    ["Names the title, the passage", "The model is its own index: it spells out a title, then the beginning of a passage, that it thinks holds the answer. How sure it was of each; nothing if the passage was found by its embedding alone."],
-    ["Finds no answer in it", "The model then reads the passage. How likely it is to say “cannot extract answer”: high means it rejects the passage."],
+    ["Names the title, the passage",
+      "The model is its own index: it spells out a title, then the beginning of a passage, that it thinks holds the " +
+      "answer. How sure it was of each; nothing if the passage was found by its embedding alone."],
+    ["Finds no answer in it",
+      "The model then reads the passage. How likely it is to say “cannot extract answer”: high means it rejects it."],
     ["Score", "What the passages are ordered by; it puts the others together. Compare it within one question only."],
   ];
   const rows = terms.flatMap(([term, told]) => [make("dt", {}, term), make("dd", {}, told)]);
-  return make("details", { className: "explain" }, make("summary", {}, "What the figures mean"), make("dl", {}, ...rows));
+  const summary = make("summary", {}, "What the figures mean");
+  return make("details", { className: "explain" }, summary, make("dl", {}, ...rows));
 }

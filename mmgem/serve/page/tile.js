@@ -25,7 +25,8 @@ export function tile(subject, img = null, hit = null) {
   if (hit) {
     const bar = make("i");
     bar.style.width = `${100 * hit.share}%`;
-    button.append(make("span", { className: "score", title: told(hit) }, make("b", {}, hit.score.toFixed(3)), make("span", {}, bar)));
+    const figures = [make("b", {}, hit.score.toFixed(3)), make("span", {}, bar)];
+    button.append(make("span", { className: "score", title: told(hit) }, ...figures));
   }
   return made;
 }
@@ -60,8 +61,7 @@ export const baseName = (path) => path.split("/").at(-1);
 
 /** A hit's figures in words. */
 export function told(hit) {
-  const parts = [`similarity ${hit.score.toFixed(3)}`];
-  if (hit.cosine !== null) parts[0] = `score ${hit.score.toFixed(3)}`, parts.push(`cosine ${hit.cosine.toFixed(3)}`);
-  if (hit.log_prob !== null) parts.push(`log P ${hit.log_prob.toFixed(2)} a token`);
-  return parts.join(" · ");
+  if (hit.cosine === null) return `similarity ${hit.score.toFixed(3)}`;
+  const figures = [`score ${hit.score.toFixed(3)}`, `cosine ${hit.cosine.toFixed(3)}`];
+  return [...figures, `log P ${hit.log_prob.toFixed(2)} a token`].join(" · ");
 }

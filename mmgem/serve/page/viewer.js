@@ -92,10 +92,11 @@ export class Viewer {
     byId("photo-name").textContent = name;
     byId("frame").setAttribute("aria-label", `Photo ${name}`);
     byId("large").alt = name;
-    const facts = [subject.rank ? `${subject.rank} of ${subject.of}` : "", subject.score === undefined ? "" : told(subject)];
-    if (!subject.rank && at >= 0) facts[0] = `photo ${(at + 1).toLocaleString()}`;
+    const facts = [];
+    if (subject.rank) facts.push(`${subject.rank} of ${subject.of}`, told(subject));
+    else if (at >= 0) facts.push(`photo ${(at + 1).toLocaleString()}`);
     if (subject.width) facts.push(`${subject.width} × ${subject.height}`);
-    byId("photo-facts").textContent = facts.filter(Boolean).join(" · ");
+    byId("photo-facts").textContent = facts.join(" · ");
     const link = byId("original");
     if (subject.upload === null ? token() === null : subject.url) link.href = subject.url ?? `photos/${subject.id}`;
     else link.removeAttribute("href"); // a link sends no token

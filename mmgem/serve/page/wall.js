@@ -23,10 +23,9 @@ export class Wall {
   constructor(grown) {
     this.grown = grown;
     this.rows = new Rows(byId("wall-rows"), (width) => Math.min(210, Math.max(112, width / 6)));
-    byId("wall-rows").setAttribute("role", "list");
-    byId("wall-rows").setAttribute("aria-label", "All photos");
     roving(byId("wall-rows"));
-    this.near = new IntersectionObserver(([end]) => { if (end.isIntersecting) this.more(); }, { rootMargin: `${AHEAD}px` });
+    const near = ([end]) => { if (end.isIntersecting) this.more(); };
+    this.near = new IntersectionObserver(near, { rootMargin: `${AHEAD}px` });
     this.reset();
   }
 
@@ -111,6 +110,7 @@ export class Wall {
     this.near.disconnect();
     byId("wall-end").replaceChildren();
     if (this.photos.length) return;
-    byId("wall-end").append(make("p", { className: "empty" }, "The index holds no photos yet. What mmgem index adds appears here."));
+    const words = "The index holds no photos yet. What mmgem index adds appears here.";
+    byId("wall-end").append(make("p", { className: "empty" }, words));
   }
 }
