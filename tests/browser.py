@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -100,8 +101,10 @@ def chromium() -> Iterator[Browser]:
     options = ChromeOptions()
     options.binary_location = program
     # Containers seldom let it make its sandbox, nor give it much shared memory; it only sees our own page.
-    for switch in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,800"):
-        options.add_argument(f"--{switch}")
+    options.add_argument("--headless=new")
+    options.add_argument("--no-sandbox")
+    options.add_argument("--disable-dev-shm-usage")
+    options.add_argument("--window-size=1280,800")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, ChromeService(chromedriver))
     try:
