@@ -20,7 +20,7 @@ const PLACES = new RegExp(`\\s(?:at|in|on|to|near)\\s+(?:the\\s+)?(${SIDES}(?:[\
 export class Results {
   constructor(come) {
     this.come = come;
-    this.rows = new Rows(byId("results"), (width) => Math.min(250, Math.max(180, width / 4.6)));
+    this.rows = new Rows(byId("results"), (width) => Math.min(300, Math.max(180, width / 5)));
     this.kept = new Map();
     this.key = "";
     this.hits = [];

@@ -74,7 +74,7 @@ function passage(hit, rank, answer) {
     figure("Names the title", percent(hit.title_prob), hit.title_prob),
     figure("Names the passage", percent(hit.passage_prob), hit.passage_prob),
     figure("Finds no answer in it", percent(hit.rejection), hit.rejection, true),
-    figure("Score", hit.score.toFixed(2)),
+    figure("Score", hit.score > 0 && hit.score < 0.01 ? "<0.01" : hit.score.toFixed(2)),
   );
   const title = make("h3", {}, make("span", {}, String(rank)), hit.title);
   return make("article", { className: answer === null ? "passage" : "passage source" }, title, text, figures);
