@@ -174,7 +174,10 @@ class Graph:
             raise SearchIndexError(
                 f"{out}: its graph is of {state.rows} of {total} vectors; mmgem index goes on"
             )
-        return cls(out / FOLDER, state, snapshot.vectors.shape[1])
+        try:
+            return cls(out / FOLDER, state, snapshot.vectors.shape[1])
+        except (OSError, RuntimeError, ValueError) as error:  # also replaced just now by a newer version
+            raise SearchIndexError(f"{out}: its graph cannot be read ({error})") from error
 
     def near(self, queries: np.ndarray, count: int, boxed: bool = False) -> list[np.ndarray] | None:
         """Rows near to each of ``queries`` (q, D) float32, int64, in no order: enough that the nearest

@@ -20,6 +20,7 @@ from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search.stores.base import Payload, Points, VectorStore, named
 
 _PAGE = 10_000  # ids read at once
+_TIMEOUT = 60  # seconds a request may take
 _URLS = ("http://", "https://")
 
 
@@ -41,7 +42,7 @@ class QdrantStore(VectorStore):
         with self._named():
             if self._remote:
                 key = os.environ.get("QDRANT_API_KEY")
-                self._client: Any = QdrantClient(url=where, api_key=key)
+                self._client: Any = QdrantClient(url=where, api_key=key, timeout=_TIMEOUT)
             else:
                 self._client = QdrantClient(path=str(folder))
 
