@@ -83,6 +83,8 @@ class Engine:
             losses += [p.view(-1)[0] * 0.0 for p in self.trained()]
         if losses:
             torch.stack(losses).sum().backward()
+        elif self.strategy == "fsdp":
+            self.module.reshard()  # type: ignore[operator]  # a backward pass would have
 
     def trained(self) -> list[nn.Parameter]:
         """Parameters that train."""
