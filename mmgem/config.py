@@ -213,6 +213,11 @@ class ObjectiveConfig:
     embed_weight: float = 1.0
     """Question and passage, contrasted."""
 
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher has a say in what trains."""
+        return self.soft_targets > 0 and self.name != "captioning"
+
 
 @dataclass
 class OptimConfig:

@@ -126,7 +126,7 @@ def no_teacher(place: Place) -> list[object]:
         "preprocessing.size=32",
     ]
     cache = f"data.cache={place.folder / 'features'}"
-    return place.recipe(*start, cache, "objective.soft_targets=0.5", "train.batch=1")
+    return place.recipe(*start, cache, "objective.soft_targets=0.5")
 
 
 def no_scale(place: Place) -> list[object]:

@@ -44,7 +44,7 @@ def recipe(folder: Path, data: tuple[Path, Path], lm: Path, **changes: Any) -> R
     made = toys.recipe(folder, folder, lm, folder / "efficientnet", **changes)
     made.data.train, made.model.tower.kind, made.model.tower.config = None, "none", {"size": 32}
     made.model.tower.cut = None
-    made.preprocessing.max_text_tokens = 512
+    made.preprocessing.max_text_tokens = 200
     made.corpus.passages, made.corpus.queries, made.corpus.dev = data[0], [data[1]], data[1]
     made.corpus.batch = 8
     return made

@@ -133,3 +133,14 @@ def test_configs_that_cannot_be_built_are_refused() -> None:
             toys.network(tower="cut")
         finally:
             del toys.TOWERS["cut"]
+
+
+def test_batch_norm_keeps_its_statistics() -> None:
+    config = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}
+    tower = TransformersTower(config | {"layer_type": "basic"}).train()
+    assert tower.net.training
+    before = {name: value.clone() for name, value in tower.named_buffers()}
+    assert any("running_mean" in name for name in before)
+    tower(torch.randn(2, 3, 32, 32))
+    for name, value in tower.named_buffers():
+        assert torch.equal(value, before[name]), name

@@ -117,7 +117,7 @@ def test_one_objective_alone(objective: str, make: Any) -> None:
 
 
 def test_without_a_dev_split(make: Any) -> None:
-    recipe = make(data__dev_split="", train__epochs=1, train__evaluate_every=1)
+    recipe = make(data__dev_split="", train__epochs=1)
     model, _ = load_model(train(recipe))
     assert not any("score" in line for line in lines(recipe))
     final = load_tensors(recipe.train.out / "checkpoints" / "step-00000003" / "weights.safetensors")

@@ -25,7 +25,7 @@ from mmgem.data.images import image_size
 from mmgem.data.records import Box, Record
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import Geometry, join_sentences, mirror_text, place_box, view_geometry
-from mmgem.data.turns import in_rounds, part_of
+from mmgem.data.turns import check_enough, in_rounds, part_of
 from mmgem.errors import DataError
 
 T = TypeVar("T")
@@ -136,9 +136,14 @@ class Batches:
         self.boxes = boxes
         # Images a step takes boxes from; at the end of a batch there may be fewer boxes of the last one.
         self.box_images = min(-(-boxes // config.boxes_per_image), len(self.regional))
+        for count, what in ((self.size, "images"), (self.box_images, "images to take boxes from")):
+            if count:
+                check_enough(count, what, part)
         walked, each = (self.usable, self.size) if self.size else (self.regional, self.box_images)
         self.per_epoch = len(walked) // each
         self._read_texts(tokenizer, records if boxed is None else records + boxed[0])
+        if config.long_texts:
+            self._check_long_texts()
 
     def _read_texts(self, tokenizer: Tokenizer, records: list[Record]) -> None:
         texts = distinct_texts(records)
@@ -148,6 +153,19 @@ class Batches:
         self.mirrored = tokenizer.encode_all([mirror_text(t) for t in texts]) if flips else self.ids
         used = np.unique(np.concatenate([np.asarray(t) for t in (*self.ids, *self.mirrored)]))
         self.vocabulary = torch.from_numpy(np.union1d(used, [self.end]))
+
+    def _check_long_texts(self) -> None:
+        """Raise ``DataError`` if the captions of an image, all in one text, may be too long: said now, not at
+        the step that draws them."""
+        limit = self.tokenizer.prep.max_text_tokens
+        for record in (self.records[i] for i in self.usable):
+            # Joined, each is followed by a full stop, and a word that was the first may take a token more.
+            most = sum(len(self.ids[self.number[c]]) + 2 for c in record.captions)
+            if len(record.captions) > 1 and most > limit:
+                raise DataError(
+                    f"data.long_texts: the captions of {record.image} are up to {most} tokens in one text, "
+                    f"over preprocessing.max_text_tokens = {limit}"
+                )
 
     def __getitem__(self, step: int) -> Batch:
         images, views, items = (self._own(rows) for rows in self._whole(step))

@@ -102,6 +102,18 @@ class CorpusBatches:
         self.siblings = [[m for m in self.of_title[p.title] if m != n] for n, p in enumerate(passages)]
         self.per_epoch = -(-len(self.pairs) // config.batch)
 
+    @property
+    def longest(self) -> int:
+        """Most tokens that are read in one sequence: a passage, with a question and an answer behind it."""
+        prompts = self.prompts
+        documents = (prompts.document(a, b) for a, b in zip(self.titles, self.texts, strict=True))
+        behind = (
+            [*prompts.asking(ids), *(answer or []), *prompts.rejection]
+            for asked in self.asked
+            for ids, answer in asked
+        )
+        return max(map(len, documents)) + max(map(len, behind), default=0)
+
     def __getitem__(self, step: int) -> CorpusBatch:
         epoch, place = divmod(step, self.per_epoch)
         rng = np.random.default_rng((self.seed, epoch, 5))

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmgem.errors import ConfigError
+
 
 def part_of(count: int, part: tuple[int, int]) -> slice:
     """The contiguous part of ``count`` things that a rank has, as even as can be; ``part``: rank and number
     of ranks."""
     rank, ranks = part
     return slice(rank * count // ranks, (rank + 1) * count // ranks)
+
+
+def check_enough(count: int, what: str, part: tuple[int, int]) -> None:
+    """Raise ``ConfigError`` if a step has ``count`` of something, and that is too few for every rank."""
+    if count < part[1]:
+        raise ConfigError(f"train.batch: {count} {what} a step, fewer than the {part[1]} processes")
 
 
 def in_rounds(seed: tuple[int, ...], turn: int, count: int, want: int) -> list[int]:

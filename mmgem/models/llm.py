@@ -49,6 +49,11 @@ class LLM(nn.Module):
         return self.lm.get_input_embeddings().weight.shape[0]
 
     @property
+    def positions(self) -> float:
+        """How many tokens a sequence may have; infinity where the model's config does not say."""
+        return getattr(self.lm.config, "max_position_embeddings", None) or float("inf")
+
+    @property
     def blocks(self) -> nn.ModuleList:
         """The transformer blocks, first to last."""
         return find_blocks(self.lm)

@@ -120,6 +120,15 @@ class TransformersTower(Tower):
         patch = getattr(hf_config, "patch_size", None)
         self.patch = patch if isinstance(patch, int) else None
 
+    def train(self, mode: bool = True) -> TransformersTower:
+        """As every module; but batch norm keeps its statistics, which no rank and no resumed run could
+        share."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
     def lower(self, pixels: Tensor) -> Tensor:
         """The whole model; its last hidden state as a map."""
         options = {"interpolate_pos_encoding": True} if self.told and pixels.shape[-1] != self.native else {}

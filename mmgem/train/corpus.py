@@ -74,6 +74,12 @@ def corpus_side(
         queries += cached_questions(network.eval().llm, prompts, silent, count, seed, model)
     part = (ranks.rank, ranks.size)
     batches = CorpusBatches(passages, queries, prompts, config, recipe.train.seed, part)
+    if batches.longest > network.llm.positions:
+        raise ConfigError(
+            f"corpus.max_passage_tokens: a passage and a question take up to {batches.longest} tokens, "
+            f"the LLM reads {network.llm.positions}"
+        )
+    tokenizer.encode_parts([q.query for q in dev])  # a query that is too long is said now
     for count, what in ((len(passages), "passages"), (len(batches.pairs), "sentences and queries")):
         few = count // batches.per_epoch  # every rank has to have some at every step
         if few < ranks.size:

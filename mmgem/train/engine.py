@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmgem.config import ObjectiveConfig, TrainConfig
+from mmgem.errors import ConfigError
 from mmgem.models.checkpoint import build
 from mmgem.models.network import MMGEMNetwork
 from mmgem.ranks import ALONE, Ranks, copies, is_shard, local
@@ -74,13 +75,16 @@ class Engine:
             return self.module.no_sync()  # type: ignore[operator]
         return nullcontext()
 
-    def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradients of this rank's share of a loss."""
-        loss = loss * self.ranks.size
+    def backward(self, loss: Tensor | None, last: bool) -> None:
+        """Add the gradients of this rank's share of a loss; None: a pass that has none."""
+        losses = [] if loss is None else [loss * self.ranks.size]
         if self.strategy == "ddp" and last:
             # DDP waits for every parameter; those this pass did not use may hold gradients of an earlier one.
-            loss = loss + sum(p.view(-1)[0] * 0.0 for p in self.trained())
-        loss.backward()
+            losses += [p.view(-1)[0] * 0.0 for p in self.trained()]
+        if losses:
+            torch.stack(losses).sum().backward()
+        elif self.strategy == "fsdp":
+            self.module.reshard()  # type: ignore[operator]  # a backward pass would have
 
     def trained(self) -> list[nn.Parameter]:
         """Parameters that train."""
@@ -144,7 +148,10 @@ def set_precision(network: MMGEMNetwork, precision: str, device: str) -> None:
 
 
 def checkpoint_activations(network: MMGEMNetwork) -> None:
-    """Keep no activations inside blocks: they are computed again in the backward pass."""
+    """Keep no activations inside blocks: they are computed again in the backward pass. A tower that cannot
+    keeps its own. Raises ``ConfigError`` if the LLM cannot."""
+    if not network.llm.lm.supports_gradient_checkpointing:
+        raise ConfigError(f"train.checkpoint_activations: {type(network.llm.lm).__name__} cannot")
     towers: Iterable[Any] = [network.llm.lm, getattr(network.tower, "net", None)]
     for model in towers:
         if getattr(model, "supports_gradient_checkpointing", False):

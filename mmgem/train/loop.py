@@ -29,7 +29,7 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.progress import Meter
 from mmgem.ranks import ALONE, Ranks, ranks_of
 from mmgem.train.card import card
-from mmgem.train.checks import check
+from mmgem.train.checks import check, check_compiler
 from mmgem.train.corpus import CorpusSide, corpus_side, evaluate_corpus
 from mmgem.train.engine import Engine, tf32
 from mmgem.train.evaluate import evaluate
@@ -89,8 +89,6 @@ def train(recipe: Recipe) -> Path:
 
 
 def _train(recipe: Recipe, ranks: Ranks) -> Path:
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
     run = prepare(recipe, ranks)
     plain = to_dict(recipe)
     out = recipe.train.out
@@ -145,6 +143,10 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
 def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
     check(recipe, ranks)
+    if recipe.train.compile and ranks.device.type == "cpu":
+        check_compiler()
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
     network, tokenizer = start(recipe)
     batches, dev = None, None
     if recipe.data.train is not None:

@@ -34,9 +34,6 @@ def image_side(
     """Training batches of images and boxes, and the dev images with their features."""
     if is_shards(train):
         return _streamed(recipe, train, network, tokenizer, ranks)
-    for field in ("mosaics", "region_size"):
-        if getattr(recipe.data, field) and not recipe.data.region_share:
-            raise ConfigError(f"data.{field}: counts only if data.region_share is above 0")
     boxed = recipe.data.region_share > 0
     records = _described(train, recipe.data.split, "data.train", "data.split", boxed)
     check_tower(recipe, network.config.tower)
@@ -44,7 +41,7 @@ def image_side(
     box_records, box_source = ranks.in_turn(lambda: _boxed(recipe, network, tokenizer.prep, records, source))
     dev = _held_out(recipe, network, tokenizer, ranks)
     texts = distinct_texts(records + box_records)
-    teacher = ranks.in_turn(lambda: embed_captions(recipe, texts) if recipe.objective.soft_targets else None)
+    teacher = ranks.in_turn(lambda: embed_captions(recipe, texts) if recipe.objective.taught else None)
     size, seed = recipe.train.batch, recipe.train.seed
     regions = (box_records, box_source)
     part = (ranks.rank, ranks.size)
@@ -57,7 +54,7 @@ def _streamed(
 ) -> tuple[Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
     """Batches read from shards as they are needed, and the dev images, which are loose files."""
     data = recipe.data
-    if recipe.objective.soft_targets:
+    if recipe.objective.taught:
         raise ConfigError("objective.soft_targets: a teacher needs loose files, not shards")
     if data.dev is None and data.dev_split:
         raise ConfigError('data.dev: needed where data.train is shards (loose files), or data.dev_split = ""')
@@ -83,6 +80,7 @@ def _held_out(
         return None
     records = _described(path, data.dev_split, "data.dev", "data.dev_split")
     records = records[: recipe.train.evaluate_images]
+    tokenizer.encode_parts(distinct_texts(records))  # a text that is too long is said now
     return records, ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, 1))
 
 

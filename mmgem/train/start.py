@@ -18,7 +18,7 @@ from mmgem.models.llm import export_config, truncate
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.pull import SOURCES, base_folder
 from mmgem.models.registry import resolve
-from mmgem.models.storage import dequantize, load_tensors, quantize
+from mmgem.models.storage import GROUP_OF_4_BITS, dequantize, load_tensors, quantize
 from mmgem.models.towers import EfficientNetTower
 from mmgem.train.state import difference
 
@@ -30,8 +30,22 @@ def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     not fit.
     """
     torch.manual_seed(recipe.train.seed)
-    if recipe.start.checkpoint:
-        return _from_checkpoint(recipe)
+    network, tokenizer = _from_checkpoint(recipe) if recipe.start.checkpoint else _from_bases(recipe)
+    most, positions = network.prefix_length + 1 + tokenizer.prep.max_text_tokens, network.llm.positions
+    if most > positions:
+        raise ConfigError(
+            f"preprocessing.max_text_tokens: image and text are up to {most} tokens, "
+            f"more than the {positions} that the LLM reads"
+        )
+    return network, tokenizer
+
+
+def source_folder(name: str) -> Path:
+    """A base model's folder: a pulled name, or a path. Hub ids are resolved by transformers itself."""
+    return base_folder(name) if name in SOURCES else Path(name)
+
+
+def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     llm_folder = source_folder(recipe.start.llm)
     lm = _language_model(llm_folder, recipe.start)
     _agree(recipe.model.llm.config, lm, "model.llm.config")
@@ -45,11 +59,6 @@ def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
         network.tower.net.load_state_dict(tower.state_dict())  # type: ignore[union-attr]
     network.reset_markers()
     return network, Tokenizer.from_folder(llm_folder, recipe.preprocessing)
-
-
-def source_folder(name: str) -> Path:
-    """A base model's folder: a pulled name, or a path. Hub ids are resolved by transformers itself."""
-    return base_folder(name) if name in SOURCES else Path(name)
 
 
 def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
@@ -104,12 +113,13 @@ def _language_model(folder: Path, options: StartConfig) -> nn.Module:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"start.llm: {folder}: {str(error).splitlines()[0]}") from error
     _complete(found, f"start.llm: {folder}")
-    if options.layers is not None and options.keep_layers:
-        raise ConfigError("start.keep_layers: excludes start.layers")
     if options.layers is not None or options.keep_layers:
         truncate(lm, options.keep_layers or range(options.layers or 0))
     if options.quantize_embeddings:
         table = lm.get_input_embeddings().weight
+        if table.shape[1] % GROUP_OF_4_BITS:
+            width = f"the LLM's width {table.shape[1]} is no multiple of {GROUP_OF_4_BITS}"
+            raise ConfigError(f"start.quantize_embeddings: {width}")
         with torch.no_grad():
             table.copy_(dequantize(quantize(table, 4), 4))
     return lm

@@ -95,9 +95,7 @@ def gradients(
         with engine.sync(last):
             terms = run()
             tell(terms)
-            loss = whole_loss(terms)
-            if loss is not None:
-                engine.backward(loss, last)
+            engine.backward(whole_loss(terms), last)
     sums = engine.ranks.sums(*map(float, told.values()))
     values = dict(zip(told, sums, strict=True))
     for value in values.values():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmgem.config import Recipe
-from mmgem.errors import CheckpointError, ConfigError
+from mmgem.errors import CheckpointError
 from mmgem.files import cache_home
 from mmgem.models.sentence_encoder import sentence_encoder
 from mmgem.progress import track
@@ -19,10 +19,9 @@ def embed_captions(recipe: Recipe, texts: Sequence[str]) -> np.ndarray:
     """``(len(texts), E)`` float32 unit rows; cached on disk.
 
     The teacher is a transformers encoder whose token states are averaged (as all-MiniLM is used).
-    Raises ``ConfigError`` without a teacher, ``CheckpointError`` if it cannot be read.
+    Raises ``CheckpointError`` if it cannot be read.
     """
-    if recipe.objective.teacher is None:
-        raise ConfigError('objective.teacher: soft_targets needs a teacher, e.g. "minilm"')
+    assert recipe.objective.teacher is not None
     folder = source_folder(str(recipe.objective.teacher))
     digest = hashlib.blake2b("\n".join([str(folder), *texts]).encode(), digest_size=12).hexdigest()
     path = cache_home() / "teacher" / f"{digest}.npy"

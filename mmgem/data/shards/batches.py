@@ -23,7 +23,7 @@ from mmgem.data.shards.shard import Sample
 from mmgem.data.shards.stream import Place, ShardStream
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import join_sentences, mirror_text, normalise, to_square, view_geometry
-from mmgem.data.turns import in_rounds, part_of
+from mmgem.data.turns import check_enough, in_rounds, part_of
 from mmgem.errors import ConfigError, DataError, ImageError
 
 Broken = tuple[Place, str]
@@ -65,7 +65,7 @@ class StreamBatches:
         that fill no batch at the end of an epoch begin the first batch of the next, where one may then be
         twice; or they are dropped, others in every epoch.
 
-        Raises ``ConfigError`` for fields that shards have no use for.
+        Raises ``ConfigError`` for fields that shards have no use for, or too few samples for every rank.
         """
         if config.cached:
             raise ConfigError("data.cached: features of shards are not cached; set data.cached = false")
@@ -74,6 +74,7 @@ class StreamBatches:
                 raise ConfigError(f"data.{name}: shards give no boxes; use a dataset of loose files")
         self.stream, self.tokenizer, self.config, self.part, self.tail = stream, tokenizer, config, part, tail
         self.size = min(size, stream.samples)
+        check_enough(self.size, "images", part)
         whole = stream.samples // self.size
         self.per_epoch: float = whole if tail == "drop" else stream.samples / self.size
         self._broken: dict[int, dict[Place, str]] = {}
