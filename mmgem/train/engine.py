@@ -79,7 +79,7 @@ class Engine:
         loss = loss * self.ranks.size
         if self.strategy == "ddp" and last:
             # DDP waits for every parameter; those this pass did not use may hold gradients of an earlier one.
-            loss = loss + sum(p.view(-1)[0] * 0.0 for p in self.trained())
+            loss = _Touched.apply(loss, *self.trained())
         loss.backward()
 
     def trained(self) -> list[nn.Parameter]:
@@ -119,6 +119,20 @@ class Engine:
             add_lora(made, self.lora)
         made.load_state_dict(tensors)
         return made.to(self.ranks.device)
+
+
+class _Touched(torch.autograd.Function):
+    """A loss that depends on more parameters than it was computed from. They get no gradient of it: not even
+    zeros, which would take as much memory as the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients + (None,) * ctx.count
 
 
 @contextmanager
