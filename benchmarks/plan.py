@@ -17,9 +17,11 @@ at once.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,8 +37,8 @@ WORDS = [f"w{n}" for n in range(6000)]
 EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
-def make_bases(folder: Path, quick: bool) -> None:
-    """Base weights with a word tokenizer, as a user would have them."""
+def make_bases(folder: Path, **narrower: int) -> None:
+    """Base weights with a word tokenizer, as a user would have them; ``narrower``: fields of the LLM."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer
@@ -47,8 +49,8 @@ def make_bases(folder: Path, quick: bool) -> None:
     from mmgem.models.efficientnet import EfficientNetLite
 
     torch.manual_seed(0)
-    options = SMOLLM2 | ({"hidden_size": 144, "intermediate_size": 384, "vocab_size": 8192} if quick else {})
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**options)).save_pretrained(folder / "llm")
+    config = AutoConfig.for_model(**SMOLLM2 | narrower)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "llm")
     names = ["<end>", "<unk>", *WORDS]
     fast = Tokenizer(WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))
     fast.pre_tokenizer = Whitespace()
@@ -63,13 +65,13 @@ def said(rng: np.random.Generator, least: int, most: int) -> str:
     return " ".join(WORDS[i] for i in rng.integers(0, len(WORDS), int(rng.integers(least, most))))
 
 
-def make_data(folder: Path, batch: int) -> None:
+def make_data(folder: Path, count: int) -> None:
     """Photos with captions and boxes, passages with questions."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
     rows = []
-    for n in range(2 * batch):
+    for n in range(count):
         noise = rng.integers(0, 255, (12, 16, 3)).astype(np.uint8)
         Image.fromarray(noise).resize((640, 480)).save(folder / f"{n}.jpg")
         boxes = [[10.0 * k, 8.0 * k, 200.0 + 60 * k, 300.0] for k in range(1, 2 + n % 4)]
@@ -77,12 +79,12 @@ def make_data(folder: Path, batch: int) -> None:
         captions = [said(rng, 6, 18) for _ in range(5)]
         rows.append({"image": f"{n}.jpg", "captions": captions, "regions": regions})
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    texts = [". ".join(said(rng, 15, 30) for _ in range(5)) + "." for _ in range(batch)]
+    texts = [". ".join(said(rng, 15, 30) for _ in range(5)) + "." for _ in range(count // 2)]
     passages = [{"id": str(n), "title": f"w{n // 4}", "text": text} for n, text in enumerate(texts)]
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages))
     queries = [
         {"id": f"{n}-{k}", "query": said(rng, 8, 16), "positives": [str(n)], "answers": [said(rng, 1, 4)]}
-        for n in range(batch)
+        for n in range(count // 2)
         for k in range(3)
     ]
     (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
@@ -121,22 +123,29 @@ def recipes(folder: Path, batch: int) -> dict[str, dict[str, Any]]:
     return made
 
 
-def trained(recipe: Any) -> dict[str, float]:
-    """Train to the end; the peak of the resident memory, and processor seconds."""
-    import torch
-
+def trained(recipe: Any, warm: Any) -> dict[str, float]:
+    """Train to the end; the peak of the resident memory, and seconds. ``warm``: a recipe to train before, so
+    that what the libraries hold for themselves is not the run's."""
     from mmgem.train.loop import train
 
-    torch.ones(512, 512) @ torch.ones(512, 512)  # the libraries' own memory is not the run's
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    wall = time.monotonic()
+    train(warm)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident
+    before, wall, started = resident("RSS"), time.monotonic(), time.process_time()
     train(recipe)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = time.process_time() - started
-    return {"bytes": 1024.0 * (peak - before), "processor": seconds, "seconds": time.monotonic() - wall}
+    seconds, processor = time.monotonic() - wall, time.process_time() - started
+    return {"bytes": resident("HWM") - before, "processor": processor, "seconds": seconds}
 
 
-def counted(recipe: Any) -> dict[str, float]:
+def resident(which: str) -> float:
+    """Bytes of this process in memory now (``RSS``) or at most (``HWM``), as Linux counts them."""
+    found = re.search(rf"Vm{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024.0 * int(found[1])
+
+
+def counted(recipe: Any, _warm: Any) -> dict[str, float]:
     """Parameters that train, and operations of the mean of a few steps."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -169,7 +178,7 @@ def counted(recipe: Any) -> dict[str, float]:
     return {"operations": float(np.mean(found)), "parameters": every, "trained": learned}
 
 
-def planned(recipe: Any) -> dict[str, float]:
+def planned(recipe: Any, _warm: Any) -> dict[str, float]:
     """The same numbers before."""
     from mmgem.plan import plan
 
@@ -185,10 +194,10 @@ def planned(recipe: Any) -> dict[str, float]:
 TASKS = {"trained": trained, "counted": counted, "planned": planned}
 
 
-def ask(task: str, table: dict[str, Any], environment: dict[str, str]) -> dict[str, float]:
-    """Do ``task`` in a process of its own."""
+def ask(task: str, tables: list[dict[str, Any]], environment: dict[str, str]) -> dict[str, float]:
+    """Do ``task`` with the recipes ``tables`` in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--task", task, "--recipe", json.dumps(table)],
+        [sys.executable, "-W", "ignore", __file__, "--task", task, "--recipes", json.dumps(tables)],
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -198,26 +207,33 @@ def ask(task: str, table: dict[str, Any], environment: dict[str, str]) -> dict[s
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compare(name: str, tables: list[dict[str, Any]]) -> None:
-    """Print a recipe's lines; ``tables``: the same recipe, three times, into different folders."""
-    said_, real = ask("planned", tables[0], {}), ask("counted", tables[0], {})
-    kept, exact = ask("trained", tables[1], {}), ask("trained", tables[2], EXACT)
-    rows = [(what, said_[what], real[what]) for what in ("parameters", "trained", "operations")]
-    rows += [("bytes, as it is", said_["bytes"], kept["bytes"])]
-    rows += [("bytes, threshold", said_["bytes"], exact["bytes"])]
+def into(table: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The recipe, into a folder of its own."""
+    return table | {"train": table["train"] | {"out": f"{table['train']['out']} {folder}"}}
+
+
+def compare(name: str, table: dict[str, Any], warm: dict[str, Any]) -> None:
+    """Print a recipe's lines."""
+    told, real = ask("planned", [table, warm], {}), ask("counted", [table, warm], {})
+    runs = {
+        way: ask("trained", [into(table, way), into(warm, f"{name} {way}")], environment)
+        for way, environment in (("as it is", {}), ("threshold", EXACT))
+    }
+    rows = [(what, told[what], real[what]) for what in ("parameters", "trained", "operations")]
+    rows += [(f"bytes, {way}", told["bytes"], run["bytes"]) for way, run in runs.items()]
     for what, one, other in rows:
         print(f"{name:8} {what:16} {one:17,.0f} {other:17,.0f} {one / other:6.3f}", flush=True)
-    for what, run in (("as it is", kept), ("threshold", exact)):
-        print(f"{name:8} {what:16} {run['seconds']:.1f} s, {run['processor']:.1f} s of CPUs", flush=True)
+    for way, run in runs.items():
+        print(f"{name:8} {way:16} {run['seconds']:.1f} s, {run['processor']:.1f} s of CPUs", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--only", help="one of the recipes")
-    parser.add_argument("--quick", action="store_true", help="a narrow LLM and a batch of 8")
+    parser.add_argument("--quick", action="store_true", help="a narrow LLM and a batch of 16")
     parser.add_argument("--task", choices=TASKS, help=argparse.SUPPRESS)
-    parser.add_argument("--recipe", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--recipes", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
         from transformers.utils import logging
@@ -225,19 +241,22 @@ def main() -> None:
         from mmgem.config import Recipe, from_dict
 
         logging.disable_progress_bar()
-        print(json.dumps(TASKS[options.task](from_dict(Recipe, options.recipe))))
+        print(json.dumps(TASKS[options.task](*(from_dict(Recipe, table) for table in options.recipes))))
         return
-    batch = 8 if options.quick else options.batch
+    batch = 16 if options.quick else options.batch
+    narrow = {"hidden_size": 144, "intermediate_size": 384, "vocab_size": 8192}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_bases(folder, options.quick)
-        make_data(folder, batch)
+        folder, small = Path(name, "full"), Path(name, "small")
+        for place, count in ((folder, 2 * batch), (small, 8)):
+            place.mkdir()
+            make_data(place, count)
+        make_bases(folder, **(narrow if options.quick else {}))
+        make_bases(small, **narrow | {"num_hidden_layers": 1})
+        warm = recipes(small, 4)
         print(f"{'':25} {'predicted':>17} {'measured':>17} {'ratio':>6}")
         for recipe, table in recipes(folder, batch).items():
             if options.only in (None, recipe):
-                out = table["train"]["out"]
-                runs = [table | {"train": table["train"] | {"out": f"{out} {n}"}} for n in range(3)]
-                compare(recipe, runs)
+                compare(recipe, table, warm[recipe])
 
 
 if __name__ == "__main__":

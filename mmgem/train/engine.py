@@ -77,12 +77,13 @@ class Engine:
 
     def backward(self, loss: Tensor | None, last: bool) -> None:
         """Add the gradients of this rank's share of a loss; None: a pass that has none."""
-        losses = [] if loss is None else [loss * self.ranks.size]
+        loss = None if loss is None else loss * self.ranks.size
         if self.strategy == "ddp" and last:
             # DDP waits for every parameter; those this pass did not use may hold gradients of an earlier one.
-            losses += [p.view(-1)[0] * 0.0 for p in self.trained()]
-        if losses:
-            torch.stack(losses).sum().backward()
+            none = torch.zeros((), device=self.ranks.device)
+            loss = _Touched.apply(none if loss is None else loss, *self.trained())
+        if loss is not None:
+            loss.backward()
         elif self.strategy == "fsdp":
             self.module.reshard()  # type: ignore[operator]  # a backward pass would have
 
@@ -123,6 +124,20 @@ class Engine:
             add_lora(made, self.lora)
         made.load_state_dict(tensors)
         return made.to(self.ranks.device)
+
+
+class _Touched(torch.autograd.Function):
+    """A loss that depends on more parameters than it was computed from. They get no gradient of it: not even
+    zeros, which would take as much memory as the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients + (None,) * ctx.count
 
 
 @contextmanager
