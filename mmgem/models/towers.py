@@ -33,8 +33,9 @@ class Tower(nn.Module):
         return features
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(B, 3, S, S)`` float -> ``(B, H, W, C)``."""
-        return self.upper(self.lower(pixels))
+        """``(B, 3, S, S)`` float -> ``(B, H, W, C)`` float32, whatever the weights are in."""
+        dtype = next((p.dtype for p in self.parameters()), pixels.dtype)
+        return self.upper(self.lower(pixels.to(dtype))).float()
 
     def lower_parameters(self) -> list[nn.Parameter]:
         """Parameters used by :meth:`lower`; frozen whenever its output is cached."""
