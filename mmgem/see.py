@@ -26,7 +26,7 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.scales import all_sides, box_levels, whole_sides
 from mmgem.search.regions import choose, embed_windows, pool_windows, windows
 
-_AT_ONCE = 8  # images; bounds what their windows, or their maps at the largest side, need to some 100 MB
+_AT_ONCE = 8  # images; bounds what their windows, or their maps at a large side, need to some 100 MB
 
 
 def see(
@@ -61,8 +61,12 @@ def squares(prep: Preprocessing, image: ImageSource) -> list[np.ndarray]:
 
 def see_squares(network: MMGEMNetwork, prep: Preprocessing, images: Sequence[Sequence[np.ndarray]]) -> Tensor:
     """:func:`see` of whole images made ready by :func:`squares`."""
-    seen = [network.visual(_maps(network, prep, pixels)) for pixels in zip(*images, strict=True)]
-    return torch.stack(seen).mean(0)
+    parts = []
+    for at in range(0, len(images), _AT_ONCE):
+        sides = zip(*images[at : at + _AT_ONCE], strict=True)
+        seen = [network.visual(_maps(network, prep, pixels)) for pixels in sides]
+        parts.append(torch.stack(seen).mean(0))
+    return torch.cat(parts)
 
 
 def _see_boxes(

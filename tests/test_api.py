@@ -179,6 +179,21 @@ def test_boxes_that_cannot_be(box: Any, message: str, model: MMGEM, tiny_photos:
         model.embed_images(tiny_photos[:1], [box])
 
 
+def test_bfloat16_is_nearly_the_same(model: MMGEM, tiny_model_folder: Path, tiny_photos: list[Path]) -> None:
+    rough = MMGEM.from_pretrained(tiny_model_folder, precision="bfloat16")
+    assert rough.network.llm.dtype == torch.bfloat16 and rough.network.emb.dtype == torch.float32
+    boxes = [(4.0, 4.0, 40.0, 30.0)] * len(tiny_photos)
+    for one, other in (
+        (model.embed_images(tiny_photos), rough.embed_images(tiny_photos)),
+        (model.embed_images(tiny_photos, boxes), rough.embed_images(tiny_photos, boxes)),
+        (model.embed_texts(["a red dog", "snow"]), rough.embed_texts(["a red dog", "snow"])),
+    ):
+        assert other.dtype == np.float32 and (one * other).sum(1) == pytest.approx(1, abs=0.01)
+    texts = ["the dog runs"] * len(tiny_photos)
+    assert rough.score(tiny_photos, texts) == pytest.approx(model.score(tiny_photos, texts), abs=0.2)
+    assert len(rough.caption(tiny_photos)) == len(tiny_photos)
+
+
 def test_wrong_arguments(model: MMGEM, tiny_photos: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="6 images but 1 boxes"):
         model.embed_images(tiny_photos, [None])

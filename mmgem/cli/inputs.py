@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -40,12 +40,12 @@ def note_foreign(folder: Path) -> None:
         note(f"left out photos in formats that cannot be read, convert them first: {kinds}")
 
 
-def load_model(name: str) -> MMGEM:
+def load_model(name: str, precision: Literal["float32", "bfloat16"] = "float32") -> MMGEM:
     """Load a model, with the libraries' warnings and progress bars off the terminal."""
     quiet_libraries()
     from mmgem.api import MMGEM
 
-    return MMGEM.from_pretrained(name)
+    return MMGEM.from_pretrained(name, precision=precision)
 
 
 def quiet_libraries() -> None:

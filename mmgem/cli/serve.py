@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -41,6 +41,10 @@ def serve(
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Fetch photos from public http(s) addresses.")
     ] = False,
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(help="bfloat16 is faster on CPUs with AMX or AVX512-BF16 (and GPUs)."),
+    ] = "float32",
     limit: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Change a limit; see docs/serving.md.")
     ] = None,
@@ -62,7 +66,7 @@ def serve(
 
     name = model or (open_index(idx, None)[1] if idx is not None else "tiny")
     sock = listen(host, port)
-    mmgem = load_model(lasting_name(name))
+    mmgem = load_model(lasting_name(name), precision)
     learned = None
     if corpus is not None:
         from mmgem.corpus.engine import SelfRetrieval

@@ -32,16 +32,29 @@ class SameConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C', ceil(H / stride), ceil(W / stride))``."""
-        if self.stride[0] > 1:
-            kernel, stride = self.kernel_size[0], self.stride[0]
-            pad_h, pad_w = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
-            x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
-        return super().forward(x)
+        return super().forward(self._padded(x))
 
+    def relu6(self, x: Tensor) -> Tensor:
+        """:meth:`forward` and ReLU6: in one pass of oneDNN where nothing is learned or exported, which gives
+        the same numbers, in half the time in bfloat16."""
+        if self._fusible(x):
+            settings = (self.padding, self.stride, self.dilation, self.groups, "hardtanh", [0.0, 6.0], "")
+            return torch.ops.mkldnn._convolution_pointwise(self._padded(x), self.weight, self.bias, *settings)
+        return F.relu6(self(x), inplace=True)  # new memory would cost more than this
 
-def relu6(x: Tensor) -> Tensor:
-    """ReLU6 in place, of what a convolution gave and nobody else holds: new memory costs more than this."""
-    return F.relu6(x, inplace=True)
+    def _fusible(self, x: Tensor) -> bool:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        if x.device.type != "cpu" or x.dtype != self.weight.dtype or not torch.backends.mkldnn.is_available():
+            return False
+        return x.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+    def _padded(self, x: Tensor) -> Tensor:
+        if self.stride[0] == 1:
+            return x
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        pad_h, pad_w = (max((-(-n // stride) - 1) * stride + kernel - n, 0) for n in x.shape[-2:])
+        return F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
 
 
 class InvertedBottleneck(nn.Module):
@@ -57,8 +70,8 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` -> ``(B, C', H / stride, W / stride)``."""
-        y = relu6(self.expand(x)) if self.expand is not None else x
-        y = self.project(relu6(self.depthwise(y)))
+        y = self.expand.relu6(x) if self.expand is not None else x
+        y = self.project(self.depthwise.relu6(y))
         return x + y if self.skip else y
 
 
@@ -82,10 +95,10 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels to the map, see the class."""
-        x = relu6(self.stem(x.contiguous(memory_format=torch.channels_last)))
+        x = self.stem.relu6(x.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x)
-        return relu6(self.head(x))
+        return self.head.relu6(x)
 
 
 def fold_batch_norm(weights: dict[str, Tensor], eps: float = 1e-3) -> dict[str, Tensor]:

@@ -39,6 +39,11 @@ class LLM(nn.Module):
         """What the blocks and the head compute in while they train; weights and sums stay in float32."""
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are in; inputs and outputs are float32 in any case."""
+        return self.lm.get_input_embeddings().weight.dtype
+
+    @property
     def width(self) -> int:
         """Width of the hidden states."""
         return self.lm.config.hidden_size
@@ -60,7 +65,7 @@ class LLM(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input vectors of token ids: ``(...)`` int64 -> ``(..., H)``."""
-        return self.lm.get_input_embeddings()(ids)
+        return self.lm.get_input_embeddings()(ids).float()
 
     def forward(
         self, inputs: Tensor, positions: Tensor, allowed: Tensor | None = None, cache: Any = None
@@ -73,11 +78,11 @@ class LLM(nn.Module):
         """
         mask = None
         if allowed is not None:
-            lowest = torch.finfo(inputs.dtype).min
-            mask = inputs.new_zeros(allowed.shape).masked_fill_(~allowed, lowest)[:, None]
+            lowest = torch.finfo(self.dtype).min
+            mask = inputs.new_zeros(allowed.shape, dtype=self.dtype).masked_fill_(~allowed, lowest)[:, None]
         with self._precision(inputs):
             out = self.lm.base_model(
-                inputs_embeds=inputs,
+                inputs_embeds=inputs.to(self.dtype),
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=cache,
@@ -88,14 +93,14 @@ class LLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Output head: ``(..., H)`` -> ``(..., vocabulary)`` float, with the model's own soft cap if any."""
         with self._precision(hidden):
-            return self._capped(self.lm.get_output_embeddings()(hidden))
+            return self._capped(self.lm.get_output_embeddings()(hidden.to(self.dtype)))
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Logits of some tokens only: ``(..., H)``, ``(S,)`` int64 -> ``(..., S)``."""
         head = self.lm.get_output_embeddings()
         bias = head.bias[tokens] if getattr(head, "bias", None) is not None else None
         with self._precision(hidden):
-            return self._capped(torch.nn.functional.linear(hidden, head.weight[tokens], bias))
+            return self._capped(torch.nn.functional.linear(hidden.to(self.dtype), head.weight[tokens], bias))
 
     def _precision(self, like: Tensor) -> torch.autocast:
         return autocast(like, self.training_dtype if self.training else torch.float32)

@@ -74,6 +74,14 @@ class MMGEMNetwork(nn.Module):
             nn.init.normal_(self.h3.weight, std=std / math.sqrt(self.config.dim))
             nn.init.zeros_(self.h3.bias)
 
+    def compute_in(self, dtype: torch.dtype) -> MMGEMNetwork:
+        """Put the tower and the LLM into ``dtype``, for use, not for training; the projections, embeddings
+        and similarities stay float32. bfloat16 is faster where there is hardware for it (AVX512-BF16, AMX,
+        a GPU)."""
+        self.tower.to(dtype)
+        self.llm.to(dtype)
+        return self
+
     @property
     def prefix_length(self) -> int:
         """P: LLM positions one image or region takes, [CAP] not counted."""

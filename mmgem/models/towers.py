@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.errors import ConfigError, UsageError
-from mmgem.models.efficientnet import EfficientNetLite, relu6
+from mmgem.models.efficientnet import EfficientNetLite
 
 
 class Tower(nn.Module):
@@ -33,8 +33,9 @@ class Tower(nn.Module):
         return features
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(B, 3, S, S)`` float -> ``(B, H, W, C)``."""
-        return self.upper(self.lower(pixels))
+        """``(B, 3, S, S)`` float -> ``(B, H, W, C)`` float32, whatever the weights are in."""
+        dtype = next((p.dtype for p in self.parameters()), pixels.dtype)
+        return self.upper(self.lower(pixels.to(dtype))).float()
 
     def lower_parameters(self) -> list[nn.Parameter]:
         """Parameters used by :meth:`lower`; frozen whenever its output is cached."""
@@ -67,11 +68,11 @@ class EfficientNetTower(Tower):
 
     def lower(self, pixels: Tensor) -> Tensor:
         """Stem and the first ``cut`` blocks."""
-        x = relu6(self.net.stem(pixels.contiguous(memory_format=torch.channels_last)))
+        x = self.net.stem.relu6(pixels.contiguous(memory_format=torch.channels_last))
         for block in self.net.blocks[: self.cut]:
             x = block(x)
         if self.cut is None:
-            x = relu6(self.net.head(x))
+            x = self.net.head.relu6(x)
         return x.permute(0, 2, 3, 1)
 
     def upper(self, features: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class EfficientNetTower(Tower):
         x = features.permute(0, 3, 1, 2)
         for block in self.net.blocks[self.cut :]:
             x = block(x)
-        return relu6(self.net.head(x)).permute(0, 2, 3, 1)
+        return self.net.head.relu6(x).permute(0, 2, 3, 1)
 
     def lower_parameters(self) -> list[nn.Parameter]:
         """Parameters of the stem and the first ``cut`` blocks."""

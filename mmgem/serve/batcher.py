@@ -61,7 +61,7 @@ class Batcher:
         self._ready = threading.Condition()
         self._lines: dict[Hashable, _Line] = {}
         self._order = itertools.count()
-        self._closed = False
+        self._closed: Exception | None = None
         self._thread = threading.Thread(target=self._work, name=f"mmgem-{name}", daemon=True)
         self._thread.start()
 
@@ -70,6 +70,8 @@ class Batcher:
     ) -> Result:
         """Compute one item in some batch. Only items of one ``group`` share it; ``cost`` is in the unit of
         the kind's budget. Raises what the kind raises for this item."""
+        if self._closed is not None:
+            raise self._closed
         future: asyncio.Future[Result] = self._loop.create_future()
         # Long ones do not hold up short ones: beyond 256, only within a factor of two.
         length = cost.bit_length() if cost > 256 else 0
@@ -86,7 +88,7 @@ class Batcher:
     def close(self, error: Exception) -> None:
         """Fail what waits with ``error``; the batch that is running finishes."""
         with self._ready:
-            self._closed = True
+            self._closed = error
             waiting = [job.future for line in self._lines.values() for job in line.jobs]
             self._lines.clear()
             self._ready.notify()
@@ -97,9 +99,9 @@ class Batcher:
     def _work(self) -> None:
         while True:
             with self._ready:
-                while not self._lines and not self._closed:
+                while not self._lines and self._closed is None:
                     self._ready.wait()
-                if self._closed:
+                if self._closed is not None:
                     return
                 kind, jobs = self._take()
             if not jobs:

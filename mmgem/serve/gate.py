@@ -76,16 +76,14 @@ class Gate:
             return await send({"type": "websocket.close", "code": 1003})
         reply = _Reply(send)
         began = time.perf_counter()
-        held = 0
+        body = bytearray()
         try:
             self._admit(scope)
             if _open(scope["path"], _UNLIMITED):
                 return await self.app(scope, receive, reply.send)
-            body = await self._body(scope, receive)
-            held = len(body)
-            self._held += held
+            await self._read(scope, receive, body)
             began = time.perf_counter()
-            await self._answer(scope, _replay(body, receive), reply)
+            await self._answer(scope, _replay(bytes(body), receive), reply)
             self._took += 0.1 * (time.perf_counter() - began - self._took)
         except _Gone:
             pass
@@ -96,7 +94,7 @@ class Gate:
             if not reply.status:
                 await error_reply(told)(scope, receive, reply.send)
         finally:
-            self._held -= held
+            self._held -= len(body)
             self._count(scope, reply.status, time.perf_counter() - began)
         return None
 
@@ -116,10 +114,10 @@ class Gate:
         if kind.lower() != b"bearer" or not hmac.compare_digest(shown.strip(), self.token):
             raise Refused(401, "invalid_api_key", "no token or a wrong one: Authorization: Bearer TOKEN")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
+        """Fill ``body``, counting it among what is held as it comes."""
         most = int(self.limits.body_mb * 1e6)
         length = dict(scope["headers"]).get(b"content-length", b"")
-        body = bytearray()
         timer = asyncio.timeout(self.limits.body_seconds)
         try:
             async with timer:
@@ -129,13 +127,14 @@ class Gate:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _Gone
-                    body += message.get("body", b"")
+                    body += (chunk := message.get("body", b""))
+                    self._held += len(chunk)
                     if over or len(body) > most:
                         raise Refused(413, "too_large", f"the body is over {self.limits.body_mb:g} MB")
-                    if self._held + len(body) > self.limits.bodies_mb * 1e6:
+                    if self._held > self.limits.bodies_mb * 1e6:
                         raise self._busy()
                     if not message.get("more_body"):
-                        return bytes(body)
+                        return
         except TimeoutError as error:
             if self.stopping:
                 raise Refused(503, "shutting_down", "the server is shutting down") from error

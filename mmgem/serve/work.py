@@ -75,11 +75,13 @@ class Work:
     def _texts(self, texts: list[list[Tensor]]) -> list[np.ndarray]:
         owners = [n for n, pieces in enumerate(texts) for _ in pieces]
         ids = [piece for pieces in texts for piece in pieces]
-        return list(embed_pieces(self.network, ids, owners, len(texts), 4 * self.model.batch))
+        rows = embed_pieces(self.network, ids, owners, len(texts), 4 * self.model.batch)
+        return [row.copy() for row in rows]
 
     @torch.inference_mode()
     def _photos(self, photos: list[list[np.ndarray]]) -> Sequence[Tensor]:
-        return see_squares(self.network, self.prep, photos).unbind()
+        # Copies: a view that is remembered would keep its whole batch.
+        return [visual.clone() for visual in see_squares(self.network, self.prep, photos)]
 
     @torch.inference_mode()
     def _boxes(self, photos: list[tuple[Opened, list[Box]]]) -> Sequence[Tensor]:
