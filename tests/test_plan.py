@@ -59,7 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     "regions": {**BOXES, "objective__mask_same": True},
     "contrastive": {"objective__name": "contrastive", "data__captions_per_image": 2},
     "captions": {"objective__name": "captioning", "objective__vocabulary_sample": 8},
-    "lora": {"optim__lora_rank": 2},
+    "lora": {"optim__lora_rank": 2, "optim__lr_embeddings": 0.0},
     "bfloat16": {"train__precision": "bfloat16"},
     "checkpointed": {"train__checkpoint_activations": True, "data__cached": False, "optim__lr_tower": 1e-3},
     "chunks": {"train__chunk": 2, **BOXES},

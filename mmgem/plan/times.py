@@ -72,6 +72,6 @@ def photo_seconds(recipe: Recipe, prep: Preprocessing) -> float:
     for _ in range(5):
         started = time.thread_time()  # not the wall's: other programs do not count
         image = open_image(file.getvalue(), min_side=2 * prep.size)
-        normalise(to_square(image, prep, view_geometry(0, "", 1.0))[None], prep)
+        normalise(np.stack([to_square(image, prep, view_geometry(0, "", 1.0))]), prep)
         best = min(best, time.thread_time() - started)
     return best
