@@ -9,8 +9,8 @@ train`` does and tells its peak resident memory less that before training; one c
 ``torch.utils.flop_counter``, to which attention on a CPU and the gradients of grouped convolutions are
 explained (it counts none of the first, and the latter as if they were full).
 
-The plan is of tensors in use; what is measured has also what C's allocator keeps between them. A checkpoint is
-written while steps go on, as in a long run.
+The plan is of tensors in use; what is measured has also what C's allocator keeps between them. A checkpoint
+is written while steps go on, as in a long run.
 """
 
 from __future__ import annotations
