@@ -29,6 +29,7 @@ from mmgem.rendezvous import fresh_store
 T = TypeVar("T")
 
 _ENVIRONMENT = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+_ALIGNED = 64  # bytes, as PyTorch's own memory
 
 
 @dataclass(frozen=True)
@@ -168,21 +169,29 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if is_shard(tensor) else tensor
 
 
-def gathered(tensor: Tensor) -> Tensor:
-    """A copy of the whole tensor in the CPU's memory. Every rank has to ask."""
-    whole: Any = tensor.detach()
-    return (whole.full_tensor() if is_shard(whole) else whole).to("cpu", copy=True)
-
-
 def copies(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    """:func:`gathered` tensors by name, on the first rank; the others need not hold them all, and get none.
-    Every rank has to ask."""
-    kept = {}
+    """Copies of whole tensors by name, in the CPU's memory, on the first rank; the others need not hold them
+    all, and get none. Every rank has to ask.
+
+    They lie in one piece of memory, so that all of it goes back to the system when they are no longer needed:
+    C's allocator keeps what smaller pieces leave.
+    """
+    size = sum(_padded(tensor.nbytes) for tensor in tensors.values()) if ranks.first else 0
+    room, at = torch.empty(size, dtype=torch.uint8), 0
+    kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        copy = gathered(tensor)
+        whole: Any = tensor.detach()
+        whole = whole.full_tensor() if is_shard(whole) else whole
         if ranks.first:
-            kept[name] = copy
+            place = room[at : at + whole.nbytes].view(whole.dtype)
+            kept[name] = place.view(whole.shape).copy_(whole)
+            at += _padded(whole.nbytes)
     return kept
+
+
+def _padded(size: int) -> int:
+    """Bytes up to where the next tensor may begin."""
+    return -(-size // _ALIGNED) * _ALIGNED
 
 
 def like(whole: Tensor, parameter: Any) -> Tensor:

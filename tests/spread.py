@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmgem.config import Recipe, from_dict
-from mmgem.ranks import Ranks, gathered, ranks_of
+from mmgem.ranks import ALONE, Ranks, copies, ranks_of
 from mmgem.train import loop
 from mmgem.train.step import gradients
 
@@ -37,7 +37,7 @@ def first_gradients(recipe: Recipe, ranks: Ranks) -> tuple[dict[str, torch.Tenso
     )
     values["norm"] = run.engine.clip(1e9)
     named = run.network.named_parameters()
-    return {n: gathered(p.grad) for n, p in named if p.grad is not None}, values
+    return copies({n: p.grad for n, p in named if p.grad is not None}, ALONE), values
 
 
 def all_gradients(out: Path, recipes: dict[str, Any]) -> None:

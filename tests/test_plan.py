@@ -192,13 +192,15 @@ def test_captions_are_read_or_assumed(world: dict[str, Any], tmp_path: Path) -> 
     absent = captions_of(recipe.data, WordTokens())  # type: ignore[arg-type]
     assert (absent.images, absent.tokens) == (None, Captions().tokens)
     assert "none.jsonl is not here" in absent.assumed
+    recipe.data.train = tmp_path / "train-*.tar"
+    assert "train-*.tar is not here" in captions_of(recipe.data, None).assumed
 
 
 def test_known_hardware() -> None:
     assert known_hardware("RTX 4090", 2).count == 2
     h100 = known_hardware("h100")
-    assert h100.rate(torch.bfloat16) == 989e12
-    assert h100.rate(torch.float32) == 494.5e12
+    assert h100.rate(torch.bfloat16) == 989.4e12
+    assert h100.rate(torch.float32) == 494.7e12
     with pytest.raises(UsageError, match="no hardware 'abacus' is known; there are a100, h100"):
         known_hardware("abacus")
     with pytest.raises(UsageError, match="hardware: memory is 0"):

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,28 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
     assert torch.equal(network.h3.weight, before)
     save_state(folder, 2, taken(network, adam, average), facts, 1)
     assert [p.name for p in folder.iterdir()] == ["step-00000002"]
+
+
+def test_one_copy_is_in_memory_at_a_time(make: Any, tmp_path: Path) -> None:
+    _, network, adam, average = state(make)
+    alive: weakref.WeakSet[Snapshot] = weakref.WeakSet()
+
+    def take() -> Snapshot:
+        assert not alive
+        made = Held(**vars(taken(network, adam, average)))
+        alive.add(made)
+        return made
+
+    with state_file.Saver(tmp_path) as saver:
+        for step in (1, 2, 3):
+            saver.save(step, take, {}, 2)
+    assert saved_steps(tmp_path) == [2, 3]
+
+
+class Held(Snapshot):
+    """One that a weak set can hold."""
+
+    __hash__ = object.__hash__
 
 
 def test_a_checkpoint_of_another_model_is_refused(make: Any, tmp_path: Path) -> None:

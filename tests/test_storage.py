@@ -156,3 +156,22 @@ def test_two_models_are_mixed(tmp_path: Path) -> None:
         mix(network, network, 1.5)
     if os.name == "posix":
         assert (tmp_path / "mixed" / "model.safetensors").stat().st_mode & 0o044 == 0o044 & ~_umask()
+
+
+def test_tensors_may_lie_in_one_piece_of_memory(tmp_path: Path) -> None:
+    """Side by side they are written as they lie; in one another's memory they are copied."""
+    whole = torch.arange(12.0)
+    tensors = {
+        "right": whole[8:],
+        "left": whole[:8].view(2, 4),
+        "inside": whole[2:4],
+        "same": whole,
+        "turned": whole.view(3, 4).T,
+        "none": whole[:0],
+    }
+    path = tmp_path / "t.safetensors"
+    save_tensors(path, dict(tensors))
+    back = load_tensors(path)
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(back[name], tensor), name

@@ -54,16 +54,28 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], bits: dict[str, int] | 
         tensor = tensor.detach().cpu()
         width = (bits or {}).get(name)
         if width is None:
-            out[name] = tensor.contiguous().clone()
+            out[name] = tensor.contiguous()
         elif tensor.ndim >= 2 and (width == 8 or tensor[0].numel() % GROUP_OF_4_BITS == 0):
             for part, value in quantize(tensor.reshape(len(tensor), -1), width).items():
                 out[f"{name}.{part}"] = value
             rounded[name] = {"bits": width, "shape": list(tensor.shape)}
         else:
             out[name] = tensor.half().contiguous()
+    _part(out)
     # One entry only: the library writes several in random order, and equal weights shall be equal files.
     save_file(out, str(path), metadata={"quantized": json.dumps(rounded)} if rounded else {"format": "pt"})
     path.chmod(0o666 & ~_umask())  # the library leaves it readable by its owner alone
+
+
+def _part(tensors: dict[str, Tensor]) -> None:
+    """Copy those that lie in the memory of others, which the library refuses to write."""
+    end = 0
+    for name in sorted(tensors, key=lambda name: tensors[name].data_ptr()):
+        tensor = tensors[name]
+        start = tensor.data_ptr()
+        if start < end:
+            tensors[name] = tensor.clone()
+        end = max(end, start + tensor.nbytes)
 
 
 def _umask() -> int:

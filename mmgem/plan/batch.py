@@ -57,7 +57,7 @@ def _whole_texts(recipe: Recipe, captions: Captions, whole: int) -> list[list[in
     each = min(recipe.data.captions_per_image, captions.each)
     most = captions.each
     long = round(whole * recipe.data.long_texts) if most > 1 else 0
-    joined = [2 + n % (most - 1) for n in range(long)]
+    joined = list(_drawn(range(2, most + 1), long, seed=3))
     lengths = _drawn(captions.tokens, sum(joined) + (whole - long) * each, seed=0)
     said = [[sum(next(lengths) for _ in range(count))] for count in joined]
     return said + [[next(lengths) for _ in range(each)] for _ in range(whole - long)]

@@ -41,10 +41,10 @@ class Hardware:
 
 KNOWN = {
     "a100": Hardware("A100 80 GB SXM", 80, 312, 156, 2039),
-    "h100": Hardware("H100 SXM", 80, 989, 494.5, 3350),
-    "h200": Hardware("H200 SXM", 141, 989, 494.5, 4800),
+    "h100": Hardware("H100 SXM", 80, 989.4, 494.7, 3350),
+    "h200": Hardware("H200 SXM", 141, 989.4, 494.7, 4800),
     "l4": Hardware("L4", 24, 121, 60, 300),
-    "rtx4090": Hardware("RTX 4090", 24, 165, 82.6, 1008),
+    "rtx4090": Hardware("RTX 4090", 24, 165.2, 82.6, 1008),
 }
 
 

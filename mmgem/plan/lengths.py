@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ def captions_of(data: DataConfig, tokenizer: Tokenizer | None, tokens: int | Non
     """
     assert data.train is not None
     told = Captions()
-    if not data.train.exists() and not is_shards(data.train):
+    if not (data.train.exists() or any(glob.iglob(str(data.train)))):  # noqa: PTH207  (may be absolute)
         told.assumed = f"{data.train} is not here: texts of {tokens or ASSUMED_TOKENS} tokens"
     else:
         reader = tokenizer or WordTokens()

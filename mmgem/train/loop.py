@@ -122,14 +122,12 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
                     best = {"step": finished, **scores}
                     export(run, out / "model", best)
             if finished % recipe.train.checkpoint_every == 0 or last:
-                taken = snapshot(run.network, run.optimizer, run.average, ranks)
-                if taken is not None:
-                    saver.save(
-                        finished,
-                        taken,
-                        {"recipe": plain, "best": best, "shards": run.shards},
-                        recipe.train.keep,
-                    )
+                saver.save(
+                    finished,
+                    lambda: snapshot(run.network, run.optimizer, run.average, ranks),
+                    {"recipe": plain, "best": best, "shards": run.shards},
+                    recipe.train.keep,
+                )
     if isinstance(run.batches, Ahead):
         run.batches.close()
         for problem in run.batches.problems:

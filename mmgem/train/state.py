@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -92,9 +93,13 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._finish(quietly=kind is not None)
 
-    def save(self, step: int, taken: Snapshot, facts: dict[str, Any], keep: int) -> None:
-        """Begin to write a checkpoint. Raises what went wrong with the one before."""
+    def save(self, step: int, take: Callable[[], Snapshot | None], facts: dict[str, Any], keep: int) -> None:
+        """Begin to write what ``take`` returns, if that is anything, when the one before is written: there is
+        never more than one copy in memory. Raises what went wrong with the one before."""
         self._finish()
+        taken = take()
+        if taken is None:
+            return
 
         def run() -> None:
             try:
