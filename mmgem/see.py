@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,7 +28,6 @@ from mmgem.errors import UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.scales import all_sides, box_levels, whole_sides
 from mmgem.search.regions import choose, embed_windows, pool_windows, windows
-from mmgem.threads import in_threads
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def see(
     """Visual embeddings ``(n, 1 + tiles, D)``, not normalised, of the images, or of every box of each in turn
     (None: the whole image). Raises ``ImageError``, and ``UsageError`` for a box that cannot be."""
     if boxes is None or all(box is None for own in boxes for box in own):
-        whole = see_squares(network, prep, _prepared(partial(squares, prep), images))
+        whole = see_squares(network, prep, prepared(partial(squares, prep), images))
         return whole if boxes is None else whole[[i for i, own in enumerate(boxes) for _ in own]]
     placed_boxes = [
         [None if box is None else placed(image, box, prep) for box in own]
@@ -51,7 +51,7 @@ def see(
     ]
     seen = []
     for at in range(0, len(images), _AT_ONCE):
-        opened = _prepared(partial(open_for, all_sides(prep)), images[at : at + _AT_ONCE])
+        opened = prepared(partial(open_for, all_sides(prep)), images[at : at + _AT_ONCE])
         seen.append(_see_boxes(network, prep, opened, placed_boxes[at : at + _AT_ONCE]))
     return torch.cat(seen)
 
@@ -115,11 +115,15 @@ def open_for(sides: Sequence[int], image: ImageSource) -> Image.Image:
     return open_image(image, min_side=2 * max(sides))
 
 
-def _prepared(work: Callable[[ImageSource], T], images: Sequence[ImageSource]) -> list[T]:
-    given = [id(image) for image in images if isinstance(image, Image.Image)]
-    if len(set(given)) < len(given):  # one picture must not be loaded by two threads
+def prepared(work: Callable[[ImageSource], T], images: Sequence[ImageSource]) -> list[T]:
+    """``work`` of each image (decoding, resizing), in order, by as many threads as torch uses
+    (``OMP_NUM_THREADS``). Raises what the first image that fails raises."""
+    threads = min(torch.get_num_threads(), len(images))
+    pictures = [id(image) for image in images if isinstance(image, Image.Image)]
+    if threads < 2 or len(set(pictures)) < len(pictures):  # one must not be loaded by two threads
         return [work(image) for image in images]
-    return in_threads(work, images)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, images))
 
 
 def read(network: MMGEMNetwork, prep: Preprocessing, opened: Sequence[Image.Image], side: int) -> Tensor:
@@ -163,7 +167,7 @@ def find_regions(
     everywhere = windows().to(network.emb.device)
     for at in range(0, len(images), _AT_ONCE):
         chunk = images[at : at + _AT_ONCE]
-        opened = _prepared(partial(open_for, all_sides(prep)), chunk)
+        opened = prepared(partial(open_for, all_sides(prep)), chunk)
         inner = everywhere.new_zeros(len(chunk), len(everywhere), network.config.dim)
         frame = torch.zeros_like(inner)
         for side, used, weight in _window_levels(prep, everywhere):

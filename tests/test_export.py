@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from mmgem.export.graphs import TextGraph, write_onnx
 from mmgem.export.run import Kind, Precision
 from mmgem.export.write import export_graphs
 from mmgem.models.checkpoint import load_model
-from mmgem.see import see, squares
+from mmgem.see import prepared, see, squares
 
 TEXTS = [
     "a dog runs on the beach",
@@ -102,7 +103,7 @@ def test_graphs_embed_as_torch_does(
         other = "openvino" if kind == "onnx" else "onnx"
         with pytest.raises(CheckpointError, match=f"no {other} graphs; mmgem export"):
             MMGEM.from_pretrained(tmp_path / "fast", backend=other)
-        with pytest.raises(UsageError, match="load it with backend='torch'"):
+        with pytest.raises(UsageError, match="load it with backend='torch' and precision='float32'"):
             fast.save_pretrained(tmp_path / "again")
 
 
@@ -147,7 +148,7 @@ def test_what_would_embed_otherwise_is_not_written(
     assert "texts of the int8 graphs agree with torch to cosine 0.99" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     for wrong, said in (
-        (["--format", "tflite"], "no format 'tflite'; there are small, onnx, openvino"),
+        (["--format", "tflite"], "'tflite' is not one of 'small', 'onnx', 'openvino'"),
         (["--precision", "int8"], "--precision and --least are for"),
         (["--format", "onnx", "--mix", "tiny"], "--mix is for"),
         (["--format", "onnx", "--precision", "bfloat16"], "bfloat16 is for openvino"),
@@ -188,11 +189,12 @@ def test_threads_change_nothing(tiny_photos: list[Path]) -> None:
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            seen.append(squares(prep, images, [(32, 48)] * len(images)))
+            seen.append(prepared(partial(squares, prep), images))
     finally:
         torch.set_num_threads(before)
     for one, other in zip(*seen, strict=True):
-        assert one.keys() == other.keys() and all(np.array_equal(one[side], other[side]) for side in one)
+        assert [square.shape[0] for square in one] == [32, 48]
+        assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
     with torch.inference_mode():
         whole = see(network, prep, images)
         assert torch.allclose(see(network, prep, images, [[None]] * len(images)), whole)

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from mmgem.data.tokens import Tokenizer
-from mmgem.data.transforms import normalise
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.graphs import quiet, write_onnx
 from mmgem.export.run import Facts, Kind, Precision, graph_folder, needs_extra, use_graphs
@@ -25,12 +24,11 @@ from mmgem.models.checkpoint import load_model
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.scales import all_sides
-from mmgem.see import squares
+from mmgem.see import read
 
 LEAST_COSINE = {"float32": 0.999, "bfloat16": 0.995, "int8": 0.99}
 
 _BLOCK = 32
-_LARGE = 1 << 30  # bytes of a text graph whose weights have to be in a file beside it
 
 _SAMPLES = (
     "a dog",
@@ -108,10 +106,10 @@ def _round_matrices(path: Path) -> None:
             onnx.load(str(path)), bits=8, block_size=_BLOCK, is_symmetric=True, accuracy_level=4
         )
         rounding.process()
-        for file in path.parent.glob(f"{path.name}*"):
+        files = list(path.parent.glob(f"{path.name}*"))
+        for file in files:
             file.unlink()
-        large = rounding.model.model.ByteSize() > _LARGE
-        rounding.model.save_model_to_file(str(path), use_external_data_format=large)
+        rounding.model.save_model_to_file(str(path), use_external_data_format=len(files) > 1)
 
 
 def _to_openvino(folder: Path) -> None:
@@ -140,20 +138,16 @@ def _agreement(network: MMGEMNetwork, tokenizer: Tokenizer, model: Path, facts: 
 def _embeddings(network: MMGEMNetwork, tokenizer: Tokenizer, sides: Sequence[int]) -> dict[str, np.ndarray]:
     found = {"texts": embed_texts(network, tokenizer, _SAMPLES, len(_SAMPLES))}
     if sides:
-        read = squares(tokenizer.prep, _pictures(), [sides] * 4)
-        seen = [
-            network.visual(network.tower(normalise(np.stack([own[side] for own in read]), tokenizer.prep)))
-            for side in sides
-        ]
+        seen = [network.visual(read(network, tokenizer.prep, _pictures(), side)) for side in sides]
         found["images"] = unit_rows(torch.cat(seen)[:, 0])
     return found
 
 
-def _pictures() -> list[np.ndarray]:
-    """Four blurred patterns of many colours, coarse to fine, ``(256, 256, 3)`` uint8."""
+def _pictures() -> list[Image.Image]:
+    """Four blurred patterns of many colours, coarse to fine."""
     rng = np.random.default_rng(0)
     cells = [rng.integers(0, 256, (n, n, 3), np.uint8) for n in (3, 6, 12, 24)]
-    return [np.asarray(Image.fromarray(c).resize((256, 256), Image.Resampling.BICUBIC)) for c in cells]
+    return [Image.fromarray(c).resize((256, 256), Image.Resampling.BICUBIC) for c in cells]
 
 
 def _check(facts: Facts, least: float) -> None:

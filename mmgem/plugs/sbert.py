@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mmgem.data.transforms import normalise
 from mmgem.errors import UsageError
 from mmgem.models.checkpoint import write_model
 from mmgem.scales import whole_sides
-from mmgem.see import squares
+from mmgem.see import prepared, squares
 
 
 def sentence_transformer(
@@ -89,11 +90,10 @@ class MMGEMModule(InputModule):
             features["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
             features["text_rows"] = torch.tensor([texts[owner][0] for owner in owners])
         if images:
-            sides = whole_sides(self.words.prep)
-            read = squares(self.words.prep, [image for _, image in images], [sides] * len(images))
-            for side in sides:
-                stacked = np.stack([own[side] for own in read])
-                features[f"pixels_{side}"] = normalise(stacked, self.words.prep)
+            prep = self.words.prep
+            read = prepared(partial(squares, prep), [image for _, image in images])
+            for side, pixels in zip(whole_sides(prep), zip(*read, strict=True), strict=True):
+                features[f"pixels_{side}"] = normalise(np.stack(pixels), prep)
             features["image_rows"] = torch.tensor([row for row, _ in images])
         return features
 
