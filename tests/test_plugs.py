@@ -197,25 +197,10 @@ def test_text_embeddings_for_langchain(model: MMGEM) -> None:
 
 @pytest.mark.parametrize("small", [False, True])
 def test_a_model_goes_to_the_hub_and_comes_back(
-    model: MMGEM, small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: MMGEM, small: bool, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[str, bool | None]] = []
-
-    class Hub:
-        def __init__(self, **_: Any) -> None: ...
-
-        def create_repo(self, repo: str, private: bool | None, exist_ok: bool) -> Any:
-            calls.append((repo, private))
-            return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo}")
-
-        def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> str:
-            shutil.copytree(folder_path, tmp_path / repo_id)
-            return f"https://huggingface.co/{repo_id}/commit/1"
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo: str(tmp_path / repo))
     address = model.push_to_hub("me/toy", licence="apache-2.0", small=small, private=True)
-    assert address == "https://huggingface.co/me/toy/commit/1" and calls == [("me/toy", True)]
+    assert address == "https://huggingface.co/me/toy/commit/1" and hub.private == {"me/toy": True}
     again = MMGEM.from_pretrained("me/toy")
     cosines = (again.embed_texts(["a dog", "snow"]) * model.embed_texts(["a dog", "snow"])).sum(1)
     assert (cosines > (0.999 if small else 1 - 1e-6)).all()
@@ -229,10 +214,10 @@ def test_a_model_goes_to_the_hub_and_comes_back(
     again.save_pretrained(tmp_path / "again")  # what a card says stands
     assert huggingface_hub.ModelCard.load(tmp_path / "again" / "README.md").data == card.data
 
-    def refuse(self: Any, *_: Any, **__: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise OSError("401 who are you?\nmore")
 
-    monkeypatch.setattr(Hub, "create_repo", refuse)
+    monkeypatch.setattr(hub, "create_repo", refuse)
     with pytest.raises(UsageError, match=r"^me/toy: not uploaded: 401 who are you\?$"):
         model.push_to_hub("me/toy")
 
