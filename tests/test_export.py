@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 from mmgem import MMGEM
 from mmgem.cli.main import main
 from mmgem.errors import CheckpointError, UsageError
-from mmgem.export import write
+from mmgem.export import graphs, write
 from mmgem.export.graphs import TextGraph, write_onnx
 from mmgem.export.run import Kind, Precision
 from mmgem.export.write import export_graphs
-from mmgem.models.checkpoint import load_model
+from mmgem.models.checkpoint import load_model, save_model
 from mmgem.see import prepared, see, squares
 
 TEXTS = [
@@ -105,6 +105,20 @@ def test_graphs_embed_as_torch_does(
             MMGEM.from_pretrained(tmp_path / "fast", backend=other)
         with pytest.raises(UsageError, match="load it with backend='torch' and precision='float32'"):
             fast.save_pretrained(tmp_path / "again")
+
+
+@pytest.mark.parametrize("kind, precision", [("onnx", "float32"), ("onnx", "int8"), ("openvino", "int8")])
+def test_large_weights_lie_beside_the_graph(
+    kind: Kind, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "_LARGE", 0)  # bytes
+    save_model(tmp_path / "texts", toys.network(tower="none"), toys.tokenizer(), "# Texts\n")
+    export_graphs(tmp_path / "texts", tmp_path / "fast", kind, precision, 0.98)
+    files = {file.name for file in (tmp_path / "fast" / "graphs").iterdir()}
+    weights = {"text.onnx", "text.onnx.data"} if kind == "onnx" else {"text.xml", "text.bin"}
+    assert files == {"graphs.json", *weights}
+    plain, fast = (MMGEM.from_pretrained(tmp_path / name).embed_texts(TEXTS) for name in ("texts", "fast"))
+    assert (plain * fast).sum(1).min() >= 0.98
 
 
 def test_an_index_is_searched_by_graphs(
