@@ -37,7 +37,7 @@ def export(
     between the two models': a model and the one it was trained from are often best in between.
     onnx, openvino: a whole copy, and beside its weights graphs of how it embeds images and texts, which every
     command uses from then on. They are compared with torch on sample inputs: below cosine 0.999 (bfloat16
-    0.995, int8 0.99) nothing is written.
+    and int8 0.99) nothing is written.
     """
     if kind == "small" and (precision != "float32" or least is not None):
         raise UsageError("--precision and --least are for --format onnx and openvino")

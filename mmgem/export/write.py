@@ -26,7 +26,7 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.scales import all_sides
 from mmgem.see import read
 
-LEAST_COSINE = {"float32": 0.999, "bfloat16": 0.995, "int8": 0.99}
+LEAST_COSINE = {"float32": 0.999, "bfloat16": 0.99, "int8": 0.99}
 
 _BLOCK = 32
 
