@@ -17,6 +17,7 @@ import signal
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,10 +47,11 @@ class Watch:
             if self.kill is None or self.killed or len(Output(self.out).parts()) < self.kill:
                 continue
             for file in busy:
-                if time.time() - file.stat().st_mtime > 0.2:  # well in the middle of it
-                    os.kill(int(file.name.split(".")[-2]), signal.SIGKILL)
-                    self.killed.append(file.name)
-                    break
+                with suppress(FileNotFoundError, ProcessLookupError):  # done, or dead already
+                    if time.time() - file.stat().st_mtime > 0.2:  # well in the middle of it
+                        os.kill(int(file.name.split(".")[-2]), signal.SIGKILL)
+                        self.killed.append(file.name)
+                        break
 
 
 def run(photos: Path, out: Path, model: str, part_size: int, workers: int, kill: int | None) -> float:
