@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,11 +16,14 @@ from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
+from mmgem.export.run import Backend, use_graphs, wanted_graphs
 from mmgem.generate.captions import describe
-from mmgem.models.checkpoint import load_model
-from mmgem.models.embedding import embed_texts, unit_rows
+from mmgem.models.checkpoint import load_model, save_model
+from mmgem.models.embedding import embed_texts, shortened, unit_rows
+from mmgem.models.hub import read_card, upload, with_front_matter
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.registry import fingerprint, resolve
+from mmgem.models.ship import shipping_bits
 from mmgem.search.rerank import Assessed, Rerank, rerank, text_log_probs
 from mmgem.search.search import PhotoIndex
 from mmgem.see import find_regions, heat, see
@@ -32,11 +36,19 @@ class MMGEM:
     ``batch``; images may be paths, PIL pictures, ``(H, W, 3)`` uint8 arrays or encoded bytes, mixed.
     """
 
-    def __init__(self, network: MMGEMNetwork, tokenizer: Tokenizer, fingerprint: str = "", batch: int = 32):
+    def __init__(
+        self,
+        network: MMGEMNetwork,
+        tokenizer: Tokenizer,
+        fingerprint: str = "",
+        batch: int = 32,
+        card: str = "",
+    ):
         self.network = network.eval()
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.batch = batch
+        self.card = card
 
     @classmethod
     def from_pretrained(
@@ -44,17 +56,57 @@ class MMGEM:
         name: str | os.PathLike[str] = "tiny",
         device: str = "cpu",
         precision: Literal["float32", "bfloat16"] = "float32",
+        backend: Backend = "auto",
     ) -> MMGEM:
         """Load ``"tiny"`` (ships with the package), a model folder, or a hub id.
 
-        ``precision``: of the tower and the LLM; bfloat16 is for hardware made for it, and moves similarities
-        by less than 0.01. Raises ``CheckpointError`` if there is no such model or its folder is not
-        whole.
+        ``precision``: of the tower and the LLM in torch; bfloat16 is for hardware made for it, and moves
+        similarities by less than 0.01. ``backend``: what embeds. ``onnx`` and ``openvino`` are graphs that
+        ``mmgem export`` put into the folder, in a precision of their own; ``auto`` takes them where there are
+        some, on a CPU; ``torch`` never does. Raises ``CheckpointError`` if there is no such model or its
+        folder is not whole.
         """
         folder = resolve(name)
+        facts = wanted_graphs(folder, backend, device)
         network, tokenizer = load_model(folder)
         network = network.to(device).compute_in(getattr(torch, precision))
-        return cls(network, tokenizer, fingerprint(folder))
+        if facts is not None:
+            use_graphs(network, folder, facts)
+        return cls(network, tokenizer, fingerprint(folder), card=read_card(folder))
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], licence: str | None = None, small: bool = False
+    ) -> None:
+        """Write the model folder that :meth:`from_pretrained` reads, replacing ``folder`` as a whole.
+
+        The card (``README.md``) keeps its text and gets the front matter that the hub reads; ``licence`` goes
+        there, as a hub identifier (``apache-2.0``). ``small``: the token table in 4 bits and matrices in 8,
+        as ``mmgem export`` writes them; else float32. A corpus and graphs are not written. Raises
+        ``UsageError`` for a model that runs graphs, or in bfloat16.
+        """
+        if self.network.text_graph is not None or self.network.llm.dtype != torch.float32:
+            raise UsageError("to save a model load it with backend='torch' and precision='float32'")
+        card = with_front_matter(self.card, self.network, licence)
+        bits = shipping_bits(self.network) if small else None
+        save_model(Path(folder), self.network, self.tokenizer, card, bits)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        licence: str | None = None,
+        small: bool = False,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face hub as ``repo`` (``owner/name``),
+        which is made if it is not there; returns the address of the commit.
+
+        ``token``: None: the one of ``hf auth login``. Raises ``UsageError`` if the hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place, "model")
+            self.save_pretrained(folder, licence, small)
+            return upload(folder, repo, private, token)
 
     @property
     def dim(self) -> int:
@@ -68,24 +120,30 @@ class MMGEM:
 
     @torch.inference_mode()
     def embed_images(
-        self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None
+        self,
+        images: Sequence[ImageSource],
+        boxes: Sequence[Box | None] | None = None,
+        dimensions: int | None = None,
     ) -> np.ndarray:
         """Embed whole images, or one box of each.
 
         ``boxes``: ``x0, y0, x1, y1`` in pixels of the upright stored image, one per image (None: the whole).
-        Returns ``(n, D)`` float32 of unit length. Raises ``ImageError`` naming the image that cannot be read,
+        ``dimensions``: only the first so many of the D numbers, of unit length again. Returns ``(n, D)``
+        float32 of unit length. Raises ``ImageError`` naming the image that cannot be read,
         ``UsageError`` for a box that is empty or outside the image, or a wrong number of boxes.
         """
         parts = [unit_rows(v[:, 0]) for v in self._visual(images, boxes)]
-        return np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+        rows = np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+        return shortened(rows, dimensions)
 
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str], dimensions: int | None = None) -> np.ndarray:
         """Embed texts: ``(n, D)`` float32 of unit length; the dot product with an image's embedding is their
         similarity. A text of several sentences, however long, is the mean of their embeddings (see
-        ``preprocessing.long_text``). Raises ``DataError`` for an empty text."""
+        ``preprocessing.long_text``). ``dimensions`` as in :meth:`embed_images`. Raises ``DataError`` for an
+        empty text."""
         if isinstance(texts, str):
             raise UsageError("texts must be a list of strings, not one string")
-        return embed_texts(self.network, self.tokenizer, texts, 4 * self.batch)
+        return shortened(embed_texts(self.network, self.tokenizer, texts, 4 * self.batch), dimensions)
 
     def caption(
         self,

@@ -30,7 +30,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write into a temporary sibling, then put it in ``folder``'s place.
 
     A kill at any moment leaves the old folder or the new one under a name that is read: a folder is only
-    ever renamed once it is complete. Leftovers of an earlier kill are removed.
+    ever renamed once it is complete. Leftovers of an earlier kill are removed, and what ``fill`` wrote if it
+    raises.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
@@ -40,7 +41,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     if old.exists():
         old.rename(folder)
     new.mkdir()
-    fill(new)
+    try:
+        fill(new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     for file in new.rglob("*"):
         if file.is_file():
             with file.open("rb") as f:

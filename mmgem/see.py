@@ -2,14 +2,17 @@
 
 A whole picture is read at the model's side and at each of ``preprocessing.scales``, a box at the sides that
 show it large enough (:mod:`mmgem.scales`); what is seen at several sides is averaged before it is normalised.
-A picture goes through the tower once a side, however many boxes of it are wanted.
+A picture goes through the tower once a side, however many boxes of it are wanted. Pictures are decoded and
+resized in threads.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +29,8 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.scales import all_sides, box_levels, whole_sides
 from mmgem.search.regions import choose, embed_windows, pool_windows, windows
 
+T = TypeVar("T")
+
 _AT_ONCE = 8  # images; bounds what their windows, or their maps at a large side, need to some 100 MB
 
 
@@ -38,7 +43,7 @@ def see(
     """Visual embeddings ``(n, 1 + tiles, D)``, not normalised, of the images, or of every box of each in turn
     (None: the whole image). Raises ``ImageError``, and ``UsageError`` for a box that cannot be."""
     if boxes is None or all(box is None for own in boxes for box in own):
-        whole = see_squares(network, prep, [squares(prep, image) for image in images])
+        whole = see_squares(network, prep, prepared(partial(squares, prep), images))
         return whole if boxes is None else whole[[i for i, own in enumerate(boxes) for _ in own]]
     placed_boxes = [
         [None if box is None else placed(image, box, prep) for box in own]
@@ -46,7 +51,7 @@ def see(
     ]
     seen = []
     for at in range(0, len(images), _AT_ONCE):
-        opened = [open_for(all_sides(prep), image) for image in images[at : at + _AT_ONCE]]
+        opened = prepared(partial(open_for, all_sides(prep)), images[at : at + _AT_ONCE])
         seen.append(_see_boxes(network, prep, opened, placed_boxes[at : at + _AT_ONCE]))
     return torch.cat(seen)
 
@@ -110,6 +115,17 @@ def open_for(sides: Sequence[int], image: ImageSource) -> Image.Image:
     return open_image(image, min_side=2 * max(sides))
 
 
+def prepared(work: Callable[[ImageSource], T], images: Sequence[ImageSource]) -> list[T]:
+    """``work`` of each image (decoding, resizing), in order, by as many threads as torch uses
+    (``OMP_NUM_THREADS``). Raises what the first image that fails raises."""
+    threads = min(torch.get_num_threads(), len(images))
+    pictures = [id(image) for image in images if isinstance(image, Image.Image)]
+    if threads < 2 or len(set(pictures)) < len(pictures):  # one must not be loaded by two threads
+        return [work(image) for image in images]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, images))
+
+
 def read(network: MMGEMNetwork, prep: Preprocessing, opened: Sequence[Image.Image], side: int) -> Tensor:
     """Feature maps ``(B, h, w, C)`` of pictures read at ``side`` pixels."""
     scaled = dataclasses.replace(prep, size=side)
@@ -151,7 +167,7 @@ def find_regions(
     everywhere = windows().to(network.emb.device)
     for at in range(0, len(images), _AT_ONCE):
         chunk = images[at : at + _AT_ONCE]
-        opened = [open_for(all_sides(prep), image) for image in chunk]
+        opened = prepared(partial(open_for, all_sides(prep)), chunk)
         inner = everywhere.new_zeros(len(chunk), len(everywhere), network.config.dim)
         frame = torch.zeros_like(inner)
         for side, used, weight in _window_levels(prep, everywhere):

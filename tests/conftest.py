@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +34,32 @@ def tiny_photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     from tiny import save_photos
 
     return save_photos(tmp_path_factory.mktemp("photos"), 6)
+
+
+class Hub:
+    """Stands in for huggingface_hub's ``HfApi``: repositories are folders."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.private: dict[str, bool | None] = {}
+
+    def create_repo(self, repo: str, private: bool | None, exist_ok: bool) -> Any:
+        from huggingface_hub import RepoUrl
+
+        self.private[repo] = private
+        return RepoUrl(f"https://huggingface.co/{repo}")
+
+    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> str:
+        shutil.copytree(folder_path, self.folder / repo_id)
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The only hub there is while a test runs."""
+    import huggingface_hub
+
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda **_: made)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo: str(made.folder / repo))
+    return made

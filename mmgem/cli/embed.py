@@ -9,6 +9,7 @@ import typer
 
 from mmgem.cli.inputs import (
     BoxOption,
+    DimensionsOption,
     ModelOption,
     each_photo,
     failed_json,
@@ -31,6 +32,7 @@ def embed(
         list[str] | None, typer.Option(metavar="TEXT", help="A text to embed; repeatable.")
     ] = None,
     box: BoxOption = None,
+    dimensions: DimensionsOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Write the (n, D) float32 array here.")
     ] = None,
@@ -40,8 +42,8 @@ def embed(
     """Embed photos and texts as vectors of unit length, whose dot products are similarities.
 
     Prints a line each: the path or text, then D numbers, tab-separated. Rows are in the order given, photos
-    before texts, without photos that could not be read. With --box, photos are embedded as that box of each.
-    With --json:
+    before texts, without photos that could not be read. With --box, photos are embedded as that box of each;
+    with --dimensions vectors are shorter, of unit length all the same. With --json:
     {"embeddings": [{"file" or "text", "vector"}], "dim", "failed": [{"file", "reason"}]}; with --out as well,
     the vectors are in the file only.
     """
@@ -60,22 +62,26 @@ def embed(
 
     failed: list[tuple[Path, str]] = []
     done = each_photo(
-        photos, lambda batch: list(mmgem.embed_images(batch, [region] * len(batch))), "Embedding", failed
+        photos,
+        lambda batch: list(mmgem.embed_images(batch, [region] * len(batch), dimensions)),
+        "Embedding",
+        failed,
     )
     found = list(done)
+    said = mmgem.embed_texts(texts, dimensions)
     names = [("file", str(photo)) for photo, _ in found] + [("text", text) for text in texts]
     vectors = np.concatenate(
-        [np.array([vector for _, vector in found]).reshape(-1, mmgem.dim), mmgem.embed_texts(texts)]
+        [np.array([vector for _, vector in found]).reshape(-1, said.shape[1]), said]
     ).astype(np.float32)
     if out is not None:
         _save(out, vectors)
-        note(f"wrote {len(vectors)} x {mmgem.dim} float32 to {out}")
+        note(f"wrote {len(vectors)} x {vectors.shape[1]} float32 to {out}")
     if as_json:
         rows: list[dict[str, Any]] = [{kind: name} for kind, name in names]
         if out is None:
             for row, vector in zip(rows, vectors, strict=True):
                 row["vector"] = [round(x, 7) for x in vector.tolist()]
-        print_json({"embeddings": rows, "dim": mmgem.dim, "failed": failed_json(failed)})
+        print_json({"embeddings": rows, "dim": vectors.shape[1], "failed": failed_json(failed)})
     elif out is None:
         for (_, name), vector in zip(names, vectors, strict=True):
             print("\t".join([" ".join(name.split()), *(f"{x:.7f}" for x in vector.tolist())]))

@@ -26,6 +26,10 @@ BoxOption = Annotated[
     str | None,
     typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Only this box, in pixels of the upright photo."),
 ]
+DimensionsOption = Annotated[
+    int | None,
+    typer.Option("--dimensions", min=1, metavar="D", help="Only the first D numbers of each vector."),
+]
 BeamsOption = Annotated[
     int, typer.Option("--beams", min=1, metavar="N", help="Beam search width; 1 is greedy.")
 ]

@@ -60,6 +60,22 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None
             parameter.copy_(tensors[name])
 
 
+def write_model(
+    folder: Path,
+    network: MMGEMNetwork,
+    tokenizer: Tokenizer,
+    card: str,
+    bits: dict[str, int] | None = None,
+) -> None:
+    """Write the files of a model into a folder. ``bits``: tensors to round (see ``storage``)."""
+    config = {"format": FORMAT, "model": to_dict(network.config)}
+    write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    write_atomic(folder / "preprocessor.json", json.dumps(to_dict(tokenizer.prep), indent=1) + "\n")
+    tokenizer.hf.save_pretrained(str(folder))
+    save_tensors(folder / "model.safetensors", own_tensors(network), bits)
+    write_atomic(folder / "README.md", card)
+
+
 def save_model(
     folder: Path,
     network: MMGEMNetwork,
@@ -68,16 +84,11 @@ def save_model(
     bits: dict[str, int] | None = None,
     more: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a model folder, replacing it as a whole. ``bits``: tensors to round (see ``storage``); ``more``
-    writes what else belongs into the folder."""
+    """:func:`write_model` to a folder that is replaced as a whole; ``more`` writes what else belongs into
+    it."""
 
     def fill(new: Path) -> None:
-        config = {"format": FORMAT, "model": to_dict(network.config)}
-        write_atomic(new / "config.json", json.dumps(config, indent=1) + "\n")
-        write_atomic(new / "preprocessor.json", json.dumps(to_dict(tokenizer.prep), indent=1) + "\n")
-        tokenizer.hf.save_pretrained(str(new))
-        save_tensors(new / "model.safetensors", own_tensors(network), bits)
-        write_atomic(new / "README.md", card)
+        write_model(new, network, tokenizer, card, bits)
         if more is not None:
             more(new)
 

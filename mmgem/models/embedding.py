@@ -10,12 +10,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgem.data.tokens import Tokenizer
+from mmgem.errors import UsageError
 from mmgem.models.network import MMGEMNetwork
 
 
 def unit_rows(x: Tensor) -> np.ndarray:
     """``(n, D)`` tensor -> ``(n, D)`` float32 array of unit rows."""
     return F.normalize(x.float(), dim=-1).cpu().numpy()
+
+
+def shortened(rows: np.ndarray, dimensions: int | None) -> np.ndarray:
+    """The first ``dimensions`` numbers of unit ``rows`` ``(n, D)``, of unit length again; None: all of them.
+
+    Raises ``UsageError`` unless there are that many.
+    """
+    if dimensions is None:
+        return rows
+    if not 1 <= dimensions <= rows.shape[1]:
+        raise UsageError(f"dimensions must be from 1 to {rows.shape[1]}, not {dimensions}")
+    return unit_rows(torch.from_numpy(rows[:, :dimensions]))
 
 
 def embed_texts(network: MMGEMNetwork, tokenizer: Tokenizer, texts: Sequence[str], batch: int) -> np.ndarray:

@@ -11,7 +11,7 @@ Shapes: B images or sequences, K boxes, D embedding width, H LLM width, P visual
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class MMGEMNetwork(nn.Module):
         self.cap = nn.Parameter(torch.empty(width))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
         self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias)))
+        self.text_graph: Callable[[Sequence[Tensor]], Tensor] | None = None
+        """Runs in the place of :meth:`text` where there is one (:mod:`mmgem.export`)."""
         self.reset_markers()
 
     def reset_markers(self) -> None:
@@ -112,7 +114,7 @@ class MMGEMNetwork(nn.Module):
 
     def text(self, ids: list[Tensor]) -> Tensor:
         """Text embeddings ``(B, D)``, not normalised, of B token sequences (each 1-D int64)."""
-        return self.run(texts=ids)[0]
+        return self.run(texts=ids)[0] if self.text_graph is None else self.text_graph(ids)
 
     def run(
         self,

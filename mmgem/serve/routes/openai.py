@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
+from mmgem.models.embedding import shortened
 from mmgem.serve import limits
 from mmgem.serve.body import read, takes
 from mmgem.serve.errors import Refused, problem, refusal
@@ -58,14 +59,11 @@ async def embeddings(request: Request) -> Response:
     """
     service, wanted = service_of(request), await read(request, EmbeddingRequest)
     _check_model(service, wanted.model)
-    dim = wanted.dimensions or service.model.dim
-    if dim > service.model.dim:
+    if (wanted.dimensions or 1) > service.model.dim:
         raise Refused(422, "invalid_value", f"dimensions: at most {service.model.dim}", "dimensions")
     inputs = [wanted.input] if isinstance(wanted.input, str) else wanted.input
     found = await all_of(*(_embed(service, item) for item in inputs))
-    vectors = np.stack([vector for vector, _ in found])[:, :dim]
-    if dim < service.model.dim:
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    vectors = shortened(np.stack([vector for vector, _ in found]), wanted.dimensions)
     tokens = sum(count for _, count in found)
     rows: list[Any]
     if wanted.encoding_format == "base64":

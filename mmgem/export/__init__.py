@@ -1,0 +1,1 @@
+"""The embedding paths of a model as ONNX or OpenVINO graphs: faster on a CPU, and readable without torch."""
