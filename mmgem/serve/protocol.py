@@ -21,6 +21,7 @@ else:
     Protocol = AutoHTTPProtocol
 
 _HEAD_BYTES = 64 * 1024
+_LEAST = 64 * 1024  # bytes of an answer that its reader takes in ``reader_seconds``
 
 
 def impatient(limits: Limits) -> type[asyncio.Protocol]:
@@ -33,6 +34,7 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
+            transport.set_write_buffer_limits(high=0)  # pause_writing as soon as anything waits for the reader
             if len(self.connections) > limits.connections:
                 self._say(Refused(503, "too_many_connections", "too many open connections"))
             else:
@@ -57,7 +59,7 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
         def pause_writing(self) -> None:
             super().pause_writing()
             if self.reader_timer is None:
-                self.reader_timer = self.loop.call_later(limits.reader_seconds, self._cut_off)
+                self._await_reader()
 
         def resume_writing(self) -> None:
             if self.reader_timer is not None:
@@ -76,6 +78,16 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
 
         def _await_head(self) -> None:
             self.head_timer = self.loop.call_later(limits.body_seconds / 4, self._cut_off)
+
+        def _await_reader(self) -> None:
+            waits = self.transport.get_write_buffer_size()
+            self.reader_timer = self.loop.call_later(limits.reader_seconds, self._look_at_reader, waits)
+
+        def _look_at_reader(self, waited: int) -> None:
+            if self.transport.get_write_buffer_size() > waited - _LEAST:
+                self._cut_off()
+            else:
+                self._await_reader()
 
         def _cut_off(self) -> None:
             if self.cycle is not None:  # or what it still sends would be an error
