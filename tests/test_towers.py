@@ -21,7 +21,12 @@ def test_relu6_with_the_convolution_is_relu6_after_it(
     plain = conv.relu6(x)
     with torch.inference_mode():
         fused = conv.relu6(x)
-    assert plain.requires_grad and plain.shape == fused.shape == (2, 8, -(-height // stride), -(-16 // stride))
+    assert plain.requires_grad and plain.shape == fused.shape == (
+        2,
+        8,
+        -(-height // stride),
+        -(-16 // stride),
+    )
     torch.testing.assert_close(plain.detach(), fused.clone())
 
 

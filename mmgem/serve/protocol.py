@@ -34,7 +34,9 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
-            transport.set_write_buffer_limits(high=0)  # pause_writing as soon as anything waits for the reader
+            transport.set_write_buffer_limits(
+                high=0
+            )  # pause_writing as soon as anything waits for the reader
             if len(self.connections) > limits.connections:
                 self._say(Refused(503, "too_many_connections", "too many open connections"))
             else:
