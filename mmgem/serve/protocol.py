@@ -1,7 +1,7 @@
 """Clients that send or read too slowly, and connections beyond the limit, are cut off.
 
 uvicorn limits neither the time a request's head takes, nor its size, nor how long an answer waits for a
-client that does not read it.
+client that does not read it: not even the end of one, after which it closes the connection and waits.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
         head_bytes = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
-            transport.set_write_buffer_limits(
-                high=0
-            )  # pause_writing as soon as anything waits for the reader
+            super().connection_made(_Lenient(transport))
+            transport.set_write_buffer_limits(high=0)  # pause_writing as soon as anything waits
             if len(self.connections) > limits.connections:
                 self._say(Refused(503, "too_many_connections", "too many open connections"))
             else:
@@ -92,8 +90,6 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
                 self._await_reader()
 
         def _cut_off(self) -> None:
-            if self.cycle is not None:  # or what it still sends would be an error
-                self.cycle.disconnected = True
             self.transport.abort()
 
         def _say(self, error: Refused) -> None:
@@ -107,3 +103,18 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
             self.transport.close()
 
     return Impatient
+
+
+class _Lenient:
+    """A transport that ignores what is written after its end: of several requests sent at once on a
+    connection uvicorn tells only the last that the client has gone."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
