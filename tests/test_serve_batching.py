@@ -7,6 +7,7 @@ import base64
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_a_full_batch_goes_first_but_not_for_long() -> None:
                 await asyncio.gather(
                     b.submit(held.kind, 1),
                     after(0.05, lambda: b.submit(held.kind, 2, "a")),
-                    *(after(0.1 + wait, lambda n=n: b.submit(held.kind, n, "b")) for n in (3, 4, 5, 6)),
+                    *(after(0.1 + wait, partial(b.submit, held.kind, n, "b")) for n in (3, 4, 5, 6)),
                 )
             )
 
