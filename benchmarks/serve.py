@@ -33,7 +33,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -176,15 +175,20 @@ async def load(port: int, pid: int, inputs: list[Request], clients: int, warm: f
 
 
 def side(
-    idx: Path, batch: int, mix: dict[str, int], photos: list[np.ndarray], seed: int, o: Any
+    idx: Path,
+    batch: int,
+    mix: dict[str, int],
+    photos: list[np.ndarray],
+    seed: int,
+    options: argparse.Namespace,
 ) -> list[Load]:
     """What a server does with the mix, and with each of its kinds alone."""
+    parts = [(mix, options.warm, options.seconds), *(({kind: 1}, 3.0, options.alone) for kind in mix)]
     loads = []
-    with server(idx, batch, o.precision) as (port, pid):
-        for kinds, warm, seconds in [(mix, o.warm, o.seconds), *(({kind: 1}, 3, o.alone) for kind in mix)]:
-            if seconds:
-                inputs = Inputs(kinds, photos, seed).enough(warm + seconds, o.rate)  # before the clock starts
-                loads.append(asyncio.run(load(port, pid, inputs, o.clients, warm, seconds)))
+    with server(idx, batch, options.precision) as (port, pid):
+        for kinds, warm, seconds in parts[: 1 if not options.alone else None]:
+            made = Inputs(kinds, photos, seed).enough(warm + seconds, options.rate)  # before the clock starts
+            loads.append(asyncio.run(load(port, pid, made, options.clients, warm, seconds)))
     return loads
 
 
