@@ -334,8 +334,9 @@ def generated(client: httpx.Client, options: argparse.Namespace) -> Told:
         "--phases",
         "coverage,fuzzing",
     ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    print("  " + "\n  ".join(done.stdout.strip().splitlines()[-14:]))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir())
+    shown = done.stdout.strip().splitlines()
+    print("  " + "\n  ".join(shown[-14:] if done.returncode == 0 else shown))
     cases = re.search(r"([\d,]+) generated", done.stdout)
     return Told(
         {"cases": int(cases[1].replace(",", "")) if cases else 0, "FAILED": int(done.returncode != 0)}

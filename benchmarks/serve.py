@@ -1,16 +1,17 @@
 """Requests a second of ``mmgem serve`` with batching on against the same server with batching off.
 
-    python benchmarks/serve.py [--model tiny] [--photos FOLDER] [--mix texts=6,searches=3,images=1]
-        [--precision float32] [--seconds 60] [--warm 10] [--clients 64] [--rounds 1] [--quick]
+    python benchmarks/serve.py [--model tiny] [--photos FOLDER] [--mix searches=5,texts=3,images=1,captions=1]
+        [--precision float32] [--seconds 60] [--warm 10] [--alone 20] [--clients 64] [--rounds 1] [--quick]
 
 Both servers run in turn in one run, on and off once a round, with every other setting equal:
 ``--limit batch=1`` is the only difference. 64 clients ask without pause, each over a connection of its own.
 Every input is a different one (texts are numbered, photos are changed by a pixel, so nothing is answered from
 memory), and memory for recent embeddings is off as well. Kinds: ``texts`` (POST /v1/embeddings of a text),
 ``searches`` (POST /search by a text), ``images`` (POST /v1/embeddings of a JPEG), ``captions`` (POST /caption
-of a JPEG), in turns that keep to the mix. Prints requests a second, CPU time a request (steadier where others
-use the machine), both ratios, p50 and p95 a kind, status codes, and resident memory at the start, every
-minute and at the end.
+of a JPEG). First all in turns that keep to the mix, then each kind alone for ``--alone`` seconds: no kind
+hides behind another. Prints requests, requests a second, CPU time a request (steadier where others use the
+machine), both ratios for the mix and for each kind, p50 and p95 a kind, status codes, and resident memory at
+the start, after the warm-up, every minute and at the end.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ WORDS = (  # noqa: SIM905
     "child children boy girl horse bike ball boat car street beach snow water grass field park tree house "
     "runs jumps plays sits stands rides walks swims climbs throws catches holds on in with near under over"
 ).split()
+# Inputs made ahead for each second of a kind, more than a server answers; --rate for faster ones.
+AHEAD = {"texts": 400, "searches": 400, "images": 60, "captions": 60}
 Request = tuple[str, str, bytes]
 Told = tuple[float, str, int, float]  # when, kind, status, seconds
 
@@ -53,6 +56,11 @@ class Inputs:
         self._photos, self._count = photos, itertools.count()
         self._deck = [kind for kind, share in mix.items() for _ in range(share)]
         self._hand: list[str] = []
+
+    def enough(self, seconds: float, rate: float) -> list[Request]:
+        """Requests for so long."""
+        each = sum(1 / AHEAD[kind] for kind in self._deck) / len(self._deck)
+        return [self.next() for _ in range(int(rate * seconds / each))]
 
     def next(self) -> Request:
         """(kind, path, body) of another request."""
@@ -120,7 +128,7 @@ async def client(port: int, inputs: list[Request], ends: float, told: list[Told]
 @dataclass
 class Load:
     """What a server did: requests a second, its CPU time a request in seconds, what clients were told, its
-    memory in MB at the start, every minute and at the end."""
+    memory in MB at the start, after the warm-up, every minute and at the end."""
 
     rate: float
     cpu: float
@@ -139,8 +147,8 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def load(port: int, pid: int, inputs: list[Request], options: argparse.Namespace) -> Load:
-    """Load the server, and measure from the end of the warm-up on."""
+async def load(port: int, pid: int, inputs: list[Request], clients: int, warm: float, seconds: float) -> Load:
+    """Load the server, and measure for ``seconds`` from the end of the warm-up on."""
     told: list[Told] = []
     memory = [resident(pid)]
 
@@ -149,28 +157,48 @@ async def load(port: int, pid: int, inputs: list[Request], options: argparse.Nam
             await asyncio.sleep(60)
             memory.append(resident(pid))
 
+    starts = time.perf_counter() + warm
+    ends = starts + seconds
+    asking = asyncio.gather(*(client(port, inputs, ends, told) for _ in range(clients)))
+    await asyncio.sleep(warm)
+    memory.append(resident(pid))
     watching = asyncio.create_task(watch())
-    starts = time.perf_counter() + options.warm
-    ends = starts + options.seconds
-    clients = asyncio.gather(*(client(port, inputs, ends, told) for _ in range(options.clients)))
-    await asyncio.sleep(options.warm)
     before = cpu_seconds(pid)
-    await asyncio.sleep(options.seconds)
+    await asyncio.sleep(seconds)
     spent = cpu_seconds(pid) - before
-    await clients
+    await asking
     watching.cancel()
     memory.append(resident(pid))
     assert inputs, "ran out of inputs: raise --rate"
     counted = [row for row in told if starts <= row[0] < ends]
-    return Load(len(counted) / options.seconds, spent / max(1, len(counted)), counted, memory)
+    return Load(len(counted) / seconds, spent / max(1, len(counted)), counted, memory)
+
+
+def side(
+    idx: Path,
+    batch: int,
+    mix: dict[str, int],
+    photos: list[np.ndarray],
+    seed: int,
+    options: argparse.Namespace,
+) -> list[Load]:
+    """What a server does with the mix, and with each of its kinds alone."""
+    parts = [(mix, options.warm, options.seconds), *(({kind: 1}, 3.0, options.alone) for kind in mix)]
+    loads = []
+    with server(idx, batch, options.precision) as (port, pid):
+        for kinds, warm, seconds in parts[: 1 if not options.alone else None]:
+            made = Inputs(kinds, photos, seed).enough(warm + seconds, options.rate)  # before the clock starts
+            loads.append(asyncio.run(load(port, pid, made, options.clients, warm, seconds)))
+    return loads
 
 
 def show(name: str, found: Load) -> None:
     statuses = dict(Counter(row[2] for row in found.told))
     print(
-        f"{name:13} {found.rate:7.1f} requests/s   {1e3 * found.cpu:6.1f} ms CPU each   statuses {statuses}"
+        f"{name:13} {len(found.told)} requests, {found.rate:.1f} a second, "
+        f"{1e3 * found.cpu:.1f} ms CPU each, statuses {statuses}"
     )
-    print(f"{'':13} resident {', '.join(f'{mb:.0f}' for mb in found.memory)} MB")
+    print(f"{'':13} resident {', '.join(f'{mb:.0f}' for mb in found.memory)} MB: start, warm, ..., end")
     kinds = defaultdict(list)
     for _, kind, _, seconds in found.told:
         kinds[kind].append(1e3 * seconds)
@@ -202,34 +230,36 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="a model folder or a packaged name")
     parser.add_argument("--photos", type=Path, help="a folder of JPEGs; random pictures if not given")
     parser.add_argument("--indexed", type=int, default=64, help="photos in the index")
-    parser.add_argument("--mix", default="texts=6,searches=3,images=1")
+    parser.add_argument("--mix", default="searches=5,texts=3,images=1,captions=1")
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--warm", type=float, default=10)
+    parser.add_argument("--alone", type=float, default=20, help="seconds of each kind alone; 0: none")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=int, default=300, help="inputs to prepare for each second")
+    parser.add_argument("--rate", type=float, default=1, help="prepare so many times the usual inputs")
     parser.add_argument("--quick", action="store_true", help="a few seconds of each, to see that it runs")
     options = parser.parse_args()
     if options.quick:
-        options.seconds, options.warm, options.indexed = 8, 4, 16
+        options.seconds, options.warm, options.alone, options.indexed = 8, 4, 0, 16
     mix = {kind: int(share) for kind, _, share in (part.partition("=") for part in options.mix.split(","))}
     with tempfile.TemporaryDirectory() as place:
         photos = build(Path(place), options)
-        rounds: dict[str, list[Load]] = {"batching on": [], "batching off": []}
+        rounds: dict[str, list[list[Load]]] = {"batching on": [], "batching off": []}
         for turn in range(options.rounds):
             for name, batch in (("batching on", options.batch), ("batching off", 1)):
-                made = Inputs(mix, photos, seed=2 * turn + (batch == 1))
-                count = int(options.rate * (options.seconds + options.warm))
-                inputs = [made.next() for _ in range(count)]  # before the clock starts
-                with server(Path(place, "idx"), batch, options.precision) as (port, pid):
-                    rounds[name].append(asyncio.run(load(port, pid, inputs, options)))
-                show(name, rounds[name][-1])
-        on, off = (float(np.median([one.rate for one in found])) for found in rounds.values())
-        less, more = (float(np.median([one.cpu for one in found])) for found in rounds.values())
-        print(f"{options.clients} clients, {options.mix}, {options.precision}, {options.seconds:g} s each:")
-        print(f"{on / off:.2f}x the requests a second, {more / less:.2f}x the requests a CPU second")
+                seed = 2 * turn + (batch == 1)
+                rounds[name].append(side(Path(place, "idx"), batch, mix, photos, seed, options))
+                show(name, rounds[name][-1][0])
+        print(f"{options.clients} clients, {options.precision}, {options.seconds:g} s of the mix each:")
+        for n, what in enumerate([options.mix, *mix][: len(rounds["batching on"][0])]):
+            on, off = (float(np.median([one[n].rate for one in found])) for found in rounds.values())
+            less, more = (float(np.median([one[n].cpu for one in found])) for found in rounds.values())
+            print(
+                f"{what if n == 0 else what + ' alone'}: {on:.1f} against {off:.1f} requests/s, "
+                f"{on / off:.2f}x; {more / less:.2f}x the requests a CPU second"
+            )
 
 
 if __name__ == "__main__":

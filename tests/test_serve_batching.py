@@ -7,6 +7,7 @@ import base64
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ def batched(work: Callable[[Batcher], Awaitable[Any]]) -> Any:
     return asyncio.run(run())
 
 
+async def after(seconds: float, make: Callable[[], Awaitable[int]]) -> int:
+    await asyncio.sleep(seconds)
+    return await make()
+
+
 async def behind_the_first(batcher: Batcher, held: Held, *submits: Awaitable[Any]) -> list[Any]:
     """Submit while an item is being computed, then let it go."""
     first = asyncio.ensure_future(batcher.submit(held.kind, 1))
@@ -80,7 +86,25 @@ def test_groups_budgets_and_lengths_keep_apart() -> None:
         return await behind_the_first(b, held, *group, *long)
 
     assert batched(work) == [4, 6, 8, 10, 12, 14, 16]
-    assert held.batches == [[1], [2, 4], [3], [5, 7], [6], [8]]
+    assert held.batches == [[1], [2, 4], [5, 7], [6], [3], [8]]
+
+
+def test_a_full_batch_goes_first_but_not_for_long() -> None:
+    for wait, first in ((0.0, [3, 4, 5, 6]), (0.5, [2])):
+        held = Held(most=4)
+
+        async def work(b: Batcher, held: Held = held, wait: float = wait) -> list[Any]:
+            asyncio.get_running_loop().call_later(wait + 0.2, held.go.set)
+            return list(
+                await asyncio.gather(
+                    b.submit(held.kind, 1),
+                    after(0.05, lambda: b.submit(held.kind, 2, "a")),
+                    *(after(0.1 + wait, partial(b.submit, held.kind, n, "b")) for n in (3, 4, 5, 6)),
+                )
+            )
+
+        batched(work)
+        assert held.batches[:2] == [[1], first]
 
 
 def test_a_bad_one_fails_alone() -> None:

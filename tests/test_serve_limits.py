@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import socket
 import threading
 import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
-from serving import data_uri, picture, serving
+from serving import data_uri, image_part, picture, serving
 from test_serve_routes import refused
 
 from mmgem import MMGEM
 from mmgem.cli.main import main
 from mmgem.serve.errors import Refused
 from mmgem.serve.remote import public_address
+from mmgem.serve.server import listen
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,12 @@ def client(model: MMGEM) -> Iterator[httpx.Client]:
     small = {"body_mb": 0.1, "bodies_mb": 0.5, "body_seconds": 1.0, "megapixels": 0.1, "reader_seconds": 1.0}
     with serving(model, local=True, connections=20, **small) as (client, _):
         yield client
+
+
+def active(client: httpx.Client) -> float:
+    """Requests in work."""
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("mmgem_active_requests "))
 
 
 def address(client: httpx.Client) -> tuple[str, int]:
@@ -62,10 +71,10 @@ def test_pages_of_other_sites_may_not_ask(client: httpx.Client, model: MMGEM) ->
 
 
 def test_too_much_of_anything(client: httpx.Client) -> None:
-    json = {"content-type": "application/json"}
-    assert refused(client.post("/search", content=b" " * 200_000, headers=json)) == (413, "too_large")
+    as_json = {"content-type": "application/json"}
+    assert refused(client.post("/search", content=b" " * 200_000, headers=as_json)) == (413, "too_large")
     chunks = (b" " * 20_000 for _ in range(10))
-    assert refused(client.post("/search", content=chunks, headers=json)) == (413, "too_large")
+    assert refused(client.post("/search", content=chunks, headers=as_json)) == (413, "too_large")
     wide = picture(size=(400, 300))
     assert refused(client.post("/caption", files={"image": wide})) == (413, "too_many_pixels")
     assert refused(client.post("/caption", files={"image": picture()}, data={"photo": "0" * 16}))[0] == 422
@@ -134,6 +143,56 @@ def test_slow_senders_and_readers_are_cut_off(client: httpx.Client) -> None:
     assert client.get("/healthz").status_code == 200
 
 
+def test_who_reads_nothing_is_cut_off(model: MMGEM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen_small(host: str, port: int) -> socket.socket:
+        sock = listen(host, port)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the kernel takes little for its reader
+        return sock
+
+    monkeypatch.setattr("serving.listen", listen_small)
+    with serving(model, reader_seconds=0.5, connections=2) as (client, _):
+        whole = len(client.get("/docs").content)
+        assert whole > 20_000
+        for keep in ("close", "keep-alive"):
+            with socket.socket() as reader:
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+                reader.connect(address(client))
+                reader.sendall(f"GET /docs HTTP/1.1\r\nHost: x\r\nConnection: {keep}\r\n\r\n".encode())
+                time.sleep(2)
+                with suppress(ConnectionResetError):
+                    assert len(b"".join(iter(lambda: reader.recv(65536), b""))) < whole
+        assert client.get("/healthz").status_code == 200
+
+
+def test_what_a_client_that_left_waited_for_is_dropped(model: MMGEM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(model) as (client, _):
+        go = threading.Event()
+        batch = _Blocking(go)
+        monkeypatch.setattr(model, "batch", batch)
+        photo = json.dumps({"role": "user", "content": [image_part(picture())]})
+        asked = {
+            "/v1/embeddings": b'{"input": "cat"}',
+            "/v1/chat/completions": b'{"stream": true, "messages": [%b]}' % photo.encode(),
+        }
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(client.post, "/v1/embeddings", json={"input": "dog"})
+            assert batch.reached.wait(10)
+            for path, body in asked.items():
+                with socket.create_connection(address(client), 10) as raw:
+                    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                    raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                    while active(client) < 2:
+                        time.sleep(0.01)
+                while active(client) > 1:
+                    time.sleep(0.01)
+            go.set()
+            assert first.result().status_code == 200
+        figures = client.get("/metrics").text
+        assert 'mmgem_batch_items_sum{kind="text"} 1.0' in figures
+        assert 'mmgem_batch_items_sum{kind="photo"}' not in figures
+        assert 'method="POST",route="/v1/embeddings",status="gone"' in figures
+
+
 def test_no_more_connections_than_allowed(client: httpx.Client) -> None:
     open_ones = [socket.create_connection(address(client), 10) for _ in range(24)]
     assert any(b"too_many_connections" in s.recv(1000) for s in open_ones[-3:])
@@ -197,12 +256,14 @@ class _Blocking(int):
     """A batch size that whoever multiplies it waits for."""
 
     go: threading.Event
+    reached: threading.Event
 
     def __new__(cls, go: threading.Event) -> _Blocking:
         made = super().__new__(cls, 32)
-        made.go = go
+        made.go, made.reached = go, threading.Event()
         return made
 
     def __rmul__(self, other: int) -> int:
+        self.reached.set()
         self.go.wait(10)
         return other * 32

@@ -56,7 +56,9 @@ def test_sigterm_under_load(tiny_model_folder: Path, tmp_path: Path) -> None:
         server.send_signal(signal.SIGTERM)
         began = time.monotonic()
         assert server.wait(20) == 0
-        assert time.monotonic() - began < 10
-        assert {reply.result() for reply in asked} <= {200, 503}
+        took = time.monotonic() - began
+        assert took < 10
+        # All were accepted; on a machine too slow to finish in time the last are told so.
+        assert {reply.result() for reply in asked} <= ({200} if took < 6 else {200, 503})
         assert asked[0].result() == 200
     assert "Traceback" not in server.stderr.read()

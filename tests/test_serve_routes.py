@@ -217,6 +217,30 @@ def test_bodies_that_are_no_json(client: httpx.Client) -> None:
     assert refused(client.put("/search")) == (405, "method_not_allowed")
 
 
+def test_head_is_get_without_a_body(client: httpx.Client) -> None:
+    photo = next(iter(photos(client).values()))
+    for path in ("/healthz", "/photos", f"/photos/{photo}", f"/photos/{photo}/thumb", "/docs", "/"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == get.headers["content-length"]
+    assert client.head("/search").status_code == 405
+    assert (
+        'mmgem_requests_total{method="HEAD",route="/photos",status="200"} 1.0' in client.get("/metrics").text
+    )
+
+
+def test_any_words_and_names_go_through(model: MMGEM, tmp_path: Path) -> None:
+    save_photos(tmp_path / "photos", 1)
+    strange = tmp_path / "photos" / "дом \u202e 🐕 \ue000.png"
+    (tmp_path / "photos" / "0000.png").rename(strange)
+    update_index(tmp_path / "idx", tmp_path / "photos", lambda: model, model.fingerprint)
+    with serving(model, tmp_path / "idx") as (client, _):
+        assert list(photos(client)) == [strange.name]
+        for text in ("собака", "犬 🐕‍🦺", "a\u0000b", "\u202e"):
+            reply = ok(client.post("/search", json={"text": text}))
+            assert reply["query"]["text"] == text and reply["hits"][0]["name"] == strange.name
+
+
 def test_what_is_not_served_is_said(model: MMGEM) -> None:
     with serving(model) as (client, _):
         assert refused(client.post("/search", json={"text": "a"})) == (404, "no_index")

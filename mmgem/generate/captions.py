@@ -1,6 +1,7 @@
 """Captions from visual prefixes: greedy or beam search, batched, on the KV cache.
 
-Every prefix has the same length, so a batch needs no padding and its members cannot influence each other.
+Every prefix has the same length, so a batch needs no padding and its members cannot influence each other; one
+that is done leaves the batch.
 Beam search keeps K live hypotheses an image and ranks finished ones by log P / length ** alpha
 (Wu et al. 2016, arXiv 1609.08144, simplified); beams=1 is greedy decoding. :func:`choose_captions` then lets
 the model choose among the finished ones by its own embedding of them: what is likely, and looks like the
@@ -113,7 +114,7 @@ def caption_candidates(
     tokens = torch.empty(count, beams, 0, dtype=torch.long, device=device)
     ended_ones: list[list[Caption]] = [[] for _ in range(count)]
     best_score = torch.full((count,), -torch.inf, device=device)
-    open_ = torch.ones(count, dtype=torch.bool, device=device)
+    images = list(range(count))  # those that are still open
 
     for step in range(max_tokens):
         scores = (live[..., None] + log_probs).flatten(1)
@@ -125,32 +126,37 @@ def caption_candidates(
         # A hypothesis may end only from among the K best, as if the others were already pruned.
         final[:, beams:] = -torch.inf
         final = final.masked_fill(~ended, -torch.inf)
-        # Images that are done take no more: what is found must not depend on the others of the batch.
-        for b, w in torch.nonzero(torch.isfinite(final) & open_[:, None]).tolist():
+        for b, w in torch.nonzero(torch.isfinite(final)).tolist():
             ids = tokens[b, origin[b, w]].tolist()
-            ended_ones[b].append(Caption(ids, float(top[b, w]), float(final[b, w])))
-        best_score = torch.where(open_, torch.maximum(best_score, final.amax(1)), best_score)
+            ended_ones[images[b]].append(Caption(ids, float(top[b, w]), float(final[b, w])))
+        best_score = torch.maximum(best_score, final.amax(1))
 
         keep = top.masked_fill(ended, -torch.inf).topk(beams, dim=1)
         live, origin, token = keep.values, origin.gather(1, keep.indices), token.gather(1, keep.indices)
         tokens = torch.cat([tokens.gather(1, origin[..., None].expand(-1, -1, step)), token[..., None]], 2)
         # log P only falls; the best a live one can still score is at the greatest length.
         reachable = live[:, 0] / max_tokens**alpha
-        open_ = open_ & (best_score < reachable)
+        open_ = best_score < reachable
         if beams == 1:
             open_ = open_ & ~torch.isfinite(best_score)
-        if not open_.any() or step + 1 == max_tokens:
+        if step + 1 == max_tokens:
+            open_ = torch.zeros_like(open_)
+        # Images that are done take no more: what is found must not depend on the others of the batch.
+        for b in torch.nonzero(~open_)[:, 0].tolist():
+            if not ended_ones[images[b]]:
+                ended_ones[images[b]].append(Caption(tokens[b, 0].tolist(), float(live[b, 0])))
+        (kept,) = open_.nonzero(as_tuple=True)
+        if not len(kept):
             break
-        rows = (torch.arange(count, device=device)[:, None] * beams + origin).flatten()
-        cache.reorder_cache(rows)
-        at_position = torch.full((count * beams, 1), length + step, device=device)
+        images = [images[b] for b in kept.tolist()]
+        live, token, tokens, best_score = live[kept], token[kept], tokens[kept], best_score[kept]
+        cache.reorder_cache((kept[:, None] * beams + origin[kept]).flatten())
+        at_position = torch.full((len(kept) * beams, 1), length + step, device=device)
         states = llm(llm.embed(token.reshape(-1, 1)), at_position, None, cache)
-        log_probs = llm.logits(states[:, 0]).float().log_softmax(-1).view(count, beams, -1)
+        log_probs = llm.logits(states[:, 0]).float().log_softmax(-1).view(len(kept), beams, -1)
 
-    for b, found in enumerate(ended_ones):
+    for found in ended_ones:
         found.sort(key=lambda c: -c.score)
-        if not found:
-            found.append(Caption(tokens[b, 0].tolist(), float(live[b, 0])))
     return ended_ones
 
 

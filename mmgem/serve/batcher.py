@@ -1,16 +1,17 @@
 """Micro-batching: one thread computes, and what waits for it is joined into batches of a kind.
 
 Notable choices. Nothing ever waits for a batch to fill: the thread takes what is there, so an idle server
-answers at once and a busy one batches by itself. The oldest item is always in the next batch; only items of
-its kind and group, which cost about as much each, join it. An item nobody waits for any more is dropped. One
-bad item among others fails alone: its batch is run again in halves.
+answers at once and a busy one batches by itself. Only items of one kind and group, which cost about as much
+each, join. The next batch is that with the largest age of its oldest item, times the root of its size: a full
+batch goes before a small one that has waited up to six times as long, and nobody starves. What nobody waits
+for any more is dropped. One bad item among others fails alone: its batch is run again in halves.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -40,7 +41,7 @@ class Kind(Generic[Item, Result]):
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    order: int
+    since: float
     item: Any
     cost: int
     future: asyncio.Future[Any]
@@ -60,7 +61,6 @@ class Batcher:
         self._metrics = metrics
         self._ready = threading.Condition()
         self._lines: dict[Hashable, _Line] = {}
-        self._order = itertools.count()
         self._closed: Exception | None = None
         self._thread = threading.Thread(target=self._work, name=f"mmgem-{name}", daemon=True)
         self._thread.start()
@@ -77,7 +77,7 @@ class Batcher:
         length = cost.bit_length() if cost > 256 else 0
         with self._ready:
             line = self._lines.setdefault((kind, group, length), _Line(kind))
-            line.jobs.append(_Job(next(self._order), item, cost, future))
+            line.jobs.append(_Job(time.monotonic(), item, cost, future))
             self._ready.notify()
         self._metrics.waiting.labels(kind.name).inc()
         try:
@@ -113,8 +113,13 @@ class Batcher:
             del jobs, results  # nothing of a batch outlives it
 
     def _take(self) -> tuple[Kind[Any, Any], list[_Job]]:
-        """The oldest job and those that join it. Called with the lock held."""
-        key, line = min(self._lines.items(), key=lambda entry: entry[1].jobs[0].order)
+        """The jobs of the next batch. Called with the lock held."""
+        now = time.monotonic()
+
+        def urgency(line: _Line) -> float:
+            return (now - line.jobs[0].since) * math.sqrt(min(len(line.jobs), line.kind.most))
+
+        key, line = max(self._lines.items(), key=lambda entry: urgency(entry[1]))
         kind, taken, cost = line.kind, list[_Job](), 0
         while line.jobs and len(taken) < kind.most:
             if taken and cost + line.jobs[0].cost > kind.budget:

@@ -81,6 +81,8 @@ class Watched:
                 self._seen = stamp
             except SearchIndexError as error:  # half written, or gone: the state at hand still serves
                 _log.warning("the index could not be opened again: %s", error)
+            except Exception:  # a bug must not end the watching
+                _log.exception("the index could not be opened again")
             pause = max(_EVERY, _RELAX * (time.perf_counter() - began))
 
     def _open(self, generation: int) -> Gallery:

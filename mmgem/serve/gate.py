@@ -2,7 +2,8 @@
 
 Order: the host and the page a request comes from, the token, the number of requests in work, the whole body
 within its size and time, then the deadline. The body is read before a request counts as in work, so that slow
-senders take nobody's place.
+senders take nobody's place. What a client that has left was waiting for is given up. HEAD is answered as GET;
+uvicorn leaves the body out.
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ class Gate:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close", "code": 1003})
+        method = scope["method"]
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}
         reply = _Reply(send)
         began = time.perf_counter()
         body = bytearray()
@@ -90,12 +94,12 @@ class Gate:
         except Exception as error:
             told = refusal(error)
             if told.status == 500:
-                _log.exception("%s %s", scope["method"], scope["path"])
+                _log.exception("%s %s", method, scope["path"])
             if not reply.status:
                 await error_reply(told)(scope, receive, reply.send)
         finally:
             self._held -= len(body)
-            self._count(scope, reply.status, time.perf_counter() - began)
+            self._count(scope, method, reply.status, time.perf_counter() - began)
         return None
 
     def _admit(self, scope: Scope) -> None:
@@ -148,10 +152,15 @@ class Gate:
         self._active += 1
         self.metrics.active.set(self._active)
         try:
-            async with asyncio.timeout(self.limits.seconds) as timer:
-                reply.timer = timer
-                await self.app(scope, receive, reply.send)
+            async with asyncio.timeout(self.limits.seconds) as reply.timer:
+                watching = asyncio.create_task(reply.watch(receive))
+                try:
+                    await self.app(scope, receive, reply.send)
+                finally:
+                    watching.cancel()
         except TimeoutError as error:
+            if reply.gone:
+                raise _Gone from error
             message = f"no answer within {self.limits.seconds:g} s"
             raise Refused(504, "deadline", message) from error
         finally:
@@ -161,10 +170,10 @@ class Gate:
     def _busy(self) -> Refused:
         return Refused(429, "queue_full", "busy; try again later", retry=max(1, round(self._took)))
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         # Only routes that exist, or anybody could make the metrics grow without end.
         route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if scope["method"] in ("GET", "POST", "HEAD") else "other"
+        method = method if method in ("GET", "POST", "HEAD") else "other"
         self.metrics.requests.labels(route, method, str(status or "gone")).inc()
         self.metrics.seconds.labels(route).observe(seconds)
 
@@ -174,11 +183,20 @@ class _Gone(Exception):
 
 
 class _Reply:
-    """What goes out: its status, and our headers on it. Once it starts, the deadline is met."""
+    """What goes out: its status, and our headers on it. Once it starts, the deadline is met. ``gone``: its
+    client left before that."""
 
     def __init__(self, send: Send) -> None:
-        self._send, self.status = send, 0
+        self._send, self.status, self.gone = send, 0, False
         self.timer: asyncio.Timeout | None = None
+
+    async def watch(self, receive: Receive) -> None:
+        """Let the deadline come at once if the client leaves before there is an answer."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if not self.status and self.timer is not None and not self.timer.expired():
+            self.gone = True
+            self.timer.reschedule(asyncio.get_running_loop().time())
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

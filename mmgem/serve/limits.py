@@ -40,7 +40,7 @@ class Limits:
     body_seconds: float = 20.0
     """A body has to arrive within this time, the head of a request within a quarter of it."""
     reader_seconds: float = 30.0
-    """A client that takes nothing of its answer for this long is cut off."""
+    """A client that takes less than 64 kB of its answer in this time, nor all of it, is cut off."""
     megapixels: float = 50.0
     """Largest photo, in 10^6 pixels."""
     recent: int = 4096

@@ -1,7 +1,7 @@
 """Clients that send or read too slowly, and connections beyond the limit, are cut off.
 
 uvicorn limits neither the time a request's head takes, nor its size, nor how long an answer waits for a
-client that does not read it.
+client that does not read it: not even the end of one, after which it closes the connection and waits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ else:
     Protocol = AutoHTTPProtocol
 
 _HEAD_BYTES = 64 * 1024
+_LEAST = 64 * 1024  # bytes of an answer that its reader takes in ``reader_seconds``
 
 
 def impatient(limits: Limits) -> type[asyncio.Protocol]:
@@ -32,7 +33,8 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
         head_bytes = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
+            super().connection_made(_Lenient(transport))
+            transport.set_write_buffer_limits(high=0)  # pause_writing as soon as anything waits
             if len(self.connections) > limits.connections:
                 self._say(Refused(503, "too_many_connections", "too many open connections"))
             else:
@@ -57,7 +59,7 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
         def pause_writing(self) -> None:
             super().pause_writing()
             if self.reader_timer is None:
-                self.reader_timer = self.loop.call_later(limits.reader_seconds, self._cut_off)
+                self._await_reader()
 
         def resume_writing(self) -> None:
             if self.reader_timer is not None:
@@ -77,9 +79,17 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
         def _await_head(self) -> None:
             self.head_timer = self.loop.call_later(limits.body_seconds / 4, self._cut_off)
 
+        def _await_reader(self) -> None:
+            waits = self.transport.get_write_buffer_size()
+            self.reader_timer = self.loop.call_later(limits.reader_seconds, self._look_at_reader, waits)
+
+        def _look_at_reader(self, waited: int) -> None:
+            if self.transport.get_write_buffer_size() > waited - _LEAST:
+                self._cut_off()
+            else:
+                self._await_reader()
+
         def _cut_off(self) -> None:
-            if self.cycle is not None:  # or what it still sends would be an error
-                self.cycle.disconnected = True
             self.transport.abort()
 
         def _say(self, error: Refused) -> None:
@@ -93,3 +103,18 @@ def impatient(limits: Limits) -> type[asyncio.Protocol]:
             self.transport.close()
 
     return Impatient
+
+
+class _Lenient:
+    """A transport that ignores what is written after its end: of several requests sent at once on a
+    connection uvicorn tells only the last that the client has gone."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)

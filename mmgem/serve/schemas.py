@@ -244,7 +244,7 @@ class HeatmapReply(Sized):
     """Cosines, rows from the top; where the highest is, in pixels; and it."""
 
     heat: list[list[float]]
-    peak: tuple[float, float]
+    peak: Annotated[list[float], Field(min_length=2, max_length=2)]
     score: float
 
 

@@ -195,7 +195,7 @@ class Service:
     ) -> list[Hit]:
         """The best ``k`` photos, or boxes of so many photos. Raises ``UsageError`` if it has no regions."""
         query = (gallery.index, Query(vector, k, regions, place))
-        return await self._search.submit(self.work.searches, query, (id(gallery), regions))
+        return await self._search.submit(self.work.searches, query, (gallery.generation, regions))
 
     async def rerank(self, gallery: Gallery, text: str, k: int) -> list[Hit]:
         """The best ``k`` photos for a text, as :func:`mmgem.search.rerank.rerank` finds and orders them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import re
 import time
 import uuid
@@ -33,6 +34,8 @@ from mmgem.serve.schemas import (
 from mmgem.serve.service import Service, all_of
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
+
+_log = logging.getLogger(__name__)
 
 _BEAMS, _TOKENS = 3, 30
 
@@ -165,7 +168,10 @@ async def _stream(
         yield _event(problem(late))
         return
     except Exception as error:
-        yield _event(problem(refusal(error)))
+        told = refusal(error)
+        if told.status == 500:
+            _log.exception("a stream failed")
+        yield _event(problem(told))
         return
     for word in re.findall(r"\s*\S+", said):
         yield event({"content": word})
