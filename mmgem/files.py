@@ -43,7 +43,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     new.mkdir()
     try:
         fill(new)
-    except BaseException:
+    except Exception:
         shutil.rmtree(new, ignore_errors=True)
         raise
     for file in new.rglob("*"):
