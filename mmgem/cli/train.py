@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,4 +30,13 @@ def train(
     quiet_libraries()
     from mmgem.train.loop import train as run
 
-    print(run(loaded))
+    out = run(loaded)
+    if os.environ.get("RANK", "0") == "0":
+        print(out)
+    if "RANK" in os.environ:
+        # Threads of gloo outlive FSDP's group, and one that frees a tensor while Python ends aborts the
+        # process: torchrun then calls the run failed (pytorch/pytorch#179291).
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

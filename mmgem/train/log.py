@@ -43,6 +43,13 @@ class Log:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
 
+    def close(self) -> None:
+        """End the run in the trackers, with all that was written."""
+        for run in self.runs:
+            run.finish()
+        if self.board is not None:
+            self.board.close()
+
 
 def _step(line: str) -> float:
     try:

@@ -134,6 +134,8 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
             meter.note(problem)
     if not run.scored:
         export(run, out / "model", {"step": run.total})
+    if log:
+        log.close()
     ranks.wait()
     return out / "model"
 
