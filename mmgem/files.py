@@ -8,6 +8,8 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+NEW, OLD = ".mmgem-new", ".mmgem-old"  # siblings of a folder that is being replaced; nobody else's names
+
 
 def cache_home() -> Path:
     """``$MMGEM_CACHE``, or ``mmgem`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
@@ -34,7 +36,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     raises.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    new, old = folder.with_name(folder.name + NEW), folder.with_name(folder.name + OLD)
     for leftover in (new, old):
         if leftover.exists() and (leftover != old or folder.exists()):
             shutil.rmtree(leftover)

@@ -11,7 +11,7 @@ import torch
 import toys
 from safetensors.torch import load_file, save_file
 
-from mmgem.errors import CheckpointError
+from mmgem.errors import CheckpointError, UsageError
 from mmgem.files import write_folder
 from mmgem.models.checkpoint import load_model, own_tensors, save_model
 from mmgem.models.network import MMGEMNetwork
@@ -165,7 +165,7 @@ def test_a_kill_while_writing_leaves_the_old_model(folder: Path, files_written: 
 
     with pytest.raises(Killed):
         write_folder(folder, fill)
-    assert folder.with_name("model.new").is_dir()
+    assert folder.with_name("model.mmgem-new").is_dir()
     before = outputs(load_model(folder)[0])
     other = toys.network("qwen2", seed=1)
     save_model(folder, other, toys.tokenizer(), "")
@@ -177,10 +177,10 @@ def test_a_kill_while_writing_leaves_the_old_model(folder: Path, files_written: 
 def test_a_kill_between_the_renames_leaves_a_model(folder: Path) -> None:
     before = outputs(load_model(folder)[0])
     # The old folder is out of the way, the new one not yet in its place.
-    shutil.copytree(folder, folder.with_name("model.new"))
-    folder.rename(folder.with_name("model.old"))
+    shutil.copytree(folder, folder.with_name("model.mmgem-new"))
+    folder.rename(folder.with_name("model.mmgem-old"))
     assert torch.equal(outputs(load_model(folder)[0]), before)
-    assert resolve(folder) == folder.with_name("model.old")
+    assert resolve(folder) == folder.with_name("model.mmgem-old")
     save_model(folder, toys.network("qwen2", seed=1), toys.tokenizer(), "")
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
     assert resolve(folder) == folder
@@ -188,11 +188,33 @@ def test_a_kill_between_the_renames_leaves_a_model(folder: Path) -> None:
 
 def test_a_kill_before_the_old_folder_is_deleted(folder: Path) -> None:
     # Both names are there: the new model counts, the leftover goes with the next write.
-    shutil.copytree(folder, folder.with_name("model.old"))
-    (folder.with_name("model.old") / "config.json").unlink()
+    shutil.copytree(folder, folder.with_name("model.mmgem-old"))
+    (folder.with_name("model.mmgem-old") / "config.json").unlink()
     network, tokenizer = load_model(folder)
     save_model(folder, network, tokenizer, "")
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_what_is_no_model_is_not_replaced(folder: Path) -> None:
+    network, tokenizer = load_model(folder)
+    mine = folder.with_name("photos")
+    beside = [folder.with_name(name) for name in ("model.old", "model.new", "photos")]
+    for place in beside:
+        place.mkdir()
+        (place / "photo.jpg").write_bytes(b"mine")
+    (mine / "config.json").write_text('{"model_type": "llama"}')
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    for place, said in ((mine, "other things"), (mine / "photo.jpg", "no folder"), (link, "no folder")):
+        with pytest.raises(UsageError, match=said):
+            save_model(place, network, tokenizer, "")
+    empty = folder.with_name("empty")
+    empty.mkdir()
+    for place in (folder, empty):
+        save_model(place, network, tokenizer, "")
+        load_model(place)
+    assert all((place / "photo.jpg").read_bytes() == b"mine" for place in beside)
+    assert link.is_symlink()
 
 
 def test_unknown_models_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mmgem.errors import UsageError
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or name.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; replaced if it is there.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; a model there is replaced.")],
     kind: Annotated[
         Literal["small", "onnx", "openvino"], typer.Option("--format", help="What to write.")
     ] = "small",

@@ -19,8 +19,7 @@ from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.graphs import quiet, write_onnx
 from mmgem.export.run import Facts, Kind, Precision, graph_folder, needs_extra, use_graphs
-from mmgem.files import write_folder
-from mmgem.models.checkpoint import load_model
+from mmgem.models.checkpoint import load_model, replace_model
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.scales import all_sides
@@ -58,7 +57,7 @@ def export_graphs(
     least: float | None = None,
     traced: Path | None = None,
 ) -> Facts:
-    """Write a copy of model folder ``source`` with graphs to ``out``, replaced as a whole.
+    """Write a copy of model folder ``source`` with graphs to ``out``; a model there is replaced as a whole.
 
     ``least``: the lowest cosine of an embedding with torch's that is accepted, of sample texts and pictures;
     None: ``LEAST_COSINE``. ``traced``: a folder of :func:`write_onnx` of this model, else it is made. Raises
@@ -89,7 +88,7 @@ def export_graphs(
         facts.save(graphs)
 
     facts = Facts(kind, precision, sides, {})
-    write_folder(out, fill)
+    replace_model(out, fill)
     return facts
 
 

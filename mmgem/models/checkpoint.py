@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmgem.config import ModelConfig, Preprocessing, from_dict, to_dict
 from mmgem.data.tokens import Tokenizer
-from mmgem.errors import CheckpointError, ConfigError
+from mmgem.errors import CheckpointError, ConfigError, UsageError
 from mmgem.files import write_atomic, write_folder
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.registry import complete
@@ -84,15 +84,37 @@ def save_model(
     bits: dict[str, int] | None = None,
     more: Callable[[Path], None] | None = None,
 ) -> None:
-    """:func:`write_model` to a folder that is replaced as a whole; ``more`` writes what else belongs into
-    it."""
+    """:func:`write_model` to a folder that is replaced as :func:`replace_model` does; ``more`` writes what
+    else belongs into it."""
 
     def fill(new: Path) -> None:
         write_model(new, network, tokenizer, card, bits)
         if more is not None:
             more(new)
 
+    replace_model(folder, fill)
+
+
+def replace_model(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write a model, which then takes the place of ``folder`` as a whole.
+
+    Raises ``UsageError``, before anything is done, if ``folder`` is something else than a model, nothing, or
+    an empty folder: what people keep is never replaced.
+    """
+    folder = folder.absolute()
+    there = folder.is_symlink() or folder.exists()
+    if there and (folder.is_symlink() or not folder.is_dir()):
+        raise UsageError(f"{folder}: is there, and no folder; name another")
+    if there and any(folder.iterdir()) and not _is_model(folder):
+        raise UsageError(f"{folder}: holds other things than a model; name another folder, or an empty one")
     write_folder(folder, fill)
+
+
+def _is_model(folder: Path) -> bool:
+    try:
+        return {"format", "model"} <= _json(folder / "config.json").keys()
+    except CheckpointError:
+        return False
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from mmgem.errors import CheckpointError
+from mmgem.files import OLD
 
 PACKAGED = Path(__file__).parent.parent / "weights"
 
@@ -42,7 +43,8 @@ def lasting_name(name: str | os.PathLike[str]) -> str:
 
 def complete(folder: Path) -> Path:
     """``folder``, or its last whole version where a kill came between the two renames that replace it."""
-    old = folder.with_name(f"{folder.name}.old")
+    whole = folder.absolute()
+    old = whole.with_name(whole.name + OLD)
     return old if old.is_dir() and not folder.exists() else folder
 
 
