@@ -67,7 +67,9 @@ def search(
     if not len(photos):
         raise UsageError(f"{idx}: the index holds no photos")
     if regions and not photos.regions:
-        raise UsageError(f"{idx}: was made without regions; make an index with: mmgem index DIR --regions 20")
+        raise UsageError(
+            f"{idx}: was made without regions; make an index with: mmgem index DIR --out NEW.idx --regions 20"
+        )
     mmgem = load_model(name)
     hits: Sequence[Hit]
     if rerank and words is not None:

@@ -157,7 +157,9 @@ class PhotoIndex:
         """Search for each row of ``vectors`` (q, D) at its place: as :meth:`search_regions`, but faster than
         one at a time."""
         if not self.regions:
-            raise UsageError("this index has no regions; make one with: mmgem index DIR --regions 20")
+            raise UsageError(
+                "this index has no regions; make one with: mmgem index DIR --out NEW.idx --regions 20"
+            )
         queries = self._checked(np.asarray(vectors, np.float32), k)
         where = list(places) if places is not None else [None] * len(queries)
         found: list[list[Hit]] = []
