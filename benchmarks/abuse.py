@@ -30,6 +30,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+from memory import resident
 from PIL import Image
 
 TOKEN, SECRET = "token-of-the-bench", "the-secret-beside-the-photos"
@@ -343,11 +344,6 @@ def generated(client: httpx.Client, options: argparse.Namespace) -> Told:
     )
 
 
-def resident(process: subprocess.Popen[str]) -> str:
-    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())
-    return f"{int(found[1]) / 1e3:.0f} MB" if found else "?"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -362,7 +358,7 @@ def main() -> None:
         options.images, options.examples = 24, 2
     bad = 0
     with server(options) as (client, process, folder):
-        print(f"resident at start {resident(process)}")
+        print(f"resident at start {resident(process.pid) / 1e6:.0f} MB")
         for part in (hostile_photos, large_bodies, slow_clients, paths_out, tokens, generated):
             began = time.perf_counter()
             told = part(client, options)
@@ -378,7 +374,8 @@ def main() -> None:
         figures = client.get("/metrics").text
         bad += len(re.findall(r'mmgem_requests_total\{.*status="500"\}', figures))
         bad += "Traceback" in (folder / "log").read_text()
-        print(f"alive afterwards: {alive.status_code}, resident {resident(process)}, wrong: {bad}")
+        megabytes = resident(process.pid) / 1e6
+        print(f"alive afterwards: {alive.status_code}, resident {megabytes:.0f} MB, wrong: {bad}")
         if bad:
             print((folder / "log").read_text()[-5000:])
     sys.exit(bool(bad))

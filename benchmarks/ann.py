@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import resident
 
 from mmgem.files import write_atomic
 from mmgem.progress import track
@@ -155,13 +155,13 @@ def recall(truth: Sequence[Sequence[Hit]], found: Sequence[Sequence[Hit]]) -> fl
     return float(np.mean(shared)) / K
 
 
-def resident(out: Path | None, exact: bool, clusters: int) -> int:
+def searching(out: Path | None, exact: bool, clusters: int) -> int:
     """Bytes in memory, mapped files included, after a hundred searches (none: before the index is open)."""
     if out is not None:
         index = PhotoIndex.open(out, exact=exact)
         for query in members(QUERIES, 2 if exact else 100, clusters):
             index.search(query, K)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident()
 
 
 def alone(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -191,9 +191,9 @@ def main() -> None:
         print(f"{kind}: {seconds[kind]:.0f} CPU seconds", flush=True)
     if options.build_only:
         return
-    bare = alone(resident, None, True, clusters)
+    bare = alone(searching, None, True, clusters)
     first = options.work / f"{count}-{kinds.split(',')[0]}"
-    whole = alone(resident, first, True, clusters) - bare
+    whole = alone(searching, first, True, clusters) - bare
     print(f"{count:,} vectors x {DIM} in {clusters:,} clusters, top {K}")
     print(f"exact: on the disk {count * DIM * 4 / 1e6:.0f} MB, resident {whole / 1e6:.0f} MB")
     print(f"{'':10} recall@{K}    queries a second, graph : exact")
@@ -203,7 +203,7 @@ def main() -> None:
     for kind in kinds.split(","):
         out = options.work / f"{count}-{kind}"
         told = alone(measure, out, clusters)
-        memory = alone(resident, out, False, clusters) - bare
+        memory = alone(searching, out, False, clusters) - bare
         (e1, g1), (e2, g2) = told["one"].values(), told["many"].values()
         print(
             f"{kind:10} {told['recall']:.3f} {told['far']:.3f} {g1:7.0f} : {e1:5.1f} = {g1 / e1:5.1f}x "

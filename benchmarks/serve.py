@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from memory import resident
 from PIL import Image
 
 WORDS = (  # noqa: SIM905
@@ -136,11 +137,6 @@ class Load:
     memory: list[float]
 
 
-def resident(pid: int) -> float:
-    """Memory of a process in MB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
 def cpu_seconds(pid: int) -> float:
     """CPU time a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -150,25 +146,25 @@ def cpu_seconds(pid: int) -> float:
 async def load(port: int, pid: int, inputs: list[Request], clients: int, warm: float, seconds: float) -> Load:
     """Load the server, and measure for ``seconds`` from the end of the warm-up on."""
     told: list[Told] = []
-    memory = [resident(pid)]
+    memory = [resident(pid) / 1e6]
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(60)
-            memory.append(resident(pid))
+            memory.append(resident(pid) / 1e6)
 
     starts = time.perf_counter() + warm
     ends = starts + seconds
     asking = asyncio.gather(*(client(port, inputs, ends, told) for _ in range(clients)))
     await asyncio.sleep(warm)
-    memory.append(resident(pid))
+    memory.append(resident(pid) / 1e6)
     watching = asyncio.create_task(watch())
     before = cpu_seconds(pid)
     await asyncio.sleep(seconds)
     spent = cpu_seconds(pid) - before
     await asking
     watching.cancel()
-    memory.append(resident(pid))
+    memory.append(resident(pid) / 1e6)
     assert inputs, "ran out of inputs: raise --rate"
     counted = [row for row in told if starts <= row[0] < ends]
     return Load(len(counted) / seconds, spent / max(1, len(counted)), counted, memory)

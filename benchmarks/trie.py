@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import resident
 
 from mmgem.corpus.trie import Node, Trie
 
@@ -44,11 +44,6 @@ def random_rows(passages: int, tokens: int) -> np.ndarray:
     copies = rng.permutation(passages)[: passages // 100]
     rows[copies] = rows[rng.integers(0, passages, len(copies))]
     return rng.permutation(rows)
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def grown_by_trie(folder: Path) -> int:

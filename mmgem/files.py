@@ -59,6 +59,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(old)
 
 
+def folder_bytes(folder: Path) -> int:
+    """Size of all files of a folder and those below it."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def lock_folder(folder: Path) -> sqlite3.Connection | None:
     """Take ``folder/lock``: SQLite's own file lock, on every system, freed on close or when the process dies.
 

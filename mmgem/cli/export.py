@@ -10,6 +10,7 @@ import typer
 from mmgem.cli.inputs import quiet_libraries
 from mmgem.cli.output import note
 from mmgem.errors import UsageError
+from mmgem.files import folder_bytes
 
 
 def export(
@@ -56,6 +57,6 @@ def export(
         facts = export_graphs(resolve(model), out, kind, precision, least)
         agree = ", ".join(f"{name} {cosine:.5f}" for name, cosine in sorted(facts.least_cosine.items()))
         note(f"lowest cosine with torch on samples: {agree}")
-        size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+        size = folder_bytes(out)
     note(f"{size / 1e6:.1f} MB")
     print(out)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -16,6 +17,13 @@ _LISTED = 20
 def note(text: str) -> None:
     """Tell the user something that is not a result."""
     print(f"mmgem: {text}", file=sys.stderr)
+
+
+def leave() -> NoReturn:
+    """End the process at once and well, whatever its threads still do; results are shown first."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def print_json(value: dict[str, Any]) -> None:

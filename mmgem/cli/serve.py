@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +10,7 @@ import typer
 
 from mmgem.cli.hits import open_index
 from mmgem.cli.inputs import load_model
-from mmgem.cli.output import note
+from mmgem.cli.output import leave, note
 from mmgem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,9 +87,7 @@ def serve(
         note(f"serving {options.name}, {photos}; stop with Ctrl-C")
 
     make_server(service, token, allow_origin or [], local, started).run(sockets=[sock])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # a photo or a batch nobody waits for may still be in a thread; nothing is left to save
+    leave()  # a photo or a batch nobody waits for may still be in a thread; nothing is left to save
 
 
 def _limits(changes: list[str]) -> Limits:

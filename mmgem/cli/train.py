@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmgem.cli.inputs import quiet_libraries
+from mmgem.cli.output import leave
 
 
 def train(
@@ -37,6 +37,4 @@ def train(
         # Threads of gloo outlive FSDP's group, and one that frees a tensor while Python ends aborts the
         # process: torchrun then calls the run failed (pytorch/pytorch#179291).
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+        leave()

@@ -138,7 +138,7 @@ class Batches:
         self.box_images = min(-(-boxes // config.boxes_per_image), len(self.regional))
         for count, what in ((self.size, "images"), (self.box_images, "images to take boxes from")):
             if count:
-                check_enough(count, what, part)
+                check_enough(count, what, part[1])
         walked, each = (self.usable, self.size) if self.size else (self.regional, self.box_images)
         self.per_epoch = len(walked) // each
         self._read_texts(tokenizer, records if boxed is None else records + boxed[0])

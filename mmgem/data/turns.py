@@ -14,10 +14,10 @@ def part_of(count: int, part: tuple[int, int]) -> slice:
     return slice(rank * count // ranks, (rank + 1) * count // ranks)
 
 
-def check_enough(count: int, what: str, part: tuple[int, int]) -> None:
-    """Raise ``ConfigError`` if a step has ``count`` of something, and that is too few for every rank."""
-    if count < part[1]:
-        raise ConfigError(f"train.batch: {count} {what} a step, fewer than the {part[1]} processes")
+def check_enough(count: int, what: str, ranks: int, field: str = "train.batch") -> None:
+    """Raise ``ConfigError`` naming ``field`` if a step has ``count`` of something, too few for ``ranks``."""
+    if count < ranks:
+        raise ConfigError(f"{field}: {count} {what} a step, fewer than the {ranks} processes")
 
 
 def in_rounds(seed: tuple[int, ...], turn: int, count: int, want: int) -> list[int]:

@@ -102,10 +102,9 @@ def replace_model(folder: Path, fill: Callable[[Path], None]) -> None:
     an empty folder: what people keep is never replaced.
     """
     folder = folder.absolute()
-    there = folder.is_symlink() or folder.exists()
-    if there and (folder.is_symlink() or not folder.is_dir()):
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder}: is there, and no folder; name another")
-    if there and any(folder.iterdir()) and not _is_model(folder):
+    if folder.exists() and any(folder.iterdir()) and not _is_model(folder):
         raise UsageError(f"{folder}: holds other things than a model; name another folder, or an empty one")
     write_folder(folder, fill)
 

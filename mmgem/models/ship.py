@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from mmgem.errors import CheckpointError, UsageError
+from mmgem.files import folder_bytes
 from mmgem.models.checkpoint import load_model, own_tensors, save_model
+from mmgem.models.hub import read_card
 from mmgem.models.network import MMGEMNetwork
 
 
@@ -29,11 +31,10 @@ def ship(source: Path, out: Path, other: Path | None = None, share: float = 0.5)
     network, tokenizer = load_model(source)
     if other is not None:
         mix(network, load_model(other)[0], share)
-    card = (source / "README.md").read_text(encoding="utf-8") if (source / "README.md").exists() else ""
     corpus = source / "corpus"
     more = (lambda new: shutil.copytree(corpus, new / "corpus")) if corpus.is_dir() else None
-    save_model(out, network, tokenizer, card, shipping_bits(network), more)
-    return sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    save_model(out, network, tokenizer, read_card(source), shipping_bits(network), more)
+    return folder_bytes(out)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from mmgem.config import DataConfig
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record
 from mmgem.data.shards import find_shards, is_shards
-from mmgem.data.shards.find import open_shard
+from mmgem.data.shards.find import named_by, open_shard
 from mmgem.data.tokens import Tokenizer
 
 ASSUMED_TOKENS = 16
@@ -70,7 +69,7 @@ def captions_of(data: DataConfig, tokenizer: Tokenizer | None, tokens: int | Non
     """
     assert data.train is not None
     told = Captions()
-    if not (data.train.exists() or any(glob.iglob(str(data.train)))):  # noqa: PTH207  (may be absolute)
+    if not named_by(data.train):
         told.assumed = f"{data.train} is not here: texts of {tokens or ASSUMED_TOKENS} tokens"
     else:
         reader = tokenizer or WordTokens()

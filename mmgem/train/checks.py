@@ -112,7 +112,7 @@ def _check_shares(recipe: Recipe, ranks: Ranks) -> None:
     boxed = -(-boxes // data.boxes_per_image)
     for count, what in ((batch - boxes, "images"), (boxed, "images to take boxes from")):
         if data.train is not None and count:
-            check_enough(count, what, (ranks.rank, ranks.size))
+            check_enough(count, what, ranks.size)
     if recipe.corpus.passages and recipe.corpus.batch < ranks.size:
         raise ConfigError(f"corpus.batch: {recipe.corpus.batch} is too small for {ranks.size} processes")
 

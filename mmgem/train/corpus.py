@@ -18,6 +18,7 @@ from mmgem.data.corpus_batches import CorpusBatches
 from mmgem.data.passages import Passage, Query, load_corpus, load_queries
 from mmgem.data.prompts import Prompts
 from mmgem.data.tokens import Tokenizer
+from mmgem.data.turns import check_enough
 from mmgem.errors import ConfigError
 from mmgem.evaluate.passages import ranking_scores
 from mmgem.models.embedding import embed_texts, unit_rows
@@ -81,9 +82,8 @@ def corpus_side(
         )
     tokenizer.encode_parts([q.query for q in dev])  # a query that is too long is said now
     for count, what in ((len(passages), "passages"), (len(batches.pairs), "sentences and queries")):
-        few = count // batches.per_epoch  # every rank has to have some at every step
-        if few < ranks.size:
-            raise ConfigError(f"corpus.batch: {few} {what} a step, fewer than the {ranks.size} processes")
+        # Every rank has to have some at every step.
+        check_enough(count // batches.per_epoch, what, ranks.size, "corpus.batch")
     return CorpusSide(config, passages, tokenizer, prompts, batches, dev)
 
 

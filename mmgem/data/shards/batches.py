@@ -74,7 +74,7 @@ class StreamBatches:
                 raise ConfigError(f"data.{name}: shards give no boxes; use a dataset of loose files")
         self.stream, self.tokenizer, self.config, self.part, self.tail = stream, tokenizer, config, part, tail
         self.size = min(size, stream.samples)
-        check_enough(self.size, "images", part)
+        check_enough(self.size, "images", part[1])
         whole = stream.samples // self.size
         self.per_epoch: float = whole if tail == "drop" else stream.samples / self.size
         self._broken: dict[int, dict[Place, str]] = {}

@@ -43,6 +43,11 @@ def is_shards(path: str | os.PathLike[str]) -> bool:
     return path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(_at_top(path)))
 
 
+def named_by(path: Path) -> list[Path]:
+    """What ``path`` is the name of, or else a pattern for (``*``, ``?``, ``[...]``), sorted."""
+    return [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path)))]  # noqa: PTH207
+
+
 def find_shards(path: str | os.PathLike[str], split: str | None = None) -> list[Path]:
     """The shards that ``path`` names, sorted: a file, a pattern (``*``, ``?``, ``[...]``), or a folder.
 
@@ -52,8 +57,7 @@ def find_shards(path: str | os.PathLike[str], split: str | None = None) -> list[
     """
     path = Path(path)
     if not path.is_dir():
-        found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(str(path)))]  # noqa: PTH207
-        shards = [file for file in found if file.suffix.lower() in SUFFIXES]
+        shards = [file for file in named_by(path) if file.suffix.lower() in SUFFIXES]
         if not shards:
             raise UsageError(f"{path}: no such shard")
         return shards
