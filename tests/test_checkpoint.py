@@ -227,9 +227,23 @@ def test_unknown_models_are_refused(tmp_path: Path) -> None:
 def test_fingerprint_tells_models_apart(folder: Path, tmp_path: Path) -> None:
     before = fingerprint(folder)
     assert fingerprint(Path(shutil.copytree(folder, tmp_path / "copy"))) == before
-    save_model(folder, toys.network("qwen2", seed=1), toys.tokenizer(), "")
-    assert fingerprint(folder) != before
-    (folder / "model.safetensors").unlink()
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    seen = {before}
+    for name, tensor in tensors.items():  # each alone: a vector of [EMB] as well as a large matrix
+        save_file({**tensors, name: tensor + 0.01}, weights)
+        seen.add(fingerprint(folder))
+    assert len(seen) == 1 + len(tensors)
+    for damage in (
+        weights.read_bytes()[:-1],
+        b"no weights, but of some length",
+        b"",
+        b"\x02" + bytes(7) + b"[]",
+    ):
+        weights.write_bytes(damage)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged, or not in the safetensors"):
+            fingerprint(folder)
+    weights.unlink()
     with pytest.raises(CheckpointError, match="missing"):
         fingerprint(folder)
 

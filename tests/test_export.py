@@ -12,6 +12,7 @@ import pytest
 import torch
 import toys
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgem import MMGEM
@@ -181,6 +182,22 @@ def test_a_missing_library_is_named(
     (tmp_path / "fast" / "graphs" / "graphs.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"graphs\.kind: missing"):
         MMGEM.from_pretrained(tmp_path / "fast")
+
+
+def test_graphs_of_other_weights_are_refused(
+    tiny_model_folder: Path, tmp_path: Path, graphs_at_hand: None
+) -> None:
+    fast = tmp_path / "fast"
+    export_graphs(tiny_model_folder, fast, "onnx")
+    tensors = load_file(fast / "model.safetensors")
+    save_file({**tensors, "emb": tensors["emb"] + 1}, fast / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match="graphs: the model beside these graphs is not the one they were"
+    ):
+        MMGEM.from_pretrained(fast)
+    trained = MMGEM.from_pretrained(fast, backend="torch")
+    export_graphs(fast, fast, "onnx", least=-1)  # in its own place
+    assert MMGEM.from_pretrained(fast).fingerprint == trained.fingerprint
 
 
 def test_large_photos_are_read_small_and_seen_alike(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mmgem.config import from_dict, to_dict
 from mmgem.errors import CheckpointError, ConfigError, UsageError
 from mmgem.files import write_atomic
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.registry import fingerprint
 from mmgem.models.towers import Tower
 
 Kind = Literal["onnx", "openvino"]
@@ -46,6 +47,8 @@ class Facts:
     """Of the input of the image graphs, pixels."""
     least_cosine: dict[str, float]
     """Of embeddings with those of torch on samples when they were written: ``images``, ``texts``."""
+    weights: str
+    """:func:`~mmgem.models.registry.fingerprint` of the model they were made from."""
 
     def save(self, folder: Path) -> None:
         """Write them into the folder of the graphs."""
@@ -61,7 +64,8 @@ def wanted_graphs(model: Path, backend: Backend, device: str) -> Facts | None:
     """The graphs to run for ``backend``; None: torch alone. ``auto`` takes them where there are some and
     ``device`` is the CPU.
 
-    Raises ``CheckpointError`` if there are none of the kind asked for, ``UsageError`` for another device.
+    Raises ``CheckpointError`` if there are none of the kind asked for, or they were made from other weights
+    than those beside them; ``UsageError`` for another device.
     """
     if backend not in ("auto", "torch", "onnx", "openvino"):
         raise UsageError(f"backend must be auto, torch, onnx or openvino, not {backend!r}")
@@ -78,6 +82,11 @@ def wanted_graphs(model: Path, backend: Backend, device: str) -> Facts | None:
         raise CheckpointError(f"{path}: {error}") from error
     if facts is None or backend not in ("auto", facts.kind):
         raise CheckpointError(f"{model}: no {backend} graphs; mmgem export {model} DIR --format {backend}")
+    if facts.weights != fingerprint(model):
+        raise CheckpointError(
+            f"{path.parent}: the model beside these graphs is not the one they were made from; write them "
+            f"anew with mmgem export {model} DIR --format {facts.kind}, or remove them"
+        )
     return facts
 
 

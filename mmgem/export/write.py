@@ -22,6 +22,7 @@ from mmgem.export.run import Facts, Kind, Precision, graph_folder, needs_extra, 
 from mmgem.models.checkpoint import load_model, replace_model
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.registry import fingerprint
 from mmgem.scales import all_sides
 from mmgem.see import read
 
@@ -87,7 +88,7 @@ def export_graphs(
         _check(facts, LEAST_COSINE[precision] if least is None else least)
         facts.save(graphs)
 
-    facts = Facts(kind, precision, sides, {})
+    facts = Facts(kind, precision, sides, {}, fingerprint(source))
     replace_model(out, fill)
     return facts
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mmgem.errors import CheckpointError
 from mmgem.files import OLD
 
 PACKAGED = Path(__file__).parent.parent / "weights"
+
+_SAMPLES, _SAMPLE = 16, 4096  # of a large tensor: how many, bytes of each
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
@@ -54,21 +59,47 @@ def packaged_models() -> list[str]:
 
 
 def fingerprint(folder: Path) -> str:
-    """A short hash that differs between models: configuration, and samples spread over the weight file.
+    """A short hash that differs between models: configuration, tokenizer, and every tensor of the weights.
 
-    Reads at most about 2 MB, so it is cheap for large models, and needs no torch.
+    Tensors of up to 64 KB are read whole, larger ones at 16 places: training shows in whichever tensor it
+    changed, and a large model takes little longer than a small one. Needs no torch. Raises
+    ``CheckpointError`` if there is no weight file, or it is damaged.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name in ("config.json", "preprocessor.json"):
+    for name in ("config.json", "preprocessor.json", "tokenizer.json"):
         path = folder / name
         digest.update(path.read_bytes() if path.is_file() else b"")
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise CheckpointError(f"{weights}: missing")
-    size = weights.stat().st_size
-    digest.update(str(size).encode())
     with weights.open("rb") as f:
-        for i in range(256):
-            f.seek(size * i // 256)
-            digest.update(f.read(8192))
+        try:
+            for start, length in _samples(f, weights.stat().st_size):
+                f.seek(start)
+                digest.update(f.read(length))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{weights}: damaged, or not in the safetensors format") from error
     return digest.hexdigest()
+
+
+def _samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Start and length, in bytes, of what to read of a safetensors file: its header, samples of its tensors.
+
+    Raises ``ValueError``, ``KeyError``, ``TypeError`` or ``AttributeError`` for another file.
+    """
+    # The format: 8 bytes that count the header's, the header in JSON, the tensors.
+    start = 8 + int.from_bytes(file.read(8), "little")
+    if start > size:
+        raise ValueError
+    header = json.loads(file.read(start - 8))
+    yield 0, start
+    for begin, end in sorted(
+        entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"
+    ):
+        if not 0 <= begin <= end <= size - start:
+            raise ValueError
+        if end - begin <= _SAMPLES * _SAMPLE:
+            yield start + begin, end - begin
+        else:
+            step = (end - begin - _SAMPLE) / (_SAMPLES - 1)
+            yield from ((start + begin + int(step * i), _SAMPLE) for i in range(_SAMPLES))
