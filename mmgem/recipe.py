@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgem.config import Recipe, from_dict, to_dict
-from mmgem.errors import ConfigError
+from mmgem.errors import ConfigError, why
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -18,7 +18,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+        raise ConfigError(f"{path}: cannot be read: {why(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     for override in overrides or []:

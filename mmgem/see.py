@@ -21,10 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmgem.config import Preprocessing
-from mmgem.data.images import ImageSource, image_size, open_image
+from mmgem.data.images import ImageSource, check_box, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.data.transforms import normalise, place_box, shown_part, to_square
-from mmgem.errors import UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.scales import all_sides, box_levels, whole_sides
 from mmgem.search.regions import choose, embed_windows, pool_windows, windows
@@ -139,11 +138,8 @@ def _maps(network: MMGEMNetwork, prep: Preprocessing, pixels: Sequence[np.ndarra
 def placed(image: ImageSource, box: Box, prep: Preprocessing) -> Box:
     """A box in pixels of the stored image -> pixels of the tower's input; what lies outside the image is cut
     off. Raises ``UsageError``."""
-    if len(box) != 4 or not all(np.isfinite(box)) or box[2] <= box[0] or box[3] <= box[1]:
-        raise UsageError(f"box {tuple(box)} is not x0,y0,x1,y1 with x1 > x0 and y1 > y0")
     width, height = image_size(image)
-    if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
-        raise UsageError(f"box {tuple(box)} lies outside the image of {width} x {height} pixels")
+    check_box(box, (width, height))
     inside = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
     return place_box(inside, (width, height), prep)[0]
 

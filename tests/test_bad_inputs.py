@@ -290,8 +290,53 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
     "no classes": (lambda p: ["classify", p.photo, "--classes", ""], ["two or more names"], 2),
     "no class file": (lambda p: ["classify", p.photo, "--classes", "no.txt"], ["'no.txt': give two"], 2),
     "no folder for vectors": (
-        lambda p: ["embed", p.photo, "--out", p.folder / "no" / "a.npy", "-m", p.good_model],
-        ["a.npy: no folder"],
+        lambda p: ["embed", p.photo, "--out", below_a_file(p), "-m", p.good_model],
+        ["file/out: its folder cannot be made: ", "file is a file"],
+        2,
+    ),
+    "more dimensions than there are": (
+        lambda p: ["embed", p.photo, "--dimensions", "9", "-m", p.good_model],
+        ["dimensions must be from 1 to 8, not 9"],
+        2,
+    ),
+    "page is a folder": (
+        lambda p: ["search", p.index(), "a dog", "--html", p.folder],
+        ["place: is a folder, not a file to write"],
+        2,
+    ),
+    "heat map of no photo": (
+        lambda p: ["heatmap", p.write("a.txt", "x"), "a dog", "-m", p.good_model],
+        ["a.txt: not an image in a known format"],
+        1,
+    ),
+    "box outside the query photo": (
+        lambda p: ["search", p.index(), "--image", p.photo, "--box", "900,0,950,9"],
+        ["outside the image of 48 x 36"],
+        2,
+    ),
+    "index is a file": (
+        lambda p: ["index", p.photo.parent, "--out", p.write("a.idx", ""), "-m", p.good_model],
+        ["a.idx: is a file; an index is a folder"],
+        1,
+    ),
+    "no origin": (
+        lambda p: ["serve", "--allow-origin", "foo"],
+        ["--allow-origin foo: must be a site like https://"],
+        2,
+    ),
+    "origin with a path": (
+        lambda p: ["serve", "--allow-origin", "https://a.org/b"],
+        ["--allow-origin https://a.org/b: must be a site"],
+        2,
+    ),
+    "no token file": (
+        lambda p: ["serve", "--token-file", p.folder / "no"],
+        ["no: cannot be read: No such file or directory"],
+        2,
+    ),
+    "no recipe": (
+        lambda p: ["train", p.folder / "no.toml"],
+        ["no.toml: cannot be read: No such file or directory"],
         2,
     ),
     "page cannot be written": (
@@ -383,3 +428,14 @@ def test_nothing_but_bad_photos_is_an_error(tmp_path, tiny_model_folder, capfd):
     out_folder = tmp_path / "idx"
     assert main(["index", str(tmp_path), "--out", str(out_folder), "-m", str(tiny_model_folder)]) == 1
     assert capfd.readouterr().err.splitlines()[-1].endswith("none of the 2 photos could be read")
+
+
+def test_a_box_outside_some_of_the_photos(tmp_path, tiny_model_folder, capfd):
+    small, large = save_photos(tmp_path, 2)
+    Image.open(large).resize((200, 100)).save(large)
+    argv = [str(small), str(large), "--box", "60,10,150,90", "-m", str(tiny_model_folder), "--json"]
+    for verb, key in (("caption", "captions"), ("embed", "embeddings")):
+        assert main([verb, *argv]) == 0
+        told = json.loads(capfd.readouterr().out)
+        assert [entry["file"] for entry in told[key]] == [str(large)]
+        assert told["failed"][0]["reason"].startswith("box (60.0, 10.0, 150.0, 90.0) lies outside the image")

@@ -83,6 +83,10 @@ def test_sentence_transformers_encodes_what_we_embed(model: MMGEM, records: list
     assert np.allclose(prompted, model.embed_texts(["the dog runs"]), atol=1e-6)
     with pytest.raises(UsageError, match="a text, an image or a dict of them"):
         encoder.encode([{"text": "snow", "sound": "x"}])
+    with pytest.raises(UsageError, match=r"misspelt\.jpg: no such file; give a text that ends so as"):
+        encoder.encode(["snow", "misspelt.jpg"])
+    named = encoder.encode([{"text": "misspelt.jpg"}])
+    assert np.allclose(named, model.embed_texts(["misspelt.jpg"]), atol=1e-6)
 
 
 def test_its_retrieval_evaluator_agrees_with_ours(

@@ -22,6 +22,7 @@ from test_serve_routes import refused
 
 from mmgem import MMGEM
 from mmgem.cli.main import main
+from mmgem.errors import UsageError
 from mmgem.serve.errors import Refused
 from mmgem.serve.remote import public_address
 from mmgem.serve.server import listen
@@ -267,3 +268,8 @@ class _Blocking(int):
         self.reached.set()
         self.go.wait(10)
         return other * 32
+
+
+def test_a_port_in_use_is_said() -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UsageError, match="the port is in use; take another"):
+        listen("127.0.0.1", taken.getsockname()[1])

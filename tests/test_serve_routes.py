@@ -21,9 +21,11 @@ from mmgem import MMGEM
 from mmgem.corpus.engine import SelfRetrieval
 from mmgem.corpus.store import Corpus
 from mmgem.data.prompts import Prompts
+from mmgem.errors import ImageError
 from mmgem.evaluate.classify import class_embeddings, classify
 from mmgem.search.index import update_index
 from mmgem.search.search import PhotoIndex
+from mmgem.serve.intake import Photo
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +206,43 @@ def test_what_cannot_be_is_refused(
     client: httpx.Client, path: str, body: dict[str, Any], status: int, code: str
 ) -> None:
     assert refused(client.post(path, json=body)) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "param"),
+    [
+        ({"input": []}, "input: List should have at least 1 item after validation, not 0", "input"),
+        ({"input": 5}, "input: must be a text, or a list of texts and parts", "input"),
+        (
+            {"input": [[1, 2, 3]]},
+            "input.0: must be a text, or a part of type text or image_url; token ids are not taken",
+            "input.0",
+        ),
+        ({"input": ["a", ""]}, "input.1: String should have at least 1 character", "input.1"),
+        ({"input": [{"type": "text"}]}, "input.0.text: Field required", "input.0.text"),
+        ({"messages": [{"role": "user", "content": 5}]}, "must be a text, or a list of parts", None),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0.image_url: Field required",
+            "messages.0.content.0.image_url",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_of_the_field(
+    client: httpx.Client, body: dict[str, Any], message: str, param: str | None
+) -> None:
+    path = "/v1/embeddings" if "input" in body else "/v1/chat/completions"
+    error = client.post(path, json=body).json()["error"]
+    assert error["message"].endswith(message) and param in (None, error["param"])
+
+
+def test_a_photo_that_goes_while_it_is_sent(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def removed(photo: Photo) -> str:
+        raise ImageError(f"{photo.data}: No such file or directory")
+
+    photo = next(iter(photos(client).values()))
+    monkeypatch.setattr("mmgem.serve.routes.photos.media_type", removed)
+    assert refused(client.get(f"/photos/{photo}")) == (404, "not_found")
 
 
 def test_bodies_that_are_no_json(client: httpx.Client) -> None:

@@ -30,7 +30,7 @@ def caption(
     With --json: {"captions": [{"file", "caption"}], "failed": [{"file", "reason"}]}.
     """
     region = parse_box(box)
-    photos = find_photos(files)
+    photos = find_photos(files, region)
     mmgem = load_model(model)
     show = line_printer()
     captions: list[dict[str, str]] = []
@@ -40,6 +40,7 @@ def caption(
         lambda batch: mmgem.caption(batch, [region] * len(batch), beams=beams),
         "Captioning",
         failed,
+        region,
     )
     for photo, text in done:
         if as_json:

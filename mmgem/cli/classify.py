@@ -9,7 +9,7 @@ import typer
 
 from mmgem.cli.inputs import FilesArgument, ModelOption, each_photo, failed_json, find_photos, load_model
 from mmgem.cli.output import JsonOption, line_printer, print_json
-from mmgem.errors import UsageError
+from mmgem.errors import UsageError, why
 
 
 def classify(
@@ -56,7 +56,7 @@ def read_classes(text: str) -> list[str]:
     try:
         parts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes {path}: cannot be read as text ({error})") from error
+        raise UsageError(f"--classes {path}: cannot be read: {why(error)}") from error
     names = list(dict.fromkeys(name for part in parts if (name := part.strip())))
     if len(names) < 2:
         raise UsageError(

@@ -17,7 +17,7 @@ from mmgem.cli.inputs import (
     load_model,
     parse_box,
 )
-from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.cli.output import JsonOption, make_room, note, print_json
 from mmgem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def embed(
     {"embeddings": [{"file" or "text", "vector"}], "dim", "failed": [{"file", "reason"}]}; with --out as well,
     the vectors are in the file only.
     """
+    from mmgem.models.registry import check_dimensions, read_config, resolve
+
     texts, region = text or [], parse_box(box)
     if not files and not texts:
         raise UsageError("nothing to embed: give photos, or --text")
@@ -54,9 +56,10 @@ def embed(
         raise UsageError("--box needs photos")
     if not all(map(str.strip, texts)):
         raise UsageError("--text: the text is empty")
-    if out is not None and not out.parent.is_dir():
-        raise UsageError(f"{out}: no folder {out.parent}")
-    photos = find_photos(files or []) if files else []
+    if out is not None:
+        make_room(out)
+    photos = find_photos(files, region) if files else []
+    check_dimensions(dimensions, read_config(resolve(model))[0].dim)
     mmgem = load_model(model)
     import numpy as np
 
@@ -66,6 +69,7 @@ def embed(
         lambda batch: list(mmgem.embed_images(batch, [region] * len(batch), dimensions)),
         "Embedding",
         failed,
+        region,
     )
     found = list(done)
     said = mmgem.embed_texts(texts, dimensions)

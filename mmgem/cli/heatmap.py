@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmgem.cli.inputs import ModelOption, load_model
-from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.cli.output import JsonOption, make_room, note, print_json
 from mmgem.errors import UsageError
 
 
@@ -30,13 +30,16 @@ def heatmap(
         raise UsageError("the text to look for is empty")
     if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageError(f"{out}: must end in .png, .jpg or .webp")
-    mmgem = load_model(model)
+    if out is not None:
+        make_room(out)
     from mmgem.data.images import image_size
+
+    width, height = image_size(photo)
+    mmgem = load_model(model)
     from mmgem.search.heat import draw_heat
 
     heat = mmgem.heatmap(photo, [text])[0]
     row, column = divmod(int(heat.argmax()), heat.shape[1])
-    width, height = image_size(photo)
     peak = [(column + 0.5) / heat.shape[1] * width, (row + 0.5) / heat.shape[0] * height]
     if out is not None:
         try:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmgem.cli.inputs import Box, parse_box
-from mmgem.cli.output import note, print_json
+from mmgem.cli.inputs import Box, look_at, parse_box
+from mmgem.cli.output import make_room, note, print_json
 from mmgem.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ class Question:
         return [hit for hit in find(k + 1) if not _same(hit.path, self.image)][:k]
 
 
-def parse_question(text: str | None, image: Path | None, box: str | None) -> Question:
-    """What the command line asks for. Raises UsageError for nothing, or for more than one thing."""
+def parse_question(text: str | None, image: Path | None, box: str | None, html: Path | None) -> Question:
+    """What the command line asks for. Raises UsageError for nothing, or for more than one thing, for a box
+    outside the photo and an ``html`` that cannot be; ImageError for what is no photo."""
     region = parse_box(box)
     if (text is None) == (image is None):
         raise UsageError("give a text or --image, one of the two")
@@ -66,6 +67,10 @@ def parse_question(text: str | None, image: Path | None, box: str | None) -> Que
         raise UsageError("the text to search for is empty")
     if image is not None and not image.is_file():
         raise UsageError(f"{image}: no such file")
+    if image is not None:
+        look_at(image, region)
+    if html is not None:
+        make_room(html)
     return Question(text, image, region)
 
 

@@ -60,10 +60,11 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def find_photos(files: Sequence[Path]) -> list[Path]:
+def find_photos(files: Sequence[Path], box: Box | None = None) -> list[Path]:
     """The photos that ``files`` (photos and folders) name, folders in the order of their paths.
 
-    Raises UsageError for a folder without photos, ImageError if no file exists.
+    Raises UsageError for a folder without photos, ImageError if no file exists; and if it is one photo, what
+    is wrong with it or with a ``box`` of it, before a model is loaded for it.
     """
     from mmgem.data.images import list_images
 
@@ -75,7 +76,18 @@ def find_photos(files: Sequence[Path]) -> list[Path]:
         photos += found
     if not any(photo.exists() for photo in photos):
         raise ImageError(f"{photos[0]}: No such file or directory")
+    if len(photos) == 1:
+        look_at(photos[0], box)
     return photos
+
+
+def look_at(photo: Path, box: Box | None) -> None:
+    """Raise ImageError if the header of a photo cannot be read, UsageError if the box is not in it."""
+    from mmgem.data.images import check_box, image_size
+
+    size = image_size(photo)
+    if box is not None:
+        check_box(box, size)
 
 
 def parse_box(text: str | None) -> Box | None:
@@ -96,21 +108,31 @@ def each_photo(
     work: Callable[[list[Path]], Sequence[T]],
     label: str,
     failed: list[tuple[Path, str]],
+    box: Box | None = None,
     batch: int = 16,
 ) -> Iterator[tuple[Path, T]]:
     """Yield each photo and its result; ``work`` is given batches. Shows a bar.
 
-    A photo that cannot be read is noted on standard error and added to ``failed`` with the reason. Raises
-    ImageError once all are done if none could be read.
+    A photo that cannot be read, or that ``box`` is outside of, is noted on standard error and added to
+    ``failed`` with the reason. Raises ImageError once all are done if none is left.
     """
     from mmgem.data.images import attempt
     from mmgem.progress import track
 
     if not photos:
         return
+
+    def checked(batch: list[Path]) -> Sequence[T]:
+        for photo in batch if box is not None else ():
+            try:
+                look_at(photo, box)
+            except UsageError as error:
+                raise ImageError(f"{photo}: {error}") from error
+        return work(batch)
+
     chunks = [list(photos[at : at + batch]) for at in range(0, len(photos), batch)]
     for chunk in track(chunks, label, sizes=[len(chunk) for chunk in chunks], unit=" photos"):
-        for photo, result in zip(chunk, attempt(work, chunk), strict=True):
+        for photo, result in zip(chunk, attempt(checked, chunk), strict=True):
             if not isinstance(result, ImageError):
                 yield photo, result
                 continue

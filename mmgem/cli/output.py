@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from mmgem.errors import UsageError
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
@@ -24,6 +27,18 @@ def leave() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def make_room(file: Path) -> None:
+    """Make the folder of a file that is to be written; before the work, so that none is lost. Raises
+    ``UsageError`` if it cannot be, or ``file`` is a folder."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{file.parent} is a file" if file.parent.is_file() else error.strerror
+        raise UsageError(f"{file}: its folder cannot be made: {reason}") from error
+    if file.is_dir():
+        raise UsageError(f"{file}: is a folder, not a file to write")
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -59,7 +59,7 @@ def search(
     {"text"} or {"image", "box"}, "hits": [{"file", "score"}, with --regions "box", with --rerank "cosine" and
     "log_prob", a token, in nats], "photos"}.
     """
-    question = parse_question(query, image, box)
+    question = parse_question(query, image, box, html)
     if rerank and (image is not None or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
     words, place = _place(query, regions, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +12,7 @@ import typer
 from mmgem.cli.hits import open_index
 from mmgem.cli.inputs import load_model
 from mmgem.cli.output import leave, note
-from mmgem.errors import UsageError
+from mmgem.errors import UsageError, why
 
 if TYPE_CHECKING:
     from mmgem.serve.limits import Limits
@@ -35,7 +36,8 @@ def serve(
         typer.Option(metavar="F", help="Clients must send this file's token; or set MMGEM_TOKEN."),
     ] = None,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(metavar="URL", help="Another site whose pages may ask.")
+        list[str] | None,
+        typer.Option(metavar="URL", help="Another site whose pages may ask, like https://example.org."),
     ] = None,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Fetch photos from public http(s) addresses.")
@@ -54,6 +56,7 @@ def serve(
     only this machine is answered by its own names.
     """
     limits = _limits(limit or [])
+    origins = [_origin(url) for url in allow_origin or []]
     token = _token(token_file)
     try:
         from mmgem.serve.server import listen, make_server
@@ -86,7 +89,7 @@ def serve(
         print(f"http://{address}:{here[1]}", flush=True)
         note(f"serving {options.name}, {photos}; stop with Ctrl-C")
 
-    make_server(service, token, allow_origin or [], local, started).run(sockets=[sock])
+    make_server(service, token, origins, local, started).run(sockets=[sock])
     leave()  # a photo or a batch nobody waits for may still be in a thread; nothing is left to save
 
 
@@ -116,12 +119,23 @@ def _token(file: Path | None) -> str | None:
         try:
             token, source = file.read_text(encoding="utf-8"), str(file)
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--token-file {file}: cannot be read ({error})") from error
+            raise UsageError(f"--token-file {file}: cannot be read: {why(error)}") from error
     if token is None:
         return None
     if not token.strip() or not token.strip().isascii():
         raise UsageError(f"{source}: must hold a token, in ASCII")
     return token.strip()
+
+
+def _origin(url: str) -> str:
+    """An origin as browsers send it. Raises ``UsageError`` for anything else."""
+    if not re.fullmatch(
+        r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", found := url.lower().rstrip("/")
+    ):
+        raise UsageError(
+            f"--allow-origin {url}: must be a site like https://photos.example.org, without a path"
+        )
+    return found
 
 
 def _loopback(address: str) -> bool:

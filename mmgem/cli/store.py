@@ -92,7 +92,7 @@ def search(
     from mmgem.search.stores import open_store
     from mmgem.search.stores.base import check_model, search_store, search_store_regions
 
-    question = parse_question(query, image, box)
+    question = parse_question(query, image, box, html)
     with open_store(place, name) as store:
         payload = store.any_payload() if store.dim() is not None else None
         if payload is None:

@@ -12,6 +12,7 @@ return a smaller picture: scale boxes by the ratio of the two sizes.
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
 from collections import Counter
@@ -105,6 +106,16 @@ def image_size(source: ImageSource) -> tuple[int, int]:
             turned = False
         width, height = image.size
         return (height, width) if turned else (width, height)
+
+
+def check_box(box: Sequence[float], size: tuple[int, int]) -> None:
+    """Raise ``UsageError`` unless ``box`` is ``x0, y0, x1, y1`` in pixels with some of it inside an upright
+    image of ``size``, ``(width, height)``."""
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] <= box[0] or box[3] <= box[1]:
+        raise UsageError(f"box {tuple(box)} is not x0,y0,x1,y1 with x1 > x0 and y1 > y0")
+    width, height = size
+    if box[0] >= width or box[1] >= height or box[2] <= 0 or box[3] <= 0:
+        raise UsageError(f"box {tuple(box)} lies outside the image of {width} x {height} pixels")
 
 
 def foreign_photos(folder: str | os.PathLike[str]) -> dict[str, int]:

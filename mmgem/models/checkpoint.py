@@ -10,20 +10,17 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmgem.config import ModelConfig, Preprocessing, from_dict, to_dict
+from mmgem.config import ModelConfig, Preprocessing, to_dict
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError, UsageError
 from mmgem.files import write_atomic, write_folder
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.registry import complete
+from mmgem.models.registry import FORMAT, complete, read_config, read_json
 from mmgem.models.storage import load_tensors, save_tensors
-
-FORMAT = 1
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -111,25 +108,9 @@ def replace_model(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def _is_model(folder: Path) -> bool:
     try:
-        return {"format", "model"} <= _json(folder / "config.json").keys()
+        return {"format", "model"} <= read_json(folder / "config.json").keys()
     except CheckpointError:
         return False
-
-
-def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
-    """What the model in a folder is and how its inputs are prepared. Raises ``CheckpointError``."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such model folder")
-    raw = _json(folder / "config.json")
-    if raw.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: format {raw.get('format')!r}, this version reads {FORMAT}"
-        )
-    try:
-        config = from_dict(ModelConfig, raw.get("model"), "model")
-        return config, from_dict(Preprocessing, _json(folder / "preprocessor.json"), "preprocessor")
-    except ConfigError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
@@ -166,15 +147,3 @@ def check_size(network: MMGEMNetwork, prep: Preprocessing) -> None:
             f"preprocessing.size: {prep.size}, but the tower reads {network.tower.size} pixels a side; "
             "change it, or model.tower.config.size"
         )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected an object")
-    return data

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgem.data.tokens import Tokenizer
-from mmgem.errors import UsageError
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.registry import check_dimensions
 
 
 def unit_rows(x: Tensor) -> np.ndarray:
@@ -26,8 +26,7 @@ def shortened(rows: np.ndarray, dimensions: int | None) -> np.ndarray:
     """
     if dimensions is None:
         return rows
-    if not 1 <= dimensions <= rows.shape[1]:
-        raise UsageError(f"dimensions must be from 1 to {rows.shape[1]}, not {dimensions}")
+    check_dimensions(dimensions, rows.shape[1])
     return unit_rows(torch.from_numpy(rows[:, :dimensions]))
 
 

@@ -1,4 +1,4 @@
-"""Which folder a model name means, and a cheap fingerprint of it. Needs no torch."""
+"""Which folder a model name means, what its config says, and a cheap fingerprint of it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from mmgem.errors import CheckpointError
+from mmgem.config import ModelConfig, Preprocessing, from_dict
+from mmgem.errors import CheckpointError, ConfigError, UsageError
 from mmgem.files import OLD
 
 PACKAGED = Path(__file__).parent.parent / "weights"
 
+FORMAT = 1  # of config.json
 _SAMPLES, _SAMPLE = 16, 4096  # of a large tensor: how many, bytes of each
 
 
@@ -56,6 +58,41 @@ def complete(folder: Path) -> Path:
 def packaged_models() -> list[str]:
     """Names of the models that ship with the package."""
     return sorted(p.parent.name for p in PACKAGED.glob("*/config.json"))
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
+    """What the model in a folder is and how its inputs are prepared. Raises ``CheckpointError``."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder")
+    raw = read_json(folder / "config.json")
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: format {raw.get('format')!r}, this version reads {FORMAT}"
+        )
+    try:
+        config = from_dict(ModelConfig, raw.get("model"), "model")
+        return config, from_dict(Preprocessing, read_json(folder / "preprocessor.json"), "preprocessor")
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder. Raises ``CheckpointError``."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected an object")
+    return data
+
+
+def check_dimensions(dimensions: int | None, dim: int) -> None:
+    """Raise ``UsageError`` unless embeddings of ``dim`` numbers have so many; None: all of them."""
+    if dimensions is not None and not 1 <= dimensions <= dim:
+        raise UsageError(f"dimensions must be from 1 to {dim}, not {dimensions}")
 
 
 def fingerprint(folder: Path) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 from mmgem.config import ModelConfig, Preprocessing, Recipe
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.models.checkpoint import check_size, read_config
+from mmgem.models.checkpoint import check_size
 from mmgem.models.facts import skeleton
 from mmgem.models.llm import export_config, truncate
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.pull import SOURCES, cache_folder
-from mmgem.models.registry import resolve
+from mmgem.models.registry import read_config, resolve
 from mmgem.train.start import continued
 
 

@@ -4,9 +4,10 @@
     model.encode(["two dogs in the snow", "photo.jpg", {"image": picture}])
 
 Notable choices. The module does what :class:`~mmgem.api.MMGEM` does: texts as the mean of their sentences,
-images at every side of the model. One list may mix texts and images. A string is an image where
-sentence-transformers takes it for one (it ends like an image file and is a file), else a text; anything else
-that is not a dict is an image. No class is loaded by a name in a file, so no ``trust_remote_code`` is needed.
+images at every side of the model. One list may mix texts and images. A string is an image if it ends like an
+image file, and must be one then: a misspelt path is not taken for a text. Other strings are texts; anything
+else that is not a dict is an image. No class is loaded by a name in a file, so no ``trust_remote_code`` is
+needed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgem.api import MMGEM
+from mmgem.data.images import IMAGE_SUFFIXES
 from mmgem.data.transforms import normalise
 from mmgem.errors import UsageError
 from mmgem.models.checkpoint import write_model
@@ -130,4 +132,10 @@ class MMGEMModule(InputModule):
 
 
 def _kind(given: Any) -> str:
-    return "text" if isinstance(given, str) and not is_image_url_or_path(given) else "image"
+    if not isinstance(given, str) or is_image_url_or_path(given):
+        return "image"
+    if not given.lower().endswith(IMAGE_SUFFIXES):
+        return "text"
+    if not Path(given).is_file():
+        raise UsageError(f"{given}: no such file; give a text that ends so as {{'text': ...}}")
+    return "image"

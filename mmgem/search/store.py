@@ -118,6 +118,8 @@ class Store:
     def __init__(self, out: Path, fingerprint: str, regions: int | None = None) -> None:
         """``regions``: boxes a photo, at most; None: as the index has it, 0 if it is new."""
         self._out = out
+        if out.exists() and not out.is_dir():
+            raise SearchIndexError(f"{out}: is a file; an index is a folder")
         with _named(out):
             out.mkdir(parents=True, exist_ok=True)
         self._lock = write_lock(out)

@@ -104,6 +104,8 @@ def _invalid(errors: Sequence[Any]) -> Refused:
     first = errors[0]
     if first["type"] == "json_invalid":
         return Refused(400, "bad_json", f"the body is not JSON: {first['msg']}")
-    where = ".".join(str(part) for part in first["loc"] if part not in ("query", "path"))
+    where = ".".join(
+        str(part) for part in first["loc"] if str(part)[0] != "(" and part not in ("query", "path")
+    )
     message = str(first["msg"]).removeprefix("Value error, ")
     return Refused(422, "invalid_value", f"{where}: {message}" if where else message, where or None)

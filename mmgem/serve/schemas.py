@@ -7,9 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     FiniteFloat,
     StringConstraints,
+    Tag,
     WithJsonSchema,
     model_validator,
 )
@@ -17,12 +19,27 @@ from pydantic import (
 from mmgem.serve import limits
 from mmgem.serve.intake import Upload
 
+
+def _branch(value: Any) -> str | None:
+    """The tag of the branch of a union that ``value`` is for; errors are of that branch, and leave it out."""
+    if isinstance(value, dict):
+        kind = value.get("type")
+        return f"({kind})" if kind in ("text", "image_url") else "(other)"
+    kinds = {str: "(string)", list: "(list)", type(None): "(null)", Upload: "(file)"}
+    return kinds.get(type(value))
+
+
+def _one_of(message: str) -> Discriminator:
+    return Discriminator(_branch, "wrong_kind", message)
+
+
 Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 """x0, y0, x1, y1 in pixels of the upright photo."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=limits.TEXT_CHARS, pattern=r"\S")]
 PhotoId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Sent = Annotated[
-    str | Upload,
+    Annotated[str, Tag("(string)")] | Annotated[Upload, Tag("(file)")],
+    _one_of("must be a data URI, or a file of a form"),
     WithJsonSchema(
         {"type": "string", "description": "data:image/...;base64,... (or an address, if allowed)"}
     ),
@@ -299,13 +316,27 @@ class ImagePart(BaseModel):
     box: Box | None = None
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+_Text = Annotated[TextPart, Tag("(text)")]
+_Image = Annotated[ImagePart, Tag("(image_url)")]
+_Item = Annotated[
+    Annotated[Text, Tag("(string)")] | _Text | _Image,
+    _one_of("must be a text, or a part of type text or image_url; token ids are not taken"),
+]
+_Items = Annotated[list[_Item], Field(min_length=1, max_length=limits.INPUTS)]
+_Other = Annotated[
+    dict[str, Any],
+    Tag("(other)"),
+    WithJsonSchema({"type": "object", "properties": {"type": {"not": {"enum": ["text", "image_url"]}}}}),
+]
 
 
 class EmbeddingRequest(BaseModel):
     """Texts and photos to embed."""
 
-    input: Text | Annotated[list[Text | Part], Field(min_length=1, max_length=limits.INPUTS)]
+    input: Annotated[
+        Annotated[Text, Tag("(string)")] | Annotated[_Items, Tag("(list)")],
+        _one_of("must be a text, or a list of texts and parts"),
+    ]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1)
@@ -339,7 +370,12 @@ class Message(BaseModel):
     """A turn of a chat."""
 
     role: str
-    content: str | list[TextPart | ImagePart | dict[str, Any]] | None = None
+    content: Annotated[
+        Annotated[str, Tag("(string)")]
+        | Annotated[list[Annotated[_Text | _Image | _Other, _one_of("must be a part")]], Tag("(list)")]
+        | Annotated[None, Tag("(null)")],
+        _one_of("must be a text, or a list of parts"),
+    ] = None
 
 
 class StreamOptions(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,10 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise UsageError(
+                f"{host}:{port}: the port is in use; take another (--port 0: a free one)"
+            ) from error
         raise UsageError(f"{host}:{port}: {getattr(error, 'strerror', None) or error}") from error
 
 

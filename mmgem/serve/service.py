@@ -16,8 +16,9 @@ import numpy as np
 from torch import Tensor
 
 from mmgem.api import MMGEM
+from mmgem.data.images import check_box
 from mmgem.data.records import Box
-from mmgem.errors import ImageError, UsageError
+from mmgem.errors import ImageError
 from mmgem.models.embedding import unit_rows
 from mmgem.search.places import Place
 from mmgem.search.rerank import Rerank, assessed
@@ -168,7 +169,7 @@ class Service:
         be."""
         opened = await self._opened(photo)
         for box in boxes:
-            _check_box(box, opened.size)
+            check_box(box, opened.size)
         return await self._model.submit(self.work.boxes, (opened, boxes))
 
     async def captions(self, visuals: Sequence[Tensor], beams: int, tokens: int = 30) -> list[str]:
@@ -297,10 +298,3 @@ def _size_or_none(path: Path, photo: str, limits: Limits) -> tuple[int, int] | N
         return size_of(take_indexed(path, photo, limits))
     except (ImageError, Refused):
         return None
-
-
-def _check_box(box: Box, size: tuple[int, int]) -> None:
-    if box[2] <= box[0] or box[3] <= box[1]:
-        raise UsageError(f"box {list(box)} is not x0, y0, x1, y1 with x1 > x0 and y1 > y0")
-    if box[0] >= size[0] or box[1] >= size[1] or box[2] <= 0 or box[3] <= 0:
-        raise UsageError(f"box {list(box)} lies outside the photo of {size[0]} x {size[1]} pixels")

@@ -7,8 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import FileResponse, Response
 
+from mmgem.errors import ImageError
 from mmgem.serve import limits
-from mmgem.serve.intake import media_type
+from mmgem.serve.intake import gone, media_type
 from mmgem.serve.replies import json_reply
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import PhotosReply
@@ -45,8 +46,13 @@ async def photo_file(request: Request, photo: PhotoPath) -> Response:
     """The file of a photo."""
     service = service_of(request)
     found = await service.photo(None, photo)
-    kind = await service.in_thread(media_type, found)
-    return FileResponse(service.gallery.path(photo), media_type=kind, headers=_CACHE)
+    path = service.gallery.path(photo)
+    try:
+        kind = await service.in_thread(media_type, found)
+        stat = await service.in_thread(path.stat)
+    except (OSError, ImageError) as error:  # removed since it was looked at
+        raise gone(photo) from error
+    return FileResponse(path, media_type=kind, headers=_CACHE, stat_result=stat)
 
 
 @router.get(
