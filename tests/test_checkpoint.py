@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import toys
@@ -261,3 +262,45 @@ def test_a_shipped_copy_is_small_and_nearly_the_same(tmp_path: Path, tiny_model_
     before = MMGEM.from_pretrained(tiny_model_folder).embed_texts(texts)
     after = MMGEM.from_pretrained(tmp_path / "small").embed_texts(texts)
     assert (before * after).sum(1).min() > 0.98
+
+
+@pytest.mark.parametrize("projection", ["linear", "mlp"])
+def test_a_turned_model_is_the_same_one(projection: str) -> None:
+    from mmgem.axes import find_axes
+    from mmgem.models.turn import turn
+
+    network = toys.network(projection=projection, dropout=0.0)
+    maps = network.tower(torch.randn(6, 3, network.tower.size, network.tower.size))
+    ids = toys.sequences([3, 5, 9])
+    with torch.inference_mode():
+        photos, texts = network.visual(maps), network.text(ids)
+        words = network.prefix(photos)
+        axes = find_axes(photos[:, 0].numpy(), network.config.dim)
+        turn(network, axes)
+        turned = network.visual(maps)
+        assert torch.allclose(turned, photos @ torch.from_numpy(axes), atol=1e-5)
+        assert torch.allclose(network.text(ids) @ turned[:, 0].T, texts @ photos[:, 0].T, atol=1e-4)
+        assert torch.allclose(network.prefix(turned), words, atol=1e-5)
+    lengths = turned[:, 0].square().sum(0)
+    assert (lengths.diff() <= 1e-4).all()
+
+
+def test_dimensions_are_ordered_on_export(
+    tmp_path: Path, tiny_model_folder: Path, tiny_photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mmgem import MMGEM
+    from mmgem.cli.main import main
+
+    command = ["export", str(tiny_model_folder), str(tmp_path / "turned")]
+    assert main([*command, "--order", str(tiny_photos[0].parent)]) == 0
+    before, after = (
+        MMGEM.from_pretrained(f).embed_images(tiny_photos) for f in (tiny_model_folder, command[2])
+    )
+    assert np.allclose(after @ after.T, before @ before.T, atol=0.02)
+    lengths = np.square(after).sum(0)
+    assert (np.diff(lengths) <= 0.02).all() and lengths[:4].sum() > np.square(before).sum(0)[:4].sum()
+    capsys.readouterr()
+    assert main([*command, "--order", str(tmp_path / "none")]) == 1
+    assert "none: No such file" in capsys.readouterr().err
+    assert main([*command, "--order", str(tmp_path), "--format", "onnx"]) == 2
+    assert "--mix and --order are for --format small" in capsys.readouterr().err

@@ -165,7 +165,7 @@ def test_what_would_embed_otherwise_is_not_written(
     for wrong, said in (
         (["--format", "tflite"], "'tflite' is not one of 'small', 'onnx', 'openvino'"),
         (["--precision", "int8"], "--precision and --least are for"),
-        (["--format", "onnx", "--mix", "tiny"], "--mix is for"),
+        (["--format", "onnx", "--mix", "tiny"], "--mix and --order are for"),
         (["--format", "onnx", "--precision", "bfloat16"], "bfloat16 is for openvino"),
     ):
         assert main(["export", str(tiny_model_folder), str(tmp_path / "out"), *wrong]) == 2

@@ -47,7 +47,7 @@ def dequantize(parts: dict[str, Tensor], bits: int) -> Tensor:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], bits: dict[str, int] | None = None) -> None:
-    """Write ``tensors``; those named in ``bits`` as 8 or 4 bits where their shape allows, else float16."""
+    """Write ``tensors``; those in ``bits`` in 16 bits, or 8 or 4 if their shape allows."""
     out: dict[str, Tensor] = {}
     rounded: dict[str, dict[str, object]] = {}
     for name, tensor in tensors.items():
@@ -55,7 +55,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], bits: dict[str, int] | 
         width = (bits or {}).get(name)
         if width is None:
             out[name] = tensor.contiguous()
-        elif tensor.ndim >= 2 and (width == 8 or tensor[0].numel() % GROUP_OF_4_BITS == 0):
+        elif tensor.ndim >= 2 and (width == 8 or (width == 4 and tensor[0].numel() % GROUP_OF_4_BITS == 0)):
             for part, value in quantize(tensor.reshape(len(tensor), -1), width).items():
                 out[f"{name}.{part}"] = value
             rounded[name] = {"bits": width, "shape": list(tensor.shape)}

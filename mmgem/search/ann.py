@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from mmgem.axes import FITTED, find_axes
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.files import write_atomic
 from mmgem.search.store import Snapshot, read_store, write_lock
@@ -44,7 +45,6 @@ _FORMAT = 1
 _LINKS, _BUILD_WIDTH = 16, 128  # of a node, and how many are looked at to find them: usearch's defaults
 _BLOCK = 2048  # rows encoded and added at once
 _PIECE = 100_000  # rows after which the graph is saved, or a tenth of all if that is more
-_FITTED = 50_000  # rows, at most, that axes are found from
 _GROWN = 4  # an index of so many times the rows that its axes are from needs others
 _SAMPLED = 64  # rows by which vectors are known again
 _KNOWN = 0.9  # of the rows; a graph of fewer is no help, the others being compared one by one
@@ -274,7 +274,7 @@ class _Build:
     def __init__(self, folder: Path, state: _State, snapshot: Snapshot, threads: int) -> None:
         self.folder, self.snapshot, self.threads = folder, snapshot, threads
         total = len(snapshot.vectors)
-        grown = state.dims and state.fitted < min(_FITTED, total // _GROWN)
+        grown = state.dims and state.fitted < min(FITTED, total // _GROWN)
         if state.misfit(folder, snapshot) or grown:
             state = _State(state.kind, state.dims, snapshot.generation, version=state.version)
         self.state = state
@@ -287,7 +287,7 @@ class _Build:
             code = _Code(self.state.ann, _read_axes(self.folder, self.state))
         else:
             code = _Code(self.state.ann, find_axes(vectors, self.state.dims) if self.state.dims else None)
-            self.state = dataclasses.replace(self.state, fitted=min(_FITTED, total))
+            self.state = dataclasses.replace(self.state, fitted=min(FITTED, total))
             self._save({}, None, 0)  # what is wanted is known from now on
         parts = {part: code.empty(vectors.shape[1]) for part in _PARTS}
         for part, graph in parts.items():
@@ -361,13 +361,6 @@ def _read_state(out: Path) -> _State | None:
 def _read_axes(folder: Path, state: _State) -> np.ndarray | None:
     file = state.file(folder, "axes")
     return None if file is None else np.load(file, allow_pickle=False)
-
-
-def find_axes(vectors: np.ndarray, dims: int) -> np.ndarray:
-    """The ``dims`` orthogonal directions (D, dims) float32 in which rows are longest, the longest first."""
-    some = np.asarray(vectors[:: max(1, len(vectors) // _FITTED)], np.float32)
-    axes = np.linalg.eigh((some.T @ some).astype(np.float64))[1]  # the shortest first
-    return np.ascontiguousarray(axes[:, : -dims - 1 : -1], np.float32)
 
 
 def _sample(vectors: np.ndarray) -> str:
