@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_LONG = 10.0  # seconds
 
 
 def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, unit: str = "") -> Iterator[T]:
     """Yield ``items``, showing a bar; ``sizes`` gives each item's weight (e.g. images in a batch).
 
-    Nothing is shown where stderr is not a terminal, except a line at the end if it took over 10 s.
+    Nothing is shown where stderr is not a terminal.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -40,6 +43,25 @@ def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, un
         for row, weight in zip(rows, weights, strict=True):
             yield row
             bar.advance(task, weight)
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Show on stderr that ``what`` is under way, for work that cannot be counted; where stderr is not a
+    terminal, a line at its end if it took over 10 s."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        with console.status(Text(what)):
+            yield
+        return
+    started = time.monotonic()
+    yield
+    took = time.monotonic() - started
+    if took > _LONG:
+        console.print(f"{what}: {took:.0f} s", soft_wrap=True, markup=False)
 
 
 class Meter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -480,7 +481,7 @@ def test_regions_are_searched(run, tiny_photos, tmp_path):
 
 def test_heatmap(run, tiny_photos, tmp_path):
     out, _ = run("heatmap", tiny_photos[0], "a dog", "--out", tmp_path / "heat.png")
-    place, score = out.strip().split("\t")
+    place, score = re.fullmatch(r"peak at (\d+,\d+) \(similarity (-?[.\d]+)\)\n", out).groups()
     told = json.loads(run("heatmap", tiny_photos[0], "a dog", "--json")[0])
     assert [round(x) for x in told["peak"]] == [int(x) for x in place.split(",")]
     assert float(score) == pytest.approx(told["score"], abs=1e-3)

@@ -130,6 +130,15 @@ def test_several_devices(world: dict[str, Any]) -> None:
     assert sum(four.operations.values()) < sum(alone.operations.values()) / 4  # and shorter rows
 
 
+@pytest.mark.parametrize("case", [{"data__captions_per_image": 2}, {**BOXES, "train__batch": 14}])
+def test_an_uneven_batch_is_planned_as_it_trains(world: dict[str, Any], case: dict[str, Any]) -> None:
+    """Ranks share a batch, some with one more than others; together they have no more than one rank alone."""
+    recipe = made(world, **case)
+    alone, three = plan(recipe), plan(recipe, Hardware("toy", 1, 1, 1, 10, 3), pairs=1000)
+    assert (three.pairs, three.images) == (alone.pairs, alone.images)
+    assert three.steps == -(-1000 // alone.pairs)
+
+
 def test_times_and_costs(world: dict[str, Any]) -> None:
     recipe = made(world)
     told = plan(recipe, Hardware("toy", 1, 1, 0.5, 10, price=3.0), pairs=8_000)
@@ -165,10 +174,10 @@ def test_every_recipe_is_planned_at_its_full_size(path: Path) -> None:
 
 def test_advice_makes_it_fit(world: dict[str, Any]) -> None:
     recipe = made(world, data__cached=False, optim__lr_tower=1e-3, optim__ema=0.9, train__batch=16)
-    whole = plan(recipe, GPU)
+    whole = plan(recipe, Hardware("toy", 1.0, 1e-3, 1e-3, 10))  # too slow to wait for photos
     assert whole.fits
     assert whole.advice == []
-    less = Hardware("toy", 0.3 * whole.total_memory / 0.9, 1, 0.5, 10)
+    less = Hardware("toy", 0.3 * whole.total_memory / 0.9, 1e-3, 1e-3, 10)
     told = plan(recipe, less)
     assert not told.fits
     assert [a.fits for a in told.advice] == [False] * (len(told.advice) - 1) + [True]
@@ -177,6 +186,25 @@ def test_advice_makes_it_fit(world: dict[str, Any]) -> None:
     after = plan(changed(recipe, [s for a in told.advice for s in a.change.split()]), less)
     assert after.fits
     assert after.total_memory == pytest.approx(told.advice[-1].memory_gb)
+
+
+def test_advice_for_devices_that_wait_for_photos(world: dict[str, Any]) -> None:
+    fast = Hardware("toy", 1.0, 1e3, 1e3, 1e5)
+    frozen = plan(made(world, data__cached=False), fast)
+    assert frozen.bounds.data > frozen.bounds.operators
+    assert [a.change for a in frozen.advice] == ["data.cached=true"]
+    assert frozen.advice[0].seconds < frozen.bounds.step / frozen.pairs
+    loose = made(world, data__cached=False, optim__lr_tower=1e-3)
+    told = plan(loose, fast)
+    assert [a.change for a in told.advice] == ["data.train='shards/train*.tar' data.workers=16"]
+    assert f"mmgem data pack {world['data']} --out shards" in told.advice[0].cost
+    shards = changed(loose, told.advice[0].change.split())
+    assert plan(shards, fast).advice == []  # no device is worth more cores
+    at = plan(changed(shards, ["data.workers=1"]), fast).bounds
+    slower = Hardware("toy", 1.0, 1e3, 1e3, 1e5 * at.operators / at.data * 1.5)
+    (advice,) = plan(changed(shards, ["data.workers=1"]), slower).advice
+    assert advice.change == "data.workers=2"
+    assert plan(changed(loose, ["objective.vocabulary_sample=4"]), fast).advice == []  # not of shards
 
 
 def test_captions_are_read_or_assumed(world: dict[str, Any], tmp_path: Path) -> None:
@@ -250,10 +278,13 @@ def test_the_command(world: dict[str, Any], tmp_path: Path, capsys: pytest.Captu
         (["--hardware", "l4", "--memory", "3"], "--hardware excludes --memory"),
         (["--memory", "3"], "--memory, --flops and --bandwidth go together"),
         (["--count", "2"], "--count and --price: of what?"),
-        (["--hardware", "l4", "--count", "0"], "count is 0, not a number above 0"),
-        (["--hardware", "l4", "--price=-1"], "price is -1.0, not a number above 0"),
-        (["--pairs", "0"], "pairs is 0, not a number above 0"),
-        (["--tokens", "-3"], "tokens is -3, not a number above 0"),
+        (["--hardware", "l4", "--count", "0"], "'--count': Input should be greater than or equal to 1"),
+        (["--hardware", "l4", "--price=-1"], "'--price': -1 is not a number above 0"),
+        (["--memory", "0"], "'--memory': 0 is not a number above 0"),
+        (["--flops", "nan"], "'--flops': nan is not a number above 0"),
+        (["--bandwidth=-2.5"], "'--bandwidth': -2.5 is not a number above 0"),
+        (["--pairs", "0"], "'--pairs': Input should be greater than or equal to 1"),
+        (["--tokens", "-3"], "'--tokens': Input should be greater than or equal to 1"),
         (["train.bach=3"], "train.bach: unknown field"),
     ):
         assert main(["plan", str(path), *bad]) == 2, bad

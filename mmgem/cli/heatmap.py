@@ -52,4 +52,4 @@ def heatmap(
         found = {"peak": [round(x, 1) for x in peak], "score": round(score, 6)}
         print_json({"file": str(photo), "text": text, **found, "heat": heat.round(4).tolist()})
     else:
-        print(f"{peak[0]:.0f},{peak[1]:.0f}\t{score:.3f}")
+        print(f"peak at {peak[0]:.0f},{peak[1]:.0f} (similarity {score:.3f})")

@@ -59,7 +59,7 @@ app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)
 app.add_typer(corpus, name="corpus", short_help="Search and question texts a model has learned.")
 app.add_typer(data, name="data", short_help="Write data sets as shards.")
 app.add_typer(store, name="store", short_help="An index in a vector store.")
-app.command("export", short_help="Write a small copy of a model.")(export)
+app.command("export", short_help="A small copy of a model, or one that is fast on a CPU.")(export)
 app.command("pull", short_help="Fetch base weights or sample photos.")(pull)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from mmgem.plan import Hardware, Plan
 
 
+def _above_0(value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value:g} is not a number above 0")
+    return value
+
+
 def plan(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What would be trained.")],
     overrides: Annotated[
@@ -25,25 +32,37 @@ def plan(
     hardware: Annotated[
         str | None, typer.Option(metavar="NAME", help="a100, h100, h200, l4 or rtx4090; or say its figures:")
     ] = None,
-    memory: Annotated[float | None, typer.Option(metavar="GB", help="Memory of one device.")] = None,
-    flops: Annotated[
-        float | None, typer.Option(metavar="TFLOPS", help="Its peak, in the recipe's precision.")
+    memory: Annotated[
+        float | None, typer.Option(metavar="GB", callback=_above_0, help="Memory of one device.")
     ] = None,
-    bandwidth: Annotated[float | None, typer.Option(metavar="GB/S", help="Of its memory.")] = None,
-    count: Annotated[int, typer.Option(metavar="N", help="Devices, each with a process of its own.")] = 1,
-    price: Annotated[float | None, typer.Option(metavar="$/H", help="Of one device an hour.")] = None,
+    flops: Annotated[
+        float | None,
+        typer.Option(metavar="TFLOPS", callback=_above_0, help="Its peak, in the recipe's precision."),
+    ] = None,
+    bandwidth: Annotated[
+        float | None, typer.Option(metavar="GB/S", callback=_above_0, help="Of its memory.")
+    ] = None,
+    count: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Devices, each with a process of its own.")
+    ] = 1,
+    price: Annotated[
+        float | None, typer.Option(metavar="$/H", callback=_above_0, help="Of one device an hour.")
+    ] = None,
     pairs: Annotated[
-        int | None, typer.Option(metavar="N", help="Length of the run.  [default: the recipe's epochs]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Length of the run.  [default: the recipe's epochs]"),
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Of a caption.  [default: as in data.train, or 16]")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Of a caption.  [default: as in data.train, or 16]"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a recipe takes: parameters, memory, operations, and on given hardware the least time and cost.
 
-    If it does not fit, changes that make it fit, the cheapest first. Nothing is trained. Memory is that of
-    tensors in use; times are bounds from the hardware's peaks, which no run reaches. With --json:
+    If it does not fit, changes that make it fit, the cheapest first; then, if devices would wait for photos,
+    what makes those faster. Nothing is trained. Memory is that of tensors in use; times are bounds from the
+    hardware's peaks, which no run reaches. With --json:
     {"parameters", "trained", "pairs", "images", "memory_gb", "tflop", "exchanged_gb", "hardware", "fits",
     "seconds", "steps", "days", "cost", "assumed", "advice": [{"change", "cost", "memory_gb", "seconds",
     "fits"}]}; null what is not known.
@@ -121,7 +140,7 @@ def _show(made: Plan) -> None:
     for advice in made.advice:
         print(
             f"  {advice.change}: {advice.memory_gb:.1f} GB, {1e3 * advice.seconds:.3g} ms a pair; "
-            f"{advice.cost}" + (" -> fits" if advice.fits else "")
+            f"{advice.cost}" + (" -> fits" if advice.fits and not made.fits else "")
         )
     if not made.fits and not any(a.fits for a in made.advice):
         least_memory = made.advice[-1].memory_gb if made.advice else made.total_memory

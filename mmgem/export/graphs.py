@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mmgem.errors import UsageError
 from mmgem.export.run import needs_extra
 from mmgem.models.network import MMGEMNetwork
+from mmgem.progress import doing
 
 _OPSET = 20
 _LARGE = 1 << 30  # bytes of weights: ONNX files of more than 2 GB cannot hold them
@@ -82,10 +83,12 @@ def write_onnx(network: MMGEMNetwork, sides: Sequence[int], folder: Path) -> Non
     for side in sides:
         pixels = {"pixels": torch.zeros(2, 3, side, side)}
         path = folder / f"image-{side}.onnx"
-        _write(ImageGraph(network), pixels, {"pixels": {0: rows}}, ["maps", "vectors"], path)
+        with doing(f"image graph, {side} pixels"):
+            _write(ImageGraph(network), pixels, {"pixels": {0: rows}}, ["maps", "vectors"], path)
     texts = {"ids": torch.zeros(3, 9, dtype=torch.int64), "lengths": torch.tensor([8, 5, 2])}
     shapes = {"ids": {0: rows, 1: rows}, "lengths": {0: rows}}
-    _write(TextGraph(network), texts, shapes, ["vectors"], folder / "text.onnx")
+    with doing("text graph"):
+        _write(TextGraph(network), texts, shapes, ["vectors"], folder / "text.onnx")
 
 
 def _write(

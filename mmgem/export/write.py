@@ -23,6 +23,7 @@ from mmgem.models.checkpoint import load_model, replace_model
 from mmgem.models.embedding import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.registry import fingerprint
+from mmgem.progress import doing
 from mmgem.scales import all_sides
 from mmgem.see import read
 
@@ -93,6 +94,7 @@ def export_graphs(
     return facts
 
 
+@doing("rounding the text graph")
 def _round_matrices(path: Path) -> None:
     """Round the matrices of an ONNX graph to 8 bits, in place."""
     try:
@@ -112,6 +114,7 @@ def _round_matrices(path: Path) -> None:
         rounding.model.save_model_to_file(str(path), use_external_data_format=len(files) > 1)
 
 
+@doing("turning graphs into OpenVINO's")
 def _to_openvino(folder: Path) -> None:
     """Turn the ONNX graphs of ``folder`` into OpenVINO's; float matrices are stored as float16."""
     try:
@@ -125,6 +128,7 @@ def _to_openvino(folder: Path) -> None:
                 file.unlink()
 
 
+@doing("comparing with torch")
 def _agreement(network: MMGEMNetwork, tokenizer: Tokenizer, model: Path, facts: Facts) -> dict[str, float]:
     """The lowest cosine of torch's embeddings and the graphs', of texts and of pictures at each side."""
     own = _embeddings(network, tokenizer, facts.sides)

@@ -1,22 +1,26 @@
-"""What to change in a recipe that does not fit, the cheapest first, until it does.
+"""What to change in a recipe that does not fit, the cheapest first, until it does; and in one whose device
+waits for photos.
 
 What leaves the result as it is comes first: arithmetic, shards, work done twice. Then comes what changes what
-is learned: no average, adapters, a frozen tower, fewer negatives.
+is learned: no average, adapters, a frozen tower, fewer negatives. Photos come last, once all fits.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmgem.config import Recipe
 from mmgem.data.shards import is_shards
 from mmgem.plan.plan import Advice, Plan, Planner
+from mmgem.progress import doing
 from mmgem.recipe import changed
 
 _WORTH, _ALIKE = 0.98, 1.03
 _LEAST_CHUNK, _LEAST_BATCH, _RANK = 8, 2, 16
+_MOST_WORKERS = 16  # cores that machines have for each of their devices
 
 Settings = Iterator[list[str]]
 
@@ -32,7 +36,8 @@ class Change:
 
 def advice(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
     """Changes to ``recipe``, whose plan is ``made``, one upon the other, until it fits: all that save
-    something if it never does, none if it fits already or no hardware is known."""
+    something if it never does. Then, if it fits, what keeps its devices from waiting for photos. None if no
+    hardware is known."""
     told: list[Advice] = []
     for change in CHANGES:
         if made.fits is not False:
@@ -40,7 +45,8 @@ def advice(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
         tried: list[tuple[list[str], Recipe, Plan]] = []
         for setting in change.settings(recipe, planner.device, planner.count):
             trial = changed(recipe, setting)
-            tried.append((setting, trial, planner.plan(trial, None)))
+            with doing(f"trying {' '.join(setting)}"):
+                tried.append((setting, trial, planner.plan(trial, None)))
             if tried[-1][2].fits:
                 break
         if not tried or tried[-1][2].total_memory > _WORTH * made.total_memory:
@@ -48,10 +54,38 @@ def advice(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
         # The mildest form that saves as much as the strongest.
         enough = _ALIKE * tried[-1][2].total_memory
         setting, recipe, made = next(t for t in tried if t[2].total_memory <= enough)
-        assert made.bounds is not None and made.fits is not None
-        seconds = made.bounds.step / made.pairs
-        told.append(Advice(" ".join(setting), change.cost, made.total_memory, seconds, made.fits))
-    return told
+        told.append(_told(setting, change.cost, made))
+    return told + _photos(planner, recipe, made)
+
+
+def _told(setting: list[str], cost: str, made: Plan) -> Advice:
+    assert made.bounds is not None and made.fits is not None
+    return Advice(" ".join(setting), cost, made.total_memory, made.bounds.step / made.pairs, made.fits)
+
+
+def _photos(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
+    """The change that gets photos ready as fast as the device takes them: features that are kept, where the
+    tower is frozen; else workers, which only shards have."""
+    at, data, objective = made.bounds, recipe.data, recipe.objective
+    if not made.fits or at is None or data.train is None:
+        return []
+    workers = min(math.ceil(at.data / at.operators), _MOST_WORKERS)
+    if at.data <= at.operators or workers <= data.workers:
+        return []
+    setting, cost = [f"data.workers={workers}"], f"{workers} cores a device decode photos ahead"
+    if not is_shards(data.train):
+        if not recipe.optim.lr_tower:
+            setting = ["data.cached=true"]
+            with doing(f"trying {setting[0]}"):
+                cached = planner.plan(changed(recipe, setting), None)
+            return [_told(setting, "features of the tower are kept on the disk", cached)]
+        undone = data.region_share or objective.taught or objective.vocabulary_sample
+        if undone or (data.dev is None and data.dev_split):
+            return []  # what shards cannot do
+        setting.insert(0, f"data.train='shards/{data.split or ''}*.tar'")
+        cost += f"; first mmgem data pack {data.train} --out shards"
+    ahead = replace(at, step=max(at.operators, at.data / workers))
+    return [_told(setting, cost, replace(made, bounds=ahead))]
 
 
 def _precision(recipe: Recipe, device: str, _count: int) -> Settings:

@@ -26,12 +26,7 @@ def imagined_batch(
 
     ``blank``: makes a float tensor of a shape. Texts are as long as the data's, each length as often.
     """
-    data, part = recipe.data, (ranks - 1, ranks)
-    boxes = round(recipe.train.batch * data.region_share)
-    images = min(recipe.train.batch - boxes, captions.images or recipe.train.batch)
-    whole = len(range(images)[part_of(images, part)])
-    on_image = _boxes(captions.regions, data.boxes_per_image, boxes)
-    on_image = on_image[part_of(len(on_image), part)]
+    whole, on_image = _shown(recipe, captions, (ranks - 1, ranks))
     said = _whole_texts(recipe, captions, whole)
     said += [[n] for n in _drawn(captions.region_tokens or captions.tokens, sum(on_image), seed=1)]
     texts = [torch.ones(n, dtype=torch.long) for item in said for n in item]
@@ -50,6 +45,21 @@ def imagined_batch(
     )
     _show(made, recipe, network, whole, on_image, blank)
     return made
+
+
+def step_sizes(recipe: Recipe, captions: Captions) -> tuple[int, int]:
+    """Pairs, and images and boxes, of one step on all ranks together, which need not have the same number."""
+    whole, on_image = _shown(recipe, captions, (0, 1))
+    boxes = sum(on_image)
+    return sum(map(len, _whole_texts(recipe, captions, whole))) + boxes, whole + boxes
+
+
+def _shown(recipe: Recipe, captions: Captions, part: tuple[int, int]) -> tuple[int, list[int]]:
+    """How many whole images a rank has in a step, and how many boxes on each of the images that have some."""
+    boxes = round(recipe.train.batch * recipe.data.region_share)
+    images = min(recipe.train.batch - boxes, captions.images or recipe.train.batch)
+    on_image = _boxes(captions.regions, recipe.data.boxes_per_image, boxes)
+    return len(range(images)[part_of(images, part)]), on_image[part_of(len(on_image), part)]
 
 
 def _whole_texts(recipe: Recipe, captions: Captions, whole: int) -> list[list[int]]:

@@ -9,15 +9,16 @@ from typing import Any
 
 from mmgem.config import Recipe
 from mmgem.data.corpus_batches import CorpusBatch
-from mmgem.data.shards import is_shards
 from mmgem.errors import UsageError
 from mmgem.models.facts import parameter_table
+from mmgem.plan.batch import step_sizes
 from mmgem.plan.corpus import corpus_batches, largest
 from mmgem.plan.hardware import Hardware
 from mmgem.plan.lengths import Captions, captions_of
 from mmgem.plan.rehearsal import Rehearsal, rehearse
 from mmgem.plan.shape import Shape, shape_of
 from mmgem.plan.times import Bounds, bounds, photo_seconds, update_bytes
+from mmgem.progress import doing
 from mmgem.ranks import Ranks
 from mmgem.train.checks import check, check_tower
 
@@ -42,9 +43,10 @@ class Advice:
 class Plan:
     """``parameters``: by part, ``trained``: by group of the optimiser; ``pairs`` and ``images`` (boxes too)
     of a step on all devices; ``memory``: GB (10^9 bytes) of one device by kind, when they are most;
-    ``operations``: 10^12 of one device's step, by type; ``exchanged``: GB it sends in a step; ``bounds``:
-    None without hardware; ``steps``: of the run, None if nobody says how long it is; ``assumed``: what could
-    not be read, in words."""
+    ``operations``: 10^12 of one device's step, by type, ``operations_a_pair``: of each of its pairs, where
+    devices differ of one that has most; ``exchanged``: GB it sends in a step; ``bounds``: None without
+    hardware; ``steps``: of the run, None if nobody says how long it is; ``assumed``: what could not be read,
+    in words."""
 
     parameters: dict[str, int]
     trained: dict[str, int]
@@ -52,6 +54,7 @@ class Plan:
     images: int
     memory: dict[str, float]
     operations: dict[str, float]
+    operations_a_pair: float
     exchanged: float
     hardware: Hardware | None
     bounds: Bounds | None
@@ -63,12 +66,6 @@ class Plan:
     def total_memory(self) -> float:
         """GB a device."""
         return sum(self.memory.values())
-
-    @property
-    def operations_a_pair(self) -> float:
-        """10^12 operations for each pair."""
-        devices = self.hardware.count if self.hardware else 1
-        return sum(self.operations.values()) * devices / self.pairs
 
     @property
     def fits(self) -> bool | None:
@@ -124,18 +121,16 @@ class Planner:
         self.assumed: list[str] = []
         self.captions: Captions | None = None
         self.corpus: tuple[CorpusBatch, float] | None = None
-        self.corpus_steps = 0
+        self.corpus_steps = self.corpus_pairs = 0
         if recipe.data.train is not None:
             self.captions = captions_of(recipe.data, tokenizer, tokens)
             self.assumed.append(self.captions.assumed)
         if recipe.corpus.passages is not None:
             batches, assumed = corpus_batches(recipe, tokenizer, self.count)
             self.corpus, self.corpus_steps = largest(batches), batches.per_epoch
+            self.corpus_pairs = -(-len(batches.pairs) // batches.per_epoch)
             self.assumed.append(assumed)
         self.photo = photo_seconds(recipe, self.shape.prep)
-        train = recipe.data.train
-        loose = train is None or (train.exists() and not is_shards(train))
-        self.workers = 0 if loose else recipe.data.workers
 
     def plan(self, recipe: Recipe, pairs: int | None) -> Plan:
         """What ``recipe`` takes, without advice; ``pairs``: the length of the run, None: its epochs."""
@@ -153,19 +148,24 @@ class Planner:
         if self.hardware is not None:
             sharded = self.count if recipe.train.strategy == "fsdp" else 1
             updated = update_bytes(sum(found.trained.values()) // sharded, recipe.optim.ema > 0)
-            at_least = bounds(found.work, updated, self.photo * found.images, self.workers, self.hardware)
-        every = found.pairs * self.count
+            photos = 0.0 if recipe.data.cached else self.photo * found.images
+            at_least = bounds(found.work, updated, photos, recipe.data.workers, self.hardware)
+        pairs_a_step, images = self.corpus_pairs, 0
+        if self.captions is not None:
+            shown, images = step_sizes(recipe, self.captions)
+            pairs_a_step += shown
         return Plan(
             parameters=parameters,
             trained=found.trained,
-            pairs=every,
-            images=found.images * self.count,
+            pairs=pairs_a_step,
+            images=images,
             memory={kind: size / 1e9 for kind, size in found.memory.items() if size},
             operations=operations,
+            operations_a_pair=sum(operations.values()) / found.pairs,
             exchanged=self._exchanged(recipe, parameters["total"], found) / 1e9,
             hardware=self.hardware,
             bounds=at_least,
-            steps=math.ceil(pairs / every) if pairs else self._steps(recipe),
+            steps=math.ceil(pairs / pairs_a_step) if pairs else self._steps(recipe),
             assumed=[said for said in self.assumed if said],
         )
 
@@ -194,7 +194,7 @@ def plan(
     recipe: Recipe, hardware: Hardware | None = None, pairs: int | None = None, tokens: int | None = None
 ) -> Plan:
     """Plan ``recipe`` on ``hardware`` for ``pairs`` (None: its epochs), with texts of ``tokens`` each (None:
-    as its data says), and with what to change where it does not fit.
+    as its data says), and with what to change where it does not fit, or waits for photos.
 
     Nothing is trained or downloaded but configurations of base models that have a hub id. Raises
     ``ConfigError`` or ``DataError`` for what would not train, ``UsageError`` for numbers not above 0.
@@ -205,7 +205,9 @@ def plan(
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}, not a number above 0")
     recipe = replace(recipe, train=replace(recipe.train, compile=False))
-    planner = Planner(recipe, hardware, tokens)
-    made = planner.plan(recipe, pairs)
+    with doing("reading what is trained on"):
+        planner = Planner(recipe, hardware, tokens)
+    with doing("going through a step"):
+        made = planner.plan(recipe, pairs)
     made.advice = advice(planner, recipe, made)
     return made

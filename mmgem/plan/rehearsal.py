@@ -98,11 +98,11 @@ def rehearse(
     with torch.random.fork_rng(), ledger:
         if batch is not None:
             pairs += len(batch.texts)
-            _images(step, batch, recipe.train.chunk, ledger, blank)
+            _images(step, batch, recipe.train.chunk, ledger, blank, sharded)
         if corpus is not None:
             texts, ledger.weight = corpus
+            pairs += len(texts.names)
             for what in corpus_parts(texts, recipe.objective):
-                pairs += len(texts.names) if what == "naming" else 0
                 _backward(step(what, texts))
     memory = _with_states(recipe, network, ledger.peak, device, count)
     return Rehearsal(trained, pairs, 0 if batch is None else _items(batch), memory, ledger.work)
@@ -141,15 +141,28 @@ def _hold_gradients(ledger: Ledger, network: MMGEMNetwork, several: bool, sharde
     times; FSDP passes them on at once."""
     for p in network.parameters():
         if p.requires_grad:
-            if several and not sharded:
-                p.grad = torch.zeros_like(p)
-                ledger.hold(p.grad, "gradients")
-            p.register_post_accumulate_grad_hook(
-                lambda p: ledger.forget(p.grad) if sharded else ledger.hold(p.grad, "gradients")
-            )
+            p.register_post_accumulate_grad_hook(lambda p: _held(ledger, p, sharded))
+    if several and not sharded:
+        _give_gradients(ledger, network, sharded)
 
 
-def _images(step: Step, batch: Batch, chunk: int, ledger: Ledger, blank: Blank) -> None:
+def _give_gradients(ledger: Ledger, network: MMGEMNetwork, sharded: bool) -> None:
+    """Let everything that trains have a gradient."""
+    for p in network.parameters():
+        if p.requires_grad and p.grad is None:
+            p.grad = torch.zeros_like(p)
+            _held(ledger, p, sharded)
+
+
+def _held(ledger: Ledger, p: Tensor, sharded: bool) -> None:
+    assert p.grad is not None
+    if sharded:
+        ledger.forget(p.grad)
+    else:
+        ledger.hold(p.grad, "gradients")
+
+
+def _images(step: Step, batch: Batch, chunk: int, ledger: Ledger, blank: Blank, sharded: bool) -> None:
     """A step on images. Of pieces of a batch that are alike, one is gone through for all of them."""
     if not chunk:
         _backward(step("images", batch))
@@ -171,8 +184,8 @@ def _images(step: Step, batch: Batch, chunk: int, ledger: Ledger, blank: Blank) 
         terms = contrastive_terms(step.network, *wanted, batch, step.config, step.ranks)
         slopes = torch.autograd.grad(terms["contrastive_loss"], wanted)
     total = 0 if step.config.name == "contrastive" else len(batch.caption_targets)
-    # Twice: from the second piece on, gradients are there.
-    for piece, ledger.weight in [(piece, 0.0) for piece, _ in shares] + shares:
+    _give_gradients(ledger, step.network, sharded)  # from the second piece on they are there
+    for piece, ledger.weight in shares:
         items, words = len(piece.text_owner.unique()), len(piece.texts)
         mine = (None, None) if step.config.name == "captioning" else (slopes[0][:items], slopes[1][:words])
         _backward(step("again", piece, *mine, total))
