@@ -89,7 +89,7 @@ class Ledger(TorchDispatchMode):
             return 1.0
         if fake and func in _INDEXING:
             args = (args[0], _numbered(args[1]), *args[2:])
-        # What func itself would come to, in half the time.
+        # What func itself comes to, without the dispatcher in between.
         out = fake.__torch_dispatch__(func, types, args, kwargs) if fake else func(*args, **kwargs)
         made = _tensors((out,))
         if fake:
