@@ -471,7 +471,7 @@ def test_damage_is_told_from_absence(folder: Path, out: Path, tmp_path: Path) ->
     with pytest.raises(SearchIndexError, match="not a database"):
         update(out, folder)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SearchIndexError, match="File exists"):
+    with pytest.raises(SearchIndexError, match="is a file; an index is a folder"):
         update(tmp_path / "file", folder)
 
 
