@@ -80,9 +80,9 @@ class MMGEM:
         """Write the model folder that :meth:`from_pretrained` reads, replacing ``folder`` as a whole.
 
         The card (``README.md``) keeps its text and gets the front matter that the hub reads; ``licence`` goes
-        there, as a hub identifier (``apache-2.0``). ``small``: the token table in 4 bits, other matrices in 8 or 16,
-        as ``mmgem export`` writes them; else float32. A corpus and graphs are not written. Raises
-        ``UsageError`` for a model that runs graphs, or in bfloat16.
+        there, as a hub identifier (``apache-2.0``). ``small``: matrices in 4, 8 and 16 bits, as
+        ``mmgem export`` writes them; else float32. A corpus and graphs are not written. Raises ``UsageError``
+        for a model that runs graphs, or in bfloat16.
         """
         if self.network.text_graph is not None or self.network.llm.dtype != torch.float32:
             raise UsageError("to save a model load it with backend='torch' and precision='float32'")
