@@ -187,6 +187,7 @@ def test_the_corpus_is_searched_and_asked(client: httpx.Client, corpus: SelfRetr
         ("/search", {"text": "a", "k": 0}, 422, "invalid_value"),
         ("/search", {"text": "a", "k": "3"}, 422, "invalid_value"),
         ("/search", {"text": "a", "unknown": 1}, 422, "invalid_value"),
+        ("/search", {"text": "a", "": 1}, 422, "invalid_value"),
         ("/search", {"text": "a", "where": "left"}, 422, "invalid_value"),
         ("/search", {"text": "a", "regions": True, "where": "above"}, 422, "invalid_value"),
         ("/search", {"photo": "../../etc/passwd"}, 422, "invalid_value"),

@@ -105,7 +105,7 @@ def _invalid(errors: Sequence[Any]) -> Refused:
     if first["type"] == "json_invalid":
         return Refused(400, "bad_json", f"the body is not JSON: {first['msg']}")
     where = ".".join(
-        str(part) for part in first["loc"] if str(part)[0] != "(" and part not in ("query", "path")
+        str(part) for part in first["loc"] if not str(part).startswith("(") and part not in ("query", "path")
     )
     message = str(first["msg"]).removeprefix("Value error, ")
     return Refused(422, "invalid_value", f"{where}: {message}" if where else message, where or None)
