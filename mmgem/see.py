@@ -9,6 +9,7 @@ resized in threads.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +25,7 @@ from mmgem.config import Preprocessing
 from mmgem.data.images import ImageSource, check_box, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.data.transforms import normalise, place_box, shown_part, to_square
+from mmgem.errors import UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.scales import all_sides, box_levels, whole_sides
 from mmgem.search.regions import choose, embed_windows, pool_windows, windows
@@ -139,7 +141,11 @@ def placed(image: ImageSource, box: Box, prep: Preprocessing) -> Box:
     """A box in pixels of the stored image -> pixels of the tower's input; what lies outside the image is cut
     off. Raises ``UsageError``."""
     width, height = image_size(image)
-    check_box(box, (width, height))
+    try:
+        check_box(box, (width, height))
+    except UsageError as error:
+        name = f"{os.fspath(image)}: " if isinstance(image, str | os.PathLike) else ""
+        raise UsageError(f"{name}{error}") from None
     inside = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(width)), min(box[3], float(height)))
     return place_box(inside, (width, height), prep)[0]
 

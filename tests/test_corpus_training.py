@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import toys
 from mmgem.config import CorpusConfig, ObjectiveConfig, Recipe
 from mmgem.corpus.engine import SelfRetrieval
 from mmgem.data.corpus_batches import CorpusBatch, CorpusBatches
-from mmgem.data.passages import load_corpus, load_queries
+from mmgem.data.passages import Passage, load_corpus, load_queries
 from mmgem.data.prompts import Prompts
 from mmgem.errors import ConfigError, DataError
 from mmgem.models.checkpoint import load_model
@@ -205,6 +206,21 @@ def test_no_dev_queries_and_no_queries_but_its_own(
     again = loop.prepare(made)
     assert again.corpus is not None and again.corpus.batches.asked == run.corpus.batches.asked
     assert len(list((tmp_path / "cache" / "questions").iterdir())) == 1
+
+
+def test_a_finished_run_leaves_what_was_added(tmp_path: Path, data: tuple[Path, Path], lm: Path) -> None:
+    passages = Path(shutil.copy(data[0], tmp_path / "passages.jsonl"))
+    made = recipe(tmp_path, (passages, data[1]), lm, train__epochs=1)
+    made.corpus.dev = Path()
+    folder = train(made)
+    SelfRetrieval.from_pretrained(folder).add([Passage("new", "red boat", "a red boat on the sea")])
+    assert train(made) == folder
+    assert SelfRetrieval.from_pretrained(folder).corpus.passages[-1].id == "new"
+    first, *others = passages.read_text().splitlines(keepends=True)
+    changed = json.loads(first) | {"text": "A red boat. The dog runs on the sea."}
+    passages.write_text("".join([json.dumps(changed) + "\n", *others]))
+    with pytest.raises(ConfigError, match="corpus: this is not the data the run began with"):
+        train(made)
 
 
 def test_what_cannot_be_learned_is_said_before_the_first_step(

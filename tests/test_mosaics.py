@@ -109,4 +109,19 @@ def test_bad_arguments(tmp_path: Path) -> None:
     for photo in photos:
         photo.image.unlink()
     with pytest.raises(DataError, match="no mosaic can be made"):
-        make_mosaics(photos, tmp_path, 2)
+        make_mosaics(photos, tmp_path / "out", 2)
+
+
+def test_what_is_no_mosaic_is_not_replaced(tmp_path: Path) -> None:
+    photos = flat_photos(tmp_path / "photos")
+    out = tmp_path / "own"
+    (out / "images").mkdir(parents=True)
+    (out / "images" / "000000.jpg").write_bytes(b"mine")
+    with pytest.raises(UsageError, match="own: holds other things than mosaics"):
+        make_mosaics(photos, out, 4)
+    assert (out / "images" / "000000.jpg").read_bytes() == b"mine"
+    (out / "images" / "000000.jpg").unlink()
+    (out / "images").rmdir()
+    make_mosaics(photos, out, 8)
+    path, _ = make_mosaics(photos, out, 4, seed=1)
+    assert len(read_jsonl(path)) == 4 == len(list((out / "images").iterdir()))

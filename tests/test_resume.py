@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 import weakref
@@ -139,6 +140,30 @@ def test_only_the_newest_checkpoints_are_kept(make: Any) -> None:
     recipe = make(train__checkpoint_every=2, train__keep=3, data__dev_split="")
     train(recipe)
     assert saved_steps(recipe.train.out / "checkpoints") == [8, 10, 12]
+
+
+def test_other_data_is_refused(
+    tmp_path: Path, make: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = Path(shutil.copytree(data.parent, tmp_path / "moved")) / data.name
+    lines = moved.read_text().splitlines(keepends=True)
+    train_until(make(data__train=str(moved)), 4, monkeypatch)
+    other = json.loads(lines[0]) | {"captions": ["a red boat", "a dog", "the sea"]}
+    for changed in (lines[1:], [json.dumps(other) + "\n", *lines[1:]]):
+        moved.write_text("".join(changed))
+        with pytest.raises(ConfigError, match=r"data\.train: this is not the data the run began with"):
+            train(make(data__train=str(moved)))
+    moved.write_text("".join(lines))
+    train(make(data__train=str(moved)))
+
+
+def test_a_damaged_checkpoint_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make()
+    train_until(recipe, 4, monkeypatch)
+    (state,) = (recipe.train.out / "checkpoints").glob("*/state.json")
+    state.write_text("{")
+    with pytest.raises(CheckpointError, match=r"step-00000003/state\.json: damaged; remove .* to go on from"):
+        train(recipe)
 
 
 def test_another_recipe_is_refused(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ An *item* is what is embedded: a whole image, or a box of one. Stage 1 has whole
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -144,6 +145,16 @@ class Batches:
         self._read_texts(tokenizer, records if boxed is None else records + boxed[0])
         if config.long_texts:
             self._check_long_texts()
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether two runs learn from the same photos, captions and boxes; folders may have moved."""
+        digest = hashlib.blake2b(digest_size=16)
+        for records, used in ((self.records, self.usable), (self.boxed, self.regional)):
+            for record in (records[i] for i in used):
+                boxes = [(region.box, region.captions) for region in record.regions]
+                digest.update(json.dumps([record.image.name, record.captions, boxes]).encode())
+        return digest.hexdigest()
 
     def _read_texts(self, tokenizer: Tokenizer, records: list[Record]) -> None:
         texts = distinct_texts(records)

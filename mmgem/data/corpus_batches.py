@@ -7,6 +7,8 @@ those of other passages to reject. Passages of a title come in twos: one is a ha
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,6 +103,12 @@ class CorpusBatches:
             self.of_title[passage.title].append(n)
         self.siblings = [[m for m in self.of_title[p.title] if m != n] for n, p in enumerate(passages)]
         self.per_epoch = -(-len(self.pairs) // config.batch)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether two runs learn from the same passages, queries and answers."""
+        facts = json.dumps([self.titles, self.texts, self.pairs, self.asked])
+        return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
     @property
     def longest(self) -> int:

@@ -9,6 +9,7 @@ only where things are tells the two apart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 from mmgem.data.images import open_image
 from mmgem.data.records import Box, Record, Region, write_jsonl
 from mmgem.errors import DataError, ImageError, UsageError
+from mmgem.files import write_folder
 from mmgem.progress import track
 
 FILE = "mosaics.jsonl"
@@ -37,30 +39,48 @@ def make_mosaics(
 
     Only records with captions are used, each as often as any other. Returns the dataset file
     (``mosaics.jsonl``, readable by ``read_jsonl``) and one line for each photo that cannot be read and was
-    left out. A region's meta says its ``photo``. The dataset file is written last.
+    left out. A region's meta says its ``photo``. A set that is there is replaced as a whole.
 
-    Raises ``UsageError`` for less than two captioned records or impossible numbers, ``DataError`` if the
-    photos cannot be read.
+    Raises ``UsageError`` for less than two captioned records, impossible numbers, or a folder that holds
+    other things than such a set; ``DataError`` if the photos cannot be read.
     """
     photos = [record for record in records if record.captions]
     if len(photos) < _LEAST:
         raise UsageError(f"{len(photos)} captioned photos are too few for mosaics; {_LEAST} are needed")
     if count < 1 or side < 32:
         raise UsageError("mosaics: count must be at least 1 and side at least 32 pixels")
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    _check_room(out)
     digits = max(6, len(str(count)))
     problems: dict[Path, str] = {}
-    made: list[Record] = []
     plans = list(_plans(len(photos), count, seed, twins))
-    for number, (chosen, rng) in enumerate(track(plans, "mosaics")):
-        path = out / "images" / f"{number:0{digits}}.jpg"
-        record = _canvas(path, [photos[i] for i in chosen], rng, side, problems)
-        if record is not None:
-            made.append(record)
-    if not made:
-        raise DataError(f"no mosaic can be made; first: {next(iter(problems.values()))}")
-    write_jsonl(out / FILE, made)
+
+    def fill(new: Path) -> None:
+        (new / "images").mkdir()
+        made: list[Record] = []
+        for number, (chosen, rng) in enumerate(track(plans, "mosaics")):
+            path = new / "images" / f"{number:0{digits}}.jpg"
+            record = _canvas(path, [photos[i] for i in chosen], rng, side, problems)
+            if record is not None:
+                made.append(record)
+        if not made:
+            raise DataError(f"no mosaic can be made; first: {next(iter(problems.values()))}")
+        write_jsonl(new / FILE, made)
+
+    write_folder(out, fill)
     return out / FILE, list(problems.values())
+
+
+def _check_room(out: Path) -> None:
+    """Raise ``UsageError`` if ``out`` holds anything but a set of mosaics: it will be replaced."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UsageError(f"{out}: is there, and no folder; name another")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    ours = {FILE, "images"} == {path.name for path in out.iterdir()} and all(
+        re.fullmatch(r"[0-9]{6,}\.jpg", path.name) for path in (out / "images").iterdir()
+    )
+    if not ours:
+        raise UsageError(f"{out}: holds other things than mosaics; name another folder, or an empty one")
 
 
 def _plans(

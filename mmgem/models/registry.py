@@ -28,8 +28,10 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     packaged = PACKAGED / text
     if (packaged / "config.json").is_file():
         return packaged
-    if complete(Path(text)).is_dir():
-        return complete(Path(text))
+    if (folder := complete(Path(text))).is_dir():
+        if not (folder / "config.json").exists() and (folder / "model" / "config.json").is_file():
+            raise CheckpointError(f"{text}: the folder of a training run; its model is {folder / 'model'}")
+        return folder
     if text.count("/") == 1 and not text.startswith((".", "/", "~")):
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -63,9 +63,10 @@ class Run:
         return self.engine.network
 
     @property
-    def shards(self) -> str | None:
-        """What tells the shards of a run from others; None: it reads none."""
-        return self.batches.batches.stream.fingerprint if isinstance(self.batches, Ahead) else None
+    def data(self) -> str:
+        """What tells the data of a run from others."""
+        sides = (self.batches, self.corpus.batches if self.corpus is not None else None)
+        return " ".join(side.fingerprint for side in sides if side is not None)
 
     @property
     def scored(self) -> bool:
@@ -94,9 +95,11 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
     out = recipe.train.out
     state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain, ranks)
     done = state["step"] if state else 0
-    if state and state.get("shards") != run.shards:
+    data = run.data
+    if state and state.get("data") != data:
+        field = "data.train" if recipe.data.train is not None else "corpus"
         raise ConfigError(
-            "data.train: these are not the shards the run began with; set train.out to another folder"
+            f"{field}: this is not the data the run began with; bring it back, or set another train.out"
         )
     best = state["best"] if state else None
     log = Log(out, done, recipe.train.trackers) if ranks.first else None
@@ -125,14 +128,14 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
                 saver.save(
                     finished,
                     lambda: snapshot(run.network, run.optimizer, run.average, ranks),
-                    {"recipe": plain, "best": best, "shards": run.shards},
+                    {"recipe": plain, "best": best, "data": data},
                     recipe.train.keep,
                 )
     if isinstance(run.batches, Ahead):
         run.batches.close()
         for problem in run.batches.problems:
             meter.note(problem)
-    if not run.scored:
+    if not run.scored and (done < run.total or not ranks.agree((out / "model").is_dir())):
         export(run, out / "model", {"step": run.total})
     if log:
         log.close()

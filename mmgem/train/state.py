@@ -144,8 +144,14 @@ def load_state(
     newest = folder / f"step-{steps[0]:08d}"
     if not newest.is_dir():
         raise CheckpointError(f"{newest}: not on this machine; all have to share train.out")
-    state: dict[str, Any] = json.loads((newest / "state.json").read_text())
-    changed = [name for name in difference(state["recipe"], recipe) if name not in _FREE]
+    try:
+        state: dict[str, Any] = json.loads((newest / "state.json").read_text())
+        written = state["recipe"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{newest / 'state.json'}: damaged; remove {newest} to go on from before"
+        ) from error
+    changed = [name for name in difference(written, recipe) if name not in _FREE]
     if changed:
         raise ConfigError(
             f"{changed[0]}: changed since {newest} was written; set it back, or train into another train.out"

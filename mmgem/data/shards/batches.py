@@ -73,6 +73,7 @@ class StreamBatches:
             if getattr(config, name):
                 raise ConfigError(f"data.{name}: shards give no boxes; use a dataset of loose files")
         self.stream, self.tokenizer, self.config, self.part, self.tail = stream, tokenizer, config, part, tail
+        self.fingerprint = stream.fingerprint
         self.size = min(size, stream.samples)
         check_enough(self.size, "images", part[1])
         whole = stream.samples // self.size
