@@ -350,6 +350,11 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
         2,
     ),
     "unknown eval task": (lambda p: ["eval", "speed"], ["no eval task 'speed'; there are retrieval"], 2),
+    "another task's option": (
+        lambda p: [*p.evaluate(), "--rerank"],
+        ["--rerank is for eval retrieval"],
+        2,
+    ),
     "no test set": (lambda p: ["eval", "caption"], ["--data or --preset"], 2),
     "unknown preset": (
         lambda p: ["eval", "caption", "--preset", "coco", "--root", p.folder],

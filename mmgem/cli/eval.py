@@ -52,6 +52,13 @@ def evaluate(
     """
     if task not in _TASKS:
         raise UsageError(f"no eval task {task!r}; there are {', '.join(_TASKS)}")
+    for option, given, of in (
+        ("rerank", rerank, "retrieval"),
+        ("captions", captions, "region"),
+        ("pointing", pointing, "region"),
+    ):
+        if given and task != of:
+            raise UsageError(f"--{option} is for eval {of}")
     records, classes = _read(task, data, split, preset, root)
     mmgem = load_model(model)
     skipped: list[tuple[Path, str]] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -98,6 +99,9 @@ def _described(
     kept = [r for r in records if r.captions or (regions and r.regions)]
     if not kept:
         raise DataError(f"{path}: no captions in split {split!r}")
+    if (left_out := len(records) - len(kept)) and os.environ.get("RANK", "0") == "0":
+        said = f"{path}: {left_out} of {len(records)} records have no captions and are left out"
+        print(f"mmgem: {said}", file=sys.stderr)
     return kept
 
 
