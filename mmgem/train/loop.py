@@ -35,7 +35,7 @@ from mmgem.train.engine import Engine, tf32
 from mmgem.train.evaluate import evaluate
 from mmgem.train.log import Log
 from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
-from mmgem.train.sources import image_side
+from mmgem.train.sources import check_files, image_side
 from mmgem.train.speed import Speed
 from mmgem.train.start import start
 from mmgem.train.state import Saver, load_state, snapshot
@@ -150,6 +150,7 @@ def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Run:
         check_compiler()
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
+    check_files(recipe)  # before base weights are fetched for nothing
     network, tokenizer = start(recipe)
     batches, dev = None, None
     if recipe.data.train is not None:

@@ -29,6 +29,13 @@ from mmgem.train.checks import check_tower
 from mmgem.train.teacher import embed_captions
 
 
+def check_files(recipe: Recipe) -> None:
+    """Raise ``ConfigError`` for a file of examples that is not there."""
+    for field, path in (("data.train", recipe.data.train), ("data.dev", recipe.data.dev)):
+        if path is not None and not is_shards(path) and not path.exists():
+            raise ConfigError(f"{field}: {path}: No such file")
+
+
 def image_side(
     recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks = ALONE
 ) -> tuple[Batches | Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
@@ -36,7 +43,7 @@ def image_side(
     if is_shards(train):
         return _streamed(recipe, train, network, tokenizer, ranks)
     boxed = recipe.data.region_share > 0
-    records = _described(train, recipe.data.split, "data.train", "data.split", boxed)
+    records = _described(train, recipe.data.split, "data.split", boxed)
     check_tower(recipe, network.config.tower)
     source = ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.views))
     box_records, box_source = ranks.in_turn(lambda: _boxed(recipe, network, tokenizer.prep, records, source))
@@ -79,19 +86,15 @@ def _held_out(
     path = data.dev or data.train
     if path is None or not (data.dev or data.dev_split):
         return None
-    records = _described(path, data.dev_split, "data.dev", "data.dev_split")
+    records = _described(path, data.dev_split, "data.dev_split")
     records = records[: recipe.train.evaluate_images]
     tokenizer.encode_parts(distinct_texts(records))  # a text that is too long is said now
     return records, ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, 1))
 
 
-def _described(
-    path: Path, split: str | None, field: str, split_field: str, regions: bool = False
-) -> list[Record]:
-    """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); the ``field`` names
-    are those of the recipe, for errors."""
-    if not path.exists():
-        raise ConfigError(f"{field}: {path}: No such file")
+def _described(path: Path, split: str | None, split_field: str, regions: bool = False) -> list[Record]:
+    """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); ``split_field`` is
+    its name in the recipe, for errors."""
     try:
         records = load_dataset(path, split=split or None)
     except UsageError as error:
