@@ -299,6 +299,21 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
         ["dimensions must be from 1 to 8, not 9"],
         2,
     ),
+    "vectors over a photo": (
+        lambda p: ["embed", p.photo, "--out", p.photo, "-m", p.good_model],
+        ["must end in .npy"],
+        2,
+    ),
+    "page over a photo": (
+        lambda p: ["search", p.index(), "--image", p.photo, "--html", p.photo],
+        ["must end in .html or .htm"],
+        2,
+    ),
+    "heat map over its photo": (
+        lambda p: ["heatmap", p.photo, "a dog", "--out", p.photo, "-m", p.good_model],
+        ["is the photo itself"],
+        2,
+    ),
     "page is a folder": (
         lambda p: ["search", p.index(), "a dog", "--html", p.folder],
         ["place: is a folder, not a file to write"],

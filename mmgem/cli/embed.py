@@ -57,7 +57,7 @@ def embed(
     if not all(map(str.strip, texts)):
         raise UsageError("--text: the text is empty")
     if out is not None:
-        make_room(out)
+        make_room(out, ".npy")
     photos = find_photos(files, region) if files else []
     check_dimensions(dimensions, read_config(resolve(model))[0].dim)
     mmgem = load_model(model)

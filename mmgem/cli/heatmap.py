@@ -28,10 +28,10 @@ def heatmap(
     """
     if not text.strip():
         raise UsageError("the text to look for is empty")
-    if out is not None and out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise UsageError(f"{out}: must end in .png, .jpg or .webp")
     if out is not None:
-        make_room(out)
+        make_room(out, ".png", ".jpg", ".jpeg", ".webp")
+        if out.exists() and photo.exists() and out.samefile(photo):
+            raise UsageError(f"{out}: is the photo itself; write its heat map to another file")
     from mmgem.data.images import image_size
 
     width, height = image_size(photo)

@@ -70,7 +70,7 @@ def parse_question(text: str | None, image: Path | None, box: str | None, html: 
     if image is not None:
         look_at(image, region)
     if html is not None:
-        make_room(html)
+        make_room(html, ".html", ".htm")
     return Question(text, image, region)
 
 

@@ -29,9 +29,10 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def make_room(file: Path) -> None:
+def make_room(file: Path, *suffixes: str) -> None:
     """Make the folder of a file that is to be written; before the work, so that none is lost. Raises
-    ``UsageError`` if it cannot be, or ``file`` is a folder."""
+    ``UsageError`` if it cannot be, or ``file`` is a folder or has none of the ``suffixes``: a photo given by
+    mistake is not overwritten."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -39,6 +40,8 @@ def make_room(file: Path) -> None:
         raise UsageError(f"{file}: its folder cannot be made: {reason}") from error
     if file.is_dir():
         raise UsageError(f"{file}: is a folder, not a file to write")
+    if file.suffix.lower() not in suffixes:
+        raise UsageError(f"{file}: must end in {' or '.join(suffixes)}")
 
 
 def print_json(value: dict[str, Any]) -> None:
