@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from mmgem.errors import UsageError
+
 FITTED = 50_000
 """Rows, at most, that axes are found from."""
 
@@ -15,3 +17,9 @@ def find_axes(vectors: np.ndarray, dims: int) -> np.ndarray:
     some = np.asarray(vectors[:: max(1, len(vectors) // FITTED)], np.float32)
     axes = np.linalg.eigh((some.T @ some).astype(np.float64))[1]  # the shortest first
     return np.ascontiguousarray(axes[:, : -dims - 1 : -1], np.float32)
+
+
+def check_dimensions(dimensions: int | None, dim: int) -> None:
+    """Raise ``UsageError`` unless embeddings of ``dim`` numbers have so many; None: all of them."""
+    if dimensions is not None and not 1 <= dimensions <= dim:
+        raise UsageError(f"dimensions must be from 1 to {dim}, not {dimensions}")

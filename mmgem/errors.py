@@ -12,13 +12,6 @@ class MMGEMError(Exception):
     exit_code = 1
 
 
-def why(error: Exception) -> str:
-    """What is wrong with a text file that could not be read or parsed, without Python's own words for it."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
 class UsageError(MMGEMError):
     """An argument that cannot work: a malformed box, a missing folder, options that exclude each other."""
 
@@ -49,3 +42,10 @@ class SearchIndexError(MMGEMError):
 
 class DownloadError(MMGEMError):
     """Base weights that could not be fetched or whose checksum is wrong."""
+
+
+def why(error: Exception) -> str:
+    """What is wrong with a text file that could not be read or parsed, without Python's own words for it."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)

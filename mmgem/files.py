@@ -8,6 +8,8 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+from mmgem.errors import UsageError
+
 NEW, OLD = ".mmgem-new", ".mmgem-old"  # siblings of a folder that is being replaced; nobody else's names
 
 
@@ -57,6 +59,29 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     new.rename(folder)
     if old.exists():
         shutil.rmtree(old)
+
+
+def replace_folder(
+    folder: Path, fill: Callable[[Path], None], ours: Callable[[Path], bool], what: str
+) -> None:
+    """:func:`write_folder`, if ``folder`` is nothing yet, an empty folder, or ``ours``: ``what`` is written.
+
+    Raises ``UsageError``, before anything is done, if it is something else: what people keep is never
+    replaced.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder}: is there, and no folder; name another")
+    if folder.exists() and any(folder.iterdir()) and not ours(folder):
+        raise UsageError(f"{folder}: holds other things than {what}; name another folder, or an empty one")
+    write_folder(folder, fill)
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths are of one file; not if one of them is none."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def folder_bytes(folder: Path) -> int:

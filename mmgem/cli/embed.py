@@ -47,8 +47,6 @@ def embed(
     {"embeddings": [{"file" or "text", "vector"}], "dim", "failed": [{"file", "reason"}]}; with --out as well,
     the vectors are in the file only.
     """
-    from mmgem.models.registry import check_dimensions, read_config, resolve
-
     texts, region = text or [], parse_box(box)
     if not files and not texts:
         raise UsageError("nothing to embed: give photos, or --text")
@@ -59,7 +57,8 @@ def embed(
     if out is not None:
         make_room(out, ".npy")
     photos = find_photos(files, region) if files else []
-    check_dimensions(dimensions, read_config(resolve(model))[0].dim)
+    if dimensions is not None:
+        _check_dimensions(dimensions, model)
     mmgem = load_model(model)
     import numpy as np
 
@@ -89,6 +88,14 @@ def embed(
     elif out is None:
         for (_, name), vector in zip(names, vectors, strict=True):
             print("\t".join([" ".join(name.split()), *(f"{x:.7f}" for x in vector.tolist())]))
+
+
+def _check_dimensions(dimensions: int, model: str) -> None:
+    """Raises UsageError if the model's vectors have fewer; it is not loaded for that."""
+    from mmgem.axes import check_dimensions
+    from mmgem.models.registry import read_config, resolve
+
+    check_dimensions(dimensions, read_config(resolve(model))[0].dim)
 
 
 def _save(path: Path, vectors: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import typer
 from mmgem.cli.inputs import ModelOption, load_model
 from mmgem.cli.output import JsonOption, make_room, note, print_json
 from mmgem.errors import UsageError
+from mmgem.files import same_file
 
 
 def heatmap(
@@ -30,7 +31,7 @@ def heatmap(
         raise UsageError("the text to look for is empty")
     if out is not None:
         make_room(out, ".png", ".jpg", ".jpeg", ".webp")
-        if out.exists() and photo.exists() and out.samefile(photo):
+        if same_file(out, photo):
             raise UsageError(f"{out}: is the photo itself; write its heat map to another file")
     from mmgem.data.images import image_size
 

@@ -13,6 +13,7 @@ import typer
 from mmgem.cli.inputs import Box, look_at, parse_box
 from mmgem.cli.output import make_room, note, print_json
 from mmgem.errors import CheckpointError, UsageError
+from mmgem.files import same_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,7 @@ class Question:
         """The first ``k`` of what ``find(count)`` finds, without the photo that is asked for."""
         if self.image is None:
             return find(k)
-        return [hit for hit in find(k + 1) if not _same(hit.path, self.image)][:k]
+        return [hit for hit in find(k + 1) if not same_file(hit.path, self.image)][:k]
 
 
 def parse_question(text: str | None, image: Path | None, box: str | None, html: Path | None) -> Question:
@@ -125,13 +126,6 @@ def tell(
         }
         found.append({"file": str(hit.path), "score": round(hit.score, 6), **rounded})
     print_json({"query": asked, "hits": found, "photos": photos()})
-
-
-def _same(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except OSError:
-        return False
 
 
 def _write_page(path: Path, question: Question, hits: Sequence[Hit]) -> None:

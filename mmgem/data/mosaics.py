@@ -19,7 +19,7 @@ from PIL import Image
 from mmgem.data.images import open_image
 from mmgem.data.records import Box, Record, Region, write_jsonl
 from mmgem.errors import DataError, ImageError, UsageError
-from mmgem.files import write_folder
+from mmgem.files import replace_folder
 from mmgem.progress import track
 
 FILE = "mosaics.jsonl"
@@ -49,7 +49,6 @@ def make_mosaics(
         raise UsageError(f"{len(photos)} captioned photos are too few for mosaics; {_LEAST} are needed")
     if count < 1 or side < 32:
         raise UsageError("mosaics: count must be at least 1 and side at least 32 pixels")
-    _check_room(out)
     digits = max(6, len(str(count)))
     problems: dict[Path, str] = {}
     plans = list(_plans(len(photos), count, seed, twins))
@@ -66,21 +65,15 @@ def make_mosaics(
             raise DataError(f"no mosaic can be made; first: {next(iter(problems.values()))}")
         write_jsonl(new / FILE, made)
 
-    write_folder(out, fill)
+    replace_folder(out, fill, _is_set, "mosaics")
     return out / FILE, list(problems.values())
 
 
-def _check_room(out: Path) -> None:
-    """Raise ``UsageError`` if ``out`` holds anything but a set of mosaics: it will be replaced."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UsageError(f"{out}: is there, and no folder; name another")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    ours = {FILE, "images"} == {path.name for path in out.iterdir()} and all(
-        re.fullmatch(r"[0-9]{6,}\.jpg", path.name) for path in (out / "images").iterdir()
+def _is_set(folder: Path) -> bool:
+    """Whether a folder holds a set of mosaics, and nothing else."""
+    return {FILE, "images"} == {path.name for path in folder.iterdir()} and all(
+        re.fullmatch(r"[0-9]{6,}\.jpg", path.name) for path in (folder / "images").iterdir()
     )
-    if not ours:
-        raise UsageError(f"{out}: holds other things than mosaics; name another folder, or an empty one")
 
 
 def _plans(

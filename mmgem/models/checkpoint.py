@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from mmgem.config import ModelConfig, Preprocessing, to_dict
 from mmgem.data.tokens import Tokenizer
-from mmgem.errors import CheckpointError, ConfigError, UsageError
-from mmgem.files import write_atomic, write_folder
+from mmgem.errors import CheckpointError, ConfigError
+from mmgem.files import replace_folder, write_atomic
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.registry import FORMAT, complete, read_config, read_json
 from mmgem.models.storage import load_tensors, save_tensors
@@ -95,15 +95,9 @@ def save_model(
 def replace_model(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write a model, which then takes the place of ``folder`` as a whole.
 
-    Raises ``UsageError``, before anything is done, if ``folder`` is something else than a model, nothing, or
-    an empty folder: what people keep is never replaced.
+    Raises ``UsageError`` if that is something else than a model, nothing, or an empty folder.
     """
-    folder = folder.absolute()
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UsageError(f"{folder}: is there, and no folder; name another")
-    if folder.exists() and any(folder.iterdir()) and not _is_model(folder):
-        raise UsageError(f"{folder}: holds other things than a model; name another folder, or an empty one")
-    write_folder(folder, fill)
+    replace_folder(folder.absolute(), fill, _is_model, "a model")
 
 
 def _is_model(folder: Path) -> bool:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgem.axes import check_dimensions
 from mmgem.data.tokens import Tokenizer
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.registry import check_dimensions
 
 
 def unit_rows(x: Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmgem.config import ModelConfig, Preprocessing, from_dict
-from mmgem.errors import CheckpointError, ConfigError, UsageError
+from mmgem.errors import CheckpointError, ConfigError
 from mmgem.files import OLD
 
 PACKAGED = Path(__file__).parent.parent / "weights"
@@ -89,12 +89,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected an object")
     return data
-
-
-def check_dimensions(dimensions: int | None, dim: int) -> None:
-    """Raise ``UsageError`` unless embeddings of ``dim`` numbers have so many; None: all of them."""
-    if dimensions is not None and not 1 <= dimensions <= dim:
-        raise UsageError(f"dimensions must be from 1 to {dim}, not {dimensions}")
 
 
 def fingerprint(folder: Path) -> str:

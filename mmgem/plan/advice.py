@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from mmgem.config import Recipe
 from mmgem.data.shards import is_shards
 from mmgem.plan.plan import Advice, Plan, Planner
+from mmgem.plan.times import step_seconds
 from mmgem.progress import doing
 from mmgem.recipe import changed
 
@@ -84,7 +85,7 @@ def _photos(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
             return []  # what shards cannot do
         setting.insert(0, f"data.train='shards/{data.split or ''}*.tar'")
         cost += f"; first mmgem data pack {data.train} --out shards"
-    ahead = replace(at, step=max(at.operators, at.data / workers))
+    ahead = replace(at, step=step_seconds(at.operators, at.data, workers))
     return [_told(setting, cost, replace(made, bounds=ahead))]
 
 

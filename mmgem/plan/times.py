@@ -51,7 +51,7 @@ def bounds(
         operators += times * max(one, two)
     update = updated / bandwidth
     operators += update
-    step = max(operators, data / workers) if workers else operators + data
+    step = step_seconds(operators, data, workers)
     return Bounds(arithmetic, traffic + update, operators, data, step)
 
 
@@ -75,3 +75,8 @@ def photo_seconds(recipe: Recipe, prep: Preprocessing) -> float:
         normalise(np.stack([to_square(image, prep, view_geometry(0, "", 1.0))]), prep)
         best = min(best, time.thread_time() - started)
     return best
+
+
+def step_seconds(operators: float, data: float, workers: int) -> float:
+    """Seconds of a step: its photos are read before it, or beside it by ``workers``."""
+    return max(operators, data / workers) if workers else operators + data

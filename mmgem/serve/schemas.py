@@ -19,14 +19,15 @@ from pydantic import (
 from mmgem.serve import limits
 from mmgem.serve.intake import Upload
 
+_BRANCHES = {str: "(string)", list: "(list)", type(None): "(null)", Upload: "(file)"}
+
 
 def _branch(value: Any) -> str | None:
     """The tag of the branch of a union that ``value`` is for; errors are of that branch, and leave it out."""
     if isinstance(value, dict):
         kind = value.get("type")
         return f"({kind})" if kind in ("text", "image_url") else "(other)"
-    kinds = {str: "(string)", list: "(list)", type(None): "(null)", Upload: "(file)"}
-    return kinds.get(type(value))
+    return _BRANCHES.get(type(value))
 
 
 def _one_of(message: str) -> Discriminator:

@@ -57,9 +57,6 @@ def corpus_side(
     held_out = config.dev if config.dev != Path() else None  # "" in a recipe: none
     if network.config.attention != "causal" or network.config.text_pool != "emb":
         raise ConfigError('corpus: needs model.attention = "causal" and model.text_pool = "emb"')
-    for field, paths in (("passages", [config.passages]), ("queries", config.queries), ("dev", [held_out])):
-        if missing := [p for p in paths if p is not None and not p.exists()]:
-            raise ConfigError(f"corpus.{field}: {missing[0]}: No such file")
     passages = load_corpus(config.passages)
     known = {p.id for p in passages}
     queries = [q for path in config.queries for q in load_queries(path, known)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -30,10 +29,17 @@ from mmgem.train.teacher import embed_captions
 
 
 def check_files(recipe: Recipe) -> None:
-    """Raise ``ConfigError`` for a file of examples that is not there."""
-    for field, path in (("data.train", recipe.data.train), ("data.dev", recipe.data.dev)):
-        if path is not None and not is_shards(path) and not path.exists():
-            raise ConfigError(f"{field}: {path}: No such file")
+    """Raise ``ConfigError`` for a file that is to be learned from, or measured on, and is not there."""
+    data, corpus = recipe.data, recipe.corpus
+    for field, paths in (
+        ("data.train", [data.train] if data.train is not None and not is_shards(data.train) else []),
+        ("data.dev", [data.dev]),
+        ("corpus.passages", [corpus.passages]),
+        ("corpus.queries", corpus.queries),
+        ("corpus.dev", [corpus.dev] if corpus.dev != Path() else []),  # "" in a recipe: none
+    ):
+        if missing := [path for path in paths if path is not None and not path.exists()]:
+            raise ConfigError(f"{field}: {missing[0]}: No such file")
 
 
 def image_side(
@@ -43,7 +49,7 @@ def image_side(
     if is_shards(train):
         return _streamed(recipe, train, network, tokenizer, ranks)
     boxed = recipe.data.region_share > 0
-    records = _described(train, recipe.data.split, "data.split", boxed)
+    records = _described(train, recipe.data.split, "data.split", ranks, boxed)
     check_tower(recipe, network.config.tower)
     source = ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.views))
     box_records, box_source = ranks.in_turn(lambda: _boxed(recipe, network, tokenizer.prep, records, source))
@@ -86,13 +92,15 @@ def _held_out(
     path = data.dev or data.train
     if path is None or not (data.dev or data.dev_split):
         return None
-    records = _described(path, data.dev_split, "data.dev_split")
+    records = _described(path, data.dev_split, "data.dev_split", ranks)
     records = records[: recipe.train.evaluate_images]
     tokenizer.encode_parts(distinct_texts(records))  # a text that is too long is said now
     return records, ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, 1))
 
 
-def _described(path: Path, split: str | None, split_field: str, regions: bool = False) -> list[Record]:
+def _described(
+    path: Path, split: str | None, split_field: str, ranks: Ranks, regions: bool = False
+) -> list[Record]:
     """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); ``split_field`` is
     its name in the recipe, for errors."""
     try:
@@ -102,7 +110,7 @@ def _described(path: Path, split: str | None, split_field: str, regions: bool = 
     kept = [r for r in records if r.captions or (regions and r.regions)]
     if not kept:
         raise DataError(f"{path}: no captions in split {split!r}")
-    if (left_out := len(records) - len(kept)) and os.environ.get("RANK", "0") == "0":
+    if (left_out := len(records) - len(kept)) and ranks.first:
         said = f"{path}: {left_out} of {len(records)} records have no captions and are left out"
         print(f"mmgem: {said}", file=sys.stderr)
     return kept
