@@ -29,11 +29,11 @@ from typing import Any
 import numpy as np
 from memory import resident
 
-from mmgem.files import write_atomic
-from mmgem.progress import track
 from mmgem.search.ann import Ann, update_graph
 from mmgem.search.search import Hit, PhotoIndex
 from mmgem.search.store import NewContent, SeenFile, Store, read_store
+from mmgem.utils.files import write_atomic
+from mmgem.utils.progress import track
 
 K = 10
 DIM = 512

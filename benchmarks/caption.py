@@ -17,11 +17,11 @@ import torch
 from smollm2 import SMOLLM2
 from torch import Tensor
 
+from mmgem.checkpoints.model_folder import load_model
+from mmgem.checkpoints.resolve import resolve
 from mmgem.config import LLMConfig, ModelConfig, TowerConfig
-from mmgem.generate.captions import generate_captions
-from mmgem.models.checkpoint import load_model
+from mmgem.inference.captioning import generate_captions
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.registry import resolve
 
 ALPHA = 0.7
 

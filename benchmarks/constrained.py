@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmgem.corpus.trie import Trie
-from mmgem.generate.constrained import constrained_beam
-from mmgem.generate.rows import Rows
+from mmgem.models.kv_cache import Rows
 from mmgem.models.llm import LLM
+from mmgem.self_retrieval.constrained_decoding import constrained_beam
+from mmgem.self_retrieval.trie import Trie
 
 END = 2
 
@@ -136,8 +136,8 @@ def main() -> None:
 def _llm(options: argparse.Namespace) -> LLM:
     torch.manual_seed(0)
     if options.model:
-        from mmgem.models.checkpoint import load_model
-        from mmgem.models.registry import resolve
+        from mmgem.checkpoints.model_folder import load_model
+        from mmgem.checkpoints.resolve import resolve
 
         made = load_model(resolve(options.model))[0].llm
     elif options.quick:
@@ -149,8 +149,8 @@ def _llm(options: argparse.Namespace) -> LLM:
     else:
         from transformers import AutoModelForCausalLM
 
+        from mmgem.checkpoints.download import base_folder
         from mmgem.models.llm import export_config
-        from mmgem.models.pull import base_folder
 
         lm = AutoModelForCausalLM.from_pretrained(base_folder("smollm2"), dtype=torch.float32)
         made = LLM(export_config(lm))

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from mmgem.api import MMGEM
-from mmgem.axes import find_axes
 from mmgem.data.readers import load_dataset
 from mmgem.evaluate.retrieval import RetrievalScores, retrieval_scores
+from mmgem.inference.pca import find_axes
 
 DIMS = (256, 128, 64)
 

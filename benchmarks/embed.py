@@ -32,15 +32,15 @@ import torch
 from PIL import Image
 
 from mmgem import MMGEM
+from mmgem.checkpoints.model_folder import load_model
+from mmgem.checkpoints.resolve import resolve
 from mmgem.data.images import open_image
 from mmgem.data.readers import load_dataset
 from mmgem.data.transforms import normalise, to_square
 from mmgem.export.graphs import write_onnx
 from mmgem.export.write import export_graphs
-from mmgem.models.checkpoint import load_model
-from mmgem.models.embedding import unit_rows
-from mmgem.models.registry import resolve
-from mmgem.scales import all_sides, whole_sides
+from mmgem.inference.pyramid import all_sides, whole_sides
+from mmgem.inference.texts import unit_rows
 
 WAYS: list[tuple[Any, Any]] = [
     ("onnx", "float32"),

@@ -25,18 +25,18 @@ import torch.nn.functional as F
 from smollm2 import SMOLLM2
 from torch import Tensor
 
+from mmgem.checkpoints.initialize import start
 from mmgem.config import LLMConfig, ObjectiveConfig, Preprocessing, Recipe
+from mmgem.config.recipe import load_recipe
 from mmgem.data.batches import Batch
 from mmgem.data.features import FeatureCache
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import normalise_text
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import pack
-from mmgem.objectives.captioning import caption_loss
-from mmgem.objectives.contrastive import contrastive_terms
-from mmgem.recipe import load_recipe
+from mmgem.tasks.image_text.captioning import caption_loss
+from mmgem.tasks.image_text.contrastive import contrastive_terms
 from mmgem.train.optim import optimizer, trainable
-from mmgem.train.start import start
 
 ROOT = Path(__file__).parent.parent
 IDEAS = ("cached tower", "packing", "head only where predicted", "sampled vocabulary")

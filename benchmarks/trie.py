@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from memory import resident
 
-from mmgem.corpus.trie import Node, Trie
+from mmgem.self_retrieval.trie import Node, Trie
 
 VOCABULARY = 49_152
 

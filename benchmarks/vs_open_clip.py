@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from mmgem.config import LLMConfig, ModelConfig, ObjectiveConfig, TowerConfig
 from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
-from mmgem.objectives import joint
-from mmgem.objectives.contrastive import contrastive_terms, embed_items
+from mmgem.tasks.image_text import joint
+from mmgem.tasks.image_text.contrastive import contrastive_terms, embed_items
 
 CONTEXT, VOCABULARY, END = 76, 49408, 49407
 

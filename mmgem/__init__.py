@@ -21,7 +21,7 @@ from mmgem.errors import (
 
 if TYPE_CHECKING:
     from mmgem.api import MMGEM
-    from mmgem.corpus.engine import SelfRetrieval
+    from mmgem.self_retrieval.model import SelfRetrieval
 
 __version__ = "0.1.0"
 
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
 
         return MMGEM
     if name == "SelfRetrieval":
-        from mmgem.corpus.engine import SelfRetrieval
+        from mmgem.self_retrieval.model import SelfRetrieval
 
         return SelfRetrieval
     raise AttributeError(f"module 'mmgem' has no attribute {name!r}")

@@ -12,21 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmgem.checkpoints.hub import read_card, upload, with_front_matter
+from mmgem.checkpoints.model_folder import load_model, save_model
+from mmgem.checkpoints.resolve import fingerprint, resolve
 from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
+from mmgem.export.compress import shipping_bits
 from mmgem.export.run import Backend, use_graphs, wanted_graphs
-from mmgem.generate.captions import describe
-from mmgem.models.checkpoint import load_model, save_model
-from mmgem.models.embedding import embed_texts, shortened, unit_rows
-from mmgem.models.hub import read_card, upload, with_front_matter
+from mmgem.inference.captioning import describe
+from mmgem.inference.images import find_regions, heat, see
+from mmgem.inference.texts import embed_texts, shortened, unit_rows
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.registry import fingerprint, resolve
-from mmgem.models.ship import shipping_bits
 from mmgem.search.rerank import Assessed, Rerank, rerank, text_log_probs
 from mmgem.search.search import PhotoIndex
-from mmgem.see import find_regions, heat, see
 
 
 class MMGEM:

@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from mmgem.api import MMGEM
+from mmgem.checkpoints.download import SETS, SOURCES, base_folder, cache_folder
 from mmgem.data.images import list_images
 from mmgem.errors import DownloadError, ImageError, SearchIndexError, UsageError
 from mmgem.evaluate.classify import class_embeddings, classify
-from mmgem.models.pull import SETS, SOURCES, base_folder, cache_folder
-from mmgem.progress import track
-from mmgem.search.cards import (
+from mmgem.report.cards import (
     Fact,
     HeatCard,
     Match,
@@ -34,10 +33,11 @@ from mmgem.search.cards import (
     Report,
     SimilarRow,
 )
+from mmgem.report.contact_sheet import contact_sheet
+from mmgem.report.html import write_report
 from mmgem.search.index import IndexReport, update_index
-from mmgem.search.report import write_report
 from mmgem.search.search import PhotoIndex
-from mmgem.search.sheet import contact_sheet
+from mmgem.utils.progress import track
 
 SAMPLE_QUERIES = (
     "a close up of a cat",

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save_file
 
 from mmgem.config import Recipe, from_dict
-from mmgem.ranks import ALONE, Ranks, copies, ranks_of
+from mmgem.distributed.world import ALONE, Ranks, copies, ranks_of
 from mmgem.train import loop
-from mmgem.train.step import gradients
+from mmgem.train.gradients import gradients
 
 
 def first_gradients(recipe: Recipe, ranks: Ranks) -> tuple[dict[str, torch.Tensor], dict[str, float]]:

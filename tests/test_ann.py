@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmgem.axes import find_axes
 from mmgem.cli.main import main
 from mmgem.errors import UsageError
+from mmgem.inference.pca import find_axes
 from mmgem.search import store as store_module
 from mmgem.search.ann import KINDS, Ann, GraphReport, drop_graph, update_graph
 from mmgem.search.search import PhotoIndex

@@ -15,10 +15,10 @@ from PIL import Image
 
 import mmgem
 from mmgem import MMGEM, CheckpointError, DataError, ImageError, UsageError
+from mmgem.checkpoints.resolve import fingerprint
 from mmgem.data.images import open_image
 from mmgem.data.transforms import normalise, to_square
-from mmgem.generate.captions import generate_captions
-from mmgem.models.registry import fingerprint
+from mmgem.inference.captioning import generate_captions
 
 TEXTS = ["a dog runs", "two red cat on the grass near water", "snow", "the black and white horse"]
 

@@ -13,10 +13,10 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgem.corpus.baselines import BM25, Dense, _best
-from mmgem.data.passages import Passage
 from mmgem.errors import UsageError
 from mmgem.models.sentence_encoder import sentence_encoder
+from mmgem.self_retrieval.baselines import BM25, Dense, _best
+from mmgem.self_retrieval.passages import Passage
 
 PASSAGES = [
     Passage("a", "Dogs", "The red dog runs."),
@@ -75,7 +75,7 @@ def test_dense_ranks_by_cosine() -> None:
 def test_dense_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     dense, queries = Dense(angles([str(n) for n in range(0, 90, 7)]), angles), [str(n) for n in range(20)]
     whole = dense.rank(queries, 4)
-    monkeypatch.setattr("mmgem.corpus.baselines._BLOCK_BYTES", 200)
+    monkeypatch.setattr("mmgem.self_retrieval.baselines._BLOCK_BYTES", 200)
     assert [[n for n, _ in row] for row in dense.rank(queries, 4)] == [[n for n, _ in row] for row in whole]
 
 

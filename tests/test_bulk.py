@@ -24,12 +24,12 @@ from mmgem.bulk.maker import Job, Maker
 from mmgem.bulk.on_ray import make_on_ray, running
 from mmgem.bulk.output import Output
 from mmgem.bulk.vectors import BulkVectors
+from mmgem.checkpoints.resolve import fingerprint
 from mmgem.cli.main import main
 from mmgem.data.images import image_size
 from mmgem.data.readers import load_dataset
 from mmgem.data.shards import pack
 from mmgem.errors import DataError, ImageError, UsageError
-from mmgem.models.registry import fingerprint
 from mmgem.search.index import update_index
 from mmgem.search.search import PhotoIndex
 

@@ -12,11 +12,11 @@ import torch
 import toys
 from safetensors.torch import load_file, save_file
 
+from mmgem.checkpoints.model_folder import load_model, own_tensors, save_model
+from mmgem.checkpoints.resolve import fingerprint, resolve
 from mmgem.errors import CheckpointError, UsageError
-from mmgem.files import write_folder
-from mmgem.models.checkpoint import load_model, own_tensors, save_model
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.registry import fingerprint, resolve
+from mmgem.utils.files import write_folder
 
 
 def outputs(network: MMGEMNetwork) -> torch.Tensor:
@@ -251,7 +251,7 @@ def test_fingerprint_tells_models_apart(folder: Path, tmp_path: Path) -> None:
 
 def test_a_shipped_copy_is_small_and_nearly_the_same(tmp_path: Path, tiny_model_folder: Path) -> None:
     from mmgem import MMGEM
-    from mmgem.models.ship import ship
+    from mmgem.export.compress import ship
 
     size = ship(tiny_model_folder, tmp_path / "small")
     weights = (tmp_path / "small" / "model.safetensors").stat().st_size
@@ -266,8 +266,8 @@ def test_a_shipped_copy_is_small_and_nearly_the_same(tmp_path: Path, tiny_model_
 
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
 def test_a_turned_model_is_the_same_one(projection: str) -> None:
-    from mmgem.axes import find_axes
-    from mmgem.models.turn import turn
+    from mmgem.export.rotate import turn
+    from mmgem.inference.pca import find_axes
 
     network = toys.network(projection=projection, dropout=0.0)
     maps = network.tower(torch.randn(6, 3, network.tower.size, network.tower.size))

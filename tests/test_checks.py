@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import toys
 
+from mmgem.checkpoints.initialize import start
 from mmgem.config import CorpusConfig, Recipe, StartConfig, TowerConfig, TrainConfig, from_dict
+from mmgem.config.ranges import RANGES, numbers
+from mmgem.distributed.world import Ranks
 from mmgem.errors import ConfigError, MMGEMError
-from mmgem.ranks import Ranks
 from mmgem.train import loop
 from mmgem.train.checks import check
-from mmgem.train.ranges import RANGES, numbers
-from mmgem.train.start import start
 
 NOWHERE = Path("nowhere.jsonl")
 TEXTS = {"data__train": None, "corpus__passages": "corpus.jsonl"}

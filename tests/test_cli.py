@@ -355,7 +355,7 @@ def test_train_prints_a_folder_that_captions(run, tmp_path):
 
 def test_pull_tells_where_the_parts_are(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MMGEM_CACHE", str(tmp_path))
-    from mmgem.models.pull import SETS, cache_folder
+    from mmgem.checkpoints.download import SETS, cache_folder
 
     for part in SETS["photos"]:
         cache_folder(part).mkdir(parents=True)

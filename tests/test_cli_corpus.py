@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import toys
 
+from mmgem.checkpoints.model_folder import save_model
 from mmgem.cli.main import main
-from mmgem.models.checkpoint import save_model
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_eval(
         counts = np.array([[t.lower().count(c) + 0.1 for c in "aeioust"] for t in texts], np.float32)
         return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
-    monkeypatch.setattr("mmgem.corpus.baselines.minilm_embedder", lambda: letters)
+    monkeypatch.setattr("mmgem.self_retrieval.baselines.minilm_embedder", lambda: letters)
     told = json.loads(run("eval", "--data", data[1], "--baselines", "--answers", "--json")[0])
     assert {"EM", "F1", "baselines"} <= set(told)
     names = [

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mmgem.checkpoints import download as pull
 from mmgem.cli.main import main
-from mmgem.models import pull
 
 PICTURES = {"sklearn/datasets/images/china.jpg": b"china", "sklearn/datasets/images/flower.jpg": b"flower"}
 

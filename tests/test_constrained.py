@@ -10,9 +10,9 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgem.corpus.trie import Trie
-from mmgem.generate.constrained import constrained_beam
-from mmgem.generate.rows import Rows
+from mmgem.models.kv_cache import Rows
+from mmgem.self_retrieval.constrained_decoding import constrained_beam
+from mmgem.self_retrieval.trie import Trie
 
 CPU = torch.device("cpu")
 NETWORK = toys.network("tied llama", "none")

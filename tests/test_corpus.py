@@ -13,18 +13,18 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmgem.checkpoints.model_folder import save_model
 from mmgem.config import Scoring
-from mmgem.corpus.engine import SelfRetrieval
-from mmgem.corpus.mteb import MtebSearch
-from mmgem.corpus.questions import write_questions
-from mmgem.corpus.reader import Reader
-from mmgem.corpus.retriever import Candidate, Retriever, fused, score
-from mmgem.corpus.store import Corpus
-from mmgem.data.passages import Passage
-from mmgem.data.prompts import Prompts
 from mmgem.errors import CheckpointError, DataError, UsageError
-from mmgem.models.checkpoint import save_model
-from mmgem.train.corpus import embed_passages
+from mmgem.integrations.mteb_search import MtebSearch
+from mmgem.self_retrieval.corpus import Corpus
+from mmgem.self_retrieval.model import SelfRetrieval
+from mmgem.self_retrieval.passages import Passage
+from mmgem.self_retrieval.prompts import Prompts
+from mmgem.self_retrieval.query_generation import write_questions
+from mmgem.self_retrieval.reader import Reader
+from mmgem.self_retrieval.retriever import Candidate, Retriever, fused, score
+from mmgem.tasks.self_retrieval import embed_passages
 
 CPU = torch.device("cpu")
 NETWORK = toys.network("tied llama", "none")

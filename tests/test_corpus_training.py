@@ -12,14 +12,14 @@ import pytest
 import torch
 import toys
 
+from mmgem.checkpoints.model_folder import load_model
 from mmgem.config import CorpusConfig, ObjectiveConfig, Recipe
-from mmgem.corpus.engine import SelfRetrieval
-from mmgem.data.corpus_batches import CorpusBatch, CorpusBatches
-from mmgem.data.passages import Passage, load_corpus, load_queries
-from mmgem.data.prompts import Prompts
 from mmgem.errors import ConfigError, DataError
-from mmgem.models.checkpoint import load_model
-from mmgem.objectives.corpus import naming, reading
+from mmgem.self_retrieval.batches import CorpusBatch, CorpusBatches
+from mmgem.self_retrieval.losses import naming, reading
+from mmgem.self_retrieval.model import SelfRetrieval
+from mmgem.self_retrieval.passages import Passage, load_corpus, load_queries
+from mmgem.self_retrieval.prompts import Prompts
 from mmgem.train import loop
 from mmgem.train.loop import train
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from tiny import save_photo, save_photos, save_tiny_model
 
+from mmgem.checkpoints import download as pull
 from mmgem.cli.main import main
 from mmgem.demo import CLASSES, QUERIES, SAMPLE_QUERIES
 from mmgem.errors import DownloadError
-from mmgem.models import pull
 from mmgem.search.search import PhotoIndex
 
 

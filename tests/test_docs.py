@@ -24,9 +24,10 @@ import pytest
 import toys
 from tiny import save_photo, save_photos, save_tiny_model
 
+from mmgem.checkpoints import download as pull
+from mmgem.checkpoints import registry
 from mmgem.cli.main import main
-from mmgem.corpus import baselines
-from mmgem.models import pull, registry
+from mmgem.self_retrieval import baselines
 from mmgem.serve import server
 
 ROOT = Path(__file__).parents[1]

@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgem import MMGEM
+from mmgem.checkpoints.model_folder import load_model, save_model
 from mmgem.cli.main import main
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export import graphs, write
 from mmgem.export.graphs import TextGraph, write_onnx
 from mmgem.export.run import Kind, Precision
 from mmgem.export.write import export_graphs
-from mmgem.models.checkpoint import load_model, save_model
-from mmgem.see import prepared, see, squares
+from mmgem.inference.images import prepared, see, squares
 
 TEXTS = [
     "a dog runs on the beach",

@@ -8,13 +8,13 @@ import pytest
 import torch
 import toys
 
+from mmgem.checkpoints.model_folder import load_model, save_model
 from mmgem.config import ObjectiveConfig, OptimConfig
+from mmgem.encoders.base import TransformersTower
 from mmgem.errors import ConfigError
-from mmgem.generate.captions import generate_captions
-from mmgem.models.checkpoint import load_model, save_model
+from mmgem.inference.captioning import generate_captions
 from mmgem.models.llm import LLM
-from mmgem.models.towers import TransformersTower
-from mmgem.objectives import joint
+from mmgem.tasks.image_text import joint
 from mmgem.train.optim import optimizer, trainable
 
 # Parts of published towers that come after the map: they are kept, and learn nothing.

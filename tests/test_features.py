@@ -16,8 +16,8 @@ import mmgem.data.features as features
 from mmgem.data.features import PixelSource, cache_features
 from mmgem.data.images import open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
+from mmgem.encoders.base import Tower
 from mmgem.errors import DataError, ImageError
-from mmgem.models.towers import Tower
 
 
 class CountingTower(Tower):

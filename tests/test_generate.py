@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import toys
 from torch import Tensor
 
-from mmgem.generate.captions import Caption, caption_candidates, choose_captions, generate_captions
+from mmgem.inference.captioning import Caption, caption_candidates, choose_captions, generate_captions
 from mmgem.models.network import MMGEMNetwork
 
 END = 0

@@ -14,9 +14,9 @@ from torch import Tensor
 from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
-from mmgem.objectives import OBJECTIVES, captioning, contrastive, joint
-from mmgem.objectives.captioning import caption_loss
-from mmgem.objectives.contrastive import contrastive_terms, embed_items
+from mmgem.tasks.image_text import OBJECTIVES, captioning, contrastive, joint
+from mmgem.tasks.image_text.captioning import caption_loss
+from mmgem.tasks.image_text.contrastive import contrastive_terms, embed_items
 
 
 def loss_of(network: MMGEMNetwork, images: Tensor, texts: Tensor, batch: Batch, **options: object) -> Tensor:

@@ -9,10 +9,10 @@ import pytest
 import torch
 import toys
 
+from mmgem.checkpoints.model_folder import build
 from mmgem.config import ObjectiveConfig, OptimConfig
-from mmgem.models.checkpoint import build
 from mmgem.models.network import MMGEMNetwork
-from mmgem.objectives import joint
+from mmgem.tasks.image_text import joint
 from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
 
 

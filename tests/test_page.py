@@ -16,10 +16,10 @@ from serving import data_uri, picture, serving
 from tiny import save_photo
 
 from mmgem import MMGEM
-from mmgem.corpus.engine import SelfRetrieval
-from mmgem.corpus.store import Corpus
-from mmgem.data.prompts import Prompts
 from mmgem.search.index import update_index
+from mmgem.self_retrieval.corpus import Corpus
+from mmgem.self_retrieval.model import SelfRetrieval
+from mmgem.self_retrieval.prompts import Prompts
 from mmgem.serve.errors import Refused
 from mmgem.serve.service import Service
 

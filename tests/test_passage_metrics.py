@@ -8,7 +8,7 @@ import pytest
 
 from mmgem.errors import UsageError
 from mmgem.evaluate.answers import answer_scores
-from mmgem.evaluate.passages import ranking_scores
+from mmgem.evaluate.ranking import ranking_scores
 
 
 def test_rankings_by_hand() -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgem.data.folders import split_document
-from mmgem.data.passages import Passage, Query, load_corpus, load_queries
 from mmgem.data.prose import sentences, split_prose
 from mmgem.errors import DataError, UsageError
+from mmgem.self_retrieval.documents import split_document
+from mmgem.self_retrieval.passages import Passage, Query, load_corpus, load_queries
 
 GOOD = {"id": "a", "title": "T", "text": "Some words."}
 ASKED = {"id": "q", "query": "Who?", "positives": ["a"]}

@@ -13,12 +13,12 @@ import toys
 
 from mmgem.cli.main import main
 from mmgem.config import Recipe, to_dict
+from mmgem.config.recipe import changed, load_recipe
 from mmgem.errors import ConfigError, UsageError
 from mmgem.plan import Hardware, known_hardware, plan
 from mmgem.plan.lengths import Captions, WordTokens, captions_of
-from mmgem.recipe import changed, load_recipe
-from mmgem.train.flops import FlopCount
 from mmgem.train.loop import one_step, prepare
+from mmgem.utils.flops import FlopCount
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 GPU = Hardware("toy", 1.0, 1.0, 0.5, 10.0)

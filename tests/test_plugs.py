@@ -15,12 +15,12 @@ import toys
 from PIL import Image
 
 from mmgem import MMGEM, plugs
+from mmgem.checkpoints.model_folder import save_model
 from mmgem.cli.main import main
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record
 from mmgem.errors import UsageError
-from mmgem.evaluate.passages import ranking_scores
-from mmgem.models.checkpoint import save_model
+from mmgem.evaluate.ranking import ranking_scores
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_fewer_dimensions(model: MMGEM, records: list[Record], folder: Path, tmp
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "mmgem.plugs.sbert", raising=False)
+    monkeypatch.delitem(sys.modules, "mmgem.integrations.sentence_transformers", raising=False)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UsageError, match=r"pip install 'mmgem\[plugs\]'"):
         plugs.sentence_transformer("tiny")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmgem import progress
+from mmgem.utils import progress
 
 
 def test_work_under_way_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

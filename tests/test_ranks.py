@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from mmgem.config import Recipe, to_dict
 from mmgem.data.records import read_jsonl
 from mmgem.data.shards import pack
-from mmgem.objectives.captioning import caption_loss
-from mmgem.objectives.contrastive import contrastive_terms, embed_items
-from mmgem.ranks import ALONE, Ranks
-from mmgem.rendezvous import agreed_word
+from mmgem.distributed.rendezvous import agreed_word
+from mmgem.distributed.world import ALONE, Ranks
+from mmgem.tasks.image_text.captioning import caption_loss
+from mmgem.tasks.image_text.contrastive import contrastive_terms, embed_items
 from mmgem.train import loop
-from mmgem.train.step import chunks
+from mmgem.train.gradients import chunks
 
 WORKER = Path(spread.__file__)
 

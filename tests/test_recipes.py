@@ -8,10 +8,10 @@ import pytest
 import toys
 
 from mmgem.config import ModelConfig, Recipe, from_dict, to_dict
+from mmgem.config.recipe import load_recipe
 from mmgem.errors import ConfigError
-from mmgem.models.facts import parameter_table, skeleton
 from mmgem.models.llm import LLM
-from mmgem.recipe import load_recipe
+from mmgem.models.parameter_count import parameter_table, skeleton
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 

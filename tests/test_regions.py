@@ -12,9 +12,9 @@ import toys
 from PIL import Image
 
 from mmgem import MMGEM, UsageError
+from mmgem.inference.pyramid import all_sides, box_levels
+from mmgem.inference.region_proposals import choose, embed_windows, overlaps, pool_windows, surrounds, windows
 from mmgem.models.pooling import pool_boxes
-from mmgem.scales import all_sides, box_levels
-from mmgem.search.regions import choose, embed_windows, overlaps, pool_windows, surrounds, windows
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from mmgem.errors import UsageError
-from mmgem.search.cards import (
+from mmgem.report.cards import (
     Fact,
     HeatCard,
     Match,
@@ -24,8 +24,8 @@ from mmgem.search.cards import (
     Report,
     SimilarRow,
 )
-from mmgem.search.report import write_report
-from mmgem.search.sheet import contact_sheet
+from mmgem.report.contact_sheet import contact_sheet
+from mmgem.report.html import write_report
 
 VOID = {"meta", "link", "img", "input", "br"}
 

@@ -19,9 +19,9 @@ import toys
 
 import mmgem.train.loop as loop
 import mmgem.train.state as state_file
+from mmgem.checkpoints.tensors import load_tensors, save_tensors
 from mmgem.config import Recipe, from_dict, to_dict
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.models.storage import load_tensors, save_tensors
 from mmgem.train.log import Log
 from mmgem.train.loop import train
 from mmgem.train.state import Snapshot, difference, load_state, save_state, saved_steps, snapshot

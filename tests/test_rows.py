@@ -8,7 +8,7 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgem.generate.rows import Rows
+from mmgem.models.kv_cache import Rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import pack_families
 

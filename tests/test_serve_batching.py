@@ -20,7 +20,7 @@ from mmgem import MMGEM
 from mmgem.errors import UsageError
 from mmgem.serve.batcher import Batcher, Kind
 from mmgem.serve.metrics import Metrics
-from mmgem.serve.once import Once
+from mmgem.serve.request_cache import Once
 
 
 class Held:

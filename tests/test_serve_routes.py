@@ -18,14 +18,14 @@ from serving import data_uri, picture, serving
 from tiny import save_photo, save_photos
 
 from mmgem import MMGEM
-from mmgem.corpus.engine import SelfRetrieval
-from mmgem.corpus.store import Corpus
-from mmgem.data.prompts import Prompts
 from mmgem.errors import ImageError
 from mmgem.evaluate.classify import class_embeddings, classify
 from mmgem.search.index import update_index
 from mmgem.search.search import PhotoIndex
-from mmgem.serve.intake import Photo
+from mmgem.self_retrieval.corpus import Corpus
+from mmgem.self_retrieval.model import SelfRetrieval
+from mmgem.self_retrieval.prompts import Prompts
+from mmgem.serve.image_input import Photo
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_documents_and_figures(client: httpx.Client) -> None:
 def test_the_index_grows_while_it_is_served(
     model: MMGEM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmgem.serve.gallery._EVERY", 0.05)
+    monkeypatch.setattr("mmgem.serve.index_watcher._EVERY", 0.05)
     save_photos(tmp_path / "photos", 3)
 
     def grow() -> None:

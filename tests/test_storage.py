@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model
 
-from mmgem.errors import CheckpointError, UsageError
-from mmgem.models.checkpoint import load_model
-from mmgem.models.ship import mix, ship
-from mmgem.models.storage import (
+from mmgem.checkpoints.model_folder import load_model
+from mmgem.checkpoints.tensors import (
     GROUP_OF_4_BITS,
     _umask,
     dequantize,
@@ -25,6 +23,8 @@ from mmgem.models.storage import (
     quantize,
     save_tensors,
 )
+from mmgem.errors import CheckpointError, UsageError
+from mmgem.export.compress import mix, ship
 
 HALF = 2.0**-11
 """Largest relative error of rounding to float16."""

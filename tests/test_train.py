@@ -15,15 +15,15 @@ import toys
 from PIL import Image
 
 from mmgem.api import MMGEM
+from mmgem.checkpoints.initialize import start
+from mmgem.checkpoints.model_folder import load_model
+from mmgem.checkpoints.tensors import dequantize, load_tensors, quantize
 from mmgem.config import Recipe
 from mmgem.data.features import FeatureCache
 from mmgem.errors import CheckpointError, ConfigError, DataError, ImageError
-from mmgem.models.checkpoint import load_model
-from mmgem.models.storage import dequantize, load_tensors, quantize
-from mmgem.objectives.contrastive import embed_items
+from mmgem.tasks.image_text.contrastive import embed_items
 from mmgem.train.engine import set_precision
 from mmgem.train.loop import measure, one_step, prepare, train
-from mmgem.train.start import start
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgem.corpus.trie import Node, Trie
 from mmgem.errors import CheckpointError
+from mmgem.self_retrieval.trie import Node, Trie
 
 END = 0
 TOKENS = st.sampled_from([1, 2, 7, 49_151, 2**31 - 1])

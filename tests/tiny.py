@@ -8,7 +8,7 @@ import numpy as np
 import toys
 from PIL import Image
 
-from mmgem.models.checkpoint import save_model
+from mmgem.checkpoints.model_folder import save_model
 
 
 def save_tiny_model(folder: Path, seed: int = 0) -> Path:

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmgem.checkpoints.model_folder import build
 from mmgem.config import LLMConfig, ModelConfig, Preprocessing, Recipe, TowerConfig, from_dict
 from mmgem.data.batches import Batch
-from mmgem.data.passages import Passage
 from mmgem.data.tokens import Tokenizer
-from mmgem.models.checkpoint import build
 from mmgem.models.network import MMGEMNetwork
+from mmgem.self_retrieval.passages import Passage
 
 WORDS = (  # noqa: SIM905
     "<end> <unk> a the dog cat man woman child runs sits jumps on in with grass snow water beach street red "

@@ -18,7 +18,7 @@ from mmgem.data.images import list_images
 from mmgem.data.shards import Shard, find_shards, is_shards, open_photos
 from mmgem.data.shards.parquet import RowGroups
 from mmgem.errors import DataError, UsageError
-from mmgem.progress import track
+from mmgem.utils.progress import track
 
 _UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _GROUPS = 2  # row groups of parquet held: a part ends in the one where the next begins

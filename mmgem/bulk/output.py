@@ -24,7 +24,7 @@ import numpy as np
 
 from mmgem.data.shards.parquet import require_pyarrow
 from mmgem.errors import DataError, UsageError
-from mmgem.files import lock_folder, write_atomic
+from mmgem.utils.files import lock_folder, write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,10 +13,10 @@ from mmgem.bulk.collection import Part, find_collection
 from mmgem.bulk.maker import Job, Maker
 from mmgem.bulk.on_ray import make_on_ray, require_ray
 from mmgem.bulk.output import Output, Skipped
+from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
 from mmgem.data.shards.parquet import require_pyarrow
 from mmgem.errors import ImageError, UsageError
-from mmgem.models.registry import fingerprint, lasting_name, resolve
-from mmgem.progress import Meter
+from mmgem.utils.progress import Meter
 
 
 @dataclass(frozen=True, slots=True)

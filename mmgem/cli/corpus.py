@@ -14,8 +14,8 @@ from mmgem.cli.train import train
 from mmgem.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmgem.corpus.engine import SelfRetrieval
-    from mmgem.corpus.retriever import Found
+    from mmgem.self_retrieval.model import SelfRetrieval
+    from mmgem.self_retrieval.retriever import Found
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command("train", short_help="Learn a corpus, as a recipe says (the same as mmgem train).")(train)
@@ -89,7 +89,7 @@ def evaluate(
     With --json: {"H@1", "H@5", "MRR@5", "queries", "seconds_per_query"}, with --answers {"EM", "F1"} as well,
     with --baselines "baselines": {name: the same}.
     """
-    from mmgem.data.passages import load_queries
+    from mmgem.self_retrieval.passages import load_queries
 
     engine = _load(model)
     queries = load_queries(data, {p.id for p in engine.corpus.passages})
@@ -118,7 +118,7 @@ def add(
     The tries grow by what is new; the model has not memorised it, so it is found by what it can tell from the
     names and from reading. With --json: {"added", "passages", "seconds"}.
     """
-    from mmgem.data.passages import load_corpus
+    from mmgem.self_retrieval.passages import load_corpus
 
     started = time.monotonic()
     engine = _load(model)
@@ -136,7 +136,7 @@ def add(
 
 def _load(model: str) -> SelfRetrieval:
     quiet_libraries()
-    from mmgem.corpus.engine import SelfRetrieval
+    from mmgem.self_retrieval.model import SelfRetrieval
 
     return SelfRetrieval.from_pretrained(model)
 

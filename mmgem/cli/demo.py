@@ -28,8 +28,8 @@ def demo(
     page are a contact sheet and the index, which mmgem search can use.
     """
     quiet_libraries()
+    from mmgem.checkpoints.resolve import lasting_name
     from mmgem.demo import run_demo
-    from mmgem.models.registry import lasting_name
 
     result = run_demo(out, photos, lasting_name(model), say=note)
     note_skipped(result.problems)

@@ -92,8 +92,8 @@ def embed(
 
 def _check_dimensions(dimensions: int, model: str) -> None:
     """Raises UsageError if the model's vectors have fewer; it is not loaded for that."""
-    from mmgem.axes import check_dimensions
-    from mmgem.models.registry import read_config, resolve
+    from mmgem.checkpoints.resolve import read_config, resolve
+    from mmgem.inference.pca import check_dimensions
 
     check_dimensions(dimensions, read_config(resolve(model))[0].dim)
 

@@ -142,8 +142,8 @@ def _reranked(
     import numpy as np
 
     from mmgem.evaluate.retrieval import reranked_scores
-    from mmgem.progress import track
     from mmgem.search.rerank import PAIRS, Rerank, log_probs
+    from mmgem.utils.progress import track
 
     options, ids, end = Rerank(), mmgem.tokenizer.encode_all(said), mmgem.tokenizer.end
     seconds = 0.0
@@ -202,7 +202,7 @@ def _long_texts(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, s
     from mmgem.data.sentences import split_sentences
     from mmgem.data.tokens import Tokenizer
     from mmgem.evaluate.retrieval import retrieval_scores
-    from mmgem.models.embedding import embed_texts
+    from mmgem.inference.texts import embed_texts
 
     kept, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
     images, owner = np.stack(vectors), np.arange(len(kept))

@@ -11,7 +11,7 @@ import typer
 from mmgem.cli.inputs import each_photo, find_photos, quiet_libraries
 from mmgem.cli.output import note
 from mmgem.errors import UsageError
-from mmgem.files import folder_bytes
+from mmgem.utils.files import folder_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,10 +58,10 @@ def export(
     if kind != "small" and (mix is not None or order is not None):
         raise UsageError("--mix and --order are for --format small; export its result")
     quiet_libraries()
-    from mmgem.models.registry import resolve
+    from mmgem.checkpoints.resolve import resolve
 
     if kind == "small":
-        from mmgem.models.ship import ship
+        from mmgem.export.compress import ship
 
         embed = partial(_embed, find_photos([order])) if order is not None else None
         size = ship(resolve(model), out, resolve(mix) if mix else None, share, embed)

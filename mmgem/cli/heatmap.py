@@ -10,7 +10,7 @@ import typer
 from mmgem.cli.inputs import ModelOption, load_model
 from mmgem.cli.output import JsonOption, make_room, note, print_json
 from mmgem.errors import UsageError
-from mmgem.files import same_file
+from mmgem.utils.files import same_file
 
 
 def heatmap(
@@ -37,7 +37,7 @@ def heatmap(
 
     width, height = image_size(photo)
     mmgem = load_model(model)
-    from mmgem.search.heat import draw_heat
+    from mmgem.report.heatmap import draw_heat
 
     heat = mmgem.heatmap(photo, [text])[0]
     row, column = divmod(int(heat.argmax()), heat.shape[1])

@@ -13,7 +13,7 @@ import typer
 from mmgem.cli.inputs import Box, look_at, parse_box
 from mmgem.cli.output import make_room, note, print_json
 from mmgem.errors import CheckpointError, UsageError
-from mmgem.files import same_file
+from mmgem.utils.files import same_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +78,7 @@ def parse_question(text: str | None, image: Path | None, box: str | None, html: 
 def model_of(recorded: str, given: str | None, check: Callable[[str], None]) -> str:
     """The name of the model to load: ``given``, else as ``recorded`` with the vectors. ``check`` is called
     with its fingerprint, and raises if it is another. Needs no torch."""
-    from mmgem.models.registry import fingerprint, lasting_name, resolve
+    from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
 
     name = recorded if given is None else lasting_name(given)
     try:
@@ -129,8 +129,8 @@ def tell(
 
 
 def _write_page(path: Path, question: Question, hits: Sequence[Hit]) -> None:
-    from mmgem.search.cards import Match, QueryRow, Report, SimilarRow
-    from mmgem.search.report import write_report
+    from mmgem.report.cards import Match, QueryRow, Report, SimilarRow
+    from mmgem.report.html import write_report
 
     matches = [Match(hit.path, hit.score, hit.box) for hit in hits]
     if question.text is not None:

@@ -48,10 +48,10 @@ def index(
     "failed": [{"file", "reason"}], "seconds", "graph": {"kind", "vectors", "added", "bytes", "seconds"} or
     null}.
     """
-    from mmgem.models.registry import fingerprint, lasting_name, resolve
-    from mmgem.progress import track
+    from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
     from mmgem.search.ann import Ann, drop_graph, require_usearch
     from mmgem.search.index import update_index
+    from mmgem.utils.progress import track
 
     known = fingerprint(resolve(model))
     wanted = None if ann in (None, "none") else Ann.parse(ann)
@@ -116,8 +116,8 @@ def _embedder(model: str, fingerprint: str, vectors: Path | None) -> Callable[[]
 
 def _update_graph(out: Path, wanted: Ann | None) -> GraphReport | None:
     """Bring the graph up to date; one that is there but was not asked for may stay behind."""
-    from mmgem.progress import track
     from mmgem.search.ann import update_graph
+    from mmgem.utils.progress import track
 
     def shown(parts: Sequence[slice]) -> Iterator[slice]:
         return track(parts, "Graph", [part.stop - part.start for part in parts], " vectors")

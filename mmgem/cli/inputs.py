@@ -117,7 +117,7 @@ def each_photo(
     ``failed`` with the reason. Raises ImageError once all are done if none is left.
     """
     from mmgem.data.images import attempt
-    from mmgem.progress import track
+    from mmgem.utils.progress import track
 
     if not photos:
         return

@@ -67,7 +67,7 @@ def plan(
     "seconds", "steps", "days", "cost", "assumed", "advice": [{"change", "cost", "memory_gb", "seconds",
     "fits"}]}; null what is not known.
     """
-    from mmgem.recipe import load_recipe
+    from mmgem.config.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     given = _hardware(loaded, hardware, (memory, flops, bandwidth), count, price)

@@ -19,7 +19,7 @@ def pull(
     What is in the cache already is not fetched again. The cache is $MMGEM_CACHE, or mmgem in the user's
     cache folder.
     """
-    from mmgem.models.pull import SETS, SOURCES, base_folder, cache_folder
+    from mmgem.checkpoints.download import SETS, SOURCES, base_folder, cache_folder
 
     if name not in SETS and name not in SOURCES:
         raise UsageError(f"nothing to pull called {name!r}; there are {', '.join([*SETS, *SOURCES])}")

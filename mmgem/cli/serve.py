@@ -62,7 +62,7 @@ def serve(
         from mmgem.serve.server import listen, make_server
     except ImportError as error:
         raise UsageError(f'serving needs more packages: pip install "mmgem[serve]" ({error.name})') from error
-    from mmgem.models.registry import lasting_name
+    from mmgem.checkpoints.resolve import lasting_name
     from mmgem.serve.metrics import Metrics
     from mmgem.serve.service import Options, Service
 
@@ -71,7 +71,7 @@ def serve(
     mmgem = load_model(lasting_name(name), precision)
     learned = None
     if corpus is not None:
-        from mmgem.corpus.engine import SelfRetrieval
+        from mmgem.self_retrieval.model import SelfRetrieval
 
         learned = SelfRetrieval.from_pretrained(corpus)
     options = Options(Path(name).name, Path(corpus).name if corpus else "", allow_remote)

@@ -49,9 +49,9 @@ def push(
     where it was. Indexes of several folders may share a collection if one model made them. With --json:
     {"points", "added", "removed", "skipped", "seconds"}.
     """
-    from mmgem.progress import track
     from mmgem.search.stores import open_store
     from mmgem.search.stores.push import push as bring
+    from mmgem.utils.progress import track
 
     def shown(parts: Sequence[slice]) -> Iterator[slice]:
         return track(parts, "Pushing", [part.stop - part.start for part in parts], " vectors")

@@ -24,7 +24,7 @@ def train(
 
     A run that was stopped goes on when the same command is given again.
     """
-    from mmgem.recipe import load_recipe
+    from mmgem.config.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     quiet_libraries()

@@ -22,9 +22,9 @@ from torch import Tensor
 from mmgem.config import Preprocessing, to_dict
 from mmgem.data.images import image_size, open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
+from mmgem.encoders.base import Tower
 from mmgem.errors import DataError, ImageError
-from mmgem.models.towers import Tower
-from mmgem.progress import track
+from mmgem.utils.progress import track
 
 _CHUNK = 32
 _BAD, _TODO, _DONE = 2, 0, 1

@@ -19,8 +19,8 @@ from PIL import Image
 from mmgem.data.images import open_image
 from mmgem.data.records import Box, Record, Region, write_jsonl
 from mmgem.errors import DataError, ImageError, UsageError
-from mmgem.files import replace_folder
-from mmgem.progress import track
+from mmgem.utils.files import replace_folder
+from mmgem.utils.progress import track
 
 FILE = "mosaics.jsonl"
 _LEAST, _MOST = 2, 4

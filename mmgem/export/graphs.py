@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mmgem.errors import UsageError
 from mmgem.export.run import needs_extra
 from mmgem.models.network import MMGEMNetwork
-from mmgem.progress import doing
+from mmgem.utils.progress import doing
 
 _OPSET = 20
 _LARGE = 1 << 30  # bytes of weights: ONNX files of more than 2 GB cannot hold them

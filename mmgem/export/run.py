@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmgem.checkpoints.resolve import fingerprint
 from mmgem.config import from_dict, to_dict
+from mmgem.encoders.base import Tower
 from mmgem.errors import CheckpointError, ConfigError, UsageError
-from mmgem.files import write_atomic
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.registry import fingerprint
-from mmgem.models.towers import Tower
+from mmgem.utils.files import write_atomic
 
 Kind = Literal["onnx", "openvino"]
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -48,7 +48,7 @@ class Facts:
     least_cosine: dict[str, float]
     """Of embeddings with those of torch on samples when they were written: ``images``, ``texts``."""
     weights: str
-    """:func:`~mmgem.models.registry.fingerprint` of the model they were made from."""
+    """:func:`~mmgem.checkpoints.resolve.fingerprint` of the model they were made from."""
 
     def save(self, folder: Path) -> None:
         """Write them into the folder of the graphs."""

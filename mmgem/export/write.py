@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mmgem.checkpoints.model_folder import load_model, replace_model
+from mmgem.checkpoints.resolve import fingerprint
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.graphs import quiet, write_onnx
 from mmgem.export.run import Facts, Kind, Precision, graph_folder, needs_extra, use_graphs
-from mmgem.models.checkpoint import load_model, replace_model
-from mmgem.models.embedding import embed_texts, unit_rows
+from mmgem.inference.images import read
+from mmgem.inference.pyramid import all_sides
+from mmgem.inference.texts import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.registry import fingerprint
-from mmgem.progress import doing
-from mmgem.scales import all_sides
-from mmgem.see import read
+from mmgem.utils.progress import doing
 
 LEAST_COSINE = {"float32": 0.999, "bfloat16": 0.99, "int8": 0.99}
 

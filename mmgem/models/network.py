@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.config import ModelConfig
+from mmgem.encoders.base import EfficientNetTower, NoTower, Tower, TransformersTower
 from mmgem.models.llm import LLM
 from mmgem.models.packing import Packing, pack, pack_families
 from mmgem.models.pooling import pool_boxes, pool_full
-from mmgem.models.towers import EfficientNetTower, NoTower, Tower, TransformersTower
 
 
 def projection(kind: str, width_in: int, width_out: int, dropout: float = 0.0) -> nn.Module:

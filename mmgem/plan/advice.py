@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mmgem.config import Recipe
+from mmgem.config.recipe import changed
 from mmgem.data.shards import is_shards
 from mmgem.plan.plan import Advice, Plan, Planner
 from mmgem.plan.times import step_seconds
-from mmgem.progress import doing
-from mmgem.recipe import changed
+from mmgem.utils.progress import doing
 
 _WORTH, _ALIKE = 0.98, 1.03
 _LEAST_CHUNK, _LEAST_BATCH, _RANK = 8, 2, 16

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmgem.config import Recipe
-from mmgem.data.corpus_batches import CorpusBatch
+from mmgem.distributed.world import Ranks
 from mmgem.errors import UsageError
-from mmgem.models.facts import parameter_table
+from mmgem.models.parameter_count import parameter_table
 from mmgem.plan.batch import step_sizes
-from mmgem.plan.corpus import corpus_batches, largest
+from mmgem.plan.dry_run import Rehearsal, rehearse
 from mmgem.plan.hardware import Hardware
 from mmgem.plan.lengths import Captions, captions_of
-from mmgem.plan.rehearsal import Rehearsal, rehearse
+from mmgem.plan.self_retrieval import corpus_batches, largest
 from mmgem.plan.shape import Shape, shape_of
 from mmgem.plan.times import Bounds, bounds, photo_seconds, update_bytes
-from mmgem.progress import doing
-from mmgem.ranks import Ranks
+from mmgem.self_retrieval.batches import CorpusBatch
 from mmgem.train.checks import check, check_tower
+from mmgem.utils.progress import doing
 
 USABLE = 0.9
 """Share of a device's memory that tensors may fill: the rest is for its context, the libraries' workspaces

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmgem.checkpoints.download import SOURCES, cache_folder
+from mmgem.checkpoints.initialize import continued
+from mmgem.checkpoints.model_folder import check_size
+from mmgem.checkpoints.resolve import read_config, resolve
 from mmgem.config import ModelConfig, Preprocessing, Recipe
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.models.checkpoint import check_size
-from mmgem.models.facts import skeleton
 from mmgem.models.llm import export_config, truncate
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.pull import SOURCES, cache_folder
-from mmgem.models.registry import read_config, resolve
-from mmgem.train.start import continued
+from mmgem.models.parameter_count import skeleton
 
 
 @dataclass(frozen=True)

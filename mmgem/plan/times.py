@@ -40,7 +40,7 @@ class Bounds:
 def bounds(
     work: Counter[tuple[torch.dtype, int, int]], updated: int, data: float, workers: int, hardware: Hardware
 ) -> Bounds:
-    """``work``: operators as :class:`~mmgem.plan.ledger.Ledger` counts them; ``updated``: bytes the update
+    """``work``: operators as :class:`~mmgem.plan.memory.Ledger` counts them; ``updated``: bytes the update
     moves; ``data``: seconds of one core to read the step's photos."""
     bandwidth = 1e9 * hardware.bandwidth
     arithmetic = traffic = operators = 0.0

@@ -33,10 +33,10 @@ from typing import Any
 
 import numpy as np
 
-from mmgem.axes import FITTED, find_axes
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.files import write_atomic
+from mmgem.inference.pca import FITTED, find_axes
 from mmgem.search.store import Snapshot, read_store, write_lock
+from mmgem.utils.files import write_atomic
 
 FOLDER = "ann"
 _PARTS = ("photos", "regions")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
-from mmgem.models.embedding import embed_texts
+from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
 from mmgem.search.search import Hit, PhotoIndex
 

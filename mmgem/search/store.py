@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import SearchIndexError
-from mmgem.files import lock_folder
+from mmgem.utils.files import lock_folder
 
 Box = tuple[float, float, float, float]
 

@@ -13,11 +13,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from mmgem import __version__
-from mmgem.serve.body import document
+from mmgem.serve.api_docs import reference
 from mmgem.serve.errors import Refused, handle_errors
-from mmgem.serve.gate import Gate
-from mmgem.serve.reference import reference
-from mmgem.serve.routes import corpus, look, openai, photos, system
+from mmgem.serve.middleware import Gate
+from mmgem.serve.request_body import document
+from mmgem.serve.routes import corpus, openai, photos, system
 from mmgem.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"
@@ -44,7 +44,7 @@ def make_app(
     )
     app.state.service = service
     handle_errors(app)
-    for routes in (system, photos, look, corpus, openai):
+    for routes in (system, photos, vision, corpus, openai):
         app.include_router(routes.router)
     document(app)
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from mmgem.serve import limits
-from mmgem.serve.intake import Upload
+from mmgem.serve.image_input import Upload
 
 _BRANCHES = {str: "(string)", list: "(list)", type(None): "(null)", Upload: "(file)"}
 
@@ -267,7 +267,7 @@ class HeatmapReply(Sized):
 
 
 class PassageReply(BaseModel):
-    """A passage, and why it was found (see mmgem.corpus.retriever.Found)."""
+    """A passage, and why it was found (see mmgem.self_retrieval.retriever.Found)."""
 
     id: str
     title: str

@@ -13,7 +13,7 @@ import uvicorn
 
 from mmgem.errors import UsageError
 from mmgem.serve.app import make_app
-from mmgem.serve.gate import Gate
+from mmgem.serve.middleware import Gate
 from mmgem.serve.protocol import impatient
 from mmgem.serve.service import Service
 
@@ -42,7 +42,7 @@ def make_server(
 ) -> uvicorn.Server:
     """A server to ``run(sockets=[...])`` until SIGTERM, SIGINT or its ``should_exit``; it calls ``started``
     once it answers. Requests that were accepted are finished, for ``stop_seconds`` at most; what still waits
-    then is answered with 503. Other arguments as those of :class:`~mmgem.serve.gate.Gate`."""
+    then is answered with 503. Other arguments as those of :class:`~mmgem.serve.middleware.Gate`."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     app, gate = make_app(service, token, origins, local)
     config = uvicorn.Config(

@@ -19,15 +19,14 @@ from mmgem.api import MMGEM
 from mmgem.data.images import check_box
 from mmgem.data.records import Box
 from mmgem.errors import ImageError
-from mmgem.models.embedding import unit_rows
+from mmgem.inference.images import squares
+from mmgem.inference.texts import unit_rows
 from mmgem.search.places import Place
 from mmgem.search.rerank import Rerank, assessed
 from mmgem.search.search import Hit
-from mmgem.see import squares
 from mmgem.serve.batcher import Batcher
 from mmgem.serve.errors import Refused
-from mmgem.serve.gallery import Gallery, Watched
-from mmgem.serve.intake import (
+from mmgem.serve.image_input import (
     Opened,
     Photo,
     Upload,
@@ -38,14 +37,15 @@ from mmgem.serve.intake import (
     take_indexed,
     thumbnail,
 )
+from mmgem.serve.index_watcher import Gallery, Watched
+from mmgem.serve.jobs import Query, Work
 from mmgem.serve.limits import Limits
 from mmgem.serve.metrics import Metrics
-from mmgem.serve.once import Once
-from mmgem.serve.work import Query, Work
+from mmgem.serve.request_cache import Once
 
 if TYPE_CHECKING:
-    from mmgem.corpus.engine import Answer, SelfRetrieval
-    from mmgem.corpus.retriever import Found
+    from mmgem.self_retrieval.model import Answer, SelfRetrieval
+    from mmgem.self_retrieval.retriever import Found
 
 T = TypeVar("T")
 

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmgem.config import Recipe, TowerConfig, TrainConfig, to_dict
+from mmgem.config.ranges import check_ranges
 from mmgem.data.shards import is_shards
 from mmgem.data.turns import check_enough
+from mmgem.distributed.world import Ranks
 from mmgem.errors import ConfigError
-from mmgem.ranks import Ranks
-from mmgem.train.ranges import check_ranges
 from mmgem.train.state import difference
 
 

@@ -1,6 +1,6 @@
 """How a network trains on several ranks: replicated (DDP), sharded (FSDP2), or alone; PyTorch's own engines.
 
-Every forward goes through one module, :class:`~mmgem.train.step.Step`: that is where DDP and FSDP look. Both
+Every forward goes through one module, :class:`~mmgem.train.gradients.Step`: that is where DDP and FSDP look. Both
 average gradients over the ranks, so a rank's share of the loss is multiplied by their number before it goes
 backward. What is kept on disk are whole tensors, whatever the number of ranks that trained them.
 """
@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mmgem.checkpoints.model_folder import build
 from mmgem.config import ObjectiveConfig, TrainConfig
+from mmgem.distributed.world import ALONE, Ranks, copies, is_shard, local
 from mmgem.errors import ConfigError
-from mmgem.models.checkpoint import build
 from mmgem.models.network import MMGEMNetwork
-from mmgem.ranks import ALONE, Ranks, copies, is_shard, local
-from mmgem.train.step import Step
+from mmgem.train.gradients import Step
 
 
 class Engine:

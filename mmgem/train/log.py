@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmgem.files import write_atomic
+from mmgem.utils.files import write_atomic
 
 
 class Log:

@@ -17,29 +17,29 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmgem.checkpoints.initialize import start
+from mmgem.checkpoints.model_card import card
+from mmgem.checkpoints.model_folder import build, save_model
 from mmgem.config import Recipe, to_dict
 from mmgem.data.batches import Batches
 from mmgem.data.features import FeatureCache, PixelSource
 from mmgem.data.records import Record
 from mmgem.data.shards.ahead import Ahead
 from mmgem.data.tokens import Tokenizer
+from mmgem.distributed.world import ALONE, Ranks, ranks_of
 from mmgem.errors import ConfigError
-from mmgem.models.checkpoint import build, save_model
 from mmgem.models.network import MMGEMNetwork
-from mmgem.progress import Meter
-from mmgem.ranks import ALONE, Ranks, ranks_of
-from mmgem.train.card import card
+from mmgem.tasks.image_text.data import check_files, image_side
+from mmgem.tasks.image_text.evaluation import evaluate
+from mmgem.tasks.self_retrieval import CorpusSide, corpus_side, evaluate_corpus
 from mmgem.train.checks import check, check_compiler
-from mmgem.train.corpus import CorpusSide, corpus_side, evaluate_corpus
 from mmgem.train.engine import Engine, tf32
-from mmgem.train.evaluate import evaluate
+from mmgem.train.gradients import corpus_parts, gradients
 from mmgem.train.log import Log
 from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
-from mmgem.train.sources import check_files, image_side
 from mmgem.train.speed import Speed
-from mmgem.train.start import start
 from mmgem.train.state import Saver, load_state, snapshot
-from mmgem.train.step import corpus_parts, gradients
+from mmgem.utils.progress import Meter
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.config import OptimConfig
+from mmgem.distributed.world import is_shard, local
 from mmgem.models.network import MMGEMNetwork
-from mmgem.ranks import is_shard, local
 
 
 def trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool) -> dict[str, list[str]]:

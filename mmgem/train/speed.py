@@ -1,7 +1,7 @@
 """Where a run's time goes: the share that steps wait for data, and the arithmetic they do a second beside
 what a large matrix product reaches on the same device.
 
-Operations are counted in the first step (:mod:`mmgem.train.flops`); with ``train.compile`` that step runs as
+Operations are counted in the first step (:mod:`mmgem.utils.flops`); with ``train.compile`` that step runs as
 it would without.
 """
 
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
-from mmgem.ranks import Ranks
-from mmgem.train.flops import FlopCount
+from mmgem.distributed.world import Ranks
+from mmgem.utils.flops import FlopCount
 
 
 class Speed:

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmgem.checkpoints.tensors import load_tensors, save_tensors
+from mmgem.distributed.world import ALONE, Ranks, copies, like, local
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.files import write_atomic, write_folder
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.storage import load_tensors, save_tensors
-from mmgem.ranks import ALONE, Ranks, copies, like, local
 from mmgem.train.optim import Average
+from mmgem.utils.files import write_atomic, write_folder
 
 # What changes how a run is computed, or seen, but not what it computes.
 _FREE = (

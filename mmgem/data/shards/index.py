@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import DataError, UsageError
-from mmgem.files import cache_home
+from mmgem.utils.files import cache_home
 
 _VERSION = 1
 

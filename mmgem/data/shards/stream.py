@@ -16,7 +16,7 @@ from mmgem.data.shards.order import Order
 from mmgem.data.shards.parquet import RowGroups
 from mmgem.data.shards.shard import Sample, Shard
 from mmgem.errors import DataError, UsageError
-from mmgem.progress import track
+from mmgem.utils.progress import track
 
 
 class Place(NamedTuple):

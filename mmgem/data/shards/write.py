@@ -27,8 +27,8 @@ from mmgem.data.records import Record, line_of
 from mmgem.data.shards.fields import check_characters
 from mmgem.data.shards.parquet import OURS, require_pyarrow
 from mmgem.errors import DataError, ImageError, UsageError
-from mmgem.files import write_atomic
-from mmgem.progress import track
+from mmgem.utils.files import write_atomic
+from mmgem.utils.progress import track
 
 Format = Literal["tar", "parquet"]
 

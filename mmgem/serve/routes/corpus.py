@@ -7,8 +7,8 @@ import time
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from mmgem.serve.body import read, takes
 from mmgem.serve.replies import json_reply
+from mmgem.serve.request_body import read, takes
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import AnswerReply, AskRequest, PassagesReply, QuestionRequest
 

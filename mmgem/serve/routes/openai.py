@@ -15,11 +15,11 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
-from mmgem.models.embedding import shortened
+from mmgem.inference.texts import shortened
 from mmgem.serve import limits
-from mmgem.serve.body import read, takes
 from mmgem.serve.errors import Refused, problem, refusal
 from mmgem.serve.replies import json_reply, to_json
+from mmgem.serve.request_body import read, takes
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import (
     ChatReply,

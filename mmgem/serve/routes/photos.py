@@ -9,7 +9,7 @@ from starlette.responses import FileResponse, Response
 
 from mmgem.errors import ImageError
 from mmgem.serve import limits
-from mmgem.serve.intake import gone, media_type
+from mmgem.serve.image_input import gone, media_type
 from mmgem.serve.replies import json_reply
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import PhotosReply

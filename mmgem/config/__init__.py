@@ -1,0 +1,35 @@
+"""Typed configuration: what a model is, how it is trained, and the recipes that say so."""
+
+from mmgem.config.schema import (
+    CorpusConfig,
+    DataConfig,
+    LLMConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    Preprocessing,
+    Recipe,
+    Scoring,
+    StartConfig,
+    TowerConfig,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
+
+__all__ = [
+    "CorpusConfig",
+    "DataConfig",
+    "LLMConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "Preprocessing",
+    "Recipe",
+    "Scoring",
+    "StartConfig",
+    "TowerConfig",
+    "TrainConfig",
+    "from_dict",
+    "to_dict",
+]

@@ -1,0 +1,385 @@
+"""Typed configuration: what a model is (saved with it) and how it is trained (a recipe).
+
+A recipe is TOML; :func:`from_dict` turns it into dataclasses and refuses unknown keys and wrong types with
+the field's full name. The switches the paper leaves open are fields here, the default first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from mmgem.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass
+class TowerConfig:
+    """The vision encoder."""
+
+    kind: Literal["efficientnet_lite0", "transformers", "none"] = "efficientnet_lite0"
+    """``none``: a model of texts only; it embeds, searches and answers, and sees nothing."""
+    cut: int | None = None
+    """Blocks of EfficientNet in the frozen, cached lower part; None: all of it."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """transformers config (``model_type`` and its fields) when ``kind = "transformers"``."""
+
+
+@dataclass
+class LLMConfig:
+    """The language model: a transformers config, ``model_type`` and its fields."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ModelConfig:
+    """Everything that decides the shape and the function of a ``MMGEMNetwork``."""
+
+    tower: TowerConfig = field(default_factory=TowerConfig)
+    llm: LLMConfig = field(default_factory=LLMConfig)
+    dim: int = 512
+    """D, the width of the shared embedding space."""
+    projection: Literal["linear", "mlp"] = "linear"
+    """h1 and h2: one linear map, or a hidden layer of 2 D with GELU."""
+    dropout: float = 0.0
+    """Dropout on the pooled visual feature, in training only."""
+    visual_tokens: int = 1
+    """k: LLM input vectors made from each visual embedding by h3."""
+    visual_grid: int = 1
+    """g: 1 = the whole image or box is one embedding; above, its g x g tiles follow it as more."""
+    text_pool: Literal["emb", "mean"] = "emb"
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """Mask of the embedding mode; captions are always causal."""
+    logit_scale: float = 1 / 0.07
+    """Initial inverse temperature of the contrastive loss."""
+    logit_bias: float = 0.0
+    """Initial bias, used by the sigmoid loss only (SigLIP starts at -10)."""
+
+
+@dataclass
+class Preprocessing:
+    """How pixels and texts are prepared; travels with the weights as ``preprocessor.json``."""
+
+    size: int = 224
+    mean: tuple[float, float, float] = (127 / 255, 127 / 255, 127 / 255)
+    std: tuple[float, float, float] = (128 / 255, 128 / 255, 128 / 255)
+    """Of pixels scaled to 0..1."""
+    resize: Literal["squash", "crop"] = "squash"
+    """To a square: both sides stretched, or short side scaled and the centre cut out."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    scales: tuple[int, ...] = ()
+    """More input sides: outside training an image or box is read at ``size`` and at each of these, and its
+    embedding is the mean. Larger ones see smaller things; each costs another pass of the tower."""
+    region_scales: tuple[int, ...] = ()
+    """Still more input sides, for boxes only: a box is read at the sides that show it about as large as
+    ``size`` and ``scales`` show a photo (see :mod:`mmgem.inference.pyramid`)."""
+    lowercase: bool = False
+    """Lower-case texts and drop the final full stop, before embedding and captioning alike."""
+    text_prefix: str = ""
+    """Put before every text; a space makes the first word the token it is inside a sentence."""
+    max_text_tokens: int = 77
+    """Longest text the LLM reads in one piece; never cut silently."""
+    long_text: Literal["mean", "joined"] = "mean"
+    """How a text of several sentences is embedded: the mean of its sentences' unit embeddings, however long
+    it is; or read as a whole, where more than ``max_text_tokens`` is an error."""
+
+
+@dataclass
+class DataConfig:
+    """What a run reads."""
+
+    train: Path | None = None
+    """Anything :func:`mmgem.data.readers.load_dataset` reads, or shards (``.tar``, ``.parquet``: a file, a
+    folder, a pattern); None: only a corpus is learned."""
+    split: str | None = "train"
+    dev: Path | None = None
+    """Evaluated during training; None: ``train``'s own ``dev_split``."""
+    dev_split: str | None = "dev"
+    views: int = 1
+    """Cached versions of each image: the plain one, its mirror, then random crops."""
+    crop_scale: float = 0.5
+    """Smallest share of the image's area in a random crop."""
+    cached: bool = True
+    """Compute the tower's lower part once and keep it; false reads pixels at every step."""
+    cache: Path | None = None
+    """Where feature maps are cached; None: under the user's cache folder."""
+    captions_per_image: int = 1
+    """Texts of an image in one batch; they share the contrastive target."""
+    long_texts: float = 0.0
+    """Share of whole images whose text is two or more of their captions, joined in random order."""
+    region_share: float = 0.0
+    """Share of a batch that is boxes with captions instead of whole images (stage 2)."""
+    region_size: int = 0
+    """Input side in pixels of the images boxes are taken from; 0: ``preprocessing.size``."""
+    boxes_per_image: int = 4
+    """Most boxes taken from one image in a batch; they share its feature map."""
+    mosaics: int = 0
+    """Canvases of 2 to 4 training photos each to take boxes from, made once and kept in the cache."""
+    mosaic_views: int = 2
+    """Cached versions of each canvas, as ``views``."""
+    window: int = 8
+    """Of shards: how many tars, or row groups of parquet, are shuffled together."""
+    workers: int = 0
+    """Of shards: processes that decode photos ahead; 0: none."""
+
+
+@dataclass
+class Scoring:
+    """How passages are found and ranked; travels with the corpus."""
+
+    titles: int = 5
+    """Beams of titles."""
+    passages: int = 10
+    """Beams of passages under each title."""
+    one_token: bool = False
+    """Branch at the first differing token of a passage only, as Self-Retrieval's released code does."""
+    embedded: int = 50
+    """Passages nearest to the question's embedding that are candidates too, if the corpus is embedded."""
+    assess: int = 16
+    """Most candidates that are assessed: the first of both lists by reciprocal rank."""
+    kind: Literal["judged", "paper", "named"] = "judged"
+    """``judged``: softmax of a weighted sum of the log-probabilities of title and passage, the log-odds of
+    acceptance and the log-likelihood of the question; ``paper``: Self-Retrieval's product; ``named``: the
+    probability of the name alone."""
+    title_weight: float = 0.5
+    passage_weight: float = 0.25
+    accept_weight: float = 1.0
+    likelihood_weight: float = 0.3
+    tau: float = 0.4
+    delta: float = 0.4
+
+
+@dataclass
+class CorpusConfig:
+    """A corpus of texts that the LLM learns to search, judge and answer from (Self-Retrieval)."""
+
+    passages: Path | None = None
+    """Anything :func:`mmgem.self_retrieval.passages.load_corpus` reads; None: no corpus is learned."""
+    queries: list[Path] = field(default_factory=list)
+    """Files of queries with the passages that answer them."""
+    questions: int = 0
+    """Questions the starting model writes for each passage that no query asks about."""
+    dev: Path | None = None
+    """Queries that the model is scored on at evaluations; None, or "": none."""
+    dev_queries: int = 100
+    """How many of them."""
+    batch: int = 64
+    """Sentences and queries in a step; passages are dealt out evenly over an epoch."""
+    memorise: bool = True
+    """Learn to name the passage of each of its sentences."""
+    titles: bool = True
+    """Name the title first, then the passage."""
+    prefix_tokens: int = 16
+    """First tokens of a passage that are learned as its name."""
+    negatives: int = 4
+    """Questions of other passages that each passage is shown to reject, half of its own title."""
+    max_passage_tokens: int = 1024
+    """Longest passage; never cut silently."""
+    scoring: Scoring = field(default_factory=Scoring)
+
+
+@dataclass
+class ObjectiveConfig:
+    """The losses."""
+
+    name: Literal["joint", "contrastive", "captioning"] = "joint"
+    contrastive_weight: float = 1.0
+    caption_weight: float = 1.0
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    max_logit_scale_log: float = 4.6052
+    """The temperature's floor: scale <= 100, as in CLIP."""
+    soft_targets: float = 0.0
+    """Share of the contrastive target that follows the teacher's text similarity."""
+    teacher: Path | None = None
+    """Sentence encoder (transformers folder or the name of a pulled one) behind ``soft_targets``."""
+    teacher_temperature: float = 0.05
+    mask_same: bool = False
+    """Leave out of the negatives what shows the same photo or says the same words."""
+    label_smoothing: float = 0.0
+    vocabulary_sample: int = 0
+    """Tokens sampled for the caption softmax beside those in use; 0: the whole vocabulary, exact."""
+    retrieve_weight: float = 1.0
+    """Of the corpus losses: question -> title -> passage."""
+    ask_weight: float = 1.0
+    """Passage -> question."""
+    assess_weight: float = 1.0
+    """Passage and question -> answer, or rejection."""
+    embed_weight: float = 1.0
+    """Question and passage, contrasted."""
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher has a say in what trains."""
+        return self.soft_targets > 0 and self.name != "captioning"
+
+
+@dataclass
+class OptimConfig:
+    """AdamW in three groups: new parts (projections, markers), LLM, tower. A rate of 0 freezes a group."""
+
+    lr_new: float = 1e-3
+    lr_llm: float = 3e-4
+    lr_tower: float = 0.0
+    lr_embeddings: float = 0.0
+    """The LLM's token table (and tied head)."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: int = 100
+    """Steps of linear warm-up; a cosine to ``final_lr`` times the rate follows."""
+    final_lr: float = 0.0
+    clip: float = 1.0
+    ema: float = 0.0
+    """Decay of the averaged weights that are evaluated and exported; 0: none."""
+    lora_rank: int = 0
+    """Above 0, the LLM trains through LoRA adapters of this rank, merged on export."""
+
+
+@dataclass
+class TrainConfig:
+    """The loop."""
+
+    out: Path
+    epochs: float = 1.0
+    """Passes over the images (each with ``captions_per_image`` of its captions)."""
+    batch: int = 96
+    """Images in a step."""
+    seed: int = 0
+    evaluate_every: int = 0
+    """Steps; 0: only at the end."""
+    checkpoint_every: int = 200
+    log_every: int = 10
+    keep: int = 2
+    """Training checkpoints kept."""
+    evaluate_images: int = 1000
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    """Where the numbers of ``log.jsonl`` go as well."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: a GPU for every process, if there are any."""
+    threads: int = 0
+    """CPU threads; 0: torch's choice."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes hold: all of the network each (DDP), or a shard of every tensor (FSDP2), which
+    costs traffic and saves memory. Alone: all of it in any case."""
+    chunk: int = 0
+    """Gradient caching: items whose activations are kept at once; negatives are still those of the whole
+    batch. 0: all. Costs a second forward pass of the embeddings."""
+    checkpoint_activations: bool = False
+    """Compute the activations inside blocks again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the LLM's blocks (``torch.compile``); needs a C++ compiler on a CPU, Triton on a GPU."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the LLM's blocks and head and, on a GPU, of the tower; weights, optimiser, similarities
+    and losses are float32 in any case. bfloat16 needs hardware for it (AVX512-BF16, AMX, a GPU): elsewhere it
+    is slower. A GPU multiplies what is float32 as TF32."""
+
+
+@dataclass
+class StartConfig:
+    """Where the weights come from before step 0."""
+
+    checkpoint: Path | None = None
+    """A model to continue from: a folder, or the name of a packaged one; excludes the others."""
+    tower: str = "efficientnet_lite0"
+    """Base weights: a pulled name, a transformers folder or a hub id."""
+    llm: str = "smollm2"
+    layers: int | None = None
+    """Keep the LLM's first N blocks."""
+    keep_layers: list[int] = field(default_factory=list)
+    """Keep these blocks instead, counted from 0. A few first and a few last ones recover much sooner than
+    the first N: the last blocks are the ones that speak the output head's language."""
+    quantize_embeddings: bool = False
+    """Round the token table to 4 bits before training, so that shipping it in 4 bits loses nothing."""
+
+
+@dataclass
+class Recipe:
+    """One training run, from one TOML file."""
+
+    train: TrainConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    start: StartConfig = field(default_factory=StartConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Build dataclass ``cls`` from plain ``data``; ``where`` prefixes field names in messages.
+
+    Raises :class:`ConfigError` naming the field for an unknown key, a missing one or a wrong type.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where or cls.__name__}: expected a table, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    prefix = f"{where}." if where else ""
+    values = {}
+    for key, value in data.items():
+        if key not in fields:
+            close = ", ".join(sorted(fields))
+            raise ConfigError(f"{prefix}{key}: unknown field (known: {close})")
+        values[key] = _convert(hints[key], value, f"{prefix}{key}")
+    for name, f in fields.items():
+        missing = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if missing and name not in values:
+            raise ConfigError(f"{prefix}{name}: missing")
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is tuple:
+        inner = list(args[:1]) * len(value) if args[-1] is Ellipsis else list(args)
+        if not isinstance(value, list | tuple) or len(value) != len(inner):
+            raise ConfigError(f"{where}: expected {len(inner)} values, got {value!r}")
+        return tuple(
+            _convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(inner, value, strict=True))
+        )
+    if origin is list:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        return [_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict or hint is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a table, got {value!r}")
+        return value
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain, JSON-ready form of a config dataclass; :func:`from_dict` reads it back equal."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))

@@ -1,0 +1,1 @@
+"""Encoders: what turns media into feature maps."""

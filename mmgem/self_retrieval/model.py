@@ -1,0 +1,178 @@
+"""A model and the corpus it has learned, from its folder: search, ask, measure, add."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgem.config import Scoring
+from mmgem.data.tokens import Tokenizer
+from mmgem.errors import CheckpointError, UsageError
+from mmgem.inference.texts import embed_texts
+from mmgem.models.network import MMGEMNetwork
+from mmgem.self_retrieval.corpus import FOLDER, Corpus
+from mmgem.self_retrieval.passages import Passage, Query
+from mmgem.self_retrieval.prompts import Prompts
+from mmgem.self_retrieval.retriever import Candidate, Found, Retriever
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``text``, the model's answer from the passage with id ``source``; both None if no passage holds one."""
+
+    text: str | None
+    source: str | None
+    hits: list[Found]
+
+
+class SelfRetrieval:
+    """One LLM as index, retriever, judge and reader of a corpus (arXiv 2403.00801)."""
+
+    def __init__(
+        self, network: MMGEMNetwork, tokenizer: Tokenizer, corpus: Corpus, folder: Path | None = None
+    ):
+        self.network, self.tokenizer, self.corpus, self.folder = network.eval(), tokenizer, corpus, folder
+        self.prompts = Prompts(tokenizer)
+        self._retriever: Retriever | None = None
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str]) -> SelfRetrieval:
+        """Load a model folder (or hub id) that holds a corpus. Raises ``CheckpointError``."""
+        from mmgem.checkpoints.model_folder import load_model
+        from mmgem.checkpoints.resolve import complete, resolve
+
+        folder = resolve(name)
+        if not complete(folder / FOLDER).is_dir():
+            raise CheckpointError(f"{folder}: this model has learned no corpus; see mmgem corpus train")
+        network, tokenizer = load_model(folder)
+        return cls(network, tokenizer, Corpus.open(folder / FOLDER), folder)
+
+    @property
+    def retriever(self) -> Retriever:
+        """What searches; new after :meth:`add`."""
+        if self._retriever is None:
+            device = self.network.emb.device
+            own = (self.network.llm, self.prompts, self.corpus, self.corpus.scoring, device)
+            self._retriever = Retriever(*own, self.embed_queries)
+        return self._retriever
+
+    def search(self, questions: Sequence[str], k: int = 5) -> list[list[Found]]:
+        """The best ``k`` passages for each question. Raises ``UsageError`` for an empty question."""
+        for question in questions:
+            if not question.strip():
+                raise UsageError("the question is empty")
+        return self.retriever.search(questions, k)
+
+    def ask(self, question: str, k: int = 3) -> Answer:
+        """Answer from the first of the best ``k`` passages in which the model finds an answer."""
+        (hits,) = self.search([question], k)
+        return self.answer(question, hits)
+
+    def embed_queries(self, questions: Sequence[str]) -> np.ndarray:
+        """Unit embeddings ``(n, D)`` float32, to compare with ``corpus.vectors``."""
+        return embed_texts(self.network, self.tokenizer, questions, 64)
+
+    def add(self, passages: Sequence[Passage]) -> None:
+        """Put passages into the corpus, here and, if it has one, in the model's folder.
+
+        Raises ``DataError`` for an id that is there already; then nothing has changed."""
+        from mmgem.tasks.self_retrieval import embed_passages
+
+        corpus = self.corpus.added(passages, self.prompts)
+        if self.corpus.vectors is not None:
+            vectors = embed_passages(self.network, self.prompts, list(passages))
+            corpus.vectors = np.concatenate([self.corpus.vectors, vectors])
+        if self.folder is not None:
+            corpus.save_in(self.folder)
+        self.corpus, self._retriever = corpus, None
+
+    def measure(
+        self, queries: Sequence[Query], answers: bool = False, baselines: bool = False, at_once: int = 8
+    ) -> dict[str, Any]:
+        """H@1, H@5, MRR@5 (percent), seconds a query; ``answers``: exact match and F1; ``baselines``: other
+        searchers and their mixtures with this one."""
+        from mmgem.evaluate.answers import answer_scores
+        from mmgem.utils.progress import track
+
+        found: dict[str, list[Found]] = {}
+        spent = 0.0
+        chunks = [queries[at : at + at_once] for at in range(0, len(queries), at_once)]
+        for chunk in track(chunks, "Searching", sizes=[len(c) for c in chunks], unit=" queries"):
+            started = time.monotonic()
+            for query, hits in zip(chunk, self.search([q.query for q in chunk], 50), strict=True):
+                found[query.id] = hits
+            spent += time.monotonic() - started
+        scores = _scored([found[q.id] for q in queries], queries, spent)
+        if answers:
+            told = [q for q in queries if q.answers]
+            said = [self.answer(q.query, found[q.id][:3]).text or "" for q in track(told, "Answering")]
+            scores |= answer_scores(said, [q.answers for q in told])
+        if baselines:
+            scores["baselines"] = self._baselines(queries, found, answers)
+        return scores
+
+    def answer(self, question: str, hits: list[Found]) -> Answer:
+        """Answer from the first of ``hits`` in which the model finds an answer."""
+        number = {p.id: n for n, p in enumerate(self.corpus.passages)}
+        for hit in hits:
+            text, _ = self.retriever.reader.answer(question, number[hit.id])
+            if text is not None:
+                return Answer(text, hit.id, hits)
+        return Answer(None, None, hits)
+
+    def _baselines(
+        self, queries: Sequence[Query], found: dict[str, list[Found]], answers: bool
+    ) -> dict[str, dict[str, float]]:
+        from mmgem.evaluate.answers import answer_scores
+        from mmgem.self_retrieval.baselines import BM25, Dense, minilm_embedder
+        from mmgem.utils.progress import track
+
+        passages = self.corpus.passages
+        texts = [f"{p.title} {p.text}" for p in passages]
+        judge = self.retriever
+        embed = minilm_embedder()
+        rankers: dict[str, Any] = {"BM25": BM25(passages)}
+        if self.corpus.vectors is not None:
+            rankers["our embeddings"] = Dense(self.corpus.vectors, self.embed_queries)
+        rankers["MiniLM"] = Dense(embed(texts), embed)
+        rows: dict[str, dict[str, float]] = {}
+        questions = [q.query for q in queries]
+        started = time.monotonic()
+        named = [c for at in range(0, len(questions), 8) for c in judge.name(questions[at : at + 8])]
+        spent = time.monotonic() - started
+        rows["names alone"] = _scored([[judge.found(c) for c in own] for own in named], queries, spent)
+        started, judged = time.monotonic(), []
+        for question, own in track(list(zip(questions, named, strict=True)), "Judging names"):
+            judged.append(judge.judged(question, own))
+        rows["names, judged"] = _scored(judged, queries, spent + time.monotonic() - started)
+        for name, ranker in rankers.items():
+            started = time.monotonic()
+            ranked = ranker.rank(questions, 50)
+            spent = time.monotonic() - started
+            hits = [[judge.found(Candidate(n), s) for n, s in own] for own in ranked]
+            rows[name] = _scored(hits, queries, spent)
+            if answers and name == "BM25":
+                told = [(q, own) for q, own in zip(queries, hits, strict=True) if q.answers]
+                said = [self.answer(q.query, own[:1]).text or "" for q, own in told]
+                rows[name] |= answer_scores(said, [q.answers for q, _ in told])
+            started, judged = time.monotonic(), []
+            for question, own in track(list(zip(questions, ranked, strict=True)), f"Judging {name}"):
+                judged.append(judge.judged(question, [Candidate(n) for n, _ in own]))
+            rows[f"{name}, judged"] = _scored(judged, queries, spent + time.monotonic() - started)
+        return rows
+
+
+def _scored(found: Sequence[Sequence[Found]], queries: Sequence[Query], spent: float) -> dict[str, Any]:
+    from mmgem.evaluate.ranking import ranking_scores
+
+    scores = ranking_scores([[hit.id for hit in hits] for hits in found], [q.positives for q in queries])
+    return {**scores, "seconds_per_query": round(spent / max(1, len(queries)), 4)}
+
+
+__all__ = ["Answer", "Scoring", "SelfRetrieval"]

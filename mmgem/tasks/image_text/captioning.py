@@ -1,0 +1,61 @@
+"""Autoregressive captioning: -log P(x_i | V_in, [CAP], x_<i), mean over caption and end-of-text tokens.
+
+The output head runs only where a caption token is predicted. ``vocabulary_sample`` > 0 estimates the full
+softmax from the tokens that occur in the training captions plus a random sample of all others, weighted
+by the inverse of its rate (sampled softmax, Jean et al. 2015, arXiv 1412.2007); 0 is the exact loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgem.config import ObjectiveConfig
+from mmgem.data.batches import Batch
+from mmgem.distributed.world import ALONE, Ranks
+from mmgem.models.network import MMGEMNetwork
+from mmgem.tasks.image_text.contrastive import embed_items
+
+
+def captioning(
+    network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig, ranks: Ranks = ALONE
+) -> dict[str, Tensor]:
+    """Predict every caption from its image, return ``{"caption_loss"}`` times its configured weight."""
+    visual = embed_items(network, batch)
+    prefixes = network.prefix(visual[batch.caption_owner])
+    _, states = network.run(captions=batch.captions, prefixes=prefixes)
+    (total,) = ranks.sums(len(batch.caption_targets))
+    return {"caption_loss": config.caption_weight * caption_loss(network, states, batch, config, total)}
+
+
+def caption_loss(
+    network: MMGEMNetwork, states: Tensor, batch: Batch, config: ObjectiveConfig, total: float | None = None
+) -> Tensor:
+    """Sum of the cross-entropies of ``states`` ``(T, H)`` against the batch's caption tokens, over ``total``
+    tokens (None: its own, so that it is their mean)."""
+    targets = batch.caption_targets.to(states.device)
+    total = total or len(targets)
+    smoothing = config.label_smoothing
+    if not config.vocabulary_sample or batch.vocabulary is None:
+        logits = network.llm.logits(states).float()
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum") / total
+    used = batch.vocabulary.to(states.device)
+    words = network.llm.vocabulary
+    sample = torch.randint(words, (config.vocabulary_sample,), device=used.device)
+    # Sampled tokens that are in use are counted already: their copies get no mass.
+    position = torch.full((words,), -1, device=used.device)
+    position[used] = torch.arange(len(used), device=used.device)
+    rate = math.log(words / config.vocabulary_sample)
+    extra = torch.where(position[sample] >= 0, -torch.inf, rate)
+    logits = network.llm.logits_of(states, torch.cat([used, sample])).float()
+    weights = torch.cat([torch.zeros(len(used), device=used.device), extra])
+    log_norm = (logits + weights).logsumexp(1)
+    picked = logits.gather(1, position[targets][:, None])[:, 0]
+    loss = (log_norm - picked).sum()
+    if smoothing:
+        mean_logit = (logits @ weights.exp()) / words
+        loss = (1 - smoothing) * loss + smoothing * (log_norm - mean_logit).sum()
+    return loss / total

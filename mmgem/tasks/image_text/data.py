@@ -1,0 +1,172 @@
+"""What a run reads: records, their features or pixels, and the batches made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from mmgem.config import Preprocessing, Recipe
+from mmgem.data.batches import Batches, distinct_texts
+from mmgem.data.features import FeatureCache, Joined, PixelSource, Source, cache_features, image_identity
+from mmgem.data.mosaics import FILE as MOSAICS
+from mmgem.data.mosaics import make_mosaics
+from mmgem.data.readers import load_dataset
+from mmgem.data.records import Record, read_jsonl
+from mmgem.data.shards import find_shards, is_shards
+from mmgem.data.shards.ahead import Ahead
+from mmgem.data.shards.batches import StreamBatches
+from mmgem.data.shards.stream import ShardStream
+from mmgem.data.tokens import Tokenizer
+from mmgem.distributed.world import ALONE, Ranks
+from mmgem.errors import ConfigError, DataError, UsageError
+from mmgem.models.network import MMGEMNetwork
+from mmgem.tasks.image_text.teacher import embed_captions
+from mmgem.train.checks import check_tower
+from mmgem.utils.files import cache_home
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raise ``ConfigError`` for a file that is to be learned from, or measured on, and is not there."""
+    data, corpus = recipe.data, recipe.corpus
+    for field, paths in (
+        ("data.train", [data.train] if data.train is not None and not is_shards(data.train) else []),
+        ("data.dev", [data.dev]),
+        ("corpus.passages", [corpus.passages]),
+        ("corpus.queries", corpus.queries),
+        ("corpus.dev", [corpus.dev] if corpus.dev != Path() else []),  # "" in a recipe: none
+    ):
+        if missing := [path for path in paths if path is not None and not path.exists()]:
+            raise ConfigError(f"{field}: {missing[0]}: No such file")
+
+
+def image_side(
+    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks = ALONE
+) -> tuple[Batches | Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
+    """Training batches of images and boxes, and the dev images with their features."""
+    if is_shards(train):
+        return _streamed(recipe, train, network, tokenizer, ranks)
+    boxed = recipe.data.region_share > 0
+    records = _described(train, recipe.data.split, "data.split", ranks, boxed)
+    check_tower(recipe, network.config.tower)
+    source = ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.views))
+    box_records, box_source = ranks.in_turn(lambda: _boxed(recipe, network, tokenizer.prep, records, source))
+    dev = _held_out(recipe, network, tokenizer, ranks)
+    texts = distinct_texts(records + box_records)
+    teacher = ranks.in_turn(lambda: embed_captions(recipe, texts) if recipe.objective.taught else None)
+    size, seed = recipe.train.batch, recipe.train.seed
+    regions = (box_records, box_source)
+    part = (ranks.rank, ranks.size)
+    batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher, regions, part)
+    return batches, dev
+
+
+def _streamed(
+    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks
+) -> tuple[Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
+    """Batches read from shards as they are needed, and the dev images, which are loose files."""
+    data = recipe.data
+    if recipe.objective.taught:
+        raise ConfigError("objective.soft_targets: a teacher needs loose files, not shards")
+    if data.dev is None and data.dev_split:
+        raise ConfigError('data.dev: needed where data.train is shards (loose files), or data.dev_split = ""')
+    try:
+        paths = find_shards(train, data.split or None)
+    except UsageError as error:
+        raise ConfigError(f"data.train: {error}") from error
+    stream = ranks.in_turn(lambda: ShardStream(paths, recipe.train.seed, data.window))
+    part = (ranks.rank, ranks.size)
+    batches = StreamBatches(stream, tokenizer, data, recipe.train.batch, part)
+    if ranks.first:
+        for problem in stream.problems[:20]:
+            print(problem, file=sys.stderr)
+    return Ahead(batches, data.workers), _held_out(recipe, network, tokenizer, ranks)
+
+
+def _held_out(
+    recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks
+) -> tuple[list[Record], FeatureCache | PixelSource] | None:
+    data = recipe.data
+    path = data.dev or data.train
+    if path is None or not (data.dev or data.dev_split):
+        return None
+    records = _described(path, data.dev_split, "data.dev_split", ranks)
+    records = records[: recipe.train.evaluate_images]
+    tokenizer.encode_parts(distinct_texts(records))  # a text that is too long is said now
+    return records, ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, 1))
+
+
+def _described(
+    path: Path, split: str | None, split_field: str, ranks: Ranks, regions: bool = False
+) -> list[Record]:
+    """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); ``split_field`` is
+    its name in the recipe, for errors."""
+    try:
+        records = load_dataset(path, split=split or None)
+    except UsageError as error:
+        raise ConfigError(f'{split_field}: {error} ("" for none)') from error
+    kept = [r for r in records if r.captions or (regions and r.regions)]
+    if not kept:
+        raise DataError(f"{path}: no captions in split {split!r}")
+    if (left_out := len(records) - len(kept)) and ranks.first:
+        said = f"{path}: {left_out} of {len(records)} records have no captions and are left out"
+        print(f"mmgem: {said}", file=sys.stderr)
+    return kept
+
+
+def _boxed(
+    recipe: Recipe,
+    network: MMGEMNetwork,
+    prep: Preprocessing,
+    records: list[Record],
+    source: FeatureCache | PixelSource,
+) -> tuple[list[Record], Source]:
+    """What boxes are taken from: the ``records`` that have some, and canvases, made unless the cache has
+    them."""
+    data = recipe.data
+    if not data.region_share:
+        return [], source
+    own = [r for r in records if any(region.captions for region in r.regions)]
+    parts: list[FeatureCache | PixelSource] = []
+    sizes: list[int] = []
+    if own and data.region_size in (0, prep.size):
+        own, parts, sizes = records, [source], [len(records)]
+    prep = dataclasses.replace(prep, size=data.region_size or prep.size)
+    if own and not parts:
+        parts, sizes = [image_source(recipe, network, prep, own, data.views)], [len(own)]
+    if data.mosaics:
+        photos = [records[i] for i in source.valid]
+        facts = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
+        name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+        folder = (data.cache or cache_home() / "features").parent / "mosaics" / name
+        if not (folder / MOSAICS).is_file():
+            make_mosaics(photos, folder, data.mosaics, recipe.train.seed, prep.size)
+        canvases = read_jsonl(folder / MOSAICS)
+        parts.append(image_source(recipe, network, prep, canvases, data.mosaic_views))
+        sizes.append(len(canvases))
+        own = own + canvases
+    if not parts:
+        raise DataError(
+            f"data.region_share: {data.train} has no region with a caption, and data.mosaics is 0"
+        )
+    return own, parts[0] if len(parts) == 1 else Joined(parts, sizes)
+
+
+def image_source(
+    recipe: Recipe, network: MMGEMNetwork, prep: Preprocessing, records: list[Record], views: int
+) -> FeatureCache | PixelSource:
+    """Cached features of ``records``, or their pixels where the whole tower trains; says what it skips."""
+    paths = [r.image for r in records]
+    scale = recipe.data.crop_scale
+    source: FeatureCache | PixelSource
+    if recipe.data.cached:
+        folder = recipe.data.cache or cache_home() / "features"
+        source = cache_features(network.tower.eval(), prep, paths, folder, views, scale)
+    else:
+        source = PixelSource(paths, prep, views, scale)
+    if source.problems:
+        skipped = f"{len(source.problems)} of {len(paths)} images skipped; the first: {source.problems[0]}"
+        print(skipped, file=sys.stderr)
+    return source

@@ -1,0 +1,60 @@
+"""Scores on held-out images during training: retrieval, and greedy captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmgem.data.features import FeatureCache, PixelSource
+from mmgem.data.records import Record
+from mmgem.data.tokens import Tokenizer
+from mmgem.evaluate.captions import caption_scores
+from mmgem.evaluate.retrieval import retrieval_scores
+from mmgem.inference.captioning import generate_captions
+from mmgem.inference.texts import embed_texts, unit_rows
+from mmgem.models.network import MMGEMNetwork
+
+
+@torch.inference_mode()
+def evaluate(
+    network: MMGEMNetwork,
+    tokenizer: Tokenizer,
+    records: list[Record],
+    source: FeatureCache | PixelSource,
+    objective: str = "joint",
+    batch: int = 64,
+) -> dict[str, Any]:
+    """Retrieval (percent) and greedy captions of ``records``, as far as ``objective`` trains them.
+
+    ``score``, by which the best step is chosen, is the mean of the R@1s and R@10s and of CIDEr.
+    """
+    usable = [i for i in source.valid if records[i].captions]
+    visual = []
+    for at in range(0, len(usable), batch):
+        rows = usable[at : at + batch]
+        read = source.read(rows, [0] * len(rows)).to(network.emb.device)
+        features = read if isinstance(source, FeatureCache) else network.tower.lower(read)
+        visual.append(network.visual(network.tower.upper(features)))
+    images = torch.cat(visual)
+    scores: dict[str, Any] = {}
+    parts: list[float] = []
+    if objective != "captioning":
+        texts = [c for i in usable for c in records[i].captions]
+        owner = np.repeat(np.arange(len(usable)), [len(records[i].captions) for i in usable])
+        embedded = embed_texts(network, tokenizer, texts, 4 * batch)
+        found = retrieval_scores(unit_rows(images[:, 0]), embedded, owner)
+        scores |= {"i2t": found["i2t"], "t2i": found["t2i"]}
+        parts.append(float(np.mean([found[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")])))
+    if objective != "contrastive":
+        predicted = []
+        for at in range(0, len(images), batch):
+            prefixes = network.prefix(images[at : at + batch])
+            found_captions = generate_captions(network, prefixes, tokenizer.end, beams=1)
+            predicted += [tokenizer.decode(c.ids) for c in found_captions]
+        captions = caption_scores(predicted, [list(records[i].captions) for i in usable])
+        scores |= {"BLEU@4": captions["BLEU@4"], "CIDEr": captions["CIDEr"]}
+        parts.append(captions["CIDEr"])
+    scores["score"] = float(np.mean(parts))
+    return scores
