@@ -3,8 +3,8 @@
     python benchmarks/caption.py [--model FOLDER | --random] [--images 32] [--beams 3] [--quick]
 
 The same network, prefixes and beam search; both sides must give the same tokens, which is asserted. The
-plain side runs the whole prefix and text again for each new token. The tower is not part of it. --random: six
-layers of SmolLM2's size with random weights, sharpened so that no two tokens tie.
+plain side runs the whole prefix and text again for each new token. The encoder is not part of it. --random:
+six layers of SmolLM2's size with random weights, sharpened so that no two tokens tie.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmgem.checkpoints.model_folder import load_model
 from mmgem.checkpoints.resolve import resolve
-from mmgem.config import LLMConfig, ModelConfig, TowerConfig
+from mmgem.config import EncoderConfig, LLMConfig, ModelConfig
 from mmgem.inference.captioning import generate_captions
 from mmgem.models.network import MMGEMNetwork
 
@@ -36,7 +36,7 @@ def plain(network: MMGEMNetwork, prefix: Tensor, end: int, beams: int, max_token
         inputs = torch.cat(
             [
                 prefix.expand(count, -1, -1),
-                network.cap.expand(count, 1, -1),
+                network.cap_token.expand(count, 1, -1),
                 network.llm.embed(tokens),
             ],
             1,
@@ -68,11 +68,13 @@ def make(options: argparse.Namespace) -> tuple[MMGEMNetwork, int]:
     if options.quick:
         config |= {"vocab_size": 500, "hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2}
     network = MMGEMNetwork(
-        ModelConfig(tower=TowerConfig(config={"size": 32}), llm=LLMConfig(config), dim=64, visual_tokens=4)
+        ModelConfig(
+            encoder=EncoderConfig(config={"size": 32}), llm=LLMConfig(config), dim=64, visual_tokens=4
+        )
     ).eval()
     with torch.no_grad():
         network.llm.lm.get_submodule("model.norm").weight.mul_(20)
-        network.h3.weight.mul_(100)
+        network.visual_connector.weight.mul_(100)
     return network, 0
 
 
@@ -97,8 +99,8 @@ def main() -> None:
     network, end = make(options)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        maps = torch.randn(options.images, 7, 7, network.tower.channels, generator=generator).abs()
-        prefixes = network.prefix(network.visual(maps))
+        maps = torch.randn(options.images, 7, 7, network.encoder.channels, generator=generator).abs()
+        prefixes = network.project_visual_prefix(network.encode_image(maps))
     slow, fast = [], []
     for _ in range(options.repeats):
         began = time.perf_counter()

@@ -17,7 +17,7 @@ import numpy as np
 from mmgem.api import MMGEM
 from mmgem.data.readers import load_dataset
 from mmgem.evaluate.retrieval import RetrievalScores, retrieval_scores
-from mmgem.inference.pca import find_axes
+from mmgem.inference.pca import pca_components
 
 DIMS = (256, 128, 64)
 
@@ -32,7 +32,7 @@ def embed(data: Path, split: str, model: str, count: int | None) -> dict[str, np
     return {"images": images, "texts": texts, "owner": owner}
 
 
-def shortened(vectors: dict[str, np.ndarray], axes: np.ndarray) -> RetrievalScores:
+def truncate_embeddings(vectors: dict[str, np.ndarray], axes: np.ndarray) -> RetrievalScores:
     """Retrieval by what ``axes`` (D, d) keep of the vectors."""
     images, texts = (vectors[side] @ axes for side in ("images", "texts"))
     images /= np.linalg.norm(images, axis=1, keepdims=True)
@@ -57,7 +57,7 @@ def main() -> None:
     dim = vectors["images"].shape[1]
 
     def show(name: str, axes: np.ndarray) -> None:
-        scores = shortened(vectors, axes)
+        scores = truncate_embeddings(vectors, axes)
         cells = [f"{scores[way]['R@1']:5.1f} / {scores[way]['R@10']:4.1f}" for way in ("i2t", "t2i")]
         print(f"{name:14} {cells[0]}   {cells[1]}")
 
@@ -66,7 +66,7 @@ def main() -> None:
     show(f"all {dim}", np.eye(dim, dtype=np.float32))
     for dims in DIMS:
         show(f"first {dims}", np.eye(dim, dims, dtype=np.float32))
-        show(f"rotated, {dims}", find_axes(vectors["images"], dims))
+        show(f"rotated, {dims}", pca_components(vectors["images"], dims))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ of an embedding with that of "torch" (the same pixels), and what decoding at a f
 ``--peer`` is the Python of another environment with sentence-transformers
 (``python -m venv st && st/bin/pip install torch "sentence-transformers[image]>=6"``): it encodes the same
 files and texts with random models of like size, a ViT-Ti/16 of CLIP's form (5.6 M parameters, 1.3 GMACs an
-image; the tower of ``tiny`` has 3.4 M and takes 1.9, at three sides) and six blocks of SmolLM2's shape.
+image; the encoder of ``tiny`` has 3.4 M and takes 1.9, at three sides) and six blocks of SmolLM2's shape.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from mmgem.data.readers import load_dataset
 from mmgem.data.transforms import normalise, to_square
 from mmgem.export.graphs import write_onnx
 from mmgem.export.write import export_graphs
-from mmgem.inference.pyramid import all_sides, whole_sides
+from mmgem.inference.pyramid import global_sizes, input_sizes
 from mmgem.inference.texts import unit_rows
 
 WAYS: list[tuple[Any, Any]] = [
@@ -93,10 +93,10 @@ def plain_photos(model: MMGEM, paths: Sequence[Path]) -> np.ndarray:
     for at in range(0, len(paths), model.batch):
         opened = [open_image(path) for path in paths[at : at + model.batch]]
         views = []
-        for side in whole_sides(prep):
+        for side in global_sizes(prep):
             scaled = dataclasses.replace(prep, size=side)
             pixels = np.stack([to_square(image, scaled) for image in opened])
-            views.append(model.network.visual(model.network.tower(normalise(pixels, prep))))
+            views.append(model.network.encode_image(model.network.encoder(normalise(pixels, prep))))
         parts.append(unit_rows(torch.stack(views).mean(0)[:, 0]))
     return np.concatenate(parts)
 
@@ -127,7 +127,7 @@ def ways_of(
     source = resolve(name)
     network, tokenizer = load_model(source)
     (place / "traced").mkdir()
-    write_onnx(network, all_sides(tokenizer.prep), place / "traced")
+    write_onnx(network, input_sizes(tokenizer.prep), place / "traced")
     torch_model = MMGEM.from_pretrained(source, backend="torch")
     made = [
         Way("plain torch", lambda: plain_photos(torch_model, paths), lambda: torch_model.embed_texts(texts)),

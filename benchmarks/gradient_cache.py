@@ -31,7 +31,7 @@ def step(batch: int, chunk: int, quick: bool) -> dict[str, float]:
     torch.manual_seed(0)
     lm = SMOLLM2 | ({"vocab_size": 4096, "hidden_size": 288, "num_hidden_layers": 2} if quick else {})
     network = MMGEMNetwork(ModelConfig(llm=LLMConfig(lm), dropout=0.2)).train()
-    for p in network.tower.parameters():
+    for p in network.encoder.parameters():
         p.requires_grad_(False)
     engine = Engine(network, ObjectiveConfig(), TrainConfig(out=None, chunk=chunk))  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(engine.trained(), lr=1e-4, fused=True)

@@ -52,9 +52,9 @@ def make_bases(folder: Path, **narrower: int) -> None:
     fast.pre_tokenizer = Whitespace()
     made = PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<end>", unk_token="<unk>")
     made.save_pretrained(folder / "llm")
-    (folder / "tower").mkdir()
-    save_file(EfficientNetLite().state_dict(), str(folder / "tower" / "model.safetensors"))
-    (folder / "tower" / "config.json").write_text('{"kind": "efficientnet_lite0"}')
+    (folder / "encoder").mkdir()
+    save_file(EfficientNetLite().state_dict(), str(folder / "encoder" / "model.safetensors"))
+    (folder / "encoder" / "config.json").write_text('{"kind": "efficientnet_lite0"}')
 
 
 def said(rng: np.random.Generator, least: int, most: int) -> str:
@@ -93,10 +93,10 @@ def recipes(folder: Path, batch: int) -> dict[str, dict[str, Any]]:
             "train": str(folder / "captions.jsonl"), "split": "", "dev_split": "", "views": 2,
             "cache": str(folder / "features"),
         },
-        "start": {"llm": str(folder / "llm"), "tower": str(folder / "tower")},
-        "model": {"dim": 512, "visual_tokens": 4, "dropout": 0.1, "tower": {"cut": 11}},
+        "init": {"llm": str(folder / "llm"), "encoder": str(folder / "encoder")},
+        "model": {"dim": 512, "visual_tokens": 4, "dropout": 0.1, "encoder": {"freeze_until": 11}},
         "objective": {"vocabulary_sample": 2048},
-        "optim": {"lr_tower": 1e-4, "ema": 0.998, "warmup": 1},
+        "optim": {"lr_encoder": 1e-4, "ema": 0.998, "warmup": 1},
         "train": {"device": "cpu", "batch": batch, "epochs": 2, "checkpoint_every": 2, "log_every": 1},
     }  # fmt: skip
     stage_2 = {
@@ -109,7 +109,7 @@ def recipes(folder: Path, batch: int) -> dict[str, dict[str, Any]]:
             "passages": str(folder / "corpus.jsonl"), "queries": [str(folder / "queries.jsonl")],
             "batch": batch,
         },
-        "model": {"dim": 512, "tower": {"kind": "none"}},
+        "model": {"dim": 512, "encoder": {"kind": "none"}},
         "preprocessing": {"max_text_tokens": 1024, "text_prefix": " "},
         "objective": {},
         "optim": {"ema": 0.998, "warmup": 1},
@@ -118,7 +118,7 @@ def recipes(folder: Path, batch: int) -> dict[str, dict[str, Any]]:
     made = {
         "joint": images,
         "stage 2": images | stage_2,
-        "corpus": {"start": images["start"]} | corpus,
+        "corpus": {"init": images["init"]} | corpus,
     }
     for name, table in made.items():
         table["train"] = table["train"] | {"out": str(folder / "runs" / name)}

@@ -4,7 +4,7 @@
 
 Both sides train the same model (EfficientNet-Lite0 and six layers of SmolLM2; --random: random weights,
 nothing fetched) on the same captions, and give the same loss to 1e-5, which is asserted. The plain step runs
-the tower from pixels, pads each text to the longest of the data set, runs embedding and captioning as two
+the encoder from pixels, pads each text to the longest of the data set, runs embedding and captioning as two
 passes, and reads the output head at every position over the whole vocabulary. Decoding of the photos is not
 counted (the plain side has its pixels in memory), reading the cached features is. The ways take turns, step
 by step, in one run; medians are printed.
@@ -39,7 +39,7 @@ from mmgem.tasks.image_text.contrastive import contrastive_terms
 from mmgem.train.optim import optimizer, trainable
 
 ROOT = Path(__file__).parent.parent
-IDEAS = ("cached tower", "packing", "head only where predicted", "sampled vocabulary")
+IDEAS = ("cached encoder", "packing", "head only where predicted", "sampled vocabulary")
 
 
 def read_captions(path: Path) -> list[str]:
@@ -74,10 +74,10 @@ class Case:
         self.longest = max(len(t) for t in texts)
         rng = np.random.default_rng(0)
         chosen = [texts[i] for i in rng.choice(len(texts), size, replace=False)]
-        side = network.tower.size
+        side = network.encoder.size
         self.pixels = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            self.exact = network.tower.lower(self.pixels)
+            self.exact = network.encoder.frozen_stem(self.pixels)
         self.cache = FeatureCache([self.exact.half().numpy()], list(range(size)), [])
         owner, one = torch.arange(size), torch.tensor([end])
         self.batch = Batch(
@@ -94,14 +94,14 @@ class Case:
     def losses(self, ideas: tuple[str, ...], exact: bool = False) -> Tensor:
         """The joint loss with some ideas; ``exact``: features as computed, not rounded by the cache."""
         network, batch = self.network, self.batch
-        if "cached tower" not in ideas:
-            features = network.tower.lower(self.pixels)
+        if "cached encoder" not in ideas:
+            features = network.encoder.frozen_stem(self.pixels)
         elif exact:
             features = self.exact
         else:
             features = self.cache.read(range(len(self.pixels)), [0] * len(self.pixels))
-        visual = network.visual(network.tower.upper(features))
-        prefixes = network.prefix(visual)
+        visual = network.encode_image(network.encoder.trainable_head(features))
+        prefixes = network.project_visual_prefix(visual)
         if "packing" in ideas:
             texts, predicted, states, at = self._packed(prefixes, "head only where predicted" not in ideas)
         else:
@@ -140,9 +140,9 @@ class Case:
         lengths, rows = torch.tensor([len(t) for t in texts]), torch.arange(count)
         tokens = network.llm.embed(ids)
         reading = torch.cat([tokens, torch.zeros_like(tokens[:, :1])], 1)
-        reading = reading.index_put((rows, lengths), network.emb.expand(count, -1))
-        embedded = network.h2(network.llm(reading, self._positions(reading))[rows, lengths])
-        writing = torch.cat([prefixes, network.cap.expand(count, 1, -1), tokens], 1)
+        reading = reading.index_put((rows, lengths), network.emb_token.expand(count, -1))
+        embedded = network.text_projection(network.llm(reading, self._positions(reading))[rows, lengths])
+        writing = torch.cat([prefixes, network.cap_token.expand(count, 1, -1), tokens], 1)
         states = network.llm(writing, self._positions(writing))
         predicts = torch.arange(self.longest + 1) <= lengths[:, None]
         at = (rows[:, None] * writing.shape[1] + head - 1 + torch.arange(self.longest + 1))[predicts]
@@ -178,7 +178,7 @@ def make(options: argparse.Namespace) -> Case:
         if options.quick:
             small = {"vocab_size": 9000, "hidden_size": 72, "intermediate_size": 96, "num_hidden_layers": 2}
             config.llm.config |= small
-            config.tower = dataclasses.replace(config.tower, config={"size": 64})
+            config.encoder = dataclasses.replace(config.encoder, config={"size": 64})
         network, end = MMGEMNetwork(config), 0
         ids = word_ids(captions, recipe.preprocessing, network.llm.vocabulary)
     else:

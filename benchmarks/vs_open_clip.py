@@ -6,8 +6,8 @@
 (mmgem needs no torchvision, OpenCLIP does: hence an environment of its own; both sides run in it, in one
 process, taking turns.) Matched: a ViT of the same patch, width, depth and heads from 224 px, all of it
 training; text blocks of the same kind (LayerNorm, GELU, four times the width), width and heads; vocabulary,
-batch, texts, AdamW in float32. CoCa has a text tower and a decoder with cross-attention; we have one LLM that
-does both. So there are two matches: as many layers in each of its two as in our one, and as many in all.
+batch, texts, AdamW in float32. CoCa has a text encoder and a decoder with cross-attention; we have one LLM
+that does both. So there are two matches: as many layers in each of its two as in our one, and as many in all.
 
 CoCa pads texts to 76 tokens, as its configurations do; "cut to the longest" is kinder to it than that.
 Ours is shown in parts: the same architecture padded and with the head at all positions, then the head only
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgem.config import LLMConfig, ModelConfig, ObjectiveConfig, TowerConfig
+from mmgem.config import EncoderConfig, LLMConfig, ModelConfig, ObjectiveConfig
 from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text import joint
@@ -82,7 +82,7 @@ def coca(size: Size, layers: int, context: int) -> nn.Module:
 
 
 def ours(size: Size) -> MMGEMNetwork:
-    tower = {
+    encoder = {
         "model_type": "clip_vision_model",
         "hidden_size": size.vision["width"],
         "intermediate_size": 4 * size.vision["width"],
@@ -103,7 +103,9 @@ def ours(size: Size) -> MMGEMNetwork:
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
     }
-    config = ModelConfig(tower=TowerConfig("transformers", config=tower), llm=LLMConfig(lm), dim=size.dim)
+    config = ModelConfig(
+        encoder=EncoderConfig("transformers", config=encoder), llm=LLMConfig(lm), dim=size.dim
+    )
     return MMGEMNetwork(config).train()
 
 
@@ -144,7 +146,9 @@ def our_loss(network: MMGEMNetwork, pixels: Tensor, texts: list[Tensor], way: st
         visual = embed_items(network, batch)
         # Padded with [EMB] behind the padding: the same cost as a real padded batch, if not the same vector.
         embedded, _ = network.run(texts=full, row_length=CONTEXT + 1)
-        _, states = network.run(captions=full, prefixes=network.prefix(visual), row_length=CONTEXT + 2)
+        _, states = network.run(
+            captions=full, prefixes=network.project_visual_prefix(visual), row_length=CONTEXT + 2
+        )
         if way == "padded, head where predicted":
             chosen = flat >= 0
             generation = F.cross_entropy(network.llm.logits(states[chosen]), flat[chosen])

@@ -19,11 +19,11 @@ from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
-from mmgem.export.compress import shipping_bits
+from mmgem.export.compress import quantization_bits
 from mmgem.export.run import Backend, use_graphs, wanted_graphs
 from mmgem.inference.captioning import describe
 from mmgem.inference.images import find_regions, heat, see
-from mmgem.inference.texts import embed_texts, shortened, unit_rows
+from mmgem.inference.texts import embed_texts, truncate_embeddings, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.search.rerank import Assessed, Rerank, rerank, text_log_probs
 from mmgem.search.search import PhotoIndex
@@ -60,7 +60,7 @@ class MMGEM:
     ) -> MMGEM:
         """Load ``"tiny"`` (ships with the package), a model folder, or a hub id.
 
-        ``precision``: of the tower and the LLM in torch; bfloat16 is for hardware made for it, and moves
+        ``precision``: of the encoder and the LLM in torch; bfloat16 is for hardware made for it, and moves
         similarities by less than 0.01. ``backend``: what embeds. ``onnx`` and ``openvino`` are graphs that
         ``mmgem export`` put into the folder, in a precision of their own; ``auto`` takes them where there are
         some, on a CPU; ``torch`` never does. Raises ``CheckpointError`` if there is no such model or its
@@ -69,7 +69,7 @@ class MMGEM:
         folder = resolve(name)
         facts = wanted_graphs(folder, backend, device)
         network, tokenizer = load_model(folder)
-        network = network.to(device).compute_in(getattr(torch, precision))
+        network = network.to(device).to_inference_dtype(getattr(torch, precision))
         if facts is not None:
             use_graphs(network, folder, facts)
         return cls(network, tokenizer, fingerprint(folder), card=read_card(folder))
@@ -87,7 +87,7 @@ class MMGEM:
         if self.network.text_graph is not None or self.network.llm.dtype != torch.float32:
             raise UsageError("to save a model load it with backend='torch' and precision='float32'")
         card = with_front_matter(self.card, self.network, licence)
-        bits = shipping_bits(self.network) if small else None
+        bits = quantization_bits(self.network) if small else None
         save_model(Path(folder), self.network, self.tokenizer, card, bits)
 
     def push_to_hub(
@@ -134,7 +134,7 @@ class MMGEM:
         """
         parts = [unit_rows(v[:, 0]) for v in self._visual(images, boxes)]
         rows = np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
-        return shortened(rows, dimensions)
+        return truncate_embeddings(rows, dimensions)
 
     def embed_texts(self, texts: Sequence[str], dimensions: int | None = None) -> np.ndarray:
         """Embed texts: ``(n, D)`` float32 of unit length; the dot product with an image's embedding is their
@@ -143,7 +143,9 @@ class MMGEM:
         empty text."""
         if isinstance(texts, str):
             raise UsageError("texts must be a list of strings, not one string")
-        return shortened(embed_texts(self.network, self.tokenizer, texts, 4 * self.batch), dimensions)
+        return truncate_embeddings(
+            embed_texts(self.network, self.tokenizer, texts, 4 * self.batch), dimensions
+        )
 
     def caption(
         self,
@@ -169,7 +171,7 @@ class MMGEM:
         max_tokens: int = 30,
         assess: float = 0.15,
     ) -> tuple[np.ndarray, list[str]]:
-        """:meth:`embed_images` and :meth:`caption` in one pass of the tower: ``(n, D)`` float32 of unit
+        """:meth:`embed_images` and :meth:`caption` in one pass of the encoder: ``(n, D)`` float32 of unit
         length, and a caption each."""
         if beams < 1 or max_tokens < 1:
             raise UsageError("beams and max_tokens must be at least 1")
@@ -189,7 +191,9 @@ class MMGEM:
         out: list[float] = []
         for visual in self._visual(images, None):
             chunk = ids[len(out) : len(out) + len(visual)]
-            sums = text_log_probs(self.network, self.network.prefix(visual), chunk, self.tokenizer.end)
+            sums = text_log_probs(
+                self.network, self.network.project_visual_prefix(visual), chunk, self.tokenizer.end
+            )
             out += [total / (len(tokens) + 1) for total, tokens in zip(sums.tolist(), chunk, strict=True)]
         return np.asarray(out, np.float32)
 
@@ -220,7 +224,7 @@ class MMGEM:
 
         Rows go from the top; cells are equal shares of the image (of its central square if the model crops).
         """
-        vectors = torch.from_numpy(self.embed_texts(texts)).to(self.network.emb.device)
+        vectors = torch.from_numpy(self.embed_texts(texts)).to(self.network.emb_token.device)
         return heat(self.network, self.tokenizer.prep, image, vectors, cells).float().cpu().numpy()
 
     def _visual(self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None) -> Iterator[Tensor]:

@@ -70,14 +70,14 @@ def recipes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     recipes, in the order in which they need each other."""
     data = toys.photos(folder / "data")
     passages, queries = toys.corpus(folder / "corpus", 12, 4)
-    lm, tower = toys.base_models(folder / "bases", "tied llama", "efficientnet_lite0")
+    lm, encoder = toys.base_models(folder / "bases", "tied llama", "efficientnet_lite0")
     shared = {
         "objective__soft_targets": 0.5,
         "objective__teacher": str(teacher(folder / "teacher")),
         "objective__teacher_temperature": 0.03,
         "objective__vocabulary_sample": 12,
-        "optim__lr_tower": 1e-3,
-        "optim__ema": 0.9,
+        "optim__lr_encoder": 1e-3,
+        "optim__ema_decay": 0.9,
         "model__visual_tokens": 4,
         "preprocessing__text_prefix": " ",
         "preprocessing__scales": [48],
@@ -86,30 +86,30 @@ def recipes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
     def made(name: str, **changes: Any) -> dict[str, Any]:
-        return to_dict(toys.recipe(folder, data, lm, tower, train__out=str(folder / name), **changes))
+        return to_dict(toys.recipe(folder, data, lm, encoder, train__out=str(folder / name), **changes))
 
-    tiny = made("tiny", **shared, data__views=6)
+    tiny = made("tiny", **shared, data__cached_augmentations=6)
     regions = made(
         "tiny_regions",
         **shared,
-        data__views=6,
+        data__cached_augmentations=6,
         data__mosaics=12,
-        data__mosaic_views=1,
+        data__mosaic_augmentations=1,
         data__region_share=0.4,
         data__region_size=64,
         data__boxes_per_image=2,
-        data__long_texts=0.2,
+        data__joined_caption_prob=0.2,
         preprocessing__region_scales=[64],
         preprocessing__max_text_tokens=160,
         objective__mask_same=True,
     )
-    regions["start"] = to_dict(from_dict(Recipe, {"train": {"out": ""}}).start)
-    regions["start"]["checkpoint"] = str(folder / "tiny" / "model")
+    regions["init"] = to_dict(from_dict(Recipe, {"train": {"out": ""}}).init)
+    regions["init"]["checkpoint"] = str(folder / "tiny" / "model")
     regions["train"]["epochs"] = STEPS / 4  # 5 photos and 3 boxes a step
     xquad = made(
         "xquad",
         data__train=None,
-        model__tower={"kind": "none", "config": {"size": 32}},
+        model__encoder={"kind": "none", "config": {"size": 32}},
         corpus__passages=str(passages),
         corpus__queries=[str(queries)],
         corpus__dev=str(queries),
@@ -118,19 +118,19 @@ def recipes(folder: Path) -> dict[str, list[dict[str, Any]]]:
         preprocessing__max_text_tokens=250,
         preprocessing__long_text="joined",
         objective__ask_weight=0.3,
-        optim__ema=0.98,
+        optim__ema_decay=0.98,
         train__epochs=STEPS / 4,
         train__checkpoint_every=STEPS,
     )
-    for name, value in (("views", 1), ("cache", None)):
+    for name, value in (("cached_augmentations", 1), ("cache", None)):
         xquad["data"][name] = value
-    xquad["start"]["tower"] = "efficientnet_lite0"
+    xquad["init"]["encoder"] = "efficientnet_lite0"
     return {"first": [tiny, chunked(tiny, 3), xquad], "then": [regions, chunked(regions, 3)]}
 
 
 def chunked(recipe: dict[str, Any], size: int) -> dict[str, Any]:
     """The same with gradients cached, into another folder."""
-    train = recipe["train"] | {"chunk": size, "out": recipe["train"]["out"] + "_chunks"}
+    train = recipe["train"] | {"grad_cache_chunk_size": size, "out": recipe["train"]["out"] + "_chunks"}
     return recipe | {"train": train}
 
 

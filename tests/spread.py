@@ -20,31 +20,35 @@ import torch
 from safetensors.torch import save_file
 
 from mmgem.config import Recipe, from_dict
-from mmgem.distributed.world import ALONE, Ranks, copies, ranks_of
+from mmgem.distributed.world import SINGLE_PROCESS, World, copies, init_world
 from mmgem.train import loop
 from mmgem.train.gradients import gradients
 
 
-def first_gradients(recipe: Recipe, ranks: Ranks) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def first_gradients(recipe: Recipe, world: World) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     """Gradients of step 0, whole, and its losses with the gradients' norm."""
-    run = loop.prepare(recipe, ranks)
+    run = loop.prepare(recipe, world)
     run.network.train()
-    seed = (recipe.train.seed, 0, *([ranks.rank] if ranks.size > 1 else []))
+    seed = (recipe.train.seed, 0, *([world.rank] if world.size > 1 else []))
     torch.manual_seed(loop.mixed_seed(*seed))
     parts, _ = loop._parts(run, 0)
     values = gradients(
-        run.engine, parts, recipe.train.chunk, lambda n: loop.mixed_seed(*seed, 7, n), "step 0"
+        run.engine,
+        parts,
+        recipe.train.grad_cache_chunk_size,
+        lambda n: loop.mixed_seed(*seed, 7, n),
+        "step 0",
     )
     values["norm"] = run.engine.clip(1e9)
     named = run.network.named_parameters()
-    return copies({n: p.grad for n, p in named if p.grad is not None}, ALONE), values
+    return copies({n: p.grad for n, p in named if p.grad is not None}, SINGLE_PROCESS), values
 
 
 def all_gradients(out: Path, recipes: dict[str, Any]) -> None:
-    with ranks_of("cpu") as ranks:
+    with init_world("cpu") as world:
         for name, plain in recipes.items():
-            found, values = first_gradients(from_dict(Recipe, plain), ranks)
-            if ranks.first:
+            found, values = first_gradients(from_dict(Recipe, plain), world)
+            if world.first:
                 save_file(found, str(out / f"{name}.safetensors"))
                 (out / f"{name}.json").write_text(json.dumps(values))
 

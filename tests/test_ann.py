@@ -14,7 +14,7 @@ import pytest
 
 from mmgem.cli.main import main
 from mmgem.errors import UsageError
-from mmgem.inference.pca import find_axes
+from mmgem.inference.pca import pca_components
 from mmgem.search import store as store_module
 from mmgem.search.ann import KINDS, Ann, GraphReport, drop_graph, update_graph
 from mmgem.search.search import PhotoIndex
@@ -145,7 +145,7 @@ def test_a_short_graph_is_made_again_when_the_index_has_grown(tmp_path: Path) ->
 
 def test_the_axes_keep_what_matters() -> None:
     vectors = units(500)
-    axes = find_axes(vectors, DIM)
+    axes = pca_components(vectors, DIM)
     np.testing.assert_allclose(axes.T @ axes, np.eye(DIM), atol=1e-5)
     lengths = np.square(vectors @ axes).sum(0)
     assert (np.diff(lengths) <= 1e-3).all()

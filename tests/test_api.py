@@ -66,10 +66,10 @@ def test_scales_are_averaged(tiny_photos: list[Path]) -> None:
     double = MMGEM(network, toys.tokenizer(toys.prep(scales=(48,))), batch=2)
     pixels = np.stack([to_square(open_image(p), toys.prep(size=48)) for p in photos])
     with torch.inference_mode():
-        maps = network.tower(normalise(pixels, toys.prep()))
-        larger = network.visual(maps)[:, 0]
-        usual = network.visual(
-            network.tower(
+        maps = network.encoder(normalise(pixels, toys.prep()))
+        larger = network.encode_image(maps)[:, 0]
+        usual = network.encode_image(
+            network.encoder(
                 normalise(np.stack([to_square(open_image(p), toys.prep()) for p in photos]), toys.prep())
             )
         )[:, 0]
@@ -101,7 +101,9 @@ def test_texts(model: MMGEM) -> None:
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1, atol=1e-5)
     assert model.embed_texts([]).shape == (0, 8)
     with torch.no_grad():
-        expected = torch.nn.functional.normalize(model.network.text(model.tokenizer.encode_all(TEXTS)), dim=1)
+        expected = torch.nn.functional.normalize(
+            model.network.encode_text(model.tokenizer.encode_all(TEXTS)), dim=1
+        )
     np.testing.assert_allclose(embedded, expected.numpy(), atol=1e-5)
 
 
@@ -129,7 +131,7 @@ def test_boxes_are_pixels_of_the_stored_image(tmp_path: Path) -> None:
     pixels = normalise(np.stack([to_square(open_image(path), toys.prep())]), toys.prep())
     with torch.no_grad():
         placed = torch.tensor([[[box[0] / 3, box[1] / 2, box[2] / 3, box[3] / 2]]])
-        expected = model.network.visual(model.network.tower(pixels), placed)[0, 0]
+        expected = model.network.encode_image(model.network.encoder(pixels), placed)[0, 0]
     unit = (expected / expected.norm(dim=-1, keepdim=True)).numpy()
     np.testing.assert_allclose(model.embed_images([path], [box]), unit, atol=1e-5)
 
@@ -181,7 +183,7 @@ def test_boxes_that_cannot_be(box: Any, message: str, model: MMGEM, tiny_photos:
 
 def test_bfloat16_is_nearly_the_same(model: MMGEM, tiny_model_folder: Path, tiny_photos: list[Path]) -> None:
     rough = MMGEM.from_pretrained(tiny_model_folder, precision="bfloat16")
-    assert rough.network.llm.dtype == torch.bfloat16 and rough.network.emb.dtype == torch.float32
+    assert rough.network.llm.dtype == torch.bfloat16 and rough.network.emb_token.dtype == torch.float32
     boxes = [(4.0, 4.0, 40.0, 30.0)] * len(tiny_photos)
     for one, other in (
         (model.embed_images(tiny_photos), rough.embed_images(tiny_photos)),
@@ -222,7 +224,9 @@ def test_captions_are_decoded_text(tmp_path: Path) -> None:
     captions = model.caption(photos, beams=2, max_tokens=5, assess=0)
     pixels = normalise(np.stack([to_square(open_image(p), toys.prep()) for p in photos]), toys.prep())
     with torch.no_grad():
-        prefixes = model.network.prefix(model.network.visual(model.network.tower(pixels)))
+        prefixes = model.network.project_visual_prefix(
+            model.network.encode_image(model.network.encoder(pixels))
+        )
         found = generate_captions(model.network, prefixes, 0, 2, 5)
     assert captions == [model.tokenizer.decode(c.ids) for c in found]
     assert all(isinstance(c, str) for c in captions)
@@ -237,9 +241,9 @@ def test_scores_are_mean_log_probabilities(tmp_path: Path) -> None:
     pixels = normalise(np.stack([to_square(open_image(p), toys.prep()) for p in photos]), toys.prep())
     network = model.network
     with torch.no_grad():
-        prefixes = network.prefix(network.visual(network.tower(pixels)))
+        prefixes = network.project_visual_prefix(network.encode_image(network.encoder(pixels)))
         for score, prefix, ids in zip(scores, prefixes, model.tokenizer.encode_all(TEXTS), strict=True):
-            inputs = torch.cat([prefix, network.cap[None], network.llm.embed(ids)])
+            inputs = torch.cat([prefix, network.cap_token[None], network.llm.embed(ids)])
             log_p = network.llm.lm(inputs_embeds=inputs[None]).logits[0, 2:].log_softmax(-1)
             expected = log_p.gather(1, torch.cat([ids, torch.tensor([0])])[:, None]).mean()
             assert score == pytest.approx(float(expected), abs=1e-5)

@@ -118,11 +118,11 @@ def region(place: Place, box: object) -> list[object]:
 def no_teacher(place: Place) -> list[object]:
     import toys
 
-    lm, tower = toys.base_models(place.folder)
+    lm, encoder = toys.base_models(place.folder)
     start = [
-        f"start.llm={lm}",
-        f"start.tower={tower}",
-        "model.tower.kind=transformers",
+        f"init.llm={lm}",
+        f"init.encoder={encoder}",
+        "model.encoder.kind=transformers",
         "preprocessing.size=32",
     ]
     cache = f"data.cache={place.folder / 'features'}"
@@ -212,10 +212,14 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
     "missing recipe": (lambda p: ["train", p.folder / "no.toml"], ["no.toml: cannot be read"], 2),
     "bad TOML": (lambda p: p.recipe(text="[train"), ["recipe.toml: not TOML"], 2),
     "unknown key": (lambda p: p.recipe("train.epoch=3"), ["train.epoch: unknown field"], 2),
-    "wrong type": (lambda p: p.recipe("train.batch=many"), ["train.batch: expected int, got 'many'"], 2),
+    "wrong type": (
+        lambda p: p.recipe("train.batch_size=many"),
+        ["train.batch_size: expected int, got 'many'"],
+        2,
+    ),
     "override without =": (
-        lambda p: p.recipe("train.batch"),
-        ["'train.batch': expected section.field=value"],
+        lambda p: p.recipe("train.batch_size"),
+        ["'train.batch_size': expected section.field=value"],
         2,
     ),
     "unknown objective": (
@@ -244,15 +248,21 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
         ["model.safetensors: damaged"],
         1,
     ),
-    "missing tensor": (lambda p: p.damaged(lambda t: t.pop("h3.bias")), ["missing h3.bias"], 1),
+    "missing tensor": (
+        lambda p: p.damaged(lambda t: t.pop("visual_connector.bias")),
+        ["missing visual_connector.bias"],
+        1,
+    ),
     "unexpected tensor": (
-        lambda p: p.damaged(lambda t: t.update(h4=t["h3.bias"].clone())),
+        lambda p: p.damaged(lambda t: t.update(h4=t["visual_connector.bias"].clone())),
         ["unexpected h4"],
         1,
     ),
     "wrong shape": (
-        lambda p: p.damaged(lambda t: t.update({"h3.bias": t["h3.bias"][1:].clone()})),
-        ["wrong shape h3.bias (15,) instead of (16,)"],
+        lambda p: p.damaged(
+            lambda t: t.update({"visual_connector.bias": t["visual_connector.bias"][1:].clone()})
+        ),
+        ["wrong shape visual_connector.bias (15,) instead of (16,)"],
         1,
     ),
     # indexes

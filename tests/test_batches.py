@@ -260,7 +260,7 @@ def test_boxes_may_come_from_other_records_and_maps(tmp_path: Path) -> None:
 
 def test_long_texts_join_captions_of_one_image() -> None:
     data = records(8)
-    made = batches(data, features(8), size=8, long_texts=0.5)
+    made = batches(data, features(8), size=8, joined_caption_prob=0.5)
     counts: Counter[int] = Counter()
     for step in range(20):
         batch = made[step]

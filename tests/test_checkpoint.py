@@ -23,9 +23,11 @@ def outputs(network: MMGEMNetwork) -> torch.Tensor:
     """Something that every part of the network has a hand in."""
     torch.manual_seed(0)
     with torch.no_grad():
-        side = network.tower.size
-        visual = network.visual(network.tower(torch.randn(2, 3, side, side)))
-        texts, states = network.run(toys.sequences([3, 5]), toys.sequences([4, 2]), network.prefix(visual))
+        side = network.encoder.size
+        visual = network.encode_image(network.encoder(torch.randn(2, 3, side, side)))
+        texts, states = network.run(
+            toys.sequences([3, 5]), toys.sequences([4, 2]), network.project_visual_prefix(visual)
+        )
         return torch.cat([visual.flatten(), texts.flatten(), network.llm.logits(states).flatten()])
 
 
@@ -90,9 +92,15 @@ def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:
     path = folder / "model.safetensors"
     tensors = load_file(str(path))
     for change, message in (
-        (lambda t: t.pop("h1.1.weight"), r"model\.safetensors: .*missing h1\.1\.weight"),
+        (
+            lambda t: t.pop("visual_projection.1.weight"),
+            r"model\.safetensors: .*missing visual_projection\.1\.weight",
+        ),
         (lambda t: t.update(extra=torch.zeros(1)), r"unexpected extra"),
-        (lambda t: t.update({"emb": torch.zeros(3)}), r"wrong shape emb \(3,\) instead of \(16,\)"),
+        (
+            lambda t: t.update({"emb_token": torch.zeros(3)}),
+            r"wrong shape emb_token \(3,\) instead of \(16,\)",
+        ),
     ):
         changed = dict(tensors)
         change(changed)
@@ -128,9 +136,9 @@ def test_a_folder_that_is_not_whole_is_refused(folder: Path) -> None:
         ("config.json", ["model", "dims"], 8, r"model\.dims: unknown field"),
         ("config.json", ["model", "dim"], "8", r"model\.dim: expected int"),
         ("config.json", ["model", "llm", "config", "model_type"], "nonsense", r"model\.llm\.config"),
-        ("config.json", ["model", "tower", "config", "model_type"], "nonsense", r"model\.tower\.config"),
+        ("config.json", ["model", "encoder", "config", "model_type"], "nonsense", r"model\.encoder\.config"),
         ("preprocessor.json", ["resize"], "stretch", r"preprocessor\.resize: 'stretch' is not one of"),
-        ("preprocessor.json", ["size"], 48, r"preprocessing\.size: 48, but the tower reads 32"),
+        ("preprocessor.json", ["size"], 48, r"preprocessing\.size: 48, but the encoder reads 32"),
     ],
 )
 def test_wrong_config_is_refused_by_field(
@@ -267,20 +275,20 @@ def test_a_shipped_copy_is_small_and_nearly_the_same(tmp_path: Path, tiny_model_
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
 def test_a_turned_model_is_the_same_one(projection: str) -> None:
     from mmgem.export.rotate import turn
-    from mmgem.inference.pca import find_axes
+    from mmgem.inference.pca import pca_components
 
     network = toys.network(projection=projection, dropout=0.0)
-    maps = network.tower(torch.randn(6, 3, network.tower.size, network.tower.size))
+    maps = network.encoder(torch.randn(6, 3, network.encoder.size, network.encoder.size))
     ids = toys.sequences([3, 5, 9])
     with torch.inference_mode():
-        photos, texts = network.visual(maps), network.text(ids)
-        words = network.prefix(photos)
-        axes = find_axes(photos[:, 0].numpy(), network.config.dim)
+        photos, texts = network.encode_image(maps), network.encode_text(ids)
+        words = network.project_visual_prefix(photos)
+        axes = pca_components(photos[:, 0].numpy(), network.config.dim)
         turn(network, axes)
-        turned = network.visual(maps)
+        turned = network.encode_image(maps)
         assert torch.allclose(turned, photos @ torch.from_numpy(axes), atol=1e-5)
-        assert torch.allclose(network.text(ids) @ turned[:, 0].T, texts @ photos[:, 0].T, atol=1e-4)
-        assert torch.allclose(network.prefix(turned), words, atol=1e-5)
+        assert torch.allclose(network.encode_text(ids) @ turned[:, 0].T, texts @ photos[:, 0].T, atol=1e-4)
+        assert torch.allclose(network.project_visual_prefix(turned), words, atol=1e-5)
     lengths = turned[:, 0].square().sum(0)
     assert (lengths.diff() <= 1e-4).all()
 

@@ -10,9 +10,9 @@ import pytest
 import toys
 
 from mmgem.checkpoints.initialize import start
-from mmgem.config import CorpusConfig, Recipe, StartConfig, TowerConfig, TrainConfig, from_dict
+from mmgem.config import CorpusConfig, EncoderConfig, InitConfig, Recipe, TrainConfig, from_dict
 from mmgem.config.ranges import RANGES, numbers
-from mmgem.distributed.world import Ranks
+from mmgem.distributed.world import World
 from mmgem.errors import ConfigError, MMGEMError
 from mmgem.train import loop
 from mmgem.train.checks import check
@@ -25,7 +25,10 @@ BOXES = {"data__mosaics": 4, "data__region_share": 0.5}
 
 def made(**changes: Any) -> Recipe:
     """A recipe of files that are not there; ``changes`` are ``section__field=value``."""
-    plain: dict[str, dict[str, Any]] = {"train": {"out": "run", "batch": 8}, "data": {"train": str(NOWHERE)}}
+    plain: dict[str, dict[str, Any]] = {
+        "train": {"out": "run", "batch_size": 8},
+        "data": {"train": str(NOWHERE)},
+    }
     for key, value in changes.items():
         section, _, name = key.partition("__")
         plain.setdefault(section, {})[name] = value
@@ -41,47 +44,47 @@ def made(**changes: Any) -> Recipe:
         BOXES | {"data__region_size": 64, "data__boxes_per_image": 2},
         {"objective__name": "captioning", "objective__soft_targets": 0.5, "objective__loss": "sigmoid"},
         {"objective__soft_targets": 0.5, "objective__teacher": "minilm"},
-        {"optim__clip": math.inf, "train__strategy": "fsdp", "train__chunk": 3},
-        {"start__checkpoint": "tiny", "model__tower": {"cut": 11}},
+        {"optim__max_grad_norm": math.inf, "train__strategy": "fsdp", "train__grad_cache_chunk_size": 3},
+        {"init__checkpoint": "tiny", "model__encoder": {"freeze_until": 11}},
     ],
 )
 def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
-    check(made(**changes), Ranks(0, 2))
+    check(made(**changes), World(0, 2))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         # Numbers.
-        ({"data__views": 0}, "data.views: 0 is not 1 or more"),
+        ({"data__cached_augmentations": 0}, "data.cached_augmentations: 0 is not 1 or more"),
         ({"data__workers": -1}, "data.workers: -1 is not 0 or more"),
         ({"data__window": 0}, "data.window: 0 is not 1 or more"),
         ({"data__region_share": 1.5}, "data.region_share: 1.5 is not from 0 to 1"),
         ({"data__crop_scale": 0.0}, "data.crop_scale: 0.0 is not above 0, at most 1"),
-        ({"train__chunk": -1}, "train.chunk: -1 is not 0 or more"),
-        ({"train__batch": 0}, "train.batch: 0 is not 1 or more"),
+        ({"train__grad_cache_chunk_size": -1}, "train.grad_cache_chunk_size: -1 is not 0 or more"),
+        ({"train__batch_size": 0}, "train.batch_size: 0 is not 1 or more"),
         ({"train__epochs": 0.0}, "train.epochs: 0.0 is not above 0"),
         ({"train__epochs": math.inf}, "train.epochs: inf is not a finite number"),
         ({"train__seed": -1}, "train.seed: -1 is not from 0"),
-        ({"optim__lr_new": math.nan}, "optim.lr_new: nan is not a finite number"),
-        ({"optim__clip": 0.0}, "optim.clip: 0.0 is not above 0"),
+        ({"optim__lr_heads": math.nan}, "optim.lr_heads: nan is not a finite number"),
+        ({"optim__max_grad_norm": 0.0}, "optim.max_grad_norm: 0.0 is not above 0"),
         ({"optim__betas": [0.9, 1.0]}, "optim.betas: 1.0 is not from 0 to below 1"),
         ({"preprocessing__std": [0.5, 0.0, 0.5]}, "preprocessing.std: 0.0 is not above 0"),
         (
             {"preprocessing__scales": [288, 5000]},
             "preprocessing.scales: 5000 is not a side of 1 to 4096 pixels",
         ),
-        ({"start__layers": 0}, "start.layers: 0 is not 1 or more"),
+        ({"init__layers": 0}, "init.layers: 0 is not 1 or more"),
         (TEXTS | {"corpus__scoring": {"tau": 0.0}}, "corpus.scoring.tau: 0.0 is not above 0"),
         (BOXES | {"data__region_size": 8}, "data.region_size: 8 is neither 0 nor 32 pixels or more"),
         # What would do nothing.
         ({"data__train": None}, "data.train: missing"),
-        (TEXTS | {"train__chunk": 4}, "train.chunk: counts for images"),
+        (TEXTS | {"train__grad_cache_chunk_size": 4}, "train.grad_cache_chunk_size: counts for images"),
         (TEXTS | {"data__region_share": 0.5}, "data.region_share: counts for images"),
         (TEXTS | {"data__dev": "dev.jsonl"}, "data.dev: counts for images"),
-        (TEXTS | {"data__long_texts": 0.5}, "data.long_texts: counts for images"),
+        (TEXTS | {"data__joined_caption_prob": 0.5}, "data.joined_caption_prob: counts for images"),
         (TEXTS | {"objective__loss": "sigmoid"}, "objective.loss: counts for images"),
-        (TEXTS | {"optim__lr_tower": 1e-4}, "optim.lr_tower: counts for images"),
+        (TEXTS | {"optim__lr_encoder": 1e-4}, "optim.lr_encoder: counts for images"),
         (TEXTS | {"train__evaluate_every": 5}, "train.evaluate_every: nothing to evaluate on"),
         ({"corpus__queries": ["q.jsonl"]}, "corpus.queries: counts for a corpus"),
         ({"corpus__scoring": {"titles": 3}}, "corpus.scoring.titles: counts for a corpus"),
@@ -91,47 +94,59 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
         (SHARDS | {"data__region_size": 64}, "data.region_size: counts only if data.region_share is above 0"),
         ({"data__mosaics": 4}, "data.mosaics: counts only if data.region_share is above 0"),
         ({"data__dev_split": "", "train__evaluate_every": 5}, "train.evaluate_every: nothing to evaluate on"),
-        ({"model__tower": {"kind": "transformers", "cut": 3}}, "model.tower.cut: counts for EfficientNet"),
+        (
+            {"model__encoder": {"kind": "transformers", "freeze_until": 3}},
+            "model.encoder.freeze_until: counts for EfficientNet",
+        ),
         ({"model__logit_bias": -10.0}, "model.logit_bias: counts for objective.loss = 'sigmoid' only"),
-        ({"start__checkpoint": "tiny", "start__layers": 2}, "start.layers: start.checkpoint excludes it"),
-        ({"start__checkpoint": "tiny", "start__llm": "x"}, "start.llm: start.checkpoint excludes it"),
+        ({"init__checkpoint": "tiny", "init__layers": 2}, "init.layers: init.checkpoint excludes it"),
+        ({"init__checkpoint": "tiny", "init__llm": "x"}, "init.llm: init.checkpoint excludes it"),
         (
             {"optim__lora_rank": 2, "optim__lr_embeddings": 1e-4},
             "optim.lr_embeddings: optim.lora_rank trains",
         ),
         ({"optim__lora_rank": 2, "optim__lr_llm": 0.0}, "optim.lora_rank: nothing of the LLM trains"),
-        ({"optim__lr_new": 0.0, "optim__lr_llm": 0.0}, "optim.lr_new: nothing trains"),
+        ({"optim__lr_heads": 0.0, "optim__lr_llm": 0.0}, "optim.lr_heads: nothing trains"),
         ({"objective__contrastive_weight": 0.0, "objective__caption_weight": 0.0}, "objective: every loss"),
         ({"objective__name": "captioning", "objective__caption_weight": 0.0}, "objective: every loss"),
         # What excludes each other, or needs something.
-        ({"model__tower": {"kind": "none"}}, "data.train: a model with"),
-        ({"start__layers": 2, "start__keep_layers": [0]}, "start.keep_layers: excludes start.layers"),
+        ({"model__encoder": {"kind": "none"}}, "data.train: a model with"),
+        ({"init__layers": 2, "init__keep_layers": [0]}, "init.keep_layers: excludes init.layers"),
         ({"train__compile": True, "train__checkpoint_activations": True}, "train.compile: excludes"),
         ({"objective__soft_targets": 0.5}, "objective.teacher: soft_targets needs a teacher"),
         ({"objective__soft_targets": 0.5, "objective__loss": "sigmoid"}, "objective.soft_targets: excludes"),
         (
-            {"start__quantize_embeddings": True, "optim__lr_embeddings": 1e-4},
-            "start.quantize_embeddings: undone by optim.lr_embeddings",
+            {"init__quantize_embeddings": True, "optim__lr_embeddings": 1e-4},
+            "init.quantize_embeddings: undone by optim.lr_embeddings",
         ),
         ({"model__logit_scale": 200.0}, "model.logit_scale: 200 is above 100"),
         ({"train__trackers": ["wandb", "trackio"]}, "train.trackers: .* is not installed"),
         # What a step or a rank would have none of.
-        (BOXES | {"data__region_share": 0.01}, "data.region_share: 0.01 leaves no box of train.batch = 8"),
-        (BOXES | {"data__region_share": 0.99}, "data.region_share: 0.99 leaves no image of train.batch = 8"),
-        ({"train__batch": 1}, "train.batch: 1 images a step, fewer than the 2 processes"),
-        (BOXES | {"train__batch": 4}, "train.batch: 1 images to take boxes from a step, fewer than the 2"),
+        (
+            BOXES | {"data__region_share": 0.01},
+            "data.region_share: 0.01 leaves no box of train.batch_size = 8",
+        ),
+        (
+            BOXES | {"data__region_share": 0.99},
+            "data.region_share: 0.99 leaves no image of train.batch_size = 8",
+        ),
+        ({"train__batch_size": 1}, "train.batch_size: 1 images a step, fewer than the 2 processes"),
+        (
+            BOXES | {"train__batch_size": 4},
+            "train.batch_size: 1 images to take boxes from a step, fewer than the 2",
+        ),
         (TEXTS | {"corpus__batch": 1}, "corpus.batch: 1 is too small for 2 processes"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_read(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=f"^{said}"):
-        check(made(**changes), Ranks(0, 2))
+        check(made(**changes), World(0, 2))
 
 
 def test_one_image_has_nothing_to_be_told_from() -> None:
-    check(made(train__batch=1, objective__name="captioning"), Ranks())
-    with pytest.raises(ConfigError, match=r"train.batch: 1 image has no other"):
-        check(made(train__batch=1), Ranks())
+    check(made(train__batch_size=1, objective__name="captioning"), World())
+    with pytest.raises(ConfigError, match=r"train.batch_size: 1 image has no other"):
+        check(made(train__batch_size=1), World())
 
 
 def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,17 +158,17 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_is_not_written_over_a_file(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
     with pytest.raises(ConfigError, match=r"train.out: .*run is a file"):
-        check(made(train__out=str(tmp_path / "run")), Ranks())
+        check(made(train__out=str(tmp_path / "run")), World())
 
 
 def test_every_number_of_a_recipe_has_a_range() -> None:
     """Each stands in the table once, and every default is inside."""
     recipe = Recipe(
         TrainConfig(Path("run")),
-        start=StartConfig(layers=1, keep_layers=[0]),
+        init=InitConfig(layers=1, keep_layers=[0]),
         corpus=CorpusConfig(passages=NOWHERE),
     )
-    recipe.model.tower = TowerConfig(cut=0)
+    recipe.model.encoder = EncoderConfig(freeze_until=0)
     recipe.preprocessing.scales = recipe.preprocessing.region_scales = (224,)
     found = dict(numbers(recipe))
     assert found.keys() == RANGES.keys()
@@ -170,33 +185,33 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, tuple[P
     ("changes", "ranks", "said"),
     [
         (
-            {"data__long_texts": 0.5, "preprocessing__max_text_tokens": 12},
-            Ranks(),
-            r"data.long_texts: the captions of .*png are up to \d+ tokens in one text",
+            {"data__joined_caption_prob": 0.5, "preprocessing__max_text_tokens": 12},
+            World(),
+            r"data.joined_caption_prob: the captions of .*png are up to \d+ tokens in one text",
         ),
         (
             {"preprocessing__max_text_tokens": 300},
-            Ranks(),
+            World(),
             "preprocessing.max_text_tokens: image and text are up to 302 tokens, more than the 256",
         ),
         (
-            {"start__quantize_embeddings": True},
-            Ranks(),
-            "start.quantize_embeddings: the LLM's width 16 is no multiple of 32",
+            {"init__quantize_embeddings": True},
+            World(),
+            "init.quantize_embeddings: the LLM's width 16 is no multiple of 32",
         ),
-        ({}, Ranks(0, 8), "train.batch: 6 images a step, fewer than the 8 processes"),
+        ({}, World(0, 8), "train.batch_size: 6 images a step, fewer than the 8 processes"),
     ],
 )
 def test_what_only_the_data_and_the_weights_tell(
     world: tuple[Path, Path, tuple[Path, Path]],
     changes: dict[str, Any],
-    ranks: Ranks,
+    ranks: World,
     said: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, data, bases = world
     recipe = toys.recipe(folder, data, *bases, data__dev_split="", **changes)
-    monkeypatch.setattr(Ranks, "wait", lambda _: None)  # there are no others
+    monkeypatch.setattr(World, "wait", lambda _: None)  # there are no others
     with pytest.raises(MMGEMError, match=f"^{said}"):
         loop.prepare(recipe, ranks)
 

@@ -339,12 +339,12 @@ def test_eval_preset_by_domain(run, tmp_path):
 
 def test_train_prints_a_folder_that_captions(run, tmp_path):
     data = toys.photos(tmp_path / "set", train=8, dev=4)
-    lm, tower = toys.base_models(tmp_path)
+    lm, encoder = toys.base_models(tmp_path)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         f'[data]\ntrain = "{data}"\ncache = "{tmp_path / "features"}"\n'
-        f'[preprocessing]\nsize = 32\n[start]\nllm = "{lm}"\ntower = "{tower}"\n'
-        f'[model]\ndim = 8\n[model.tower]\nkind = "transformers"\n'
+        f'[preprocessing]\nsize = 32\n[init]\nllm = "{lm}"\nencoder = "{encoder}"\n'
+        f'[model]\ndim = 8\n[model.encoder]\nkind = "transformers"\n'
         f'[train]\nout = "{tmp_path / "run"}"\nbatch = 4\nepochs = 5\n'
     )
     out, _ = run("train", recipe, "train.epochs=1", model=None)

@@ -29,14 +29,14 @@ def learned(tmp_path_factory: pytest.TempPathFactory, data: tuple[Path, Path]) -
 passages = "{data[0]}"
 queries = ["{data[1]}"]
 batch = 16
-[start]
+[init]
 llm = "{lm}"
 [preprocessing]
 size = 32
 max_text_tokens = 200
 [model]
 dim = 8
-tower = {{ kind = "none", config = {{ size = 32 }} }}
+encoder = {{ kind = "none", config = {{ size = 32 }} }}
 [train]
 out = "{folder / "out"}"
 threads = 1
@@ -148,8 +148,8 @@ def test_a_bad_line_of_the_corpus_stops_training(tmp_path: Path, capfd: pytest.C
     )
     lm = toys.base_models(tmp_path)[0]
     (tmp_path / "r.toml").write_text(
-        f'[corpus]\npassages = "{tmp_path / "c.jsonl"}"\n[start]\nllm = "{lm}"\n[preprocessing]\nsize = 32\n'
-        f'[model]\ndim = 8\ntower = {{ kind = "none", config = {{ size = 32 }} }}\n'
+        f'[corpus]\npassages = "{tmp_path / "c.jsonl"}"\n[init]\nllm = "{lm}"\n[preprocessing]\nsize = 32\n'
+        f'[model]\ndim = 8\nencoder = {{ kind = "none", config = {{ size = 32 }} }}\n'
         f'[train]\nout = "{tmp_path / "out"}"\n'
     )
     assert main(["corpus", "train", str(tmp_path / "r.toml")]) == 1

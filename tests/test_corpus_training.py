@@ -43,8 +43,8 @@ def batches(data: tuple[Path, Path], **options: Any) -> CorpusBatches:
 
 def recipe(folder: Path, data: tuple[Path, Path], lm: Path, **changes: Any) -> Recipe:
     made = toys.recipe(folder, folder, lm, folder / "efficientnet", **changes)
-    made.data.train, made.model.tower.kind, made.model.tower.config = None, "none", {"size": 32}
-    made.model.tower.cut = None
+    made.data.train, made.model.encoder.kind, made.model.encoder.config = None, "none", {"size": 32}
+    made.model.encoder.freeze_until = None
     made.preprocessing.max_text_tokens = 200
     made.corpus.passages, made.corpus.queries, made.corpus.dev = data[0], [data[1]], data[1]
     made.corpus.batch = 8
@@ -150,7 +150,7 @@ def test_a_run_ends_in_a_model_that_searches(tmp_path: Path, data: tuple[Path, P
 def test_resumed_equals_uninterrupted(
     tmp_path: Path, data: tuple[Path, Path], lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(recipe(tmp_path / "a", data, lm, train__epochs=2, optim__ema=0.9))
+    whole = train(recipe(tmp_path / "a", data, lm, train__epochs=2, optim__ema_decay=0.9))
     real = loop.one_step
 
     def dying(run: Any, step: int, *more: Any) -> Any:
@@ -158,7 +158,7 @@ def test_resumed_equals_uninterrupted(
             raise KeyboardInterrupt
         return real(run, step)
 
-    cut = recipe(tmp_path / "b", data, lm, train__epochs=2, optim__ema=0.9)
+    cut = recipe(tmp_path / "b", data, lm, train__epochs=2, optim__ema_decay=0.9)
     monkeypatch.setattr(loop, "one_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(cut)

@@ -25,7 +25,7 @@ import toys
 from tiny import save_photo, save_photos, save_tiny_model
 
 from mmgem.checkpoints import download as pull
-from mmgem.checkpoints import registry
+from mmgem.checkpoints import resolve as registry
 from mmgem.cli.main import main
 from mmgem.self_retrieval import baselines
 from mmgem.serve import server
@@ -33,21 +33,21 @@ from mmgem.serve import server
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
 
-_TOWER = """[model.tower]
+_ENCODER = """[model.encoder]
 kind = "efficientnet_lite0"
-cut = 11
+freeze_until = 11
 config = { size = 32, stem = 8, head = 16 }
 """
-_DATA = '[data]\ntrain = "my/captions.jsonl"\nviews = 1\n'
-_BASES = '[start]\nllm = "smollm2"\n'
-_IMAGES = f'{_DATA}{_BASES}tower = "efficientnet_lite0"\n{_TOWER}'
+_DATA = '[data]\ntrain = "my/captions.jsonl"\ncached_augmentations = 1\n'
+_BASES = '[init]\nllm = "smollm2"\n'
+_IMAGES = f'{_DATA}{_BASES}encoder = "efficientnet_lite0"\n{_ENCODER}'
 RECIPES = {
     "tiny": _IMAGES,
     "paper": _IMAGES,
     "tiny_regions": f"{_DATA}mosaics = 4\nregion_share = 0.4\n"
-    f'[start]\ncheckpoint = "runs/tiny/model"\n{_TOWER}',
+    f'[init]\ncheckpoint = "runs/tiny/model"\n{_ENCODER}',
     "xquad": '[corpus]\npassages = "my/corpus.jsonl"\nqueries = ["my/queries.jsonl"]\nbatch = 16\n'
-    f'{_BASES}[model.tower]\nkind = "none"\nconfig = {{ size = 32 }}\n',
+    f'{_BASES}[model.encoder]\nkind = "none"\nconfig = {{ size = 32 }}\n',
 }
 _COMMON = """[preprocessing]
 size = 32
@@ -55,7 +55,7 @@ max_text_tokens = 200
 [model]
 dim = 8
 [optim]
-warmup = 1
+warmup_steps = 1
 [train]
 out = "runs/{}"
 epochs = 1
@@ -120,8 +120,8 @@ def _karpathy(folder: Path) -> None:
 
 def _bases(folder: Path) -> None:
     lm, _ = toys.base_models(folder / "made")
-    _, tower = toys.base_models(folder / "made", tower="efficientnet_lite0")
-    for name, made in (("smollm2", lm), ("efficientnet_lite0", tower), ("minilm", lm)):
+    _, encoder = toys.base_models(folder / "made", encoder="efficientnet_lite0")
+    for name, made in (("smollm2", lm), ("efficientnet_lite0", encoder), ("minilm", lm)):
         (folder / pull.cache_folder(name).name).symlink_to(made)
 
 

@@ -62,7 +62,7 @@ def test_the_padded_text_path_is_the_packed_one(llm: str, attention: str, pool: 
     )
     with torch.inference_mode():
         found = TextGraph(network)(padded, torch.tensor([len(row) for row in ids]))
-        assert torch.allclose(found, network.text(ids), atol=1e-4)
+        assert torch.allclose(found, network.encode_text(ids), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_large_weights_lie_beside_the_graph(
     kind: Kind, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "_LARGE", 0)  # bytes
-    save_model(tmp_path / "texts", toys.network(tower="none"), toys.tokenizer(), "# Texts\n")
+    save_model(tmp_path / "texts", toys.network(encoder="none"), toys.tokenizer(), "# Texts\n")
     export_graphs(tmp_path / "texts", tmp_path / "fast", kind, precision, 0.98)
     files = {file.name for file in (tmp_path / "fast" / "graphs").iterdir()}
     weights = {"text.onnx", "text.onnx.data"} if kind == "onnx" else {"text.xml", "text.bin"}
@@ -190,7 +190,7 @@ def test_graphs_of_other_weights_are_refused(
     fast = tmp_path / "fast"
     export_graphs(tiny_model_folder, fast, "onnx")
     tensors = load_file(fast / "model.safetensors")
-    save_file({**tensors, "emb": tensors["emb"] + 1}, fast / "model.safetensors")
+    save_file({**tensors, "emb_token": tensors["emb_token"] + 1}, fast / "model.safetensors")
     with pytest.raises(
         CheckpointError, match="graphs: the model beside these graphs is not the one they were"
     ):

@@ -1,4 +1,4 @@
-"""Every tower family with every LLM family: forward, a training step, save and load, a caption."""
+"""Every encoder family with every LLM family: forward, a training step, save and load, a caption."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ import toys
 
 from mmgem.checkpoints.model_folder import load_model, save_model
 from mmgem.config import ObjectiveConfig, OptimConfig
-from mmgem.encoders.base import TransformersTower
+from mmgem.encoders.base import TransformersEncoder
 from mmgem.errors import ConfigError
 from mmgem.inference.captioning import generate_captions
 from mmgem.models.llm import LLM
 from mmgem.tasks.image_text import joint
 from mmgem.train.optim import optimizer, trainable
 
-# Parts of published towers that come after the map: they are kept, and learn nothing.
+# Parts of published encoders that come after the map: they are kept, and learn nothing.
 AFTER_THE_MAP = {
-    "clip": ("tower.net.post_layernorm.",),
-    "siglip": ("tower.net.head.",),
-    "vit": ("tower.net.pooler.",),
-    "convnext": ("tower.net.layernorm.",),
-    "dinov2": ("tower.net.embeddings.mask_token",),
-    "dinov3": ("tower.net.embeddings.mask_token",),
+    "clip": ("encoder.net.post_layernorm.",),
+    "siglip": ("encoder.net.head.",),
+    "vit": ("encoder.net.pooler.",),
+    "convnext": ("encoder.net.layernorm.",),
+    "dinov2": ("encoder.net.embeddings.mask_token",),
+    "dinov3": ("encoder.net.embeddings.mask_token",),
 }
 
 
 PAIRS = [
     *(
-        (tower, llm)
-        for tower in ("efficientnet_lite0", "clip", "siglip", "dinov2", "convnext")
+        (encoder, llm)
+        for encoder in ("efficientnet_lite0", "clip", "siglip", "dinov2", "convnext")
         for llm in ("llama", "qwen3", "gpt2", "gemma3")
     ),
     *(("vit", "qwen2"), ("dinov3", "gemma2")),
 ]
 
 
-@pytest.mark.parametrize(("tower", "llm"), PAIRS)
-def test_family(tower: str, llm: str, tmp_path: Path) -> None:
-    network = toys.network(llm, tower, visual_tokens=2)
-    side = network.tower.size
+@pytest.mark.parametrize(("encoder", "llm"), PAIRS)
+def test_family(encoder: str, llm: str, tmp_path: Path) -> None:
+    network = toys.network(llm, encoder, visual_tokens=2)
+    side = network.encoder.size
     pixels = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(1))
-    maps = network.tower(pixels)
+    maps = network.encoder(pixels)
     assert maps.ndim == 4
-    assert maps.shape[::3] == (3, network.tower.channels)
+    assert maps.shape[::3] == (3, network.encoder.channels)
 
     batch = toys.batch(network, images=3, each=2)
-    batch.features = network.tower.lower(pixels)
-    options = OptimConfig(lr_tower=1e-3, lr_embeddings=1e-3)
+    batch.features = network.encoder.frozen_stem(pixels)
+    options = OptimConfig(lr_encoder=1e-3, lr_embeddings=1e-3)
     adam = optimizer(network, trainable(network, options, cached=False), options)
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     losses = joint(network.train(), batch, ObjectiveConfig())
@@ -57,7 +57,7 @@ def test_family(tower: str, llm: str, tmp_path: Path) -> None:
     assert torch.isfinite(loss)
     loss.backward()
     adam.step()
-    unused = ("logit_bias", *AFTER_THE_MAP.get(tower, ()))
+    unused = ("logit_bias", *AFTER_THE_MAP.get(encoder, ()))
     for name, p in network.named_parameters():
         assert p.requires_grad
         learns = not name.startswith(unused)
@@ -68,12 +68,14 @@ def test_family(tower: str, llm: str, tmp_path: Path) -> None:
     save_model(tmp_path / "model", network, toys.tokenizer(toys.prep(side)), "")
     loaded, tokenizer = load_model(tmp_path / "model")
     with torch.no_grad():
-        visual = network.visual(network.tower(pixels))
-        assert torch.equal(loaded.visual(loaded.tower(pixels)), visual)
-        assert torch.equal(loaded.text(batch.texts), network.text(batch.texts))
-        prefixes = network.prefix(visual)
+        visual = network.encode_image(network.encoder(pixels))
+        assert torch.equal(loaded.encode_image(loaded.encoder(pixels)), visual)
+        assert torch.equal(loaded.encode_text(batch.texts), network.encode_text(batch.texts))
+        prefixes = network.project_visual_prefix(visual)
         captions = generate_captions(network, prefixes, tokenizer.end, beams=2, max_tokens=5)
-        assert captions == generate_captions(loaded, loaded.prefix(visual), tokenizer.end, 2, 5)
+        assert captions == generate_captions(
+            loaded, loaded.project_visual_prefix(visual), tokenizer.end, 2, 5
+        )
     assert len(captions) == 3
 
 
@@ -91,10 +93,10 @@ def test_logits_are_the_librarys(llm: str) -> None:
     assert (adapter.width, adapter.vocabulary, len(adapter.blocks)) == (16, len(toys.WORDS), 2)
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2", "dinov3", "vit", "convnext"])
-def test_maps_are_in_reading_order(tower: str) -> None:
+@pytest.mark.parametrize("encoder", ["clip", "siglip", "dinov2", "dinov3", "vit", "convnext"])
+def test_maps_are_in_reading_order(encoder: str) -> None:
     """What changes in one corner of the picture changes most in that corner of the map."""
-    made = toys.network(tower=tower).tower
+    made = toys.network(encoder=encoder).encoder
     plain = torch.zeros(1, 3, made.size, made.size)
     with torch.no_grad():
         base = made(plain)
@@ -111,36 +113,36 @@ def test_maps_are_in_reading_order(tower: str) -> None:
                 assert corners.argmax() == 2 * down + right
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip", "dinov2", "dinov3", "vit", "convnext"])
-def test_other_input_sizes(tower: str) -> None:
-    config = toys.TOWERS[tower].config
-    made = TransformersTower({**config, "size": 2 * config["image_size"]})
+@pytest.mark.parametrize("encoder", ["clip", "siglip", "dinov2", "dinov3", "vit", "convnext"])
+def test_other_input_sizes(encoder: str) -> None:
+    config = toys.ENCODERS[encoder].config
+    made = TransformersEncoder({**config, "size": 2 * config["image_size"]})
     assert made.size == 2 * config["image_size"]
     with torch.no_grad():
-        cells = 2 if tower == "convnext" else 4
+        cells = 2 if encoder == "convnext" else 4
         assert made(torch.randn(1, 3, made.size, made.size)).shape[1:3] == (2 * cells, 2 * cells)
 
 
 def test_configs_that_cannot_be_built_are_refused() -> None:
-    for build, where in ((LLM, "llm"), (TransformersTower, "tower")):
+    for build, where in ((LLM, "llm"), (TransformersEncoder, "encoder")):
         with pytest.raises(ConfigError, match=rf"model\.{where}\.config: model_type is missing"):
             build({})
         with pytest.raises(ConfigError, match=rf"model\.{where}\.config: .*nonsense"):
             build({"model_type": "nonsense"})
-    with pytest.raises(ConfigError, match=r"model\.tower\.cut: 17"):
-        toys.TOWERS["cut"] = toys.TowerConfig(cut=17)
+    with pytest.raises(ConfigError, match=r"model\.encoder\.freeze_until: 17"):
+        toys.ENCODERS["cut"] = toys.EncoderConfig(freeze_until=17)
         try:
-            toys.network(tower="cut")
+            toys.network(encoder="cut")
         finally:
-            del toys.TOWERS["cut"]
+            del toys.ENCODERS["cut"]
 
 
 def test_batch_norm_keeps_its_statistics() -> None:
     config = {"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}
-    tower = TransformersTower(config | {"layer_type": "basic"}).train()
-    assert tower.net.training
-    before = {name: value.clone() for name, value in tower.named_buffers()}
+    encoder = TransformersEncoder(config | {"layer_type": "basic"}).train()
+    assert encoder.net.training
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
     assert any("running_mean" in name for name in before)
-    tower(torch.randn(2, 3, 32, 32))
-    for name, value in tower.named_buffers():
+    encoder(torch.randn(2, 3, 32, 32))
+    for name, value in encoder.named_buffers():
         assert torch.equal(value, before[name]), name

@@ -16,12 +16,12 @@ import mmgem.data.features as features
 from mmgem.data.features import PixelSource, cache_features
 from mmgem.data.images import open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
-from mmgem.encoders.base import Tower
+from mmgem.encoders.base import Encoder
 from mmgem.errors import DataError, ImageError
 
 
-class CountingTower(Tower):
-    """A small tower that counts the pictures it sees and can fail at a given one."""
+class CountingEncoder(Encoder):
+    """A small encoder that counts the pictures it sees and can fail at a given one."""
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -30,7 +30,7 @@ class CountingTower(Tower):
         self.channels, self.size = 4, 32
         self.seen, self.fail_at = 0, -1
 
-    def lower(self, pixels: torch.Tensor) -> torch.Tensor:
+    def frozen_stem(self, pixels: torch.Tensor) -> torch.Tensor:
         if not pixels.any():  # the probe for the shape
             return self.net(pixels).permute(0, 2, 3, 1)
         if 0 <= self.fail_at <= self.seen:
@@ -45,43 +45,43 @@ def images(tmp_path: Path) -> list[Path]:
     return [data.parent / "images" / f"{i}.png" for i in range(40)]
 
 
-def direct(tower: Tower, images: list[Path], view: int, crop_scale: float = 0.5) -> torch.Tensor:
+def direct(encoder: Encoder, images: list[Path], view: int, crop_scale: float = 0.5) -> torch.Tensor:
     pixels = [to_square(open_image(p), toys.prep(), view_geometry(view, p.name, crop_scale)) for p in images]
     with torch.no_grad():
-        return tower.lower(normalise(np.stack(pixels), toys.prep()))
+        return encoder.frozen_stem(normalise(np.stack(pixels), toys.prep()))
 
 
 def test_equals_computing_directly_within_half_precision(images: list[Path], tmp_path: Path) -> None:
-    tower = CountingTower()
-    cache = cache_features(tower, toys.prep(), images, tmp_path / "cache", views=4)
+    encoder = CountingEncoder()
+    cache = cache_features(encoder, toys.prep(), images, tmp_path / "cache", views=4)
     assert (cache.views, cache.valid, cache.problems) == (4, list(range(40)), [])
-    assert tower.seen == 4 * 40
+    assert encoder.seen == 4 * 40
     for view in range(4):
         read = cache.read(range(40), [view] * 40)
         assert read.dtype == torch.float32
-        torch.testing.assert_close(read, direct(tower, images, view), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(read, direct(encoder, images, view), atol=1e-3, rtol=1e-3)
     mixed = cache.read([3, 3, 7], [0, 2, 1])
     assert torch.equal(mixed[1], cache.read([3], [2])[0])
     assert not torch.equal(mixed[0], mixed[1])
 
 
 def test_nothing_is_computed_twice(images: list[Path], tmp_path: Path) -> None:
-    cache_features(CountingTower(), toys.prep(), images, tmp_path / "cache", views=2)
-    again = CountingTower()
+    cache_features(CountingEncoder(), toys.prep(), images, tmp_path / "cache", views=2)
+    again = CountingEncoder()
     cache_features(again, toys.prep(), images, tmp_path / "cache", views=3)
     assert again.seen == 40  # the third view only
 
 
 def test_resumes_where_it_stopped(images: list[Path], tmp_path: Path) -> None:
-    tower = CountingTower()
-    tower.fail_at = 32
+    encoder = CountingEncoder()
+    encoder.fail_at = 32
     with pytest.raises(KeyboardInterrupt):
-        cache_features(tower, toys.prep(), images, tmp_path / "cache")
-    tower.fail_at = -1
-    cache = cache_features(tower, toys.prep(), images, tmp_path / "cache")
-    assert tower.seen == 40
+        cache_features(encoder, toys.prep(), images, tmp_path / "cache")
+    encoder.fail_at = -1
+    cache = cache_features(encoder, toys.prep(), images, tmp_path / "cache")
+    assert encoder.seen == 40
     torch.testing.assert_close(
-        cache.read(range(40), [0] * 40), direct(tower, images, 0), atol=1e-3, rtol=1e-3
+        cache.read(range(40), [0] * 40), direct(encoder, images, 0), atol=1e-3, rtol=1e-3
     )
 
 
@@ -90,11 +90,11 @@ def test_resumes_where_it_stopped(images: list[Path], tmp_path: Path) -> None:
     ["weights", "size", "file", "order", "crop"],
 )
 def test_whatever_it_depends_on_makes_another_cache(change: str, images: list[Path], tmp_path: Path) -> None:
-    cache_features(CountingTower(), toys.prep(), images, tmp_path / "cache", views=3)
-    tower, prep, scale = CountingTower(), toys.prep(), 0.5
+    cache_features(CountingEncoder(), toys.prep(), images, tmp_path / "cache", views=3)
+    encoder, prep, scale = CountingEncoder(), toys.prep(), 0.5
     expected = 3 * 40
     if change == "weights":
-        tower = CountingTower(seed=1)
+        encoder = CountingEncoder(seed=1)
     elif change == "size":
         prep = toys.prep(size=40)
     elif change == "file":
@@ -103,15 +103,15 @@ def test_whatever_it_depends_on_makes_another_cache(change: str, images: list[Pa
         images = images[::-1]
     else:
         scale, expected = 0.9, 40  # plain and mirrored views do not depend on it
-    cache_features(tower, prep, images, tmp_path / "cache", views=3, crop_scale=scale)
-    assert tower.seen == expected
+    cache_features(encoder, prep, images, tmp_path / "cache", views=3, crop_scale=scale)
+    assert encoder.seen == expected
 
 
 def test_what_it_does_not_depend_on(images: list[Path], tmp_path: Path) -> None:
-    cache_features(CountingTower(), toys.prep(), images, tmp_path / "cache")
+    cache_features(CountingEncoder(), toys.prep(), images, tmp_path / "cache")
     (tmp_path / "copies").mkdir()
     copies = [Path(shutil.copy(path, tmp_path / "copies" / path.name)) for path in images]
-    again = CountingTower()
+    again = CountingEncoder()
     cache_features(again, toys.prep(lowercase=True, scales=[48]), copies, tmp_path / "cache")
     assert again.seen == 0
 
@@ -121,68 +121,70 @@ def test_bad_images_are_skipped_and_reported(images: list[Path], tmp_path: Path)
     images[5].unlink()
     whole = images[9].read_bytes()
     images[9].write_bytes(whole[: len(whole) // 2])
-    tower = CountingTower()
+    encoder = CountingEncoder()
     for _ in range(2):  # the second time from disk
-        cache = cache_features(tower, toys.prep(), images, tmp_path / "cache", views=2)
+        cache = cache_features(encoder, toys.prep(), images, tmp_path / "cache", views=2)
         assert cache.valid == [i for i in range(40) if i not in (2, 5, 9)]
         assert len(cache.problems) == 3
         for i, problem in zip((2, 5, 9), cache.problems, strict=True):
             assert f"{i}.png" in problem
-    assert tower.seen == 2 * 37
+    assert encoder.seen == 2 * 37
     torch.testing.assert_close(
-        cache.read([1, 3], [0, 0]), direct(tower, [images[1], images[3]], 0), atol=1e-3, rtol=1e-3
+        cache.read([1, 3], [0, 0]), direct(encoder, [images[1], images[3]], 0), atol=1e-3, rtol=1e-3
     )
 
 
 def test_a_problem_found_before_a_stop_is_not_forgotten(images: list[Path], tmp_path: Path) -> None:
     images[2].write_bytes(b"not an image")
-    tower = CountingTower()
-    tower.fail_at = 31
+    encoder = CountingEncoder()
+    encoder.fail_at = 31
     with pytest.raises(KeyboardInterrupt):
-        cache_features(tower, toys.prep(), images, tmp_path / "cache")
-    tower.fail_at = -1
-    cache = cache_features(tower, toys.prep(), images, tmp_path / "cache")
+        cache_features(encoder, toys.prep(), images, tmp_path / "cache")
+    encoder.fail_at = -1
+    cache = cache_features(encoder, toys.prep(), images, tmp_path / "cache")
     assert 2 not in cache.valid
     assert "2.png" in cache.problems[0]
 
 
 def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of the 2 images can be read; first: .*a\.png"):
-        cache_features(CountingTower(), toys.prep(), [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "c")
+        cache_features(
+            CountingEncoder(), toys.prep(), [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "c"
+        )
     with pytest.raises(DataError, match="no images"):
-        cache_features(CountingTower(), toys.prep(), [], tmp_path / "c")
+        cache_features(CountingEncoder(), toys.prep(), [], tmp_path / "c")
 
 
 def test_a_damaged_cache_is_named(images: list[Path], tmp_path: Path) -> None:
-    cache_features(CountingTower(), toys.prep(), images, tmp_path / "cache")
+    cache_features(CountingEncoder(), toys.prep(), images, tmp_path / "cache")
     damaged = next((tmp_path / "cache").rglob("maps.npy"))
     damaged.write_bytes(b"junk")
     with pytest.raises(DataError, match=r"maps\.npy: damaged feature cache"):
-        cache_features(CountingTower(), toys.prep(), images, tmp_path / "cache")
+        cache_features(CountingEncoder(), toys.prep(), images, tmp_path / "cache")
 
 
-def test_the_frozen_part_of_the_default_tower_decides(images: list[Path], tmp_path: Path) -> None:
-    tower = toys.network(tower="efficientnet_lite0").tower
-    before = features.tower_fingerprint(tower)
+def test_the_frozen_part_of_the_default_encoder_decides(images: list[Path], tmp_path: Path) -> None:
+    encoder = toys.network(encoder="efficientnet_lite0").encoder
+    before = features.encoder_fingerprint(encoder)
     with torch.no_grad():
-        tower.net.head.weight.add_(1)  # above the cut: trains while the cache stays
-        assert features.tower_fingerprint(tower) == before
-        tower.net.blocks[3].project.weight.add_(1)
-    assert features.tower_fingerprint(tower) != before
-    cache = cache_features(tower, toys.prep(), images[:3], tmp_path / "cache")
+        encoder.net.head.weight.add_(1)  # above the cut: trains while the cache stays
+        assert features.encoder_fingerprint(encoder) == before
+        encoder.net.blocks[3].project.weight.add_(1)
+    assert features.encoder_fingerprint(encoder) != before
+    cache = cache_features(encoder, toys.prep(), images[:3], tmp_path / "cache")
     pixels = PixelSource(images[:3], toys.prep(), 1, 0.5).read([0, 1, 2], [0, 0, 0])
     with torch.no_grad():
-        maps = tower.upper(cache.read([0, 1, 2], [0, 0, 0]))
-        torch.testing.assert_close(maps, tower(pixels), atol=2e-2, rtol=2e-2)
+        maps = encoder.trainable_head(cache.read([0, 1, 2], [0, 0, 0]))
+        torch.testing.assert_close(maps, encoder(pixels), atol=2e-2, rtol=2e-2)
 
 
 def test_pixels_are_the_same_pictures_as_the_cache_sees(images: list[Path], tmp_path: Path) -> None:
-    tower = CountingTower()
-    cache = cache_features(tower, toys.prep(), images, tmp_path / "cache", views=3)
+    encoder = CountingEncoder()
+    cache = cache_features(encoder, toys.prep(), images, tmp_path / "cache", views=3)
     source = PixelSource(images, toys.prep(), 3, 0.5)
     assert (source.views, source.valid) == (3, cache.valid)
     with torch.no_grad():
-        maps = tower.lower(source.read([4, 5, 6], [0, 1, 2]))
+        maps = encoder.frozen_stem(source.read([4, 5, 6], [0, 1, 2]))
     torch.testing.assert_close(cache.read([4, 5, 6], [0, 1, 2]), maps, atol=1e-3, rtol=1e-3)
 
 

@@ -28,7 +28,7 @@ def confident(llm: str = "llama", seed: int = 0, ends: float = 0.0) -> MMGEMNetw
 def next_log_probs(network: MMGEMNetwork, prefix: Tensor, ids: list[int]) -> Tensor:
     """log P of the token after ``ids``, everything computed anew by the library's own model."""
     tokens = network.llm.embed(torch.tensor(ids, dtype=torch.long))
-    inputs = torch.cat([prefix, network.cap[None], tokens])[None]
+    inputs = torch.cat([prefix, network.cap_token[None], tokens])[None]
     states = network.llm.lm.base_model(inputs_embeds=inputs).last_hidden_state
     return network.llm.logits(states[0, -1]).log_softmax(-1)
 
@@ -190,7 +190,7 @@ def test_the_model_chooses_by_its_own_embedding() -> None:
         for image, own, best in zip(visual, found, chosen, strict=True):
             scores = []
             for c in own[:6]:
-                text = network.text([torch.tensor(c.ids)])[0] if c.ids else None
+                text = network.encode_text([torch.tensor(c.ids)])[0] if c.ids else None
                 cosine = -torch.inf if text is None else torch.cosine_similarity(image, text, dim=0)
                 scores.append(c.score + weight * float(network.logit_scale.exp() * cosine))
             assert scores[own.index(best)] == pytest.approx(max(scores), abs=1e-4)

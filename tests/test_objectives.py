@@ -94,11 +94,11 @@ def test_target_rows_sum_to_one(network: MMGEMNetwork, share: float) -> None:
 
 def reference_caption_loss(network: MMGEMNetwork, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """Every caption by itself through the library's own causal model, the head at every position."""
-    visual = network.visual(network.tower.upper(batch.features))
+    visual = network.encode_image(network.encoder.trainable_head(batch.features))
     losses = []
     for ids, owner in zip(batch.captions, batch.caption_owner.tolist(), strict=True):
-        prefix = network.prefix(visual[owner : owner + 1])[0]
-        inputs = torch.cat([prefix, network.cap[None], network.llm.embed(ids)])
+        prefix = network.project_visual_prefix(visual[owner : owner + 1])[0]
+        inputs = torch.cat([prefix, network.cap_token[None], network.llm.embed(ids)])
         logits = network.llm.lm(inputs_embeds=inputs[None]).logits[0]
         targets = torch.full((len(inputs),), -100)
         targets[len(prefix) :] = torch.cat([ids, torch.tensor([0])])
@@ -160,7 +160,9 @@ def test_names_and_totals(network: MMGEMNetwork) -> None:
 
 
 def states_of(network: MMGEMNetwork, batch: Batch) -> Tensor:
-    prefixes = network.prefix(network.visual(network.tower.upper(batch.features))[batch.caption_owner])
+    prefixes = network.project_visual_prefix(
+        network.encode_image(network.encoder.trainable_head(batch.features))[batch.caption_owner]
+    )
     return network.run(captions=batch.captions, prefixes=prefixes)[1]
 
 
@@ -211,15 +213,15 @@ def test_sampled_gradients_reach_the_head() -> None:
 
 def test_items_are_whole_images_then_boxes(network: MMGEMNetwork) -> None:
     batch = toys.batch(network, images=4)
-    side = float(network.tower.size)
+    side = float(network.encoder.size)
     batch.boxes = torch.tensor([[[0, 0, side, side / 2], [1, 2, 9, 30]], [[4, 4, 20, 28], [0, 0, 0, 0]]])
     batch.box_valid = torch.tensor([[True, True], [True, False]])
-    maps = network.tower.upper(batch.features)
+    maps = network.encoder.trainable_head(batch.features)
     batch.features, batch.box_features = batch.features[:2], batch.features[2:]
     items = embed_items(network, batch)
-    expected = [network.visual(maps[i : i + 1])[0] for i in (0, 1)]
+    expected = [network.encode_image(maps[i : i + 1])[0] for i in (0, 1)]
     for image, box in ((2, batch.boxes[0, 0]), (2, batch.boxes[0, 1]), (3, batch.boxes[1, 0])):
-        expected.append(network.visual(maps[image : image + 1], box[None, None])[0, 0])
+        expected.append(network.encode_image(maps[image : image + 1], box[None, None])[0, 0])
     torch.testing.assert_close(items, torch.stack(expected))
     batch.features = batch.features[:0]
     torch.testing.assert_close(embed_items(network, batch), torch.stack(expected[2:]))

@@ -24,7 +24,7 @@ def step(network: MMGEMNetwork, config: OptimConfig, cached: bool = False, steps
     for _ in range(steps):
         adam.zero_grad()
         if not cached:
-            batch.features = network.tower.lower(pixels)
+            batch.features = network.encoder.frozen_stem(pixels)
         losses = joint(network, batch, ObjectiveConfig())
         (losses["contrastive_loss"] + losses["caption_loss"]).backward()
         adam.step()
@@ -40,30 +40,30 @@ def snapshot(network: MMGEMNetwork) -> dict[str, torch.Tensor]:
 
 def test_groups() -> None:
     network = toys.network("qwen2", "efficientnet_lite0")
-    config = OptimConfig(lr_tower=1e-4, lr_embeddings=1e-5)
+    config = OptimConfig(lr_encoder=1e-4, lr_embeddings=1e-5)
     groups = trainable(network, config, cached=True)
-    assert set(groups) == {"new", "llm", "embeddings", "tower"}
+    assert set(groups) == {"heads", "llm", "embeddings", "encoder"}
     assert groups["embeddings"] == ["llm.lm.model.embed_tokens.weight"]
-    assert {"emb", "cap", "logit_scale", "h3.weight"} <= set(groups["new"])
-    assert all(n.startswith(("tower.net.blocks.", "tower.net.head.")) for n in groups["tower"])
+    assert {"emb_token", "cap_token", "logit_scale", "visual_connector.weight"} <= set(groups["heads"])
+    assert all(n.startswith(("encoder.net.blocks.", "encoder.net.head.")) for n in groups["encoder"])
     # Blocks up to the cut are behind the cache.
-    assert {int(n.split(".")[3]) for n in groups["tower"] if "blocks" in n} == set(range(11, 16))
+    assert {int(n.split(".")[3]) for n in groups["encoder"] if "blocks" in n} == set(range(11, 16))
     uncached = trainable(network, config, cached=False)
-    assert len(uncached["tower"]) == len(list(network.tower.parameters()))
+    assert len(uncached["encoder"]) == len(list(network.encoder.parameters()))
     adam = optimizer(network, uncached, config)
     assert sum(len(g["params"]) for g in adam.param_groups) == len(list(network.parameters()))
     for group in adam.param_groups:
         assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for p in group["params"])
-        assert group["base"] in (config.lr_new, config.lr_llm, config.lr_tower, config.lr_embeddings)
+        assert group["base"] in (config.lr_heads, config.lr_llm, config.lr_encoder, config.lr_embeddings)
 
 
 @pytest.mark.parametrize(
     ("rates", "prefixes"),
     [
-        ({"lr_llm": 0.0}, ("h1", "h2", "h3", "emb", "cap", "logit")),
-        ({"lr_new": 0.0}, ("llm",)),
-        ({"lr_new": 0.0, "lr_llm": 0.0, "lr_tower": 1e-3}, ("tower",)),
-        ({"lr_new": 0.0, "lr_llm": 0.0, "lr_embeddings": 1e-3}, ("llm.lm.model.embed_tokens",)),
+        ({"lr_llm": 0.0}, ("visual_", "text_", "emb_token", "cap_token", "logit")),
+        ({"lr_heads": 0.0}, ("llm",)),
+        ({"lr_heads": 0.0, "lr_llm": 0.0, "lr_encoder": 1e-3}, ("encoder",)),
+        ({"lr_heads": 0.0, "lr_llm": 0.0, "lr_embeddings": 1e-3}, ("llm.lm.model.embed_tokens",)),
     ],
 )
 def test_frozen_groups_do_not_move(rates: dict[str, float], prefixes: tuple[str, ...]) -> None:
@@ -77,18 +77,18 @@ def test_frozen_groups_do_not_move(rates: dict[str, float], prefixes: tuple[str,
         assert not any("embed_tokens" in n for n in changed)
 
 
-def test_cached_tower_stays_below_the_cut() -> None:
+def test_cached_encoder_stays_below_the_cut() -> None:
     network = toys.network("llama", "efficientnet_lite0")
     before = snapshot(network)
-    step(network, OptimConfig(lr_new=0.0, lr_llm=0.0, lr_tower=1e-3), cached=True)
+    step(network, OptimConfig(lr_heads=0.0, lr_llm=0.0, lr_encoder=1e-3), cached=True)
     changed = moved(network, before)
-    assert any(n.startswith("tower.net.blocks.15") for n in changed)
-    assert all(n.startswith("tower.") for n in changed)
-    assert not any(n.startswith(tuple(f"tower.net.blocks.{i}." for i in range(11))) for n in changed)
+    assert any(n.startswith("encoder.net.blocks.15") for n in changed)
+    assert all(n.startswith("encoder.") for n in changed)
+    assert not any(n.startswith(tuple(f"encoder.net.blocks.{i}." for i in range(11))) for n in changed)
 
 
 def test_learning_rate() -> None:
-    config = OptimConfig(warmup=10, final_lr=0.1)
+    config = OptimConfig(warmup_steps=10, final_lr_ratio=0.1)
     factors = [learning_rate(s, 100, config) for s in range(100)]
     assert factors[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
     assert factors[10] == pytest.approx(1.0)
@@ -97,7 +97,7 @@ def test_learning_rate() -> None:
     assert learning_rate(100, 100, config) == pytest.approx(0.1)
     assert learning_rate(500, 100, config) == pytest.approx(0.1)
     assert learning_rate(3, 2, config) == pytest.approx(0.4)  # a run shorter than its warm-up
-    assert learning_rate(0, 100, OptimConfig(warmup=0)) == 1.0
+    assert learning_rate(0, 100, OptimConfig(warmup_steps=0)) == 1.0
 
 
 def test_average_is_the_moving_average() -> None:
@@ -105,14 +105,14 @@ def test_average_is_the_moving_average() -> None:
     trainable(network, OptimConfig(), cached=False)
     average = Average(network, 0.9)
     assert set(average.values) == {n for n, p in network.named_parameters() if p.requires_grad}
-    expected = network.h3.weight.detach().clone()
+    expected = network.visual_connector.weight.detach().clone()
     for n in range(30):
         with torch.no_grad():
-            network.h3.weight.add_(torch.randn_like(network.h3.weight))
+            network.visual_connector.weight.add_(torch.randn_like(network.visual_connector.weight))
         decay = min(0.9, (n + 1) / (n + 10))
-        expected = decay * expected + (1 - decay) * network.h3.weight.detach()
+        expected = decay * expected + (1 - decay) * network.visual_connector.weight.detach()
         average.update(network, n)
-    torch.testing.assert_close(average.values["h3.weight"], expected)
+    torch.testing.assert_close(average.values["visual_connector.weight"], expected)
 
 
 def test_swapping_twice_changes_nothing() -> None:
@@ -120,13 +120,16 @@ def test_swapping_twice_changes_nothing() -> None:
     trainable(network, OptimConfig(), cached=False)
     average = Average(network, 0.9)
     with torch.no_grad():
-        network.h3.weight.add_(1)
-    current, averaged = network.h3.weight.detach().clone(), average.values["h3.weight"].clone()
+        network.visual_connector.weight.add_(1)
+    current, averaged = (
+        network.visual_connector.weight.detach().clone(),
+        average.values["visual_connector.weight"].clone(),
+    )
     average.swap(network)
-    assert torch.equal(network.h3.weight, averaged)
+    assert torch.equal(network.visual_connector.weight, averaged)
     average.swap(network)
-    assert torch.equal(network.h3.weight, current)
-    assert torch.equal(average.values["h3.weight"], averaged)
+    assert torch.equal(network.visual_connector.weight, current)
+    assert torch.equal(average.values["visual_connector.weight"], averaged)
 
 
 @pytest.mark.parametrize("llm", ["llama", "qwen2", "gpt2", "gemma3"])
@@ -135,7 +138,7 @@ def test_merged_lora_is_the_adapted_model(llm: str) -> None:
     base = snapshot(network)
     plain = copy.deepcopy(network)
     texts, captions, prefixes = toys.sequences([4, 7]), toys.sequences([5]), torch.randn(1, 1, 16)
-    step(network, OptimConfig(lora_rank=2, lr_new=0.0, lr_llm=1e-2), steps=3)
+    step(network, OptimConfig(lora_rank=2, lr_heads=0.0, lr_llm=1e-2), steps=3)
     trained = {n for n, p in network.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in n for n in trained)
@@ -161,6 +164,6 @@ def test_merged_lora_is_the_adapted_model(llm: str) -> None:
 def test_lora_leaves_the_new_parts_to_train() -> None:
     network = toys.network("llama")
     groups = trainable(network, OptimConfig(lora_rank=2), cached=True)
-    assert set(groups) == {"new", "llm"}
+    assert set(groups) == {"heads", "llm"}
     blocks = [n for n in groups["llm"] if n.endswith("lora_A.default.weight")]
     assert len(blocks) == 2 * 7  # every linear map of both blocks: four of attention, three of the MLP

@@ -100,11 +100,11 @@ def test_packed_equals_alone(llm: str, attention: str, pool: str) -> None:
         text_parts, caption_parts = [], []
         for ids in texts:
             states = alone(
-                network, torch.cat([network.llm.embed(ids), network.emb[None]]), attention == "causal"
+                network, torch.cat([network.llm.embed(ids), network.emb_token[None]]), attention == "causal"
             )
-            text_parts.append(network.h2(states[-1] if pool == "emb" else states.mean(0)))
+            text_parts.append(network.text_projection(states[-1] if pool == "emb" else states.mean(0)))
         for ids, prefix in zip(captions, prefixes, strict=True):
-            inputs = torch.cat([prefix, network.cap[None], network.llm.embed(ids)])
+            inputs = torch.cat([prefix, network.cap_token[None], network.llm.embed(ids)])
             caption_parts.append(alone(network, inputs, causal=True)[2:])
         for row_length in (1, 16, 23, 128):
             embedded, states = network.run(texts, captions, prefixes, row_length)
@@ -118,7 +118,7 @@ def test_texts_or_captions_only() -> None:
     with torch.no_grad():
         embedded, states = network.run(texts, captions, prefixes)
         torch.testing.assert_close(network.run(texts=texts)[0], embedded)
-        torch.testing.assert_close(network.text(texts), embedded)
+        torch.testing.assert_close(network.encode_text(texts), embedded)
         assert network.run(texts=texts)[1].shape == (0, 16)
         torch.testing.assert_close(network.run(captions=captions, prefixes=prefixes)[1], states)
         assert network.run(captions=captions, prefixes=prefixes)[0].shape == (0, 8)
@@ -130,10 +130,10 @@ def test_text_does_not_depend_on_its_neighbours() -> None:
     network = toys.network("qwen3")
     text = toys.sequences([6])[0]
     with torch.no_grad():
-        one = network.text([text])[0]
+        one = network.encode_text([text])[0]
         for seed in range(3):
             others = toys.sequences([3, 11, 2], seed)
-            torch.testing.assert_close(network.text([*others, text])[3], one, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(network.encode_text([*others, text])[3], one, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("llm", ["llama", "gpt2", "gemma3"])

@@ -46,7 +46,7 @@ def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus() -> SelfRetrieval:
-    network, tokenizer = toys.network(tower="none"), toys.tokenizer()
+    network, tokenizer = toys.network(encoder="none"), toys.tokenizer()
     return SelfRetrieval(network, tokenizer, Corpus.build(toys.passages(), Prompts(tokenizer)))
 
 

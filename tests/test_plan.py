@@ -46,23 +46,28 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def made(world: dict[str, Any], tower: str = "bases", **changes: Any) -> Recipe:
-    options = {"data__dev_split": "", "data__views": 1, "train__device": "cpu", "optim__lr_embeddings": 1e-3}
-    return toys.recipe(world["folder"], world["data"], *world[tower], **(options | changes))
+def made(world: dict[str, Any], encoder: str = "bases", **changes: Any) -> Recipe:
+    options = {
+        "data__dev_split": "",
+        "data__cached_augmentations": 1,
+        "train__device": "cpu",
+        "optim__lr_embeddings": 1e-3,
+    }
+    return toys.recipe(world["folder"], world["data"], *world[encoder], **(options | changes))
 
 
 BOXES = {"data__region_share": 0.5, "data__boxes_per_image": 2}
 CASES: dict[str, dict[str, Any]] = {
     "joint": {},
-    "pixels": {"data__cached": False, "optim__lr_tower": 1e-3, "optim__ema": 0.9},
-    "upper": {"tower": "efficient", "optim__lr_tower": 1e-3},
+    "pixels": {"data__cached": False, "optim__lr_encoder": 1e-3, "optim__ema_decay": 0.9},
+    "upper": {"encoder": "efficient", "optim__lr_encoder": 1e-3},
     "regions": {**BOXES, "objective__mask_same": True},
     "contrastive": {"objective__name": "contrastive", "data__captions_per_image": 2},
     "captions": {"objective__name": "captioning", "objective__vocabulary_sample": 8},
     "lora": {"optim__lora_rank": 2, "optim__lr_embeddings": 0.0},
     "bfloat16": {"train__precision": "bfloat16"},
-    "checkpointed": {"train__checkpoint_activations": True, "data__cached": False, "optim__lr_tower": 1e-3},
-    "chunks": {"train__chunk": 2, **BOXES},
+    "checkpointed": {"train__checkpoint_activations": True, "data__cached": False, "optim__lr_encoder": 1e-3},
+    "chunks": {"train__grad_cache_chunk_size": 2, **BOXES},
 }
 
 
@@ -86,7 +91,9 @@ def test_parameters_and_operations_are_those_of_a_step(world: dict[str, Any], ca
 
 
 def test_a_corpus_is_the_mean_of_its_steps(world: dict[str, Any]) -> None:
-    recipe = made(world, **world["corpus"], corpus__batch=16, data__train=None, model__tower={"kind": "none"})
+    recipe = made(
+        world, **world["corpus"], corpus__batch=16, data__train=None, model__encoder={"kind": "none"}
+    )
     recipe.preprocessing.size = 224
     told = plan(recipe)
     run = prepare(recipe)
@@ -101,7 +108,7 @@ def test_a_corpus_is_the_mean_of_its_steps(world: dict[str, Any]) -> None:
 
 def test_memory_by_kind(world: dict[str, Any]) -> None:
     """Kinds whose size is known without a plan; the whole is measured by benchmarks/plan.py."""
-    recipe = made(world, data__cached=False, optim__lr_tower=1e-3, optim__ema=0.9)
+    recipe = made(world, data__cached=False, optim__lr_encoder=1e-3, optim__ema_decay=0.9)
     told = plan(recipe)
     size = 4e-9 * told.parameters["total"]
     assert told.memory["weights"] == pytest.approx(size, rel=0.05)  # and buffers
@@ -109,28 +116,34 @@ def test_memory_by_kind(world: dict[str, Any]) -> None:
     assert told.memory["average"] == pytest.approx(size)
     assert told.memory["checkpoint"] == pytest.approx(4 * size)
     assert told.memory["batch"] >= 8 * 3 * 32 * 32 * 4e-9
-    more = plan(changed(recipe, ["train.batch=16"]))
-    for kind in ("tower", "llm"):
+    more = plan(changed(recipe, ["train.batch_size=16"]))
+    for kind in ("encoder", "llm"):
         assert more.memory[kind] > 1.5 * told.memory[kind]
-    assert plan(changed(recipe, ["train.checkpoint_activations=true"])).memory["tower"] < told.memory["tower"]
-    assert plan(changed(recipe, ["train.chunk=2"])).memory["tower"] < 0.5 * told.memory["tower"]
+    assert (
+        plan(changed(recipe, ["train.checkpoint_activations=true"])).memory["encoder"]
+        < told.memory["encoder"]
+    )
+    assert (
+        plan(changed(recipe, ["train.grad_cache_chunk_size=2"])).memory["encoder"]
+        < 0.5 * told.memory["encoder"]
+    )
 
 
 def test_several_devices(world: dict[str, Any]) -> None:
-    recipe = made(world, data__cached=False, optim__lr_tower=1e-3)
+    recipe = made(world, data__cached=False, optim__lr_encoder=1e-3)
     alone, four = (plan(recipe, Hardware("toy", 1, 1, 1, 10, n)) for n in (1, 4))
     shards = plan(changed(recipe, ["train.strategy=fsdp"]), Hardware("toy", 1, 1, 1, 10, 4))
     size = 4e-9 * four.parameters["total"]
     assert (alone.pairs, four.pairs, shards.pairs) == (8, 8, 8)
-    assert alone.exchanged == 0
-    assert four.exchanged == pytest.approx(0.75 * 2 * size)
-    assert shards.exchanged == pytest.approx(0.75 * 3 * size)
+    assert alone.communication == 0
+    assert four.communication == pytest.approx(0.75 * 2 * size)
+    assert shards.communication == pytest.approx(0.75 * 3 * size)
     assert four.memory["gradients"] == pytest.approx(size)
     assert shards.memory["optimizer"] == pytest.approx(four.memory["optimizer"] / 4)
     assert sum(four.operations.values()) < sum(alone.operations.values()) / 4  # and shorter rows
 
 
-@pytest.mark.parametrize("case", [{"data__captions_per_image": 2}, {**BOXES, "train__batch": 14}])
+@pytest.mark.parametrize("case", [{"data__captions_per_image": 2}, {**BOXES, "train__batch_size": 14}])
 def test_an_uneven_batch_is_planned_as_it_trains(world: dict[str, Any], case: dict[str, Any]) -> None:
     """Ranks share a batch, some with one more than others; together they have no more than one rank alone."""
     recipe = made(world, **case)
@@ -158,8 +171,8 @@ def test_times_and_costs(world: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_planned_at_its_full_size(path: Path) -> None:
     """Without data, weights or memory; a small batch keeps it short."""
-    small = ["train.batch=4"] if path.stem != "xquad" else ["corpus.batch=4"]
-    start = ["start.checkpoint=tiny"] if path.stem == "tiny_regions" else []
+    small = ["train.batch_size=4"] if path.stem != "xquad" else ["corpus.batch=4"]
+    start = ["init.checkpoint=tiny"] if path.stem == "tiny_regions" else []
     told = plan(load_recipe(path, [*start, *small]))
     expected = {
         "paper": 1_408_479_234,
@@ -173,7 +186,9 @@ def test_every_recipe_is_planned_at_its_full_size(path: Path) -> None:
 
 
 def test_advice_makes_it_fit(world: dict[str, Any]) -> None:
-    recipe = made(world, data__cached=False, optim__lr_tower=1e-3, optim__ema=0.9, train__batch=16)
+    recipe = made(
+        world, data__cached=False, optim__lr_encoder=1e-3, optim__ema_decay=0.9, train__batch_size=16
+    )
     whole = plan(recipe, Hardware("toy", 1.0, 1e-3, 1e-3, 10))  # too slow to wait for photos
     assert whole.fits
     assert whole.advice == []
@@ -194,7 +209,7 @@ def test_advice_for_devices_that_wait_for_photos(world: dict[str, Any]) -> None:
     assert frozen.bounds.data > frozen.bounds.operators
     assert [a.change for a in frozen.advice] == ["data.cached=true"]
     assert frozen.advice[0].seconds < frozen.bounds.step / frozen.pairs
-    loose = made(world, data__cached=False, optim__lr_tower=1e-3)
+    loose = made(world, data__cached=False, optim__lr_encoder=1e-3)
     told = plan(loose, fast)
     assert [a.change for a in told.advice] == ["data.train='shards/train*.tar' data.workers=16"]
     assert f"mmgem data pack {world['data']} --out shards" in told.advice[0].cost
@@ -238,28 +253,28 @@ def test_known_hardware() -> None:
 
 
 def test_what_would_not_train_is_not_planned(world: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"optim\.lr_tower: a cached tower trains only above"):
-        plan(made(world, optim__lr_tower=1e-3))
-    with pytest.raises(ConfigError, match=r"train\.batch: 2 images a step, fewer than the 4 processes"):
-        plan(made(world, train__batch=2), known_hardware("l4", 4))
-    with pytest.raises(ConfigError, match=r"start\.llm: .*nowhere.*; or describe model\.llm\.config"):
-        plan(made(world, start__llm=str(world["folder"] / "nowhere")))
+    with pytest.raises(ConfigError, match=r"optim\.lr_encoder: a cached encoder trains only above"):
+        plan(made(world, optim__lr_encoder=1e-3))
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 2 images a step, fewer than the 4 processes"):
+        plan(made(world, train__batch_size=2), known_hardware("l4", 4))
+    with pytest.raises(ConfigError, match=r"init\.llm: .*nowhere.*; or describe model\.llm\.config"):
+        plan(made(world, init__llm=str(world["folder"] / "nowhere")))
 
 
 def test_the_command(world: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    llm, tower = world["bases"]
+    llm, encoder = world["bases"]
     path = tmp_path / "r.toml"
     path.write_text(
         f"[data]\ntrain = '{world['data']}'\nsplit = ''\ndev_split = ''\n"
-        f"[start]\nllm = '{llm}'\ntower = '{tower}'\n"
-        "[preprocessing]\nsize = 32\n[model]\ndim = 8\n[model.tower]\nkind = 'transformers'\n"
-        "[train]\nout = 'out'\nbatch = 8\n"
+        f"[init]\nllm = '{llm}'\nencoder = '{encoder}'\n"
+        "[preprocessing]\nsize = 32\n[model]\ndim = 8\n[model.encoder]\nkind = 'transformers'\n"
+        "[train]\nout = 'out'\nbatch_size = 8\n"
     )
     figures = ["--memory", "1", "--flops", "1", "--bandwidth", "10"]
     assert main(["plan", str(path), "--json", "--price", "2", *figures]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told.keys() == {
-        *("parameters", "trained", "pairs", "images", "memory_gb", "tflop", "exchanged_gb", "hardware"),
+        *("parameters", "trained", "pairs", "images", "memory_gb", "tflop", "communication_gb", "hardware"),
         *("fits", "seconds", "steps", "days", "cost", "assumed", "advice"),
     }
     assert told["fits"] is True

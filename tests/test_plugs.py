@@ -14,7 +14,8 @@ import pytest
 import toys
 from PIL import Image
 
-from mmgem import MMGEM, plugs
+from mmgem import MMGEM
+from mmgem import integrations as plugs
 from mmgem.checkpoints.model_folder import save_model
 from mmgem.cli.main import main
 from mmgem.data.readers import load_dataset
@@ -123,7 +124,10 @@ def test_it_learns_inside_sentence_transformers() -> None:
     module = plugs.MMGEMModule(MMGEM(toys.network(), toys.tokenizer()))
     features = module(module.preprocess(["a dog", np.zeros((32, 32, 3), np.uint8)]))
     (features["sentence_embedding"][0] @ features["sentence_embedding"][1]).backward()
-    assert all(module.network.get_parameter(name).grad is not None for name in ("emb", "h1.1.weight"))
+    assert all(
+        module.network.get_parameter(name).grad is not None
+        for name in ("emb_token", "visual_projection.1.weight")
+    )
 
 
 def test_mteb_runs_a_text_task_and_an_image_task(

@@ -157,11 +157,11 @@ def test_half_precision_maps_keep_box_coordinates() -> None:
 
 def test_network_pools_boxes_in_pixels_of_the_input() -> None:
     network = toys.network(visual_grid=2)
-    maps = network.tower(torch.randn(1, 3, 32, 32))
+    maps = network.encoder(torch.randn(1, 3, 32, 32))
     boxes = torch.tensor([[[4.0, 6.0, 20.0, 31.0]]])
-    embedded = network.visual(maps, boxes)
+    embedded = network.encode_image(maps, boxes)
     assert embedded.shape == (1, 1, 5, 8)
     torch.testing.assert_close(
-        embedded[:, :, 0], network.h1(pool_boxes(maps, boxes / 8, (4.0, 4.0)))[:, :, 0]
+        embedded[:, :, 0], network.visual_projection(pool_boxes(maps, boxes / 8, (4.0, 4.0)))[:, :, 0]
     )
-    assert network.prefix(embedded[:, 0]).shape == (1, 5, 16)
+    assert network.project_visual_prefix(embedded[:, 0]).shape == (1, 5, 16)

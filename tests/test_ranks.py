@@ -22,7 +22,7 @@ from mmgem.config import Recipe, to_dict
 from mmgem.data.records import read_jsonl
 from mmgem.data.shards import pack
 from mmgem.distributed.rendezvous import agreed_word
-from mmgem.distributed.world import ALONE, Ranks
+from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.tasks.image_text.captioning import caption_loss
 from mmgem.tasks.image_text.contrastive import contrastive_terms, embed_items
 from mmgem.train import loop
@@ -60,9 +60,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     }
 
 
-def made(world: dict[str, Any], tower: str = "bases", **changes: Any) -> Recipe:
-    options = {"model__dropout": 0.0, "train__batch": 7, "data__dev_split": "", "train__threads": 1}
-    return toys.recipe(world["folder"], world["data"], *world[tower], **(options | changes))
+def made(world: dict[str, Any], encoder: str = "bases", **changes: Any) -> Recipe:
+    options = {"model__dropout": 0.0, "train__batch_size": 7, "data__dev_split": "", "train__threads": 1}
+    return toys.recipe(world["folder"], world["data"], *world[encoder], **(options | changes))
 
 
 def cases(world: dict[str, Any]) -> dict[str, Recipe]:
@@ -74,15 +74,15 @@ def cases(world: dict[str, Any]) -> dict[str, Recipe]:
         "contrastive": made(world, objective__name="contrastive", data__captions_per_image=2),
         "sigmoid": made(world, objective__name="contrastive", objective__loss="sigmoid"),
         "captions": made(world, objective__name="captioning"),
-        "joint": made(world, "efficient", optim__lr_embeddings=1e-3, optim__lr_tower=1e-3),
-        "smoothed": made(world, objective__label_smoothing=0.1, data__long_texts=0.5),
+        "joint": made(world, "efficient", optim__lr_embeddings=1e-3, optim__lr_encoder=1e-3),
+        "smoothed": made(world, objective__label_smoothing=0.1, data__joined_caption_prob=0.5),
         "regions": made(world, **boxes),
-        "pixels": made(world, data__cached=False, optim__lr_tower=1e-3, **boxes),
+        "pixels": made(world, data__cached=False, optim__lr_encoder=1e-3, **boxes),
         "lora": made(world, optim__lora_rank=2),
         "corpus": made(world, "efficient", **corpus, optim__lr_embeddings=1e-3),
         # No queries: nothing is asked of what is read, and the last pass has no loss.
         "named": made(world, "efficient", **(corpus | {"corpus__queries": []})),
-        "chunks": made(world, train__chunk=2, **boxes),
+        "chunks": made(world, train__grad_cache_chunk_size=2, **boxes),
         "streamed": made(
             world, data__train=str(world["shards"]), data__cached=False, data__workers=1, data__split=""
         ),
@@ -121,7 +121,7 @@ def test_two_processes_equal_one(world: dict[str, Any], strategy: str, tmp_path:
     (tmp_path / "recipes.json").write_text(json.dumps(plain))
     spread_out(world, "gradients", str(tmp_path), str(tmp_path / "recipes.json"))
     for name, recipe in recipes.items():
-        alone, values = spread.first_gradients(recipe, ALONE)
+        alone, values = spread.first_gradients(recipe, SINGLE_PROCESS)
         theirs = load_file(str(tmp_path / f"{name}.safetensors"))
         told = json.loads((tmp_path / f"{name}.json").read_text())
         assert told == pytest.approx(values, rel=1e-5, abs=1e-5), name
@@ -141,8 +141,10 @@ def test_chunks_equal_the_whole_batch(world: dict[str, Any], objective: str, chu
         "objective__mask_same": True,
         "objective__name": objective,
     }
-    whole, values = spread.first_gradients(made(world, **options), ALONE)
-    parts, told = spread.first_gradients(made(world, **options, train__chunk=chunk), ALONE)
+    whole, values = spread.first_gradients(made(world, **options), SINGLE_PROCESS)
+    parts, told = spread.first_gradients(
+        made(world, **options, train__grad_cache_chunk_size=chunk), SINGLE_PROCESS
+    )
     assert told == pytest.approx(values, rel=1e-5, abs=1e-5)
     assert parts.keys() == whole.keys()
     for name, gradient in whole.items():
@@ -152,9 +154,9 @@ def test_chunks_equal_the_whole_batch(world: dict[str, Any], objective: str, chu
 @pytest.mark.parametrize("objective", ["joint", "contrastive"])
 def test_chunks_replay_dropout(world: dict[str, Any], objective: str) -> None:
     """With dropout in projections and LLM, the gradients are those of one graph over what the chunks drew."""
-    options = {"train__chunk": 3, "model__dropout": 0.4, "objective__name": objective}
+    options = {"train__grad_cache_chunk_size": 3, "model__dropout": 0.4, "objective__name": objective}
     recipe = made(world, "dropping", **options)
-    cached, _ = spread.first_gradients(recipe, ALONE)
+    cached, _ = spread.first_gradients(recipe, SINGLE_PROCESS)
     run = loop.prepare(recipe)
     network = run.network.train()
     assert run.batches is not None
@@ -167,10 +169,12 @@ def test_chunks_replay_dropout(world: dict[str, Any], objective: str) -> None:
         images.append(visual[:, 0])
         texts.append(network.run(texts=piece.texts)[0])
         if objective == "joint":
-            prefixes = network.prefix(visual[piece.caption_owner])
+            prefixes = network.project_visual_prefix(visual[piece.caption_owner])
             states = network.run(captions=piece.captions, prefixes=prefixes)[1]
             captions.append(caption_loss(network, states, piece, recipe.objective, total))
-    terms = contrastive_terms(network, torch.cat(images), torch.cat(texts), batch, recipe.objective, ALONE)
+    terms = contrastive_terms(
+        network, torch.cat(images), torch.cat(texts), batch, recipe.objective, SINGLE_PROCESS
+    )
     torch.stack([terms["contrastive_loss"], *captions]).sum().backward()
     for name, p in network.named_parameters():
         if p.grad is not None:
@@ -186,8 +190,13 @@ def checkpoint(recipe: Recipe) -> dict[str, torch.Tensor]:
 def test_a_run_goes_on_with_another_number_of_ranks(
     world: dict[str, Any], strategy: str, tmp_path: Path
 ) -> None:
-    options = {"train__strategy": strategy, "train__epochs": 3, "train__batch": 8, "optim__ema": 0.9}
-    options |= {"train__checkpoint_every": 2, "train__keep": 9}
+    options = {
+        "train__strategy": strategy,
+        "train__epochs": 3,
+        "train__batch_size": 8,
+        "optim__ema_decay": 0.9,
+    }
+    options |= {"train__checkpoint_every": 2, "train__keep_checkpoints": 9}
     whole = made(world, train__out=str(tmp_path / "whole"), **options)
     loop.train(whole)
     mixed = made(world, train__out=str(tmp_path / "mixed"), **options)
@@ -232,7 +241,7 @@ def is_running(group: int) -> bool:
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
     world: dict[str, Any], tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"train__epochs": 2, "train__batch": 8, "train__checkpoint_every": 2}
+    options: dict[str, Any] = {"train__epochs": 2, "train__batch_size": 8, "train__checkpoint_every": 2}
     options |= {"data__train": str(world["shards"]), "data__cached": False, "data__split": ""}
     options |= {"data__workers": 2}
     calm, killed = (made(world, train__out=str(tmp_path / n), **options) for n in ("calm", "killed"))
@@ -278,8 +287,8 @@ def test_ranks_of_an_earlier_attempt_are_never_met() -> None:
 
 
 def test_ranks_alone() -> None:
-    assert ALONE.sums(1, 2.5) == [1, 2.5]
-    assert ALONE.lengths(3) == [3]
-    assert ALONE.agree("x") == "x"
-    parts = [range(10)[Ranks(r, 4).part(10)] for r in range(4)]
+    assert SINGLE_PROCESS.all_reduce_sum(1, 2.5) == [1, 2.5]
+    assert SINGLE_PROCESS.all_gather_sizes(3) == [3]
+    assert SINGLE_PROCESS.broadcast("x") == "x"
+    parts = [range(10)[World(r, 4).part(10)] for r in range(4)]
     assert [i for part in parts for i in part] == list(range(10))

@@ -11,7 +11,7 @@ from mmgem.config import ModelConfig, Recipe, from_dict, to_dict
 from mmgem.config.recipe import load_recipe
 from mmgem.errors import ConfigError
 from mmgem.models.llm import LLM
-from mmgem.models.parameter_count import parameter_table, skeleton
+from mmgem.models.parameter_count import meta_model, parameter_table
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 
@@ -25,19 +25,28 @@ def test_every_recipe_loads(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.train.out == Path("runs") / path.stem
     assert from_dict(Recipe, to_dict(recipe)) == recipe
-    changed = load_recipe(path, ["train.batch=7", "data.train=elsewhere.jsonl"])
-    assert (changed.train.batch, changed.data.train) == (7, Path("elsewhere.jsonl"))
+    changed = load_recipe(path, ["train.batch_size=7", "data.train=elsewhere.jsonl"])
+    assert (changed.train.batch_size, changed.data.train) == (7, Path("elsewhere.jsonl"))
 
 
 def table_of(name: str) -> dict[str, int]:
     """The parameter table of a recipe's network, built without memory; printed for whoever runs with -s."""
     config = load_recipe(next(path for path in RECIPES if path.stem == name)).model
-    network = skeleton(config)
+    network = meta_model(config)
     assert all(p.is_meta for p in network.parameters())
     rows = parameter_table(network)
     for part, count in rows:
         print(f"{name} {part:10} {count:>13,}")
-    assert [part for part, _ in rows] == ["tower", "llm", "embeddings", "h1", "h2", "h3", "markers", "total"]
+    assert [part for part, _ in rows] == [
+        "encoder",
+        "llm",
+        "embeddings",
+        "visual_projection",
+        "text_projection",
+        "visual_connector",
+        "markers",
+        "total",
+    ]
     table = dict(rows)
     assert table["total"] == sum(p.numel() for p in network.parameters())
     return table
@@ -45,12 +54,12 @@ def table_of(name: str) -> dict[str, int]:
 
 def test_paper_is_vit_large_and_tinyllama() -> None:
     table = table_of("paper")
-    assert table["tower"] == 303_179_776  # CLIP ViT-L/14 without its projection
+    assert table["encoder"] == 303_179_776  # CLIP ViT-L/14 without its projection
     assert table["llm"] + table["embeddings"] == 1_100_048_384  # TinyLlama 1.1B
     assert table["embeddings"] == 2 * 32_000 * 2048  # head and table are apart
-    assert table["h1"] == 1024 * 1024 + 1024
-    assert table["h2"] == 2048 * 1024 + 1024
-    assert table["h3"] == 1024 * 2048 + 2048
+    assert table["visual_projection"] == 1024 * 1024 + 1024
+    assert table["text_projection"] == 2048 * 1024 + 1024
+    assert table["visual_connector"] == 1024 * 2048 + 2048
     assert table["markers"] == 2 * 2048 + 2
 
 
@@ -58,7 +67,7 @@ def test_laptop_is_siglip_base_and_smollm2() -> None:
     table = table_of("laptop")
     assert table["llm"] + table["embeddings"] == 134_515_008  # SmolLM2-135M, head and table are one
     assert table["embeddings"] == 49_152 * 576
-    assert 92e6 < table["tower"] < 94e6
+    assert 92e6 < table["encoder"] < 94e6
 
 
 def test_table_of_a_real_network() -> None:
@@ -72,7 +81,7 @@ def test_table_of_a_real_network() -> None:
 
 def test_a_skeleton_needs_a_config() -> None:
     with pytest.raises(ConfigError, match=r"model\.llm\.config: model_type is missing"):
-        skeleton(ModelConfig())
+        meta_model(ModelConfig())
 
 
 def test_a_model_config_comes_back_from_plain_data() -> None:
@@ -87,19 +96,19 @@ def test_a_model_config_comes_back_from_plain_data() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train.bach = 3", r"train\.bach: unknown field \(known: batch, "),
+        ("train.bach = 3", r"train\.bach: unknown field \(known: batch_size, "),
         ("trian.batch = 3", r"trian: unknown field"),
-        ("train.batch = 1.5", r"train\.batch: expected int, got 1\.5"),
-        ("train.batch = true", r"train\.batch: expected int"),
-        ("optim.lr_new = '1e-3'", r"optim\.lr_new: expected float"),
+        ("train.batch_size = 1.5", r"train\.batch_size: expected int, got 1\.5"),
+        ("train.batch_size = true", r"train\.batch_size: expected int"),
+        ("optim.lr_heads = '1e-3'", r"optim\.lr_heads: expected float"),
         ("optim.betas = [0.9]", r"optim\.betas: expected 2 values"),
         ("optim.betas = [0.9, 'x']", r"optim\.betas\[1\]: expected float"),
         ("objective.name = 'both'", r"objective\.name: 'both' is not one of 'joint'"),
-        ("start.keep_layers = 3", r"start\.keep_layers: expected a list"),
-        ("start.keep_layers = [1, 'two']", r"start\.keep_layers\[1\]: expected int"),
-        ("model.tower.cut = 'all'", r"model\.tower\.cut: expected int"),
-        ("model.tower = 'clip'", r"model\.tower: expected a table"),
-        ("train.batch = ", r"r\.toml: not TOML"),
+        ("init.keep_layers = 3", r"init\.keep_layers: expected a list"),
+        ("init.keep_layers = [1, 'two']", r"init\.keep_layers\[1\]: expected int"),
+        ("model.encoder.freeze_until = 'all'", r"model\.encoder\.freeze_until: expected int"),
+        ("model.encoder = 'clip'", r"model\.encoder: expected a table"),
+        ("train.batch_size = ", r"r\.toml: not TOML"),
     ],
 )
 def test_mistakes_are_named(text: str, message: str, tmp_path: Path) -> None:
@@ -115,32 +124,32 @@ def test_missing_fields_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^train: missing"):
         load_recipe(path)
     with pytest.raises(ConfigError, match=r"train\.out: missing"):
-        load_recipe(path, ["train.batch=3"])
+        load_recipe(path, ["train.batch_size=3"])
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read"):
         load_recipe(tmp_path / "none.toml")
 
 
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
-    path.write_text("data.train = 'd.jsonl'\ntrain.out = 'out'\nmodel.tower.cut = 3\n")
+    path.write_text("data.train = 'd.jsonl'\ntrain.out = 'out'\nmodel.encoder.freeze_until = 3\n")
     recipe = load_recipe(
         path,
         [
             "model.dim=64",
-            "optim.lr_new=1e-2",
-            "start.llm=HuggingFaceTB/SmolLM2-135M",
+            "optim.lr_heads=1e-2",
+            "init.llm=HuggingFaceTB/SmolLM2-135M",
             "data.cached=false",
             "optim.betas=[0.8, 0.9]",
-            "model.tower.cut=5",
+            "model.encoder.freeze_until=5",
             "data.dev_split=",
         ],
     )
-    assert (recipe.model.dim, recipe.optim.lr_new, recipe.model.tower.cut) == (64, 1e-2, 5)
-    assert recipe.start.llm == "HuggingFaceTB/SmolLM2-135M"
+    assert (recipe.model.dim, recipe.optim.lr_heads, recipe.model.encoder.freeze_until) == (64, 1e-2, 5)
+    assert recipe.init.llm == "HuggingFaceTB/SmolLM2-135M"
     assert (recipe.data.cached, recipe.data.dev_split, recipe.optim.betas) == (False, "", (0.8, 0.9))
-    with pytest.raises(ConfigError, match=r"'train\.batch': expected section"):
-        load_recipe(path, ["train.batch"])
+    with pytest.raises(ConfigError, match=r"'train\.batch_size': expected section"):
+        load_recipe(path, ["train.batch_size"])
     with pytest.raises(ConfigError, match=r"train\.out\.deep: out is not a table"):
         load_recipe(path, ["train.out.deep=1"])
-    with pytest.raises(ConfigError, match=r"train\.batch: expected int, got 'many'"):
-        load_recipe(path, ["train.batch=many"])
+    with pytest.raises(ConfigError, match=r"train\.batch_size: expected int, got 'many'"):
+        load_recipe(path, ["train.batch_size=many"])

@@ -12,7 +12,7 @@ import toys
 from PIL import Image
 
 from mmgem import MMGEM, UsageError
-from mmgem.inference.pyramid import all_sides, box_levels
+from mmgem.inference.pyramid import assign_pyramid_levels, input_sizes
 from mmgem.inference.region_proposals import choose, embed_windows, overlaps, pool_windows, surrounds, windows
 from mmgem.models.pooling import pool_boxes
 
@@ -52,10 +52,10 @@ def test_windows_are_pooled_as_boxes_are() -> None:
 
 def test_windows_are_embedded_as_boxes_are() -> None:
     network = toys.network(projection="mlp")
-    maps = torch.randn(1, 4, 4, network.tower.channels)
-    boxes, side = windows()[::17], float(network.tower.size)
+    maps = torch.randn(1, 4, 4, network.encoder.channels)
+    boxes, side = windows()[::17], float(network.encoder.size)
     inner, frame = embed_windows(network, maps, boxes)
-    expected = network.visual(maps, (boxes * side)[None])[0, :, 0]
+    expected = network.encode_image(maps, (boxes * side)[None])[0, :, 0]
     torch.testing.assert_close(inner[0], expected, atol=1e-5, rtol=1e-4)
     assert frame.shape == inner.shape
     assert torch.isfinite(frame).all()
@@ -94,14 +94,14 @@ def test_found_regions_are_embedded_as_their_boxes(model: MMGEM, tmp_path: Path)
 def test_small_boxes_are_read_at_larger_sides() -> None:
     prep = toys.tokenizer().prep
     prep = dataclasses.replace(prep, size=200, scales=(250,), region_scales=(500, 1000))
-    assert all_sides(prep) == [200, 250, 500, 1000]
+    assert input_sizes(prep) == [200, 250, 500, 1000]
     expected = [[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0.5, 0.5, 0]]
-    given = box_levels([1.0, 0.5, 0.25, 0.01, 0.8], prep)
+    given = assign_pyramid_levels([1.0, 0.5, 0.25, 0.01, 0.8], prep)
     # 0.8 of 200 is too small, of 250 just not; 0.8 of 500 is too large.
     expected[4] = [0, 1, 0, 0]
     np.testing.assert_allclose(given, expected)
     np.testing.assert_allclose(
-        box_levels([0.1, 1.0], dataclasses.replace(prep, scales=(), region_scales=())), 1
+        assign_pyramid_levels([0.1, 1.0], dataclasses.replace(prep, scales=(), region_scales=())), 1
     )
 
 
@@ -117,7 +117,9 @@ def test_boxes_of_all_sizes_are_embedded_alone_as_together(tmp_path: Path) -> No
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(together[1::4], model.embed_images(paths), atol=1e-5)
     sides = []
-    hook = model.network.tower.register_forward_hook(lambda _, pixels, __: sides.append(pixels[0].shape[-1]))
+    hook = model.network.encoder.register_forward_hook(
+        lambda _, pixels, __: sides.append(pixels[0].shape[-1])
+    )
     model.embed_images(images[2:4], boxes[2:4])
     hook.remove()
     assert sides == [64, 128]  # half of the photo at twice the side, less at the largest; none for nothing
@@ -131,7 +133,7 @@ def test_boxes_of_one_photo_share_its_maps(model: MMGEM, tmp_path: Path) -> None
     alone = np.concatenate([model.embed_images([i], [b]) for i, b in zip(images, boxes, strict=True)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     runs = []
-    hook = model.network.tower.register_forward_hook(lambda *_: runs.append(1))
+    hook = model.network.encoder.register_forward_hook(lambda *_: runs.append(1))
     model.embed_images([one] * 5, boxes)
     hook.remove()
     assert len(runs) == 1

@@ -79,7 +79,7 @@ def full_report(photo: Path) -> Report:
         title="A title",
         lead="A lead",
         figures=[Fact("photos", "12")],
-        facts=[Fact("tower", "a tower")],
+        facts=[Fact("encoder", "an encoder")],
         queries=[QueryRow("cats", [match, Match(photo, 0.1, box=(80, 120, 400, 600))])],
         similar=[SimilarRow(photo, [match])],
         regions=[

@@ -40,8 +40,8 @@ def photo_index(vectors: np.ndarray) -> PhotoIndex:
 def alone(mmgem: MMGEM, vector: np.ndarray, ids: Tensor, length: float) -> float:
     """log P of one text given one image: no packing, no batch, the head everywhere."""
     network = mmgem.network
-    prefix = network.prefix(torch.from_numpy(length * vector)[None, None])[0]
-    inputs = torch.cat([prefix, network.cap[None], network.llm.embed(ids)])
+    prefix = network.project_visual_prefix(torch.from_numpy(length * vector)[None, None])[0]
+    inputs = torch.cat([prefix, network.cap_token[None], network.llm.embed(ids)])
     log_p = network.llm.lm(inputs_embeds=inputs[None]).logits[0, len(prefix) :].log_softmax(-1)
     return float(log_p.gather(1, torch.cat([ids, torch.tensor([mmgem.tokenizer.end])])[:, None]).sum())
 

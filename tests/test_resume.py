@@ -40,7 +40,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def make(tmp_path: Path, data: Path, bases: tuple[Path, Path]) -> Any:
     def recipe(name: str = "run", **changes: Any) -> Recipe:
-        options = {"optim__ema": 0.9, "model__dropout": 0.2, "objective__vocabulary_sample": 16}
+        options = {"optim__ema_decay": 0.9, "model__dropout": 0.2, "objective__vocabulary_sample": 16}
         made = toys.recipe(tmp_path, data, *bases, **(options | changes))
         made.train.out = tmp_path / name
         return made
@@ -96,11 +96,11 @@ def test_resumed_equals_uninterrupted(make: Any, monkeypatch: pytest.MonkeyPatch
     "options",
     [
         {"optim__lora_rank": 2},
-        {"data__cached": False, "optim__lr_tower": 1e-3},
+        {"data__cached": False, "optim__lr_encoder": 1e-3},
         {
             "data__mosaics": 9,
             "data__region_share": 0.5,
-            "data__long_texts": 0.5,
+            "data__joined_caption_prob": 0.5,
             "objective__mask_same": True,
         },
     ],
@@ -137,7 +137,7 @@ def test_a_kill_before_the_final_export(make: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_only_the_newest_checkpoints_are_kept(make: Any) -> None:
-    recipe = make(train__checkpoint_every=2, train__keep=3, data__dev_split="")
+    recipe = make(train__checkpoint_every=2, train__keep_checkpoints=3, data__dev_split="")
     train(recipe)
     assert saved_steps(recipe.train.out / "checkpoints") == [8, 10, 12]
 
@@ -169,8 +169,8 @@ def test_a_damaged_checkpoint_is_named(make: Any, monkeypatch: pytest.MonkeyPatc
 def test_another_recipe_is_refused(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     train_until(make(), 4, monkeypatch)
     for change, field in (
-        ({"optim__lr_new": 0.5}, r"optim\.lr_new"),
-        ({"train__batch": 4}, r"train\.batch"),
+        ({"optim__lr_heads": 0.5}, r"optim\.lr_heads"),
+        ({"train__batch_size": 4}, r"train\.batch_size"),
         ({"preprocessing__lowercase": False}, r"preprocessing\.lowercase"),
         ({"optim__betas": [0.9, 0.95]}, r"optim\.betas"),
     ):
@@ -180,8 +180,8 @@ def test_another_recipe_is_refused(make: Any, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_difference_names_nested_fields(make: Any) -> None:
-    one, two = to_dict(make()), to_dict(make(optim__lr_new=0.5, train__keep=7))
-    assert difference(one, two) == ["optim.lr_new", "train.keep"]
+    one, two = to_dict(make()), to_dict(make(optim__lr_heads=0.5, train__keep_checkpoints=7))
+    assert difference(one, two) == ["optim.lr_heads", "train.keep_checkpoints"]
     assert difference(one, one) == []
     assert difference({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}) == ["a.c"]
 
@@ -200,7 +200,7 @@ def taken(*parts: Any) -> Snapshot:
 
 def weights(folder: Path) -> torch.Tensor:
     newest = folder / f"step-{saved_steps(folder)[-1]:08d}"
-    return load_tensors(newest / "weights.safetensors")["h3.weight"]
+    return load_tensors(newest / "weights.safetensors")["visual_connector.weight"]
 
 
 @pytest.mark.parametrize("fails_at", ["weights", "optimizer", "average", "state"])
@@ -235,7 +235,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
     restored = load_state(folder, network, adam, average, to_dict(run.recipe))
     assert restored is not None
     assert restored["step"] == 1
-    assert torch.equal(network.h3.weight, before)
+    assert torch.equal(network.visual_connector.weight, before)
     save_state(folder, 2, taken(network, adam, average), facts, 1)
     assert [p.name for p in folder.iterdir()] == ["step-00000002"]
 
@@ -268,9 +268,11 @@ def test_a_checkpoint_of_another_model_is_refused(make: Any, tmp_path: Path) -> 
     save_state(folder, 1, taken(network, adam, average), {"recipe": recipe}, 1)
     path = folder / "step-00000001" / "weights.safetensors"
     tensors = load_tensors(path)
-    del tensors["h3.weight"]
+    del tensors["visual_connector.weight"]
     save_tensors(path, tensors)
-    with pytest.raises(CheckpointError, match=r"step-00000001: does not fit the model: h3\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000001: does not fit the model: visual_connector\.weight"
+    ):
         load_state(folder, network, adam, average, recipe)
     assert load_state(tmp_path / "none", network, adam, average, recipe) is None
 

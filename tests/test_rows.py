@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmgem.models.kv_cache import Rows
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.packing import pack_families
+from mmgem.models.packing import pack_shared_prefix
 
 CPU = torch.device("cpu")
 
@@ -78,9 +78,9 @@ def test_a_family_reads_as_its_members_would_alone(network: MMGEMNetwork) -> Non
         whole = torch.tensor([*before, *text.tolist()], dtype=torch.long)
         inputs = network.llm.embed(whole)
         if parents[i] >= 0 and embed[parents[i]]:  # what is continued may end in [EMB] itself
-            inputs = torch.cat([inputs[: len(before)], network.emb[None], inputs[len(before) :]])
+            inputs = torch.cat([inputs[: len(before)], network.emb_token[None], inputs[len(before) :]])
         if embed[i]:
-            inputs = torch.cat([inputs, network.emb[None]])
+            inputs = torch.cat([inputs, network.emb_token[None]])
         length = len(inputs)
         with torch.inference_mode():
             causal = torch.ones(1, length, length, dtype=torch.bool).tril()
@@ -100,7 +100,7 @@ def test_families_stay_together(families: list[tuple[int, list[int]]]) -> None:
     for trunk, (_, branches) in enumerate(families):
         lengths += branches
         parents += [trunk] * len(branches)
-    packing = pack_families(lengths, torch.tensor(parents), 32)
+    packing = pack_shared_prefix(lengths, torch.tensor(parents), 32)
     seen = torch.zeros_like(packing.segments)
     for i, (length, parent) in enumerate(zip(lengths, parents, strict=True)):
         row, start = int(packing.row[i]), int(packing.start[i])

@@ -44,7 +44,7 @@ def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus() -> SelfRetrieval:
-    network, tokenizer = toys.network(tower="none"), toys.tokenizer()
+    network, tokenizer = toys.network(encoder="none"), toys.tokenizer()
     learned = Corpus.build(toys.passages(), Prompts(tokenizer))
     return SelfRetrieval(network, tokenizer, learned)
 

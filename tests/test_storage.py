@@ -149,7 +149,9 @@ def test_two_models_are_mixed(tmp_path: Path) -> None:
         torch.testing.assert_close(weight, 0.75 * a[name] + 0.25 * b[name])
     ship(one, tmp_path / "mixed", two, 0.25)
     mixed = load_model(tmp_path / "mixed")[0].state_dict()
-    torch.testing.assert_close(mixed["emb"], 0.75 * a["emb"] + 0.25 * b["emb"], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        mixed["emb_token"], 0.75 * a["emb_token"] + 0.25 * b["emb_token"], atol=1e-3, rtol=1e-3
+    )
     with pytest.raises(CheckpointError, match="different shapes"):
         mix(network, toys.network(dim=4), 0.5)
     with pytest.raises(UsageError, match="share must be from 0 to 1"):

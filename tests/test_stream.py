@@ -181,7 +181,7 @@ def test_killed_and_resumed_on_other_numbers_of_ranks_and_workers(tmp_path):
 
 
 def test_a_batch_is_what_training_reads(tmp_path):
-    made = batches(ShardStream(shards(tmp_path / "s", [9])), 4, captions_per_image=3, views=5)
+    made = batches(ShardStream(shards(tmp_path / "s", [9])), 4, captions_per_image=3, cached_augmentations=5)
     for step in (3, 0, 3):
         batch = made[step]
         assert batch.pixels is not None and batch.pixels.shape == (4, 3, 8, 8)
@@ -205,7 +205,7 @@ def test_pixels_are_those_of_loose_files(tmp_path):
         if format == "parquet":
             pytest.importorskip("pyarrow")
         stream = ShardStream(pack(records, tmp_path / format, format, per_shard=2).shards, window=2)
-        made = batches(stream, 3, views=4)
+        made = batches(stream, 3, cached_augmentations=4)
         source = PixelSource([r.image for r in records], toys.prep(8), 4, 0.5)
         views = set()
         for step in range(20):
@@ -221,7 +221,7 @@ def test_captions_take_turns_and_mirrored_photos_are_told_mirrored(tmp_path):
     path = save_photo(tmp_path / "a.jpg")
     captions = ("a dog on the left of a tree", "a cat on the left of a ball", "a man left of a boat")
     stream = ShardStream(pack([Record(path, captions)], tmp_path / "out").shards)
-    made = batches(stream, 8, views=2)
+    made = batches(stream, 8, cached_augmentations=2)
     plain = PixelSource([path], toys.prep(8), 2, 0.5).read([0, 0], [0, 1])
     tokenizer = toys.tokenizer()
     said, mirrored = [], set()
@@ -237,7 +237,7 @@ def test_captions_take_turns_and_mirrored_photos_are_told_mirrored(tmp_path):
         said.append(text.replace("right", "left"))
     assert mirrored == {True, False}
     assert all(set(said[at : at + 3]) == set(captions) for at in range(0, 30, 3))
-    joined = batches(stream, 1, long_texts=1.0)
+    joined = batches(stream, 1, joined_caption_prob=1.0)
     assert all(len(joined[step].texts[0]) > 9 for step in range(5))
 
 

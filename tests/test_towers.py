@@ -1,4 +1,4 @@
-"""The default tower's fast path against its plain one."""
+"""The default encoder's fast path against its plain one."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def test_relu6_with_the_convolution_is_relu6_after_it(
     torch.testing.assert_close(plain.detach(), fused.clone())
 
 
-def test_a_tower_that_learns_and_one_that_does_not_see_the_same() -> None:
-    tower = toys.network(tower="efficientnet_lite0").tower
+def test_a_encoder_that_learns_and_one_that_does_not_see_the_same() -> None:
+    encoder = toys.network(encoder="efficientnet_lite0").encoder
     pixels = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        seen = tower(pixels)
-    assert tower(pixels).detach().numpy() == pytest.approx(seen.numpy(), abs=1e-5)
+        seen = encoder(pixels)
+    assert encoder(pixels).detach().numpy() == pytest.approx(seen.numpy(), abs=1e-5)

@@ -69,8 +69,19 @@ def coloured(folder: Path) -> Path:
 
 def test_a_run_learns_and_leaves_a_model(make: Any, tmp_path: Path) -> None:
     data = coloured(tmp_path / "colours")
-    rates = {"optim__lr_llm": 1e-2, "optim__lr_new": 2e-2, "optim__lr_embeddings": 1e-2, "optim__ema": 0.9}
-    recipe = make(data__train=str(data), data__views=2, train__epochs=20, train__evaluate_every=30, **rates)
+    rates = {
+        "optim__lr_llm": 1e-2,
+        "optim__lr_heads": 2e-2,
+        "optim__lr_embeddings": 1e-2,
+        "optim__ema_decay": 0.9,
+    }
+    recipe = make(
+        data__train=str(data),
+        data__cached_augmentations=2,
+        train__epochs=20,
+        train__evaluate_every=30,
+        **rates,
+    )
     folder = train(recipe)
     assert folder == recipe.train.out / "model"
     steps = [line for line in lines(recipe) if "caption_loss" in line]
@@ -96,7 +107,7 @@ def test_a_run_learns_and_leaves_a_model(make: Any, tmp_path: Path) -> None:
 
 
 def test_the_best_step_is_kept(make: Any) -> None:
-    recipe = make(train__epochs=4, train__evaluate_every=2, optim__lr_new=0.5)
+    recipe = make(train__epochs=4, train__evaluate_every=2, optim__lr_heads=0.5)
     folder = train(recipe)
     scores = {line["step"]: line["score"] for line in lines(recipe) if "score" in line}
     assert list(scores) == [2, 4, 6, 8, 10, 12]
@@ -121,7 +132,7 @@ def test_without_a_dev_split(make: Any) -> None:
     model, _ = load_model(train(recipe))
     assert not any("score" in line for line in lines(recipe))
     final = load_tensors(recipe.train.out / "checkpoints" / "step-00000003" / "weights.safetensors")
-    assert torch.equal(model.h3.weight, final["h3.weight"])
+    assert torch.equal(model.visual_connector.weight, final["visual_connector.weight"])
 
 
 def test_training_leaves_the_process_as_it_was(make: Any) -> None:
@@ -157,13 +168,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(make: Any) -> None:
     recipe = make(train__epochs=1)
     run = prepare(recipe)
     with torch.no_grad():
-        run.network.h1[1].weight.fill_(torch.nan)
+        run.network.visual_projection[1].weight.fill_(torch.nan)
     with pytest.raises(DataError, match="step 0: the loss is nan; lower the learning rates"):
         one_step(run, 0)
 
 
 def test_temperature_stays_in_its_bounds(make: Any) -> None:
-    run = prepare(make(objective__max_logit_scale_log=2.7, optim__lr_new=0.1, data__dev_split=""))
+    run = prepare(make(objective__max_logit_scale_log=2.7, optim__lr_heads=0.1, data__dev_split=""))
     for step in range(12):
         one_step(run, step)
         assert run.network.logit_scale.item() <= 2.7
@@ -181,30 +192,30 @@ def test_frozen_groups_do_not_move(make: Any) -> None:
     old, new = dict(before.named_parameters()), dict(after.named_parameters())
     moved = {n for n in new if not torch.equal(old[n], new[n])}
     assert moved
-    assert not any(n.startswith(("llm.", "tower.")) for n in moved)
+    assert not any(n.startswith(("llm.", "encoder.")) for n in moved)
 
 
-def test_the_upper_part_of_the_default_tower_trains(tmp_path: Path, data: Path) -> None:
-    bases = toys.base_models(tmp_path / "bases", tower="efficientnet_lite0")
-    recipe = toys.recipe(tmp_path, data, *bases, optim__lr_tower=1e-3, data__dev_split="", train__epochs=1)
+def test_the_upper_part_of_the_default_encoder_trains(tmp_path: Path, data: Path) -> None:
+    bases = toys.base_models(tmp_path / "bases", encoder="efficientnet_lite0")
+    recipe = toys.recipe(tmp_path, data, *bases, optim__lr_encoder=1e-3, data__dev_split="", train__epochs=1)
     before, _ = start(recipe)
     after, _ = load_model(train(recipe))
-    old, new = before.tower.net.state_dict(), after.tower.net.state_dict()
+    old, new = before.encoder.net.state_dict(), after.encoder.net.state_dict()
     changed = {n for n in new if not torch.equal(old[n], new[n])}
     assert {n.split(".")[0] for n in changed} == {"blocks", "head"}
     assert min(int(n.split(".")[1]) for n in changed if n.startswith("blocks")) == 11
-    with pytest.raises(ConfigError, match=r"optim\.lr_tower: a cached tower trains only above"):
-        changed_recipe = dataclasses.replace(recipe.model.tower, cut=None)
-        prepare(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, tower=changed_recipe)))
+    with pytest.raises(ConfigError, match=r"optim\.lr_encoder: a cached encoder trains only above"):
+        changed_recipe = dataclasses.replace(recipe.model.encoder, freeze_until=None)
+        prepare(dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, encoder=changed_recipe)))
 
 
-def test_a_cached_transformers_tower_cannot_train(make: Any) -> None:
-    with pytest.raises(ConfigError, match=r"optim\.lr_tower"):
-        prepare(make(optim__lr_tower=1e-3))
-    run = prepare(make(optim__lr_tower=1e-3, data__cached=False, data__dev_split=""))
-    before = run.network.tower.net.encoder.layers[0].mlp.fc1.weight.detach().clone()
+def test_a_cached_transformers_encoder_cannot_train(make: Any) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.lr_encoder"):
+        prepare(make(optim__lr_encoder=1e-3))
+    run = prepare(make(optim__lr_encoder=1e-3, data__cached=False, data__dev_split=""))
+    before = run.network.encoder.net.encoder.layers[0].mlp.fc1.weight.detach().clone()
     one_step(run, 0)
-    assert not torch.equal(before, run.network.tower.net.encoder.layers[0].mlp.fc1.weight)
+    assert not torch.equal(before, run.network.encoder.net.encoder.layers[0].mlp.fc1.weight)
 
 
 def test_pixels_and_cached_features_give_the_same_steps(make: Any) -> None:
@@ -224,7 +235,7 @@ def test_bad_images_are_reported_and_skipped(
     (data.parent / "images" / "3.png").write_bytes(b"")
     (data.parent / "images" / "7.png").unlink()
     for cached in (True, False):
-        run = prepare(make(data__train=str(data), data__cached=cached, train__batch=100))
+        run = prepare(make(data__train=str(data), data__cached=cached, train__batch_size=100))
         assert run.batches.size == 22
         error = capsys.readouterr().err
         assert "2 of 24 images skipped" in error
@@ -242,8 +253,12 @@ def test_lora_is_merged_on_export(make: Any) -> None:
     model, _ = load_model(train(recipe))
     texts = toys.sequences([4, 6])
     with torch.no_grad():
-        torch.testing.assert_close(model.text(texts), run.network.eval().text(texts), atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(model.text(texts), start(recipe)[0].eval().text(texts), atol=1e-3)
+        torch.testing.assert_close(
+            model.encode_text(texts), run.network.eval().encode_text(texts), atol=1e-5, rtol=1e-5
+        )
+        assert not torch.allclose(
+            model.encode_text(texts), start(recipe)[0].eval().encode_text(texts), atol=1e-3
+        )
 
 
 def test_soft_targets_need_and_use_a_teacher(make: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -273,31 +288,31 @@ def test_soft_targets_need_and_use_a_teacher(make: Any, tmp_path: Path, monkeypa
 def test_weights_come_from_the_base_models(make: Any, bases: tuple[Path, Path]) -> None:
     network, tokenizer = start(make())
     source = toys.network()
-    for name in ("tower.net", "llm.lm"):
+    for name in ("encoder.net", "llm.lm"):
         ours, theirs = network.get_submodule(name).state_dict(), source.get_submodule(name).state_dict()
         assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
     assert tokenizer.prep.size == 32
     again, _ = start(make())
-    assert torch.equal(again.h1[1].weight, network.h1[1].weight)
+    assert torch.equal(again.visual_projection[1].weight, network.visual_projection[1].weight)
     other, _ = start(make(train__seed=5))
-    assert not torch.equal(other.h1[1].weight, network.h1[1].weight)
+    assert not torch.equal(other.visual_projection[1].weight, network.visual_projection[1].weight)
 
 
-def test_a_tower_inside_a_two_tower_checkpoint(make: Any, tmp_path: Path) -> None:
+def test_a_encoder_inside_a_two_encoder_checkpoint(make: Any, tmp_path: Path) -> None:
     from transformers import CLIPConfig, CLIPModel
 
-    vision = {k: v for k, v in toys.TOWERS["clip"].config.items() if k != "model_type"}
+    vision = {k: v for k, v in toys.ENCODERS["clip"].config.items() if k != "model_type"}
     text = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     torch.manual_seed(0)
     clip = CLIPModel(
         CLIPConfig(vision_config=vision, text_config=text | {"num_attention_heads": 2}, projection_dim=8)
     ).eval()
     clip.save_pretrained(tmp_path / "clip")
-    network, _ = start(make(start__tower=str(tmp_path / "clip")))
+    network, _ = start(make(init__encoder=str(tmp_path / "clip")))
     pixels = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         expected = clip.vision_model(pixel_values=pixels).last_hidden_state[:, 1:].unflatten(1, (4, 4))
-        assert torch.equal(network.eval().tower(pixels), expected)
+        assert torch.equal(network.eval().encoder(pixels), expected)
 
 
 def test_base_weights_that_are_not_whole_are_refused(
@@ -305,7 +320,7 @@ def test_base_weights_that_are_not_whole_are_refused(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    for section, folder in zip(("start__llm", "start__tower"), bases, strict=True):
+    for section, folder in zip(("init__llm", "init__encoder"), bases, strict=True):
         copy = Path(shutil.copytree(folder, tmp_path / section))
         tensors = load_file(str(copy / "model.safetensors"))
         name = next(n for n in tensors if "layers.1" in n)
@@ -319,19 +334,19 @@ def test_base_weights_that_are_not_whole_are_refused(
 
 
 def test_fewer_layers_and_rounded_tokens(tmp_path: Path, data: Path, bases: tuple[Path, Path]) -> None:
-    recipe = toys.recipe(tmp_path, data, *bases, start__layers=1)
+    recipe = toys.recipe(tmp_path, data, *bases, init__layers=1)
     assert len(start(recipe)[0].llm.blocks) == 1
-    last, _ = start(toys.recipe(tmp_path, data, *bases, start__keep_layers=[1]))
+    last, _ = start(toys.recipe(tmp_path, data, *bases, init__keep_layers=[1]))
     assert torch.equal(last.llm.blocks[0].mlp.up_proj.weight, toys.network().llm.blocks[1].mlp.up_proj.weight)
-    for change in ({"start__layers": 3}, {"start__keep_layers": [1, 0]}, {"start__layers": 0}):
-        with pytest.raises(ConfigError, match="start"):
+    for change in ({"init__layers": 3}, {"init__keep_layers": [1, 0]}, {"init__layers": 0}):
+        with pytest.raises(ConfigError, match="init"):
             start(toys.recipe(tmp_path, data, *bases, **change))
     toys.LLMS["wide"] = toys.LLMS["llama"] | {"hidden_size": 32}
     try:
         wide = toys.base_models(tmp_path / "wide", "wide")
     finally:
         del toys.LLMS["wide"]
-    network, _ = start(toys.recipe(tmp_path, data, *wide, start__quantize_embeddings=True))
+    network, _ = start(toys.recipe(tmp_path, data, *wide, init__quantize_embeddings=True))
     table = network.llm.lm.get_input_embeddings().weight
     assert torch.equal(dequantize(quantize(table, 4), 4), table)
 
@@ -341,21 +356,21 @@ def test_settings_the_weights_contradict_are_refused(make: Any) -> None:
         ConfigError, match=r"model\.llm\.config\.hidden_size: 32, but the base weights have 16"
     ):
         start(make(model__llm={"config": {"hidden_size": 32}}))
-    tower = {"kind": "transformers", "config": {"patch_size": 4}}
-    with pytest.raises(ConfigError, match=r"model\.tower\.config\.patch_size: 4"):
-        start(make(model__tower=tower))
-    with pytest.raises(ConfigError, match=r"preprocessing\.size: 64, but the tower reads 32"):
+    encoder = {"kind": "transformers", "config": {"patch_size": 4}}
+    with pytest.raises(ConfigError, match=r"model\.encoder\.config\.patch_size: 4"):
+        start(make(model__encoder=encoder))
+    with pytest.raises(ConfigError, match=r"preprocessing\.size: 64, but the encoder reads 32"):
         start(make(preprocessing__size=64))
-    tower = {"kind": "transformers", "config": {"size": 64}}
-    network, _ = start(make(model__tower=tower, preprocessing__size=64))
-    assert network.tower.size == 64
-    with pytest.raises(ConfigError, match=r"start\.tower: .*EfficientNet"):
-        start(make(model__tower={"kind": "efficientnet_lite0"}))
+    encoder = {"kind": "transformers", "config": {"size": 64}}
+    network, _ = start(make(model__encoder=encoder, preprocessing__size=64))
+    assert network.encoder.size == 64
+    with pytest.raises(ConfigError, match=r"init\.encoder: .*EfficientNet"):
+        start(make(model__encoder={"kind": "efficientnet_lite0"}))
 
 
 def test_a_second_stage_starts_from_a_checkpoint(make: Any, tmp_path: Path) -> None:
     first = train(make(train__epochs=1, preprocessing__mean=[0.5, 0.5, 0.4]))
-    changes: dict[str, Any] = {"start": {"checkpoint": str(first)}, "preprocessing": {}, "model": {}}
+    changes: dict[str, Any] = {"init": {"checkpoint": str(first)}, "preprocessing": {}, "model": {}}
     for dropout in (0.0, 0.3):
         changes["model"] = {"dropout": dropout}
         recipe = make(train__out=str(tmp_path / f"second{dropout}"), train__epochs=1)
@@ -364,7 +379,7 @@ def test_a_second_stage_starts_from_a_checkpoint(make: Any, tmp_path: Path) -> N
         )
         network, tokenizer = start(recipe)
         old, _ = load_model(first)
-        assert torch.equal(network.h1[1].weight, old.h1[1].weight)
+        assert torch.equal(network.visual_projection[1].weight, old.visual_projection[1].weight)
         assert network.config.dropout == dropout
         assert tokenizer.prep.mean == (0.5, 0.5, 0.4)
         _, kept = load_model(train(recipe))
@@ -382,11 +397,11 @@ def test_a_checkpoint_keeps_its_own_settings(
     plain = toys.recipe(recipe.train.out.parent, recipe.data.train, Path("a"), Path("b"))
     for name in ("model", "preprocessing"):
         setattr(plain, name, type(getattr(plain, name))())
-    plain.start = type(plain.start)(checkpoint=tiny_model_folder)
-    plain.model.tower.cut = 11
+    plain.init = type(plain.init)(checkpoint=tiny_model_folder)
+    plain.model.encoder.freeze_until = 11
     start(plain)
     setattr(getattr(plain, section), field, value)
-    with pytest.raises(ConfigError, match=rf"{section}\.{field}: differs from start\.checkpoint"):
+    with pytest.raises(ConfigError, match=rf"{section}\.{field}: differs from init\.checkpoint"):
         start(plain)
 
 
@@ -424,13 +439,13 @@ def test_bfloat16_is_the_same_step_less_exactly(make: Any) -> None:
     assert one != two
 
 
-@pytest.mark.parametrize("tower", ["clip", "efficientnet_lite0"])
-def test_the_tower_trains_in_bfloat16_on_a_gpu(tower: str) -> None:
-    network = toys.network(tower=tower).train()
+@pytest.mark.parametrize("encoder", ["clip", "efficientnet_lite0"])
+def test_the_encoder_trains_in_bfloat16_on_a_gpu(encoder: str) -> None:
+    network = toys.network(encoder=encoder).train()
     made = toys.batch(network)
-    made.pixels = torch.rand(4, 3, network.tower.size, network.tower.size)
+    made.pixels = torch.rand(4, 3, network.encoder.size, network.encoder.size)
     seen: list[torch.dtype] = []
-    product = next(m for m in network.tower.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
+    product = next(m for m in network.encoder.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
     product.register_forward_hook(lambda _module, _inputs, out: seen.append(out.dtype))
     maps = {}
     for device in ("cpu", "cuda"):
@@ -447,7 +462,7 @@ def test_the_tower_trains_in_bfloat16_on_a_gpu(tower: str) -> None:
 def test_boxes_train_on_larger_maps(make: Any) -> None:
     options = {"data__mosaics": 6, "data__region_share": 0.5, "data__region_size": 64}
     for cached in (True, False):
-        rate = {} if cached else {"optim__lr_tower": 1e-3}
+        rate = {} if cached else {"optim__lr_encoder": 1e-3}
         run = prepare(make(**options, **rate, data__cached=cached, train__epochs=1))
         values, _ = one_step(run, 0)
         assert np.isfinite(list(values.values())).all()

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmgem.checkpoints.model_folder import build
-from mmgem.config import LLMConfig, ModelConfig, Preprocessing, Recipe, TowerConfig, from_dict
+from mmgem.config import EncoderConfig, LLMConfig, ModelConfig, Preprocessing, Recipe, from_dict
 from mmgem.data.batches import Batch
 from mmgem.data.tokens import Tokenizer
 from mmgem.models.network import MMGEMNetwork
@@ -49,22 +49,22 @@ _LM = {
     "pad_token_id": 0,
 }
 
-TOWERS: dict[str, TowerConfig] = {
-    "none": TowerConfig("none", config={"size": 32}),
-    "efficientnet_lite0": TowerConfig(cut=11, config={"size": 32, "stem": 8, "head": 16}),
-    "clip": TowerConfig(
+ENCODERS: dict[str, EncoderConfig] = {
+    "none": EncoderConfig("none", config={"size": 32}),
+    "efficientnet_lite0": EncoderConfig(freeze_until=11, config={"size": 32, "stem": 8, "head": 16}),
+    "clip": EncoderConfig(
         "transformers", config={"model_type": "clip_vision_model", "intermediate_size": 16} | _VIT
     ),
-    "siglip": TowerConfig(
+    "siglip": EncoderConfig(
         "transformers", config={"model_type": "siglip_vision_model", "intermediate_size": 16} | _VIT
     ),
-    "dinov2": TowerConfig("transformers", config={"model_type": "dinov2"} | _VIT),
-    "dinov3": TowerConfig(
+    "dinov2": EncoderConfig("transformers", config={"model_type": "dinov2"} | _VIT),
+    "dinov3": EncoderConfig(
         "transformers",
         config={"model_type": "dinov3_vit", "intermediate_size": 16, "num_register_tokens": 2} | _VIT,
     ),
-    "vit": TowerConfig("transformers", config={"model_type": "vit", "intermediate_size": 16} | _VIT),
-    "convnext": TowerConfig(
+    "vit": EncoderConfig("transformers", config={"model_type": "vit", "intermediate_size": 16} | _VIT),
+    "convnext": EncoderConfig(
         "transformers",
         config={
             "model_type": "convnext",
@@ -95,16 +95,16 @@ LLMS: dict[str, dict[str, Any]] = {
 }
 
 
-def network(llm: str = "llama", tower: str = "clip", seed: int = 0, **options: Any) -> MMGEMNetwork:
+def network(llm: str = "llama", encoder: str = "clip", seed: int = 0, **options: Any) -> MMGEMNetwork:
     """A random network in eval mode; ``options`` are fields of ``ModelConfig``."""
     torch.manual_seed(seed)
     config = ModelConfig(
-        tower=copy.deepcopy(TOWERS[tower]), llm=LLMConfig(dict(LLMS[llm])), **({"dim": 8} | options)
+        encoder=copy.deepcopy(ENCODERS[encoder]), llm=LLMConfig(dict(LLMS[llm])), **({"dim": 8} | options)
     )
     made = MMGEMNetwork(config).eval()
     with torch.no_grad():  # The library starts all weights tiny; wider ones make the tests sharper.
         for name, p in made.named_parameters():
-            if p.ndim >= 2 and not name.startswith("tower."):
+            if p.ndim >= 2 and not name.startswith("encoder."):
                 p.mul_(4)
     return made
 
@@ -117,7 +117,7 @@ def twin(of: MMGEMNetwork) -> MMGEMNetwork:
 
 
 def prep(size: int = 32, **options: Any) -> Preprocessing:
-    """Preprocessing for the toy towers."""
+    """Preprocessing for the toy encoders."""
     return Preprocessing(size=size, **options)
 
 
@@ -147,9 +147,9 @@ def sequences(counts: list[int], seed: int = 0) -> list[Tensor]:
 def batch(of: MMGEMNetwork, images: int = 4, each: int = 1, seed: int = 0) -> Batch:
     """A batch of random features with ``each`` captions of 2 to 9 tokens an image."""
     generator = torch.Generator().manual_seed(seed)
-    side = of.tower.size
+    side = of.encoder.size
     with torch.no_grad():
-        features = of.tower.lower(torch.randn(images, 3, side, side, generator=generator))
+        features = of.encoder.frozen_stem(torch.randn(images, 3, side, side, generator=generator))
     ids = sequences(torch.randint(2, 10, (images * each,), generator=generator).tolist(), seed)
     end = torch.tensor([0])
     owner = torch.arange(images).repeat_interleave(each)
@@ -210,41 +210,45 @@ def corpus(folder: Path, count: int = 9, titles: int = 3, each: int = 2) -> tupl
     return folder / "corpus.jsonl", folder / "queries.jsonl"
 
 
-def base_models(folder: Path, llm: str = "llama", tower: str = "clip", seed: int = 0) -> tuple[Path, Path]:
-    """Write base weights as a user would have them: an LLM folder with tokenizer, and a tower folder."""
-    made = network(llm, tower, seed)
-    lm_folder, tower_folder = folder / f"{llm}-{seed}", folder / f"{tower}-{seed}"
+def base_models(folder: Path, llm: str = "llama", encoder: str = "clip", seed: int = 0) -> tuple[Path, Path]:
+    """Write base weights as a user would have them: an LLM folder with tokenizer, and an encoder folder."""
+    made = network(llm, encoder, seed)
+    lm_folder, encoder_folder = folder / f"{llm}-{seed}", folder / f"{encoder}-{seed}"
     made.llm.lm.save_pretrained(lm_folder)
     hf_tokenizer().save_pretrained(lm_folder)
-    if tower == "efficientnet_lite0":
-        tower_folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.contiguous() for name, value in made.tower.net.state_dict().items()}
-        save_file(weights, str(tower_folder / "model.safetensors"))
-        (tower_folder / "config.json").write_text('{"kind": "efficientnet_lite0"}')
+    if encoder == "efficientnet_lite0":
+        encoder_folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.contiguous() for name, value in made.encoder.net.state_dict().items()}
+        save_file(weights, str(encoder_folder / "model.safetensors"))
+        (encoder_folder / "config.json").write_text('{"kind": "efficientnet_lite0"}')
     else:
-        made.tower.net.save_pretrained(tower_folder)
-    return lm_folder, tower_folder
+        made.encoder.net.save_pretrained(encoder_folder)
+    return lm_folder, encoder_folder
 
 
-def recipe(folder: Path, data: Path, lm: Path, tower: Path, **changes: Any) -> Recipe:
+def recipe(folder: Path, data: Path, lm: Path, encoder: Path, **changes: Any) -> Recipe:
     """A short joint run over ``data``; ``changes`` are ``section__field=value``."""
-    efficient = tower.name.startswith("efficientnet")
+    efficient = encoder.name.startswith("efficientnet")
     plain: dict[str, Any] = {
-        "data": {"train": str(data), "cache": str(folder / "features"), "views": 3},
+        "data": {"train": str(data), "cache": str(folder / "features"), "cached_augmentations": 3},
         "preprocessing": {"size": 32, "lowercase": True},
-        "start": {"tower": str(tower), "llm": str(lm)},
+        "init": {"encoder": str(encoder), "llm": str(lm)},
         "model": {
             "dim": 8,
             "dropout": 0.1,
-            "tower": {"kind": "efficientnet_lite0", "cut": 11, "config": {"size": 32, "stem": 8, "head": 16}}
+            "encoder": {
+                "kind": "efficientnet_lite0",
+                "freeze_until": 11,
+                "config": {"size": 32, "stem": 8, "head": 16},
+            }
             if efficient
             else {"kind": "transformers"},
         },
-        "optim": {"warmup": 2, "lr_llm": 1e-3, "lr_new": 1e-2},
+        "optim": {"warmup_steps": 2, "lr_llm": 1e-3, "lr_heads": 1e-2},
         "train": {
             "out": str(folder / "run"),
             "epochs": 4,
-            "batch": 8,
+            "batch_size": 8,
             "log_every": 1,
             "checkpoint_every": 3,
             "threads": 1,

@@ -28,7 +28,7 @@ def with_front_matter(card: str, network: MMGEMNetwork, licence: str | None = No
     """
     from huggingface_hub import ModelCard
 
-    sees = bool(network.tower.channels)
+    sees = bool(network.encoder.channels)
     if not card.startswith("---"):
         card = f"---\nlibrary_name: mmgem\n---\n{card or '# An mmgem model'}\n"
     try:

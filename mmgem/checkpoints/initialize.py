@@ -1,4 +1,4 @@
-"""The network before step 0: base weights of tower and LLM, or an earlier checkpoint."""
+"""The network before step 0: base weights of encoder and LLM, or an earlier checkpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mmgem.checkpoints.download import SOURCES, base_folder
 from mmgem.checkpoints.model_folder import build, check_size, load_into, load_model
 from mmgem.checkpoints.resolve import resolve
 from mmgem.checkpoints.tensors import GROUP_OF_4_BITS, dequantize, load_tensors, quantize
-from mmgem.config import ModelConfig, Preprocessing, Recipe, StartConfig, TowerConfig, to_dict
+from mmgem.config import EncoderConfig, InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
 from mmgem.data.tokens import Tokenizer
-from mmgem.encoders.base import EfficientNetTower
+from mmgem.encoders.base import EfficientNetLiteEncoder
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.llm import export_config, truncate
 from mmgem.models.network import MMGEMNetwork
@@ -30,7 +30,7 @@ def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     not fit.
     """
     torch.manual_seed(recipe.train.seed)
-    network, tokenizer = _from_checkpoint(recipe) if recipe.start.checkpoint else _from_bases(recipe)
+    network, tokenizer = _from_checkpoint(recipe) if recipe.init.checkpoint else _from_bases(recipe)
     most, positions = network.prefix_length + 1 + tokenizer.prep.max_text_tokens, network.llm.positions
     if most > positions:
         raise ConfigError(
@@ -46,24 +46,24 @@ def source_folder(name: str) -> Path:
 
 
 def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
-    llm_folder = source_folder(recipe.start.llm)
-    lm = _language_model(llm_folder, recipe.start)
+    llm_folder = source_folder(recipe.init.llm)
+    lm = _language_model(llm_folder, recipe.init)
     _agree(recipe.model.llm.config, lm, "model.llm.config")
-    tower, tower_config = _tower(recipe.start, recipe.model.tower)
-    config = dataclasses.replace(recipe.model, tower=tower_config)
+    encoder, encoder_config = _encoder(recipe.init, recipe.model.encoder)
+    config = dataclasses.replace(recipe.model, encoder=encoder_config)
     config.llm = dataclasses.replace(config.llm, config=export_config(lm.config))
     network = MMGEMNetwork(config)
     check_size(network, recipe.preprocessing)
     network.llm.lm.load_state_dict(lm.state_dict())
-    if tower is not None:
-        network.tower.net.load_state_dict(tower.state_dict())  # type: ignore[union-attr]
-    network.reset_markers()
+    if encoder is not None:
+        network.encoder.net.load_state_dict(encoder.state_dict())  # type: ignore[union-attr]
+    network.init_special_embeddings()
     return network, Tokenizer.from_folder(llm_folder, recipe.preprocessing)
 
 
 def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
-    assert recipe.start.checkpoint is not None
-    old, tokenizer = load_model(resolve(recipe.start.checkpoint))
+    assert recipe.init.checkpoint is not None
+    old, tokenizer = load_model(resolve(recipe.init.checkpoint))
     config, tokenizer.prep = continued(recipe, old.config, tokenizer.prep)
     network = build(config)
     network.load_state_dict(old.state_dict())
@@ -74,16 +74,16 @@ def continued(recipe: Recipe, old: ModelConfig, prep: Preprocessing) -> tuple[Mo
     """What a checkpoint's model and preprocessing are when ``recipe`` goes on from it.
 
     Raises ``ConfigError`` for fields that the checkpoint decides."""
-    _keep(recipe.model, old, "model", {"model.dropout", "model.tower.cut"})
+    _keep(recipe.model, old, "model", {"model.dropout", "model.encoder.freeze_until"})
     # These change what the weights are shown, not the weights.
     free = ("scales", "region_scales", "max_text_tokens", "long_text")
     _keep(recipe.preprocessing, prep, "preprocessing", {f"preprocessing.{name}" for name in free})
     set_here = {k: getattr(recipe.preprocessing, k) for k in free}
     changed = {k: v for k, v in set_here.items() if v != getattr(Preprocessing(), k)}
     config = dataclasses.replace(old, dropout=recipe.model.dropout)
-    if config.tower.kind == "efficientnet_lite0":
+    if config.encoder.kind == "efficientnet_lite0":
         # Where the cut lies changes what is cached and trained, not the function.
-        config.tower = dataclasses.replace(config.tower, cut=recipe.model.tower.cut)
+        config.encoder = dataclasses.replace(config.encoder, freeze_until=recipe.model.encoder.freeze_until)
     return config, dataclasses.replace(prep, **changed)
 
 
@@ -92,7 +92,7 @@ def _keep(asked: Any, kept: Any, where: str, free: set[str]) -> None:
     plain = to_dict(asked)
     set_here = difference(to_dict(type(asked)()), plain, where)
     if wrong := sorted(set(set_here) & set(difference(to_dict(kept), plain, where)) - free):
-        raise ConfigError(f"{wrong[0]}: differs from start.checkpoint, which keeps its own; leave it out")
+        raise ConfigError(f"{wrong[0]}: differs from init.checkpoint, which keeps its own; leave it out")
 
 
 def _agree(asked: dict[str, Any], net: nn.Module, where: str) -> None:
@@ -103,7 +103,7 @@ def _agree(asked: dict[str, Any], net: nn.Module, where: str) -> None:
             raise ConfigError(f"{where}.{key}: {value!r}, but the base weights have {own!r}")
 
 
-def _language_model(folder: Path, options: StartConfig) -> nn.Module:
+def _language_model(folder: Path, options: InitConfig) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
@@ -111,44 +111,44 @@ def _language_model(folder: Path, options: StartConfig) -> nn.Module:
             str(folder), dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"start.llm: {folder}: {str(error).splitlines()[0]}") from error
-    _complete(found, f"start.llm: {folder}")
+        raise CheckpointError(f"init.llm: {folder}: {str(error).splitlines()[0]}") from error
+    _complete(found, f"init.llm: {folder}")
     if options.layers is not None or options.keep_layers:
         truncate(lm, options.keep_layers or range(options.layers or 0))
     if options.quantize_embeddings:
         table = lm.get_input_embeddings().weight
         if table.shape[1] % GROUP_OF_4_BITS:
             width = f"the LLM's width {table.shape[1]} is no multiple of {GROUP_OF_4_BITS}"
-            raise ConfigError(f"start.quantize_embeddings: {width}")
+            raise ConfigError(f"init.quantize_embeddings: {width}")
         with torch.no_grad():
             table.copy_(dequantize(quantize(table, 4), 4))
     return lm
 
 
-def _tower(options: StartConfig, config: TowerConfig) -> tuple[nn.Module | None, TowerConfig]:
+def _encoder(options: InitConfig, config: EncoderConfig) -> tuple[nn.Module | None, EncoderConfig]:
     if config.kind == "none":
         return None, config
     if config.kind == "efficientnet_lite0":
-        folder = source_folder(options.tower)
+        folder = source_folder(options.encoder)
         facts = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
         if facts.get("kind") != "efficientnet_lite0":
-            raise ConfigError(f"start.tower: {folder} does not hold EfficientNet-Lite0 weights")
-        tower = EfficientNetTower(config.cut, **config.config)
-        load_into(tower.net, load_tensors(folder / "model.safetensors"), str(folder))
-        return tower.net, config
+            raise ConfigError(f"init.encoder: {folder} does not hold EfficientNet-Lite0 weights")
+        encoder = EfficientNetLiteEncoder(config.freeze_until, **config.config)
+        load_into(encoder.net, load_tensors(folder / "model.safetensors"), str(folder))
+        return encoder.net, config
     from transformers import AutoConfig, AutoModel
 
     try:
-        full = AutoConfig.from_pretrained(options.tower)
+        full = AutoConfig.from_pretrained(options.encoder)
         vision = getattr(full, "vision_config", full)
         net, found = AutoModel.from_pretrained(
-            options.tower, config=vision, dtype=torch.float32, output_loading_info=True
+            options.encoder, config=vision, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"start.tower: {options.tower}: {str(error).splitlines()[0]}") from error
-    _complete(found, f"start.tower: {options.tower}")
+        raise CheckpointError(f"init.encoder: {options.encoder}: {str(error).splitlines()[0]}") from error
+    _complete(found, f"init.encoder: {options.encoder}")
     size = {"size": config.config["size"]} if "size" in config.config else {}
-    _agree({k: v for k, v in config.config.items() if k != "size"}, net, "model.tower.config")
+    _agree({k: v for k, v in config.config.items() if k != "size"}, net, "model.encoder.config")
     return net, dataclasses.replace(config, config=export_config(net.config) | size)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mmgem.checkpoints.resolve import FORMAT, complete, read_config, read_json
 from mmgem.checkpoints.tensors import load_tensors, save_tensors
 from mmgem.config import ModelConfig, Preprocessing, to_dict
+from mmgem.config.legacy import current_tensors
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.network import MMGEMNetwork
@@ -116,7 +117,8 @@ def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
         check_size(network, prep)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    load_into(network, load_tensors(folder / "model.safetensors"), str(folder / "model.safetensors"))
+    weights = folder / "model.safetensors"
+    load_into(network, current_tensors(load_tensors(weights)), str(weights))
     return network.eval(), Tokenizer.from_folder(folder, prep)
 
 
@@ -131,13 +133,13 @@ def build(config: ModelConfig) -> MMGEMNetwork:
 
 
 def check_size(network: MMGEMNetwork, prep: Preprocessing) -> None:
-    """Raise ``ConfigError`` if pictures are prepared at another size than the tower's (boxes would shift), or
-    at more scales that cannot be."""
+    """Raise ``ConfigError`` if pictures are prepared at another size than the encoder's (boxes would shift),
+    or at more scales that cannot be."""
     for field in ("scales", "region_scales"):
         if wrong := [side for side in getattr(prep, field) if not 1 <= side <= 4096]:
             raise ConfigError(f"preprocessing.{field}: {wrong[0]} is not a side of 1 to 4096 pixels")
-    if network.tower.size != prep.size:
+    if network.encoder.size != prep.size:
         raise ConfigError(
-            f"preprocessing.size: {prep.size}, but the tower reads {network.tower.size} pixels a side; "
-            "change it, or model.tower.config.size"
+            f"preprocessing.size: {prep.size}, but the encoder reads {network.encoder.size} pixels a side; "
+            "change it, or model.encoder.config.size"
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmgem.config import ModelConfig, Preprocessing, from_dict
+from mmgem.config.legacy import current_config
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.utils.files import OLD
 
@@ -72,7 +73,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
             f"{folder / 'config.json'}: format {raw.get('format')!r}, this version reads {FORMAT}"
         )
     try:
-        config = from_dict(ModelConfig, raw.get("model"), "model")
+        config = from_dict(ModelConfig, current_config(raw.get("model"), "model")[0], "model")
         return config, from_dict(Preprocessing, read_json(folder / "preprocessor.json"), "preprocessor")
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error

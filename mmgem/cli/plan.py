@@ -27,7 +27,7 @@ def plan(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What would be trained.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Fields to change, like train.batch=1024."),
+        typer.Argument(metavar="KEY=VALUE", help="Fields to change, like train.batch_size=1024."),
     ] = None,
     hardware: Annotated[
         str | None, typer.Option(metavar="NAME", help="a100, h100, h200, l4 or rtx4090; or say its figures:")
@@ -63,7 +63,7 @@ def plan(
     If it does not fit, changes that make it fit, the cheapest first; then, if devices would wait for photos,
     what makes those faster. Nothing is trained. Memory is that of tensors in use; times are bounds from the
     hardware's peaks, which no run reaches. With --json:
-    {"parameters", "trained", "pairs", "images", "memory_gb", "tflop", "exchanged_gb", "hardware", "fits",
+    {"parameters", "trained", "pairs", "images", "memory_gb", "tflop", "communication_gb", "hardware", "fits",
     "seconds", "steps", "days", "cost", "assumed", "advice": [{"change", "cost", "memory_gb", "seconds",
     "fits"}]}; null what is not known.
     """
@@ -120,8 +120,8 @@ def _show(made: Plan) -> None:
     print(f"memory       {made.total_memory:.2f} GB a device: {kinds}")
     types = ", ".join(f"{name} {n:.3g}" for name, n in made.operations.items())
     print(f"operations   {made.operations_a_pair:.3g} TFLOP a pair; of a device's step, TFLOP: {types}")
-    if made.exchanged:
-        print(f"exchange     {made.exchanged:.2f} GB sent by a device in a step")
+    if made.communication:
+        print(f"exchange     {made.communication:.2f} GB sent by a device in a step")
     hardware, least = made.hardware, made.bounds
     if hardware is None or least is None:
         return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from mmgem.config import Recipe, from_dict, to_dict
+from mmgem.config.legacy import current_config, current_key
 from mmgem.errors import ConfigError, why
 
 
@@ -21,6 +23,7 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         raise ConfigError(f"{path}: cannot be read: {why(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
+    data = _upgraded(data)
     for override in overrides or []:
         _apply(data, override)
     return from_dict(Recipe, data)
@@ -34,8 +37,19 @@ def changed(recipe: Recipe, overrides: list[str]) -> Recipe:
     return from_dict(Recipe, data)
 
 
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` with today's keys; old ones are named."""
+    data, renamed = current_config(data)
+    for old, new in renamed.items():
+        print(f"mmgem: {old} is called {new} now", file=sys.stderr)
+    return data
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
+    old, equals, text = override.partition("=")
+    key = current_key(old)
+    if key != old:
+        print(f"mmgem: {old} is called {key} now", file=sys.stderr)
     if not equals or not key:
         raise ConfigError(f"{override!r}: expected section.field=value")
     try:

@@ -19,12 +19,12 @@ T = TypeVar("T")
 
 
 @dataclass
-class TowerConfig:
+class EncoderConfig:
     """The vision encoder."""
 
     kind: Literal["efficientnet_lite0", "transformers", "none"] = "efficientnet_lite0"
     """``none``: a model of texts only; it embeds, searches and answers, and sees nothing."""
-    cut: int | None = None
+    freeze_until: int | None = None
     """Blocks of EfficientNet in the frozen, cached lower part; None: all of it."""
     config: dict[str, Any] = field(default_factory=dict)
     """transformers config (``model_type`` and its fields) when ``kind = "transformers"``."""
@@ -41,7 +41,7 @@ class LLMConfig:
 class ModelConfig:
     """Everything that decides the shape and the function of a ``MMGEMNetwork``."""
 
-    tower: TowerConfig = field(default_factory=TowerConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
     dim: int = 512
     """D, the width of the shared embedding space."""
@@ -75,7 +75,7 @@ class Preprocessing:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     scales: tuple[int, ...] = ()
     """More input sides: outside training an image or box is read at ``size`` and at each of these, and its
-    embedding is the mean. Larger ones see smaller things; each costs another pass of the tower."""
+    embedding is the mean. Larger ones see smaller things; each costs another pass of the encoder."""
     region_scales: tuple[int, ...] = ()
     """Still more input sides, for boxes only: a box is read at the sides that show it about as large as
     ``size`` and ``scales`` show a photo (see :mod:`mmgem.inference.pyramid`)."""
@@ -101,17 +101,17 @@ class DataConfig:
     dev: Path | None = None
     """Evaluated during training; None: ``train``'s own ``dev_split``."""
     dev_split: str | None = "dev"
-    views: int = 1
+    cached_augmentations: int = 1
     """Cached versions of each image: the plain one, its mirror, then random crops."""
     crop_scale: float = 0.5
     """Smallest share of the image's area in a random crop."""
     cached: bool = True
-    """Compute the tower's lower part once and keep it; false reads pixels at every step."""
+    """Compute the encoder's lower part once and keep it; false reads pixels at every step."""
     cache: Path | None = None
     """Where feature maps are cached; None: under the user's cache folder."""
     captions_per_image: int = 1
     """Texts of an image in one batch; they share the contrastive target."""
-    long_texts: float = 0.0
+    joined_caption_prob: float = 0.0
     """Share of whole images whose text is two or more of their captions, joined in random order."""
     region_share: float = 0.0
     """Share of a batch that is boxes with captions instead of whole images (stage 2)."""
@@ -121,7 +121,7 @@ class DataConfig:
     """Most boxes taken from one image in a batch; they share its feature map."""
     mosaics: int = 0
     """Canvases of 2 to 4 training photos each to take boxes from, made once and kept in the cache."""
-    mosaic_views: int = 2
+    mosaic_augmentations: int = 2
     """Cached versions of each canvas, as ``views``."""
     window: int = 8
     """Of shards: how many tars, or row groups of parquet, are shuffled together."""
@@ -221,20 +221,20 @@ class ObjectiveConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW in three groups: new parts (projections, markers), LLM, tower. A rate of 0 freezes a group."""
+    """AdamW in three groups: new parts (projections, markers), LLM, encoder. A rate of 0 freezes a group."""
 
-    lr_new: float = 1e-3
+    lr_heads: float = 1e-3
     lr_llm: float = 3e-4
-    lr_tower: float = 0.0
+    lr_encoder: float = 0.0
     lr_embeddings: float = 0.0
     """The LLM's token table (and tied head)."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
-    warmup: int = 100
-    """Steps of linear warm-up; a cosine to ``final_lr`` times the rate follows."""
-    final_lr: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.0
+    warmup_steps: int = 100
+    """Steps of linear warm-up; a cosine to ``final_lr_ratio`` times the rate follows."""
+    final_lr_ratio: float = 0.0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.0
     """Decay of the averaged weights that are evaluated and exported; 0: none."""
     lora_rank: int = 0
     """Above 0, the LLM trains through LoRA adapters of this rank, merged on export."""
@@ -247,14 +247,14 @@ class TrainConfig:
     out: Path
     epochs: float = 1.0
     """Passes over the images (each with ``captions_per_image`` of its captions)."""
-    batch: int = 96
+    batch_size: int = 96
     """Images in a step."""
     seed: int = 0
     evaluate_every: int = 0
     """Steps; 0: only at the end."""
     checkpoint_every: int = 200
     log_every: int = 10
-    keep: int = 2
+    keep_checkpoints: int = 2
     """Training checkpoints kept."""
     evaluate_images: int = 1000
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
@@ -266,7 +266,7 @@ class TrainConfig:
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """What several processes hold: all of the network each (DDP), or a shard of every tensor (FSDP2), which
     costs traffic and saves memory. Alone: all of it in any case."""
-    chunk: int = 0
+    grad_cache_chunk_size: int = 0
     """Gradient caching: items whose activations are kept at once; negatives are still those of the whole
     batch. 0: all. Costs a second forward pass of the embeddings."""
     checkpoint_activations: bool = False
@@ -274,18 +274,18 @@ class TrainConfig:
     compile: bool = False
     """Compile the LLM's blocks (``torch.compile``); needs a C++ compiler on a CPU, Triton on a GPU."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the LLM's blocks and head and, on a GPU, of the tower; weights, optimiser, similarities
+    """Arithmetic of the LLM's blocks and head and, on a GPU, of the encoder; weights, optimiser, similarities
     and losses are float32 in any case. bfloat16 needs hardware for it (AVX512-BF16, AMX, a GPU): elsewhere it
     is slower. A GPU multiplies what is float32 as TF32."""
 
 
 @dataclass
-class StartConfig:
+class InitConfig:
     """Where the weights come from before step 0."""
 
     checkpoint: Path | None = None
     """A model to continue from: a folder, or the name of a packaged one; excludes the others."""
-    tower: str = "efficientnet_lite0"
+    encoder: str = "efficientnet_lite0"
     """Base weights: a pulled name, a transformers folder or a hub id."""
     llm: str = "smollm2"
     layers: int | None = None
@@ -306,7 +306,7 @@ class Recipe:
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    start: StartConfig = field(default_factory=StartConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 

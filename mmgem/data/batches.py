@@ -26,7 +26,7 @@ from mmgem.data.images import image_size
 from mmgem.data.records import Box, Record
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import Geometry, join_sentences, mirror_text, place_box, view_geometry
-from mmgem.data.turns import check_enough, in_rounds, part_of
+from mmgem.data.turns import check_enough, round_robin_sample, shard_slice
 from mmgem.errors import DataError
 
 T = TypeVar("T")
@@ -38,10 +38,10 @@ _SEEN = 0.6  # a box of which a view shows a smaller share is no longer what its
 class Batch:
     """What a training step reads. Token lists stay on the CPU (they are packed there).
 
-    ``features``: ``(B, h, w, c)`` float32 of the tower's lower part, of the whole images; where nothing is
+    ``features``: ``(B, h, w, c)`` float32 of the encoder's lower part, of the whole images; where nothing is
     cached they are yet to be computed from ``pixels`` ``(B, 3, S, S)``. ``box_features`` and ``box_pixels``:
     the same of the R images that boxes are taken from, perhaps of another side. The V items are the whole
-    images, then the boxes: ``boxes`` ``(R, K, 4)`` in pixels of the tower's own input side, ``box_valid``
+    images, then the boxes: ``boxes`` ``(R, K, 4)`` in pixels of the encoder's own input side, ``box_valid``
     ``(R, K)`` says which of them are items, in reading order; None: there are no boxes.
     ``texts``: N sequences to embed, ``text_owner``: ``(N,)`` their item. ``captions``: M sequences to
     predict, ``caption_owner``: ``(M,)``, ``caption_targets``: ``(sum of n + 1,)`` tokens and end of text of
@@ -143,7 +143,7 @@ class Batches:
         walked, each = (self.usable, self.size) if self.size else (self.regional, self.box_images)
         self.per_epoch = len(walked) // each
         self._read_texts(tokenizer, records if boxed is None else records + boxed[0])
-        if config.long_texts:
+        if config.joined_caption_prob:
             self._check_long_texts()
 
     @property
@@ -174,8 +174,8 @@ class Batches:
             most = sum(len(self.ids[self.number[c]]) + 2 for c in record.captions)
             if len(record.captions) > 1 and most > limit:
                 raise DataError(
-                    f"data.long_texts: the captions of {record.image} are up to {most} tokens in one text, "
-                    f"over preprocessing.max_text_tokens = {limit}"
+                    f"data.joined_caption_prob: the captions of {record.image} are up to {most} tokens "
+                    f"in one text, over preprocessing.max_text_tokens = {limit}"
                 )
 
     def __getitem__(self, step: int) -> Batch:
@@ -191,7 +191,7 @@ class Batches:
         return batch
 
     def _own(self, rows: list[T]) -> list[T]:
-        return rows[part_of(len(rows), self.part)]
+        return rows[shard_slice(len(rows), self.part)]
 
     def _whole(self, step: int) -> tuple[list[int], list[int], list[_Item]]:
         if not self.size:
@@ -201,7 +201,11 @@ class Batches:
         images = [self.usable[i] for i in order[place * self.size : (place + 1) * self.size]]
         rng = np.random.default_rng((self.seed, epoch, place))
         views = rng.integers(self.source.views_of(images)).tolist()
-        long = rng.random(len(images)) < self.config.long_texts if self.config.long_texts else None
+        long = (
+            rng.random(len(images)) < self.config.joined_caption_prob
+            if self.config.joined_caption_prob
+            else None
+        )
         items = []
         for b, (i, view) in enumerate(zip(images, views, strict=True)):
             record = self.records[i]
@@ -269,7 +273,7 @@ class Batches:
         owner = torch.tensor(owners)
         boxes, valid = self._pad(boxed)
         vocabulary = self.vocabulary
-        if self.config.long_texts:  # where sentences meet, tokens of their own may arise
+        if self.config.joined_caption_prob:  # where sentences meet, tokens of their own may arise
             vocabulary = torch.cat([vocabulary, *texts]).unique()
         return Batch(
             features=torch.empty(0),
@@ -311,4 +315,4 @@ class Batches:
     def _captions(self, key: tuple[int, ...], turn: int, count: int, want: int | None = None) -> list[int]:
         """Captions of an image or region in its ``turn``: walks through shuffled rounds of all of them."""
         want = min(want or self.config.captions_per_image, count)
-        return in_rounds((self.seed, *key), turn, count, want)
+        return round_robin_sample((self.seed, *key), turn, count, want)

@@ -1,6 +1,6 @@
-"""The feature cache: a frozen tower sees each image once.
+"""The feature cache: a frozen encoder sees each image once.
 
-Maps of the tower's lower part are kept as one memory-mapped float16 array per view, in a folder named by
+Maps of the encoder's lower part are kept as one memory-mapped float16 array per view, in a folder named by
 the hash of everything they depend on (weights, preprocessing, image contents, view). Filling resumes where it
 stopped; an image that cannot be read is marked, reported and left out of training.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from mmgem.config import Preprocessing, to_dict
 from mmgem.data.images import image_size, open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
-from mmgem.encoders.base import Tower
+from mmgem.encoders.base import Encoder
 from mmgem.errors import DataError, ImageError
 from mmgem.utils.progress import track
 
@@ -57,7 +57,7 @@ class FeatureCache:
 
 
 class PixelSource:
-    """The same interface without a cache, for towers that train whole: normalised pixels, read every time.
+    """The same interface without a cache, for encoders that train whole: normalised pixels, read every time.
 
     Files without a readable image header are left out at once; damage further in is an error when read."""
 
@@ -123,16 +123,16 @@ class Joined:
 Source = FeatureCache | PixelSource | Joined
 
 
-def tower_fingerprint(tower: Tower) -> str:
-    """Hash of the weights that :meth:`Tower.lower` depends on."""
+def encoder_fingerprint(encoder: Encoder) -> str:
+    """Hash of the weights that :meth:`Encoder.frozen_stem` depends on."""
     digest = hashlib.blake2b(digest_size=16)
-    for p in tower.lower_parameters():
+    for p in encoder.frozen_parameters():
         digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def cache_features(
-    tower: Tower,
+    encoder: Encoder,
     prep: Preprocessing,
     images: Sequence[Path],
     folder: Path,
@@ -147,12 +147,16 @@ def cache_features(
         raise DataError("no images to compute features of")
     plain = to_dict(prep)
     pixels = {name: plain[name] for name in ("size", "mean", "std", "resize", "interpolation")}
-    base = {"tower": tower_fingerprint(tower), "prep": pixels, "images": [image_identity(p) for p in images]}
+    base = {
+        "encoder": encoder_fingerprint(encoder),
+        "prep": pixels,
+        "images": [image_identity(p) for p in images],
+    }
     maps, states, problems = [], [], {}
     for view in range(views):
         key = json.dumps({**base, "view": view, "crop_scale": crop_scale if view > 1 else None})
         name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
-        values, state, bad = _fill(tower, prep, images, folder / name, view, crop_scale, views)
+        values, state, bad = _fill(encoder, prep, images, folder / name, view, crop_scale, views)
         maps.append(values)
         states.append(state)
         problems.update(bad)
@@ -177,7 +181,7 @@ def image_identity(path: Path) -> list[str | int]:
 
 
 def _fill(
-    tower: Tower,
+    encoder: Encoder,
     prep: Preprocessing,
     images: Sequence[Path],
     folder: Path,
@@ -188,10 +192,10 @@ def _fill(
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "problems.json"
     problems = {int(k): v for k, v in json.loads(log.read_text()).items()} if log.exists() else {}
-    device = next(tower.parameters()).device
+    device = next(encoder.parameters()).device
     with torch.inference_mode():
         probe = torch.zeros(1, 3, prep.size, prep.size, device=device)
-        shape = (len(images), *tower.lower(probe).shape[1:])
+        shape = (len(images), *encoder.frozen_stem(probe).shape[1:])
     values = _open(folder / "maps.npy", shape, np.float16)
     state = _open(folder / "state.npy", (len(images),), np.uint8)
     todo = np.flatnonzero(state == _TODO).tolist()
@@ -212,7 +216,7 @@ def _fill(
             good.append(row)
         if good:
             with torch.inference_mode():
-                maps = tower.lower(normalise(np.stack(pixels), prep).to(device))
+                maps = encoder.frozen_stem(normalise(np.stack(pixels), prep).to(device))
             values[good] = maps.half().cpu().numpy()
             state[good] = _DONE
     return values, state, problems

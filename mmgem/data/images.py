@@ -3,7 +3,7 @@
 Notable choices. Everything that goes wrong with one picture is one ``ImageError`` with a one-line reason,
 so a caller can count, report and skip it. A truncated file is an error: half a photo embeds as something
 else. Only the formats in ``FORMATS`` are decoded, whatever the suffix says (Pillow would otherwise start
-Ghostscript for an EPS file named ``.jpg``). Colour profiles are ignored, as vision towers are trained so.
+Ghostscript for an EPS file named ``.jpg``). Colour profiles are ignored, as vision encoders are trained so.
 
 Boxes are pixels of the stored, upright image (:func:`image_size`). ``open_image(..., min_side=n)`` may
 return a smaller picture: scale boxes by the ratio of the two sizes.

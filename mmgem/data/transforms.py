@@ -1,4 +1,4 @@
-"""Pixels for a tower: resize, normalise, and the augmented views of training.
+"""Pixels for an encoder: resize, normalise, and the augmented views of training.
 
 A view is a number: 0 is the plain picture, 1 its mirror, 2 and up random crops (half of them mirrored),
 drawn from the view number and the image's own path, so a view is the same picture on every run and machine.

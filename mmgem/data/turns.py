@@ -7,20 +7,20 @@ import numpy as np
 from mmgem.errors import ConfigError
 
 
-def part_of(count: int, part: tuple[int, int]) -> slice:
+def shard_slice(count: int, part: tuple[int, int]) -> slice:
     """The contiguous part of ``count`` things that a rank has, as even as can be; ``part``: rank and number
     of ranks."""
     rank, ranks = part
     return slice(rank * count // ranks, (rank + 1) * count // ranks)
 
 
-def check_enough(count: int, what: str, ranks: int, field: str = "train.batch") -> None:
+def check_enough(count: int, what: str, ranks: int, field: str = "train.batch_size") -> None:
     """Raise ``ConfigError`` naming ``field`` if a step has ``count`` of something, too few for ``ranks``."""
     if count < ranks:
         raise ConfigError(f"{field}: {count} {what} a step, fewer than the {ranks} processes")
 
 
-def in_rounds(seed: tuple[int, ...], turn: int, count: int, want: int) -> list[int]:
+def round_robin_sample(seed: tuple[int, ...], turn: int, count: int, want: int) -> list[int]:
     """``want`` of ``count`` things in their ``turn`` (from 0): walks through rounds of all of them, each
     shuffled by ``seed`` and its number."""
     picked: list[int] = []

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmgem.data.turns import part_of
+from mmgem.data.turns import shard_slice
 from mmgem.distributed.rendezvous import fresh_store
 from mmgem.errors import ConfigError
 
@@ -33,7 +33,7 @@ _ALIGNED = 64  # bytes, as PyTorch's own memory
 
 
 @dataclass(frozen=True)
-class Ranks:
+class World:
     """``rank`` of ``size`` processes, ``local`` on its machine; ``device``: where it computes."""
 
     rank: int = 0
@@ -48,9 +48,9 @@ class Ranks:
 
     def part(self, count: int) -> slice:
         """This rank's contiguous part of ``count`` things, as even as can be."""
-        return part_of(count, (self.rank, self.size))
+        return shard_slice(count, (self.rank, self.size))
 
-    def sums(self, *counts: float) -> list[float]:
+    def all_reduce_sum(self, *counts: float) -> list[float]:
         """Each count added up over the ranks."""
         if self.size == 1:
             return list(counts)
@@ -58,7 +58,7 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
-    def lengths(self, count: int) -> list[int]:
+    def all_gather_sizes(self, count: int) -> list[int]:
         """``count`` of every rank, in their order."""
         if self.size == 1:
             return [count]
@@ -67,7 +67,7 @@ class Ranks:
         dist.all_gather(all_of_them, own)
         return [int(n) for n in all_of_them]
 
-    def gather(self, rows: Tensor, lengths: list[int]) -> Tensor:
+    def all_gather(self, rows: Tensor, lengths: list[int]) -> Tensor:
         """Rows ``(lengths[rank], ...)`` of every rank, one after the other; floats carry gradients back."""
         if self.size == 1:
             return rows
@@ -75,7 +75,7 @@ class Ranks:
             return _Gather.apply(rows, lengths, self)
         return _gathered(rows, lengths, self)
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's ``value``, on every rank (anything JSON can say)."""
         if self.size == 1:
             return value
@@ -86,9 +86,9 @@ class Ranks:
     def wait(self) -> None:
         """Until every rank is here."""
         if self.size > 1:
-            self.sums(1.0)
+            self.all_reduce_sum(1.0)
 
-    def in_turn(self, make: Callable[[], T]) -> T:
+    def main_process_first(self, make: Callable[[], T]) -> T:
         """Run ``make`` on the first rank of all, then on the first of every machine, then on the others: what
         is kept in a cache folder is made once, whether or not machines share it."""
         made: list[T] = []
@@ -99,35 +99,35 @@ class Ranks:
         return made[0]
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = World()
 
 
-def _gathered(rows: Tensor, lengths: list[int], ranks: Ranks) -> Tensor:
+def _gathered(rows: Tensor, lengths: list[int], world: World) -> Tensor:
     most = max(lengths)
     padded = rows.new_zeros(most, *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
-    received = rows.new_empty(ranks.size * most, *rows.shape[1:])
+    received = rows.new_empty(world.size * most, *rows.shape[1:])
     dist.all_gather_into_tensor(received, padded)
     return torch.cat([part[:n] for part, n in zip(received.split(most), lengths, strict=True)])
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, lengths: list[int], ranks: Ranks) -> Tensor:
-        ctx.lengths, ctx.ranks = lengths, ranks
-        return _gathered(rows, lengths, ranks)
+    def forward(ctx: Any, rows: Tensor, lengths: list[int], world: World) -> Tensor:
+        ctx.lengths, ctx.world = lengths, world
+        return _gathered(rows, lengths, world)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         (gradient,) = gradients
         total = gradient.contiguous().clone()
         dist.all_reduce(total)  # every rank's rows look at all of them
-        start = sum(ctx.lengths[: ctx.ranks.rank])
-        return total[start : start + ctx.lengths[ctx.ranks.rank]], None, None
+        start = sum(ctx.lengths[: ctx.world.rank])
+        return total[start : start + ctx.lengths[ctx.world.rank]], None, None
 
 
 @contextmanager
-def ranks_of(device: str, timeout: float = 1800.0) -> Iterator[Ranks]:
+def init_world(device: str, timeout: float = 1800.0) -> Iterator[World]:
     """Join the processes that ``torchrun`` started, or be alone; leaves them at the end.
 
     ``device``: "auto", "cpu" or "cuda". Raises ``ConfigError`` for a device that is not there.
@@ -152,7 +152,7 @@ def ranks_of(device: str, timeout: float = 1800.0) -> Iterator[Ranks]:
         dist.init_process_group(kind, timeout=limit, store=store, rank=rank, world_size=size)
         started = True
     try:
-        yield Ranks(rank, size, local, own)
+        yield World(rank, size, local, own)
     finally:
         if started:
             dist.destroy_process_group()
@@ -169,20 +169,20 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if is_shard(tensor) else tensor
 
 
-def copies(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+def copies(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """Copies of whole tensors by name, in the CPU's memory, on the first rank; the others need not hold them
     all, and get none. Every rank has to ask.
 
     They lie in one piece of memory, so that all of it goes back to the system when they are no longer needed:
     C's allocator keeps what smaller pieces leave.
     """
-    size = sum(_padded(tensor.nbytes) for tensor in tensors.values()) if ranks.first else 0
+    size = sum(_padded(tensor.nbytes) for tensor in tensors.values()) if world.first else 0
     room, at = torch.empty(size, dtype=torch.uint8), 0
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         whole: Any = tensor.detach()
         whole = whole.full_tensor() if is_shard(whole) else whole
-        if ranks.first:
+        if world.first:
             place = room[at : at + whole.nbytes].view(whole.dtype)
             kept[name] = place.view(whole.shape).copy_(whole)
             at += _padded(whole.nbytes)

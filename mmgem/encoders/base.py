@@ -1,7 +1,9 @@
-"""Vision towers: pixels in, a feature map ``(B, H, W, C)`` out.
+"""Vision encoders: pixels in, a feature map ``(B, H, W, C)`` out.
 
-Every tower is cut in two: ``lower`` (pixels to features that never change while it is frozen, so they are
-computed once and cached) and ``upper`` (the rest, which may train). ``upper(lower(x))`` is the tower.
+Every encoder is cut in two: ``frozen_stem`` (pixels to features that never change while it is frozen, so
+they are
+computed once and cached) and ``trainable_head`` (the rest, which may train). ``upper(lower(x))`` is the
+encoder.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from mmgem.encoders.efficientnet_lite import EfficientNetLite
 from mmgem.errors import ConfigError, UsageError
 
 
-class Tower(nn.Module):
+class Encoder(nn.Module):
     """A vision encoder cut in two. ``channels`` is C of the map, ``size`` its input side in pixels."""
 
     channels: int
@@ -24,25 +26,25 @@ class Tower(nn.Module):
     training_dtype = torch.float32
     """What it computes in while it trains; its weights and its map stay in float32."""
 
-    def lower(self, pixels: Tensor) -> Tensor:
+    def frozen_stem(self, pixels: Tensor) -> Tensor:
         """``(B, 3, S, S)`` float, normalised -> features ``(B, h, w, c)``, the part that can be cached."""
         raise NotImplementedError
 
-    def upper(self, features: Tensor) -> Tensor:
-        """Features of :meth:`lower` -> map ``(B, H, W, C)``."""
+    def trainable_head(self, features: Tensor) -> Tensor:
+        """Features of :meth:`frozen_stem` -> map ``(B, H, W, C)``."""
         return features
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``(B, 3, S, S)`` float -> ``(B, H, W, C)`` float32, whatever the weights are in."""
         dtype = next((p.dtype for p in self.parameters()), pixels.dtype)
-        return self.upper(self.lower(pixels.to(dtype))).float()
+        return self.trainable_head(self.frozen_stem(pixels.to(dtype))).float()
 
-    def lower_parameters(self) -> list[nn.Parameter]:
-        """Parameters used by :meth:`lower`; frozen whenever its output is cached."""
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """Parameters used by :meth:`frozen_stem`; frozen whenever its output is cached."""
         return list(self.parameters())
 
 
-class NoTower(Tower):
+class NoEncoder(Encoder):
     """In the place of an encoder in a model of texts only: it has no parameters and refuses images."""
 
     channels = 0
@@ -51,47 +53,50 @@ class NoTower(Tower):
         super().__init__()
         self.size = size
 
-    def lower(self, pixels: Tensor) -> Tensor:
+    def frozen_stem(self, pixels: Tensor) -> Tensor:
         """Raise ``UsageError``."""
-        raise UsageError("this model reads texts only: it has no vision tower")
+        raise UsageError("this model reads texts only: it has no vision encoder")
 
 
-class EfficientNetTower(Tower):
-    """EfficientNet-Lite0. ``cut``: how many of its 16 blocks belong to ``lower`` (None: the whole net)."""
+class EfficientNetLiteEncoder(Encoder):
+    """EfficientNet-Lite0. ``freeze_until``: how many of its 16 blocks belong to ``frozen_stem`` (None: the
+    whole net)."""
 
-    def __init__(self, cut: int | None = None, size: int = 224, stem: int = 32, head: int = 1280):
+    def __init__(self, freeze_until: int | None = None, size: int = 224, stem: int = 32, head: int = 1280):
         super().__init__()
         self.net = EfficientNetLite(stem=stem, head=head)
-        if cut is not None and not 0 <= cut <= len(self.net.blocks):
-            raise ConfigError(f"model.tower.cut: {cut} is not between 0 and {len(self.net.blocks)}")
-        self.cut, self.size, self.channels = cut, size, head
+        if freeze_until is not None and not 0 <= freeze_until <= len(self.net.blocks):
+            raise ConfigError(
+                f"model.encoder.freeze_until: {freeze_until} is not between 0 and {len(self.net.blocks)}"
+            )
+        self.freeze_until, self.size, self.channels = freeze_until, size, head
 
-    def lower(self, pixels: Tensor) -> Tensor:
-        """Stem and the first ``cut`` blocks."""
+    def frozen_stem(self, pixels: Tensor) -> Tensor:
+        """Stem and the first ``freeze_until`` blocks."""
         x = self.net.stem.relu6(pixels.contiguous(memory_format=torch.channels_last))
-        for block in self.net.blocks[: self.cut]:
+        for block in self.net.blocks[: self.freeze_until]:
             x = block(x)
-        if self.cut is None:
+        if self.freeze_until is None:
             x = self.net.head.relu6(x)
         return x.permute(0, 2, 3, 1)
 
-    def upper(self, features: Tensor) -> Tensor:
+    def trainable_head(self, features: Tensor) -> Tensor:
         """The remaining blocks and the 1280-channel head."""
-        if self.cut is None:
+        if self.freeze_until is None:
             return features
         x = features.permute(0, 3, 1, 2)
-        for block in self.net.blocks[self.cut :]:
+        for block in self.net.blocks[self.freeze_until :]:
             x = block(x)
         return self.net.head.relu6(x).permute(0, 2, 3, 1)
 
-    def lower_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the stem and the first ``cut`` blocks."""
-        if self.cut is None:
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the stem and the first ``freeze_until`` blocks."""
+        if self.freeze_until is None:
             return list(self.parameters())
-        return [*self.net.stem.parameters(), *self.net.blocks[: self.cut].parameters()]
+        return [*self.net.stem.parameters(), *self.net.blocks[: self.freeze_until].parameters()]
 
 
-class TransformersTower(Tower):
+class TransformersEncoder(Encoder):
     """Any transformers vision model with a patch grid (CLIP, SigLIP, DINOv2/v3, ViT) or a feature map
     (ConvNeXt, ResNet). Class and register tokens are dropped: they come first in all of them.
 
@@ -104,13 +109,13 @@ class TransformersTower(Tower):
         options = dict(config)
         model_type = options.pop("model_type", None)
         if model_type is None:
-            raise ConfigError("model.tower.config: model_type is missing")
+            raise ConfigError("model.encoder.config: model_type is missing")
         size = options.pop("size", None)
         try:
             hf_config = AutoConfig.for_model(model_type, **options)
             self.net = AutoModel.from_config(hf_config)
         except (ValueError, KeyError) as error:
-            raise ConfigError(f"model.tower.config: {error}") from error
+            raise ConfigError(f"model.encoder.config: {error}") from error
         native = getattr(hf_config, "image_size", 224)
         native = native if isinstance(native, int) else max(native)
         self.size = size or native
@@ -121,7 +126,7 @@ class TransformersTower(Tower):
         patch = getattr(hf_config, "patch_size", None)
         self.patch = patch if isinstance(patch, int) else None
 
-    def train(self, mode: bool = True) -> TransformersTower:
+    def train(self, mode: bool = True) -> TransformersEncoder:
         """As every module; but batch norm keeps its statistics, which no rank and no resumed run could
         share."""
         super().train(mode)
@@ -130,13 +135,13 @@ class TransformersTower(Tower):
                 module.eval()
         return self
 
-    def lower(self, pixels: Tensor) -> Tensor:
+    def frozen_stem(self, pixels: Tensor) -> Tensor:
         """The whole model; its last hidden state as a map."""
         options = {"interpolate_pos_encoding": True} if self.told and pixels.shape[-1] != self.native else {}
         states = self.net(pixel_values=pixels, **options).last_hidden_state
         if states.ndim == 4:
             return states.permute(0, 2, 3, 1)
         if self.patch is None:
-            raise ConfigError("model.tower.config: patch_size is missing, so tokens cannot become a map")
+            raise ConfigError("model.encoder.config: patch_size is missing, so tokens cannot become a map")
         height, width = pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
         return states[:, states.shape[1] - height * width :].unflatten(1, (height, width))

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, the default vision tower: 3.4M parameters, 224 px -> a (1280, 7, 7) map.
+"""EfficientNet-Lite0, the default vision encoder: 3.4M parameters, 224 px -> a (1280, 7, 7) map.
 
 Written from the papers (Tan & Le 2019, arXiv 1905.11946; the Lite variant drops squeeze-and-excite
 and uses ReLU6). Batch norm is folded into the convolutions when base weights are converted
-(:func:`fold_batch_norm`): the tower has plain convolutions with a bias, which is the same function in
+(:func:`fold_batch_norm`): the encoder has plain convolutions with a bias, which is the same function in
 inference, faster, and the form that fine-tunes well on small batches (frozen statistics).
 """
 

@@ -14,16 +14,16 @@ from mmgem.checkpoints.model_folder import load_model, own_tensors, save_model
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.rotate import turn
-from mmgem.inference.pca import find_axes
+from mmgem.inference.pca import pca_components
 from mmgem.models.network import MMGEMNetwork
 from mmgem.utils.files import folder_bytes
 
 
-def shipping_bits(network: MMGEMNetwork) -> dict[str, int]:
+def quantization_bits(network: MMGEMNetwork) -> dict[str, int]:
     """Bits per tensor; vectors (norms, biases, markers) stay float32. The projections are a twentieth of
     ``tiny`` and every embedding goes through them."""
     table = network.llm.lm.get_input_embeddings().weight
-    ends = ("h1.", "h2.", "h3.")
+    ends = ("visual_projection.", "text_projection.", "visual_connector.")
     matrices = {n: p for n, p in own_tensors(network).items() if p.ndim >= 2}
     return {n: 4 if p is table else 16 if n.startswith(ends) else 8 for n, p in matrices.items()}
 
@@ -47,10 +47,10 @@ def ship(
     if other is not None:
         mix(network, load_model(other)[0], share)
     if embed is not None:
-        turn(network, find_axes(embed(network, tokenizer), network.config.dim))
+        turn(network, pca_components(embed(network, tokenizer), network.config.dim))
     corpus = source / "corpus"
     more = (lambda new: shutil.copytree(corpus, new / "corpus")) if corpus.is_dir() else None
-    save_model(out, network, tokenizer, read_card(source), shipping_bits(network), more)
+    save_model(out, network, tokenizer, read_card(source), quantization_bits(network), more)
     return folder_bytes(out)
 
 

@@ -4,8 +4,8 @@
     text.onnx         ids (B, L) int64, lengths (B,) int64 -> vectors (B, D)
 
 Everything is float32 unless said, and vectors are not normalised. One image graph a side: shapes known ahead
-are faster, and any tower can be traced. Texts are padded, not packed: row i holds ``lengths[i]`` ids, then at
-least one free place, which ``[EMB]`` takes.
+are faster, and any encoder can be traced. Texts are padded, not packed: row i holds ``lengths[i]`` ids, then
+at least one free place, which ``[EMB]`` takes.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class ImageGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, 3, S, S)`` float, normalised -> ``(B, h, w, C)`` and ``(B, D)``."""
-        maps = self.network.tower(pixels)
-        return maps, self.network.visual(maps)[:, 0]
+        maps = self.network.encoder(pixels)
+        return maps, self.network.encode_image(maps)[:, 0]
 
 
 class TextGraph(nn.Module):
@@ -55,7 +55,7 @@ class TextGraph(nn.Module):
         network, config = self.network, self.network.config
         places = torch.arange(ids.shape[1], device=ids.device)
         last = lengths[:, None]
-        inputs = torch.where((places == last)[..., None], network.emb, network.llm.embed(ids))
+        inputs = torch.where((places == last)[..., None], network.emb_token, network.llm.embed(ids))
         allowed = (places <= last)[:, None]
         if config.attention == "causal":
             allowed = allowed & (places[:, None] >= places)
@@ -63,9 +63,9 @@ class TextGraph(nn.Module):
             allowed = allowed.expand(-1, ids.shape[1], -1)
         states = network.llm(inputs, places.expand(len(ids), -1), allowed)
         if config.text_pool == "emb":
-            return network.h2(states[torch.arange(len(ids), device=ids.device), lengths])
+            return network.text_projection(states[torch.arange(len(ids), device=ids.device), lengths])
         kept = (places <= last)[..., None].to(states)
-        return network.h2((states * kept).sum(1) / kept.sum(1))
+        return network.text_projection((states * kept).sum(1) / kept.sum(1))
 
 
 def write_onnx(network: MMGEMNetwork, sides: Sequence[int], folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""Turn the space of a model's embeddings, so that their first numbers say most (see :mod:`mmgem.inference.pca`).
+"""Turn the space of a model's embeddings, so that their first numbers say most (see
+:mod:`mmgem.inference.pca`).
 
 Cosines, captions and scores stay as they are: one rotation goes into h1 and h2, and its inverse into h3.
 """
@@ -16,11 +17,11 @@ from mmgem.models.network import MMGEMNetwork
 def turn(network: MMGEMNetwork, axes: np.ndarray) -> None:
     """Let embeddings ``v`` become ``v @ axes``; ``axes`` is orthogonal, (D, D) float32."""
     rotation = torch.from_numpy(axes)
-    for projection in (network.h1, network.h2):
+    for projection in (network.visual_projection, network.text_projection):
         if isinstance(projection, nn.Sequential):  # h1 of a model of texts is none
             last = projection[-1]
             assert isinstance(last, nn.Linear)
             last.weight.copy_(rotation.T @ last.weight)
             last.bias.copy_(last.bias @ rotation)
-    if isinstance(network.h3, nn.Linear):
-        network.h3.weight.copy_(network.h3.weight @ rotation)
+    if isinstance(network.visual_connector, nn.Linear):
+        network.visual_connector.weight.copy_(network.visual_connector.weight @ rotation)

@@ -1,6 +1,6 @@
-"""Graphs in the place of the torch modules that embed: a tower and a text path that run ONNX or OpenVINO.
+"""Graphs in the place of the torch modules that embed: an encoder and a text path that run ONNX or OpenVINO.
 
-Boxes, regions and heat maps come from the tower's maps, so they use the graphs too. Captions, scores and
+Boxes, regions and heat maps come from the encoder's maps, so they use the graphs too. Captions, scores and
 reranking stay in torch, on the same weights. As many threads as torch uses (``OMP_NUM_THREADS``).
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmgem.checkpoints.resolve import fingerprint
 from mmgem.config import from_dict, to_dict
-from mmgem.encoders.base import Tower
+from mmgem.encoders.base import Encoder
 from mmgem.errors import CheckpointError, ConfigError, UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.utils.files import write_atomic
@@ -91,28 +91,28 @@ def wanted_graphs(model: Path, backend: Backend, device: str) -> Facts | None:
 
 
 def use_graphs(network: MMGEMNetwork, model: Path, facts: Facts) -> None:
-    """Let ``network`` embed by the graphs of its model folder; its own tower is dropped.
+    """Let ``network`` embed by the graphs of its model folder; its own encoder is dropped.
 
     Raises ``UsageError`` if the package that runs them is missing, ``CheckpointError`` if one is damaged.
     """
     folder, suffix = graph_folder(model), _SUFFIX[facts.kind]
-    if network.tower.channels:
+    if network.encoder.channels:
         paths = {side: folder / f"image-{side}{suffix}" for side in facts.sides}
-        network.tower = GraphTower(network.tower, paths, facts.precision)
+        network.encoder = GraphEncoder(network.encoder, paths, facts.precision)
     network.text_graph = GraphTexts(open_graph(folder / f"text{suffix}", facts.precision), network.config.dim)
 
 
-class GraphTower(Tower):
-    """A tower that is one graph a side; each is opened when it is first needed."""
+class GraphEncoder(Encoder):
+    """An encoder that is one graph a side; each is opened when it is first needed."""
 
-    def __init__(self, like: Tower, paths: dict[int, Path], precision: Precision):
+    def __init__(self, like: Encoder, paths: dict[int, Path], precision: Precision):
         super().__init__()
         self.channels, self.size = like.channels, like.size
         self.paths, self.precision = paths, precision
         self.opened: dict[int, Graph] = {}
 
-    def lower(self, pixels: Tensor) -> Tensor:
-        """The whole tower. Raises ``CheckpointError`` for a side there is no graph of."""
+    def frozen_stem(self, pixels: Tensor) -> Tensor:
+        """The whole encoder. Raises ``CheckpointError`` for a side there is no graph of."""
         side = pixels.shape[-1]
         if side not in self.paths:
             raise CheckpointError(f"no graph reads images of {side} pixels, only {list(self.paths)}")

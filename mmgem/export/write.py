@@ -2,7 +2,7 @@
 
 Notable choices. OpenVINO's graphs are made from the ONNX ones, so there is one translation of each path.
 int8 rounds the matrices of the text path alone, in blocks of 32 with a scale each: with one scale for all of
-a text's activations SmolLM2's outliers cost far too much (cosine 0.8), and a tower in int8 falls to 0.94.
+a text's activations SmolLM2's outliers cost far too much (cosine 0.8), and an encoder in int8 falls to 0.94.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.graphs import quiet, write_onnx
 from mmgem.export.run import Facts, Kind, Precision, graph_folder, needs_extra, use_graphs
 from mmgem.inference.images import read
-from mmgem.inference.pyramid import all_sides
+from mmgem.inference.pyramid import input_sizes
 from mmgem.inference.texts import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.utils.progress import doing
@@ -69,7 +69,7 @@ def export_graphs(
     if kind == "onnx" and precision == "bfloat16":
         raise UsageError("bfloat16 is for openvino; onnx has float32 and int8")
     network, tokenizer = load_model(source)
-    sides = all_sides(tokenizer.prep) if network.tower.channels else []
+    sides = input_sizes(tokenizer.prep) if network.encoder.channels else []
 
     def fill(new: Path) -> None:
         shutil.copytree(
@@ -142,7 +142,7 @@ def _agreement(network: MMGEMNetwork, tokenizer: Tokenizer, model: Path, facts: 
 def _embeddings(network: MMGEMNetwork, tokenizer: Tokenizer, sides: Sequence[int]) -> dict[str, np.ndarray]:
     found = {"texts": embed_texts(network, tokenizer, _SAMPLES, len(_SAMPLES))}
     if sides:
-        seen = [network.visual(read(network, tokenizer.prep, _pictures(), side)) for side in sides]
+        seen = [network.encode_image(read(network, tokenizer.prep, _pictures(), side)) for side in sides]
         found["images"] = unit_rows(torch.cat(seen)[:, 0])
     return found
 

@@ -49,7 +49,7 @@ def describe(
     """A sentence for each row of visual embeddings ``(B, 1 + tiles, D)``: what beam search finds, chosen by
     :func:`choose_captions` with the weight ``assess``."""
     with torch.inference_mode():
-        prefixes = network.prefix(visual)
+        prefixes = network.project_visual_prefix(visual)
     found = caption_candidates(network, prefixes, tokenizer.end, beams, max_tokens)
     return [tokenizer.decode(c.ids) for c in choose_captions(network, visual[:, 0], found, assess)]
 
@@ -67,7 +67,7 @@ def choose_captions(
     flat = [torch.tensor(c.ids) for found in kept for c in found if c.ids]
     if not flat or not weight:
         return [found[0] for found in kept]
-    texts = F.normalize(network.text(flat).float(), dim=-1)
+    texts = F.normalize(network.encode_text(flat).float(), dim=-1)
     images = F.normalize(visual.float(), dim=-1)
     scale = weight * network.logit_scale.exp()
     chosen, at = [], 0
@@ -98,7 +98,7 @@ def caption_candidates(
     count = len(prefixes)
     device = prefixes.device
     llm = network.llm
-    inputs = torch.cat([prefixes, network.cap.expand(count, 1, -1).to(prefixes)], 1)
+    inputs = torch.cat([prefixes, network.cap_token.expand(count, 1, -1).to(prefixes)], 1)
     length = inputs.shape[1]
     positions = torch.arange(length, device=device).expand(count, -1)
     cache = DynamicCache()

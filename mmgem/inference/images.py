@@ -1,8 +1,9 @@
 """What the model sees of pictures: embeddings of whole images, of boxes, and of the regions it finds itself.
 
 A whole picture is read at the model's side and at each of ``preprocessing.scales``, a box at the sides that
-show it large enough (:mod:`mmgem.inference.pyramid`); what is seen at several sides is averaged before it is normalised.
-A picture goes through the tower once a side, however many boxes of it are wanted. Pictures are decoded and
+show it large enough (:mod:`mmgem.inference.pyramid`); what is seen at several sides is averaged before it is
+normalised.
+A picture goes through the encoder once a side, however many boxes of it are wanted. Pictures are decoded and
 resized in threads.
 """
 
@@ -26,7 +27,7 @@ from mmgem.data.images import ImageSource, check_box, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.data.transforms import normalise, place_box, shown_part, to_square
 from mmgem.errors import UsageError
-from mmgem.inference.pyramid import all_sides, box_levels, whole_sides
+from mmgem.inference.pyramid import assign_pyramid_levels, global_sizes, input_sizes
 from mmgem.inference.region_proposals import choose, embed_windows, pool_windows, windows
 from mmgem.models.network import MMGEMNetwork
 
@@ -44,7 +45,7 @@ def see(
     """Visual embeddings ``(n, 1 + tiles, D)``, not normalised, of the images, or of every box of each in turn
     (None: the whole image). Raises ``ImageError``, and ``UsageError`` for a box that cannot be."""
     if boxes is None or all(box is None for own in boxes for box in own):
-        whole = see_squares(network, prep, prepared(partial(squares, prep), images))
+        whole = encode_prepared(network, prep, prepared(partial(squares, prep), images))
         return whole if boxes is None else whole[[i for i, own in enumerate(boxes) for _ in own]]
     placed_boxes = [
         [None if box is None else placed(image, box, prep) for box in own]
@@ -52,25 +53,27 @@ def see(
     ]
     seen = []
     for at in range(0, len(images), _AT_ONCE):
-        opened = prepared(partial(open_for, all_sides(prep)), images[at : at + _AT_ONCE])
+        opened = prepared(partial(open_for, input_sizes(prep)), images[at : at + _AT_ONCE])
         seen.append(_see_boxes(network, prep, opened, placed_boxes[at : at + _AT_ONCE]))
     return torch.cat(seen)
 
 
 def squares(prep: Preprocessing, image: ImageSource) -> list[np.ndarray]:
-    """What the tower reads of a whole image: ``(side, side, 3)`` uint8 for each of ``whole_sides``. Needs no
-    model, so many can be made ahead of it. Raises ``ImageError``."""
-    sides = whole_sides(prep)
+    """What the encoder reads of a whole image: ``(side, side, 3)`` uint8 for each of ``global_sizes``. Needs
+    no model, so many can be made ahead of it. Raises ``ImageError``."""
+    sides = global_sizes(prep)
     opened = open_for(sides, image)
     return [to_square(opened, dataclasses.replace(prep, size=side)) for side in sides]
 
 
-def see_squares(network: MMGEMNetwork, prep: Preprocessing, images: Sequence[Sequence[np.ndarray]]) -> Tensor:
+def encode_prepared(
+    network: MMGEMNetwork, prep: Preprocessing, images: Sequence[Sequence[np.ndarray]]
+) -> Tensor:
     """:func:`see` of whole images made ready by :func:`squares`."""
     parts = []
     for at in range(0, len(images), _AT_ONCE):
         sides = zip(*images[at : at + _AT_ONCE], strict=True)
-        seen = [network.visual(_maps(network, prep, pixels)) for pixels in sides]
+        seen = [network.encode_image(_maps(network, prep, pixels)) for pixels in sides]
         parts.append(torch.stack(seen).mean(0))
     return torch.cat(parts)
 
@@ -81,16 +84,18 @@ def _see_boxes(
     opened: Sequence[Image.Image],
     boxes: Sequence[Sequence[Box | None]],
 ) -> Tensor:
-    """As :func:`see`, of ``boxes`` in pixels of the tower's input: each read at its own sides."""
+    """As :func:`see`, of ``boxes`` in pixels of the encoder's input: each read at its own sides."""
     owner = np.array([i for i, own in enumerate(boxes) for _ in own])
     flat = [box for own in boxes for box in own]
     whole = np.array([box is None for box in flat])
     places = torch.tensor([box or (0, 0, 0, 0) for box in flat], dtype=torch.float32)
-    levels = box_levels((((places[:, 2:] - places[:, :2]) / prep.size).prod(1)).sqrt().numpy(), prep)
-    at_whole = np.isin(all_sides(prep), whole_sides(prep)).astype(np.float32)
+    levels = assign_pyramid_levels(
+        (((places[:, 2:] - places[:, :2]) / prep.size).prod(1)).sqrt().numpy(), prep
+    )
+    at_whole = np.isin(input_sizes(prep), global_sizes(prep)).astype(np.float32)
     levels[whole] = at_whole / at_whole.sum()
-    device, total = network.emb.device, None
-    for side, share in zip(all_sides(prep), levels.T, strict=True):
+    device, total = network.emb_token.device, None
+    for side, share in zip(input_sizes(prep), levels.T, strict=True):
         items = np.flatnonzero(share)
         if not len(items):
             continue
@@ -99,10 +104,10 @@ def _see_boxes(
         column = np.concatenate([np.arange(n) for n in np.bincount(row)])  # items come image by image
         grid = torch.zeros(len(used), int(column.max()) + 1, 4)
         grid[row, column] = places[items]
-        seen = network.visual(maps, grid.to(device))[row, column]
+        seen = network.encode_image(maps, grid.to(device))[row, column]
         if whole[items].any():
             full = torch.from_numpy(whole[items]).to(device)[:, None, None]
-            seen = torch.where(full, network.visual(maps)[row], seen)
+            seen = torch.where(full, network.encode_image(maps)[row], seen)
         total = seen.new_zeros(len(flat), *seen.shape[1:]) if total is None else total
         total[items] += torch.from_numpy(share[items]).to(device)[:, None, None] * seen
     assert total is not None
@@ -134,12 +139,12 @@ def read(network: MMGEMNetwork, prep: Preprocessing, opened: Sequence[Image.Imag
 
 
 def _maps(network: MMGEMNetwork, prep: Preprocessing, pixels: Sequence[np.ndarray]) -> Tensor:
-    return network.tower(normalise(np.stack(pixels), prep).to(network.emb.device))
+    return network.encoder(normalise(np.stack(pixels), prep).to(network.emb_token.device))
 
 
 def placed(image: ImageSource, box: Box, prep: Preprocessing) -> Box:
-    """A box in pixels of the stored image -> pixels of the tower's input; what lies outside the image is cut
-    off. Raises ``UsageError``."""
+    """A box in pixels of the stored image -> pixels of the encoder's input; what lies outside the image is
+    cut off. Raises ``UsageError``."""
     width, height = image_size(image)
     try:
         check_box(box, (width, height))
@@ -153,7 +158,7 @@ def placed(image: ImageSource, box: Box, prep: Preprocessing) -> Box:
 def _window_levels(prep: Preprocessing, everywhere: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Input sides, the numbers of the windows ``(n, 4)`` read at each, and how much it counts for them."""
     shares = (everywhere[:, 2:] - everywhere[:, :2]).prod(1).sqrt().cpu().numpy()
-    for side, share in zip(all_sides(prep), box_levels(shares, prep).T, strict=True):
+    for side, share in zip(input_sizes(prep), assign_pyramid_levels(shares, prep).T, strict=True):
         (used,) = np.nonzero(share)
         if len(used):
             weight = torch.from_numpy(share[used]).to(everywhere)
@@ -166,10 +171,10 @@ def find_regions(
     """Up to ``count`` telling boxes of each image, in pixels of the stored image, and their embeddings
     ``(k, D)``, not normalised; the most telling first. See :mod:`mmgem.inference.region_proposals`."""
     found = []
-    everywhere = windows().to(network.emb.device)
+    everywhere = windows().to(network.emb_token.device)
     for at in range(0, len(images), _AT_ONCE):
         chunk = images[at : at + _AT_ONCE]
-        opened = prepared(partial(open_for, all_sides(prep)), chunk)
+        opened = prepared(partial(open_for, input_sizes(prep)), chunk)
         inner = everywhere.new_zeros(len(chunk), len(everywhere), network.config.dim)
         frame = torch.zeros_like(inner)
         for side, used, weight in _window_levels(prep, everywhere):
@@ -191,12 +196,12 @@ def heat(
 ) -> Tensor:
     """How well each place of an image fits each text: ``(n, cells, cells)`` cosines for unit ``texts``
     ``(n, D)``; the mean over all windows that cover the place."""
-    everywhere = windows().to(network.emb.device)
-    opened = [open_for(all_sides(prep), image)]
+    everywhere = windows().to(network.emb_token.device)
+    opened = [open_for(input_sizes(prep), image)]
     seen = everywhere.new_zeros(len(everywhere), network.config.dim)
     for side, used, weight in _window_levels(prep, everywhere):
         maps = read(network, prep, opened, side)
-        seen[used] += (weight * network.h1(pool_windows(maps, everywhere[used])))[0]
+        seen[used] += (weight * network.visual_projection(pool_windows(maps, everywhere[used])))[0]
     scores = texts @ F.normalize(seen.float(), dim=-1).T
     centres = (torch.arange(cells, device=everywhere.device) + 0.5) / cells
     across = (everywhere[:, 0:1] <= centres) & (centres < everywhere[:, 2:3])

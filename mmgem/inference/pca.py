@@ -11,7 +11,7 @@ FITTED = 50_000
 """Rows, at most, that axes are found from."""
 
 
-def find_axes(vectors: np.ndarray, dims: int) -> np.ndarray:
+def pca_components(vectors: np.ndarray, dims: int) -> np.ndarray:
     """The ``dims`` orthogonal directions (D, dims) float32 in which rows (n, D) are longest, the longest
     first: eigenvectors of their second moments."""
     some = np.asarray(vectors[:: max(1, len(vectors) // FITTED)], np.float32)

@@ -1,6 +1,7 @@
 """Which input sides a box is read at: those that show it about as large as the model saw photos.
 
-A tower trained on photos of ``size`` pixels knows things at the sizes they have there; a box a third as wide
+An encoder trained on photos of ``size`` pixels knows things at the sizes they have there; a box a third as
+wide
 is a photo three times too small. So every box is pooled from the maps of the input sides that bring it near
 the known size: boxes are assigned to the levels of an image pyramid by their area (feature pyramids, Lin
 et al. 2017, arXiv 1612.03144, eq. 1). The whole image is the box that is right at ``size`` and at each of
@@ -17,24 +18,24 @@ from mmgem.config import Preprocessing
 _SLACK = 1.1  # a box this much smaller or larger than a photo may be is still of a known size
 
 
-def all_sides(prep: Preprocessing) -> list[int]:
+def input_sizes(prep: Preprocessing) -> list[int]:
     """Every input side in pixels the model reads at, ascending."""
     return sorted({prep.size, *prep.scales, *prep.region_scales})
 
 
-def whole_sides(prep: Preprocessing) -> list[int]:
+def global_sizes(prep: Preprocessing) -> list[int]:
     """The input sides in pixels whole images are read at, ascending."""
     return sorted({prep.size, *prep.scales})
 
 
-def box_levels(shares: npt.ArrayLike, prep: Preprocessing) -> np.ndarray:
+def assign_pyramid_levels(shares: npt.ArrayLike, prep: Preprocessing) -> np.ndarray:
     """``(n, len(all_sides))`` float32, rows of sum 1: how much each input side counts for each box.
 
-    ``shares``: ``(n,)`` floats, the square root of each box's share of the square the tower reads. Sides at
+    ``shares``: ``(n,)`` floats, the square root of each box's share of the square the encoder reads. Sides at
     which the box is as large as ``size`` and ``scales`` show a photo count alike; where there is none, the
     side that comes nearest counts alone.
     """
-    sides, whole = np.array(all_sides(prep)), whole_sides(prep)
+    sides, whole = np.array(input_sizes(prep)), global_sizes(prep)
     seen = np.asarray(shares, np.float64).reshape(-1, 1) * sides
     known = (seen >= whole[0] / _SLACK) & (seen <= whole[-1] * _SLACK)
     away = np.abs(np.log(np.maximum(seen, 1e-9) / prep.size))

@@ -60,7 +60,7 @@ def embed_windows(network: MMGEMNetwork, maps: Tensor, boxes: Tensor) -> tuple[T
     small, large = _area(boxes), _area(ground)
     share = (small / large).clamp(max=0.95)[None, :, None].to(maps)
     frame = (outer - share * inner) / (1 - share)
-    return network.h1(inner), network.h1(frame)
+    return network.visual_projection(inner), network.visual_projection(frame)
 
 
 def choose(boxes: Tensor, inner: Tensor, frame: Tensor, count: int) -> Tensor:

@@ -19,7 +19,7 @@ def unit_rows(x: Tensor) -> np.ndarray:
     return F.normalize(x.float(), dim=-1).cpu().numpy()
 
 
-def shortened(rows: np.ndarray, dimensions: int | None) -> np.ndarray:
+def truncate_embeddings(rows: np.ndarray, dimensions: int | None) -> np.ndarray:
     """The first ``dimensions`` numbers of unit ``rows`` ``(n, D)``, of unit length again; None: all of them.
 
     Raises ``UsageError`` unless there are that many.
@@ -50,7 +50,7 @@ def embed_pieces(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for at in range(0, len(order), batch):
         rows = order[at : at + batch]
-        out[rows] = unit_rows(network.text([ids[i] for i in rows]))
+        out[rows] = unit_rows(network.encode_text([ids[i] for i in rows]))
     if len(ids) == count:
         return out
     total = np.zeros((count, network.config.dim), np.float32)

@@ -41,7 +41,7 @@ class MtebEncoder:
             "revision": self.model.fingerprint or "local",
             "embed_dim": self.model.dim,
             "framework": ["PyTorch"],
-            "modalities": ["text", "image"] if self.model.network.tower.channels else ["text"],
+            "modalities": ["text", "image"] if self.model.network.encoder.channels else ["text"],
             "similarity_fn_name": ScoringFunction.COSINE,
         }
         return ModelMeta.create_empty(known)

@@ -33,7 +33,7 @@ from mmgem.data.images import IMAGE_SUFFIXES
 from mmgem.data.transforms import normalise
 from mmgem.errors import UsageError
 from mmgem.inference.images import prepared, squares
-from mmgem.inference.pyramid import whole_sides
+from mmgem.inference.pyramid import global_sizes
 
 
 def sentence_transformer(
@@ -42,7 +42,7 @@ def sentence_transformer(
     """A ``SentenceTransformer`` of a model or of anything :meth:`MMGEM.from_pretrained` loads, also a folder
     that a ``SentenceTransformer`` with this module saved. ``options`` go to ``SentenceTransformer``."""
     loaded = model if isinstance(model, MMGEM) else MMGEM.from_pretrained(model)
-    where = {"device": str(loaded.network.emb.device)}
+    where = {"device": str(loaded.network.emb_token.device)}
     return SentenceTransformer(modules=[MMGEMModule(loaded)], **(where | options))
 
 
@@ -63,7 +63,7 @@ class MMGEMModule(InputModule):
     @property
     def modalities(self) -> list[Any]:
         """What may be encoded. ``message`` stands for lists of several kinds, not for chats."""
-        return ["text", "image", "message", ("image", "text")] if self.network.tower.channels else ["text"]
+        return ["text", "image", "message", ("image", "text")] if self.network.encoder.channels else ["text"]
 
     def get_embedding_dimension(self) -> int:
         """D."""
@@ -94,7 +94,7 @@ class MMGEMModule(InputModule):
         if images:
             prep = self.words.prep
             read = prepared(partial(squares, prep), [image for _, image in images])
-            for side, pixels in zip(whole_sides(prep), zip(*read, strict=True), strict=True):
+            for side, pixels in zip(global_sizes(prep), zip(*read, strict=True), strict=True):
                 features[f"pixels_{side}"] = normalise(np.stack(pixels), prep)
             features["image_rows"] = torch.tensor([row for row, _ in images])
         return features
@@ -102,18 +102,18 @@ class MMGEMModule(InputModule):
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
         """Add ``sentence_embedding`` (n, D), float32 of unit length, to :meth:`preprocess`'s tensors."""
         network, count = self.network, int(features["count"])
-        total = torch.zeros(count, network.config.dim, device=network.emb.device)
+        total = torch.zeros(count, network.config.dim, device=network.emb_token.device)
         if "input_ids" in features:
             lengths = features["attention_mask"].sum(1).tolist()
             ids = [row[:length].cpu() for row, length in zip(features["input_ids"], lengths, strict=True)]
-            sentences = F.normalize(network.text(ids).float(), dim=-1)
+            sentences = F.normalize(network.encode_text(ids).float(), dim=-1)
             total = total + F.normalize(
                 torch.zeros_like(total).index_add(0, features["text_rows"], sentences), dim=-1
             )
         if "image_rows" in features:
             views = [
-                network.visual(network.tower(features[f"pixels_{side}"]))
-                for side in whole_sides(self.words.prep)
+                network.encode_image(network.encoder(features[f"pixels_{side}"]))
+                for side in global_sizes(self.words.prep)
             ]
             seen = F.normalize(torch.stack(views).mean(0)[:, 0].float(), dim=-1)
             total = total.index_add(0, features["image_rows"], seen)

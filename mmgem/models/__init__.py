@@ -1,1 +1,1 @@
-"""Seeing, pooling and speaking: vision towers, pooling, the LLM, the assembled network and its folder."""
+"""Seeing, pooling and speaking: vision encoders, pooling, the LLM, the assembled network and its folder."""

@@ -141,7 +141,7 @@ def truncate(lm: nn.Module, keep: Sequence[int]) -> None:
     """
     blocks = find_blocks(lm)
     if not keep or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= len(blocks):
-        raise ConfigError(f"start.keep_layers: {list(keep)} are not ascending numbers below {len(blocks)}")
+        raise ConfigError(f"init.keep_layers: {list(keep)} are not ascending numbers below {len(blocks)}")
     chosen = [blocks[i] for i in keep]
     del blocks[:]
     blocks.extend(chosen)

@@ -1,4 +1,4 @@
-"""MM-GEM: one vision tower, one LLM and three small projections that embed and generate (arXiv 2405.19333).
+"""MM-GEM: one vision encoder, one LLM and three small projections that embed and generate (arXiv 2405.19333).
 
     v = h1(P(V, box))            image or region embedding
     t = h2(LLM(x, [EMB])_[EMB])  text embedding
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.config import ModelConfig
-from mmgem.encoders.base import EfficientNetTower, NoTower, Tower, TransformersTower
+from mmgem.encoders.base import EfficientNetLiteEncoder, Encoder, NoEncoder, TransformersEncoder
 from mmgem.models.llm import LLM
-from mmgem.models.packing import Packing, pack, pack_families
+from mmgem.models.packing import Packing, pack, pack_shared_prefix
 from mmgem.models.pooling import pool_boxes, pool_full
 
 
@@ -40,47 +40,49 @@ class MMGEMNetwork(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.tower: Tower
-        if config.tower.kind == "efficientnet_lite0":
-            self.tower = EfficientNetTower(config.tower.cut, **config.tower.config)
-        elif config.tower.kind == "none":
-            self.tower = NoTower(**config.tower.config)
+        self.encoder: Encoder
+        if config.encoder.kind == "efficientnet_lite0":
+            self.encoder = EfficientNetLiteEncoder(config.encoder.freeze_until, **config.encoder.config)
+        elif config.encoder.kind == "none":
+            self.encoder = NoEncoder(**config.encoder.config)
         else:
-            self.tower = TransformersTower(config.tower.config)
+            self.encoder = TransformersEncoder(config.encoder.config)
         self.llm = LLM(config.llm.config)
         width = self.llm.width
-        self.h1: nn.Module = nn.Identity()
-        self.h3: nn.Module = nn.Identity()
-        if self.tower.channels:
-            self.h1 = projection(config.projection, self.tower.channels, config.dim, config.dropout)
-            self.h3 = nn.Linear(config.dim, config.visual_tokens * width)
-        self.h2 = projection("linear", width, config.dim)
-        self.emb = nn.Parameter(torch.empty(width))
-        self.cap = nn.Parameter(torch.empty(width))
+        self.visual_projection: nn.Module = nn.Identity()
+        self.visual_connector: nn.Module = nn.Identity()
+        if self.encoder.channels:
+            self.visual_projection = projection(
+                config.projection, self.encoder.channels, config.dim, config.dropout
+            )
+            self.visual_connector = nn.Linear(config.dim, config.visual_tokens * width)
+        self.text_projection = projection("linear", width, config.dim)
+        self.emb_token = nn.Parameter(torch.empty(width))
+        self.cap_token = nn.Parameter(torch.empty(width))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
         self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias)))
         self.text_graph: Callable[[Sequence[Tensor]], Tensor] | None = None
-        """Runs in the place of :meth:`text` where there is one (:mod:`mmgem.export`)."""
-        self.reset_markers()
+        """Runs in the place of :meth:`encode_text` where there is one (:mod:`mmgem.export`)."""
+        self.init_special_embeddings()
 
-    def reset_markers(self) -> None:
+    def init_special_embeddings(self) -> None:
         """Start ``[EMB]``, ``[CAP]`` and ``h3`` at the scale of the LLM's own token vectors."""
-        if self.emb.is_meta:
+        if self.emb_token.is_meta:
             return
         with torch.no_grad():
             # As the blocks see them: some models (Gemma 3) scale the rows of their table.
             std = float(self.llm.embed(torch.arange(min(self.llm.vocabulary, 4096))).std())
-        nn.init.normal_(self.emb, std=std)
-        nn.init.normal_(self.cap, std=std)
-        if isinstance(self.h3, nn.Linear):
-            nn.init.normal_(self.h3.weight, std=std / math.sqrt(self.config.dim))
-            nn.init.zeros_(self.h3.bias)
+        nn.init.normal_(self.emb_token, std=std)
+        nn.init.normal_(self.cap_token, std=std)
+        if isinstance(self.visual_connector, nn.Linear):
+            nn.init.normal_(self.visual_connector.weight, std=std / math.sqrt(self.config.dim))
+            nn.init.zeros_(self.visual_connector.bias)
 
-    def compute_in(self, dtype: torch.dtype) -> MMGEMNetwork:
-        """Put the tower and the LLM into ``dtype``, for use, not for training; the projections, embeddings
+    def to_inference_dtype(self, dtype: torch.dtype) -> MMGEMNetwork:
+        """Put the encoder and the LLM into ``dtype``, for use, not for training; the projections, embeddings
         and similarities stay float32. bfloat16 is faster where there is hardware for it (AVX512-BF16, AMX,
         a GPU)."""
-        self.tower.to(dtype)
+        self.encoder.to(dtype)
         self.llm.to(dtype)
         return self
 
@@ -90,14 +92,14 @@ class MMGEMNetwork(nn.Module):
         grid = self.config.visual_grid
         return self.config.visual_tokens * (1 + (grid * grid if grid > 1 else 0))
 
-    def visual(self, maps: Tensor, boxes: Tensor | None = None) -> Tensor:
+    def encode_image(self, maps: Tensor, boxes: Tensor | None = None) -> Tensor:
         """Embeddings of whole images or boxes, not normalised.
 
-        ``maps``: ``(B, H, W, C)``. ``boxes``: ``(B, K, 4)`` in pixels of the tower's input. Returns
+        ``maps``: ``(B, H, W, C)``. ``boxes``: ``(B, K, 4)`` in pixels of the encoder's input. Returns
         ``(B, 1 + g*g or 1, D)`` for whole images, ``(B, K, 1 + g*g or 1, D)`` for boxes: the embedding
         itself first, then its tiles where ``visual_grid`` > 1 (they only feed captions).
         """
-        grid, side = self.config.visual_grid, float(self.tower.size)
+        grid, side = self.config.visual_grid, float(self.encoder.size)
         if boxes is None:
             pooled = pool_full(maps)
             if grid > 1:
@@ -106,13 +108,13 @@ class MMGEMNetwork(nn.Module):
             pooled = pool_boxes(maps, boxes, (side, side))
             if grid > 1:
                 pooled = torch.cat([pooled, pool_boxes(maps, boxes, (side, side), grid)], 2)
-        return self.h1(pooled)
+        return self.visual_projection(pooled)
 
-    def prefix(self, visual: Tensor) -> Tensor:
-        """V_in: :meth:`visual` output ``(B, 1 + tiles, D)`` -> LLM input vectors ``(B, P, H)``."""
-        return self.h3(visual).reshape(len(visual), self.prefix_length, self.llm.width)
+    def project_visual_prefix(self, visual: Tensor) -> Tensor:
+        """V_in: :meth:`encode_image` output ``(B, 1 + tiles, D)`` -> LLM input vectors ``(B, P, H)``."""
+        return self.visual_connector(visual).reshape(len(visual), self.prefix_length, self.llm.width)
 
-    def text(self, ids: list[Tensor]) -> Tensor:
+    def encode_text(self, ids: list[Tensor]) -> Tensor:
         """Text embeddings ``(B, D)``, not normalised, of B token sequences (each 1-D int64)."""
         return self.run(texts=ids)[0] if self.text_graph is None else self.text_graph(ids)
 
@@ -135,18 +137,18 @@ class MMGEMNetwork(nn.Module):
         counts = torch.tensor([len(t) for t in [*texts, *captions]])
         offsets = torch.tensor([0] * n + [head] * m)
         packing = pack((counts + offsets + torch.tensor([1] * n + [0] * m)).tolist(), row_length)
-        device = self.emb.device
+        device = self.emb_token.device
 
         tokens = self.llm.embed(torch.cat([*texts, *captions]).to(device))
         inputs = tokens.new_zeros(packing.segments.numel(), self.llm.width)
         inputs = inputs.index_copy(0, packing.span(offsets, counts).to(device), tokens)
         ends = packing.flat(counts[:n], torch.arange(n)).to(device)
-        inputs = inputs.index_copy(0, ends, self.emb.expand(n, -1).to(tokens.dtype))
+        inputs = inputs.index_copy(0, ends, self.emb_token.expand(n, -1).to(tokens.dtype))
         captioned = torch.arange(n, n + m)
         if m:
             if prefixes is None:
                 raise ValueError("captions need prefixes")
-            heads = torch.cat([prefixes, self.cap.expand(m, 1, -1)], 1).flatten(0, 1).to(tokens.dtype)
+            heads = torch.cat([prefixes, self.cap_token.expand(m, 1, -1)], 1).flatten(0, 1).to(tokens.dtype)
             at = packing.span(torch.zeros(m).long(), torch.full((m,), head), captioned).to(device)
             inputs = inputs.index_copy(0, at, heads)
 
@@ -172,13 +174,13 @@ class MMGEMNetwork(nn.Module):
         all have to be that are continued). Returns the hidden states ``(R * L, H)`` and where they lie.
         """
         counts = torch.tensor([len(s) for s in sequences])
-        packing = pack_families((counts + embed.long()).tolist(), parents, row_length)
-        device = self.emb.device
+        packing = pack_shared_prefix((counts + embed.long()).tolist(), parents, row_length)
+        device = self.emb_token.device
         tokens = self.llm.embed(torch.cat([*sequences]).to(device))
         inputs = tokens.new_zeros(packing.segments.numel(), self.llm.width)
         inputs = inputs.index_copy(0, packing.span(torch.zeros_like(counts), counts).to(device), tokens)
         ends = packing.flat(counts[embed], embed.nonzero()[:, 0]).to(device)
-        inputs = inputs.index_copy(0, ends, self.emb.expand(len(ends), -1).to(tokens.dtype))
+        inputs = inputs.index_copy(0, ends, self.emb_token.expand(len(ends), -1).to(tokens.dtype))
         allowed = packing.allowed().to(device)
         states = self.llm(
             inputs.view(*packing.segments.shape, -1), packing.positions.to(device), allowed
@@ -187,9 +189,9 @@ class MMGEMNetwork(nn.Module):
 
     def _pool_text(self, states: Tensor, packing: Packing, counts: Tensor, ends: Tensor) -> Tensor:
         if self.config.text_pool == "emb":
-            return self.h2(states[ends])
+            return self.text_projection(states[ends])
         lengths = counts + 1
         owner = torch.repeat_interleave(torch.arange(len(counts)), lengths).to(states.device)
         at = packing.span(torch.zeros_like(counts), lengths, torch.arange(len(counts))).to(states.device)
         total = states.new_zeros(len(counts), states.shape[-1]).index_add(0, owner, states[at])
-        return self.h2(total / lengths[:, None].to(states))
+        return self.text_projection(total / lengths[:, None].to(states))

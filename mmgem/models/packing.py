@@ -83,7 +83,7 @@ def pack(lengths: list[int], row_length: int = 128) -> Packing:
     return Packing(rows, starts, segments, positions)
 
 
-def pack_families(lengths: list[int], parents: Tensor | None, row_length: int = 128) -> Packing:
+def pack_shared_prefix(lengths: list[int], parents: Tensor | None, row_length: int = 128) -> Packing:
     """As :func:`pack`, but a sequence lies behind the one it continues (``parents`` ``(N,)``, -1 for none),
     in its row, at the positions that follow it."""
     if parents is None or (parents < 0).all():

@@ -11,29 +11,30 @@ from mmgem.config import ModelConfig
 from mmgem.models.network import MMGEMNetwork
 
 
-def skeleton(config: ModelConfig) -> MMGEMNetwork:
+def meta_model(config: ModelConfig) -> MMGEMNetwork:
     """The network of ``config`` on the meta device: all shapes, no memory, nothing fetched.
 
-    Raises ``ConfigError`` where ``model.tower.config`` or ``model.llm.config`` is missing.
+    Raises ``ConfigError`` where ``model.encoder.config`` or ``model.llm.config`` is missing.
     """
     with torch.device("meta"):
         return MMGEMNetwork(config)
 
 
 def parameter_table(network: MMGEMNetwork) -> list[tuple[str, int]]:
-    """Parameters of ``tower``, ``llm`` (its blocks and norms), ``embeddings`` (token table, and the output
-    head where it is not the same matrix), ``h1``, ``h2``, ``h3``, ``markers`` ([EMB], [CAP], temperature and
+    """Parameters of ``encoder``, ``llm`` (its blocks and norms), ``embeddings`` (token table, and the output
+    head where it is not the same matrix), ``visual_projection``, ``text_projection``, ``visual_connector``,
+    ``markers`` ([EMB], [CAP], temperature and
     bias of the contrastive loss), and their ``total``. A shared matrix counts once."""
     lm = network.llm.lm
     embeddings = _count([*_own(lm.get_input_embeddings()), *_own(lm.get_output_embeddings())])
     rows = [
-        ("tower", _count(network.tower.parameters())),
+        ("encoder", _count(network.encoder.parameters())),
         ("llm", _count(lm.parameters()) - embeddings),
         ("embeddings", embeddings),
-        ("h1", _count(network.h1.parameters())),
-        ("h2", _count(network.h2.parameters())),
-        ("h3", _count(network.h3.parameters())),
-        ("markers", _count([network.emb, network.cap, network.logit_scale, network.logit_bias])),
+        ("visual_projection", _count(network.visual_projection.parameters())),
+        ("text_projection", _count(network.text_projection.parameters())),
+        ("visual_connector", _count(network.visual_connector.parameters())),
+        ("markers", _count([network.emb_token, network.cap_token, network.logit_scale, network.logit_bias])),
     ]
     return [*rows, ("total", sum(count for _, count in rows))]
 

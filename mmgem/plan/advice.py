@@ -2,7 +2,7 @@
 waits for photos.
 
 What leaves the result as it is comes first: arithmetic, shards, work done twice. Then comes what changes what
-is learned: no average, adapters, a frozen tower, fewer negatives. Photos come last, once all fits.
+is learned: no average, adapters, a frozen encoder, fewer negatives. Photos come last, once all fits.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _told(setting: list[str], cost: str, made: Plan) -> Advice:
 
 def _photos(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
     """The change that gets photos ready as fast as the device takes them: features that are kept, where the
-    tower is frozen; else workers, which only shards have."""
+    encoder is frozen; else workers, which only shards have."""
     at, data, objective = made.bounds, recipe.data, recipe.objective
     if not made.fits or at is None or data.train is None:
         return []
@@ -75,11 +75,11 @@ def _photos(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
         return []
     setting, cost = [f"data.workers={workers}"], f"{workers} cores a device decode photos ahead"
     if not is_shards(data.train):
-        if not recipe.optim.lr_tower:
+        if not recipe.optim.lr_encoder:
             setting = ["data.cached=true"]
             with doing(f"trying {setting[0]}"):
                 cached = planner.plan(changed(recipe, setting), None)
-            return [_told(setting, "features of the tower are kept on the disk", cached)]
+            return [_told(setting, "features of the encoder are kept on the disk", cached)]
         undone = data.region_share or objective.taught or objective.vocabulary_sample
         if undone or (data.dev is None and data.dev_split):
             return []  # what shards cannot do
@@ -101,8 +101,10 @@ def _shards(recipe: Recipe, _device: str, count: int) -> Settings:
 
 def _chunks(recipe: Recipe, _device: str, count: int) -> Settings:
     if recipe.data.train is not None:
-        for chunk in _halves(recipe.train.chunk or -(-recipe.train.batch // count), _LEAST_CHUNK):
-            yield [f"train.chunk={chunk}"]
+        for chunk in _halves(
+            recipe.train.grad_cache_chunk_size or -(-recipe.train.batch_size // count), _LEAST_CHUNK
+        ):
+            yield [f"train.grad_cache_chunk_size={chunk}"]
 
 
 def _activations(recipe: Recipe, _device: str, _count: int) -> Settings:
@@ -111,8 +113,8 @@ def _activations(recipe: Recipe, _device: str, _count: int) -> Settings:
 
 
 def _average(recipe: Recipe, _device: str, _count: int) -> Settings:
-    if recipe.optim.ema:
-        yield ["optim.ema=0"]
+    if recipe.optim.ema_decay:
+        yield ["optim.ema_decay=0"]
 
 
 def _adapters(recipe: Recipe, _device: str, _count: int) -> Settings:
@@ -121,18 +123,18 @@ def _adapters(recipe: Recipe, _device: str, _count: int) -> Settings:
         yield [f"optim.lora_rank={_RANK}"]
 
 
-def _tower(recipe: Recipe, _device: str, _count: int) -> Settings:
+def _encoder(recipe: Recipe, _device: str, _count: int) -> Settings:
     data = recipe.data
-    if data.train is None or (data.cached and not recipe.optim.lr_tower):
+    if data.train is None or (data.cached and not recipe.optim.lr_encoder):
         return
     settings = [] if data.cached or is_shards(data.train) else ["data.cached=true"]
-    yield [*(["optim.lr_tower=0"] if recipe.optim.lr_tower else []), *settings]
+    yield [*(["optim.lr_encoder=0"] if recipe.optim.lr_encoder else []), *settings]
 
 
 def _batch(recipe: Recipe, _device: str, count: int) -> Settings:
     if recipe.data.train is not None:
-        for batch in _halves(recipe.train.batch, _LEAST_BATCH * count):
-            yield [f"train.batch={batch}"]
+        for batch in _halves(recipe.train.batch_size, _LEAST_BATCH * count):
+            yield [f"train.batch_size={batch}"]
     else:
         for batch in _halves(recipe.corpus.batch, _LEAST_BATCH * count):
             yield [f"corpus.batch={batch}"]
@@ -151,7 +153,7 @@ CHANGES = (
     Change("blocks are computed twice", _activations),
     Change("the last weights are exported, not their average", _average),
     Change("the LLM learns through adapters alone", _adapters),
-    Change("the tower stays as it is", _tower),
+    Change("the encoder stays as it is", _encoder),
     Change("fewer negatives, more steps", _batch),
 )
 """In the order of what they cost."""

@@ -10,21 +10,21 @@ from torch import Tensor
 
 from mmgem.config import Recipe
 from mmgem.data.batches import Batch
-from mmgem.data.turns import part_of
+from mmgem.data.turns import shard_slice
 from mmgem.models.network import MMGEMNetwork
 from mmgem.plan.lengths import Captions
 
-Blank = Callable[..., Tensor]
+FakeTensorFactory = Callable[..., Tensor]
 
 _TEACHER = 384  # the width of all-MiniLM-L6
 
 
 def imagined_batch(
-    recipe: Recipe, network: MMGEMNetwork, captions: Captions, ranks: int, blank: Blank
+    recipe: Recipe, network: MMGEMNetwork, captions: Captions, ranks: int, fake_tensor: FakeTensorFactory
 ) -> Batch:
     """The images, boxes and texts of one step on the last of ``ranks`` (none has more).
 
-    ``blank``: makes a float tensor of a shape. Texts are as long as the data's, each length as often.
+    ``fake_tensor``: makes a float tensor of a shape. Texts are as long as the data's, each length as often.
     """
     whole, on_image = _shown(recipe, captions, (ranks - 1, ranks))
     said = _whole_texts(recipe, captions, whole)
@@ -32,7 +32,7 @@ def imagined_batch(
     texts = [torch.ones(n, dtype=torch.long) for item in said for n in item]
     owner = torch.tensor([v for v, item in enumerate(said) for _ in item])
     made = Batch(
-        features=blank(0, 1, 1, 1),
+        features=fake_tensor(0, 1, 1, 1),
         texts=texts,
         text_owner=owner,
         captions=texts,
@@ -40,10 +40,10 @@ def imagined_batch(
         caption_targets=torch.ones(sum(len(ids) + 1 for ids in texts), dtype=torch.long),
         photos=torch.arange(len(said)),
         text_keys=torch.arange(len(texts)),
-        teacher_texts=blank(len(texts), _TEACHER) if recipe.objective.soft_targets else None,
+        teacher_texts=fake_tensor(len(texts), _TEACHER) if recipe.objective.soft_targets else None,
         vocabulary=torch.arange(min(captions.words, network.llm.vocabulary)),
     )
-    _show(made, recipe, network, whole, on_image, blank)
+    _show(made, recipe, network, whole, on_image, fake_tensor)
     return made
 
 
@@ -56,17 +56,17 @@ def step_sizes(recipe: Recipe, captions: Captions) -> tuple[int, int]:
 
 def _shown(recipe: Recipe, captions: Captions, part: tuple[int, int]) -> tuple[int, list[int]]:
     """How many whole images a rank has in a step, and how many boxes on each of the images that have some."""
-    boxes = round(recipe.train.batch * recipe.data.region_share)
-    images = min(recipe.train.batch - boxes, captions.images or recipe.train.batch)
+    boxes = round(recipe.train.batch_size * recipe.data.region_share)
+    images = min(recipe.train.batch_size - boxes, captions.images or recipe.train.batch_size)
     on_image = _boxes(captions.regions, recipe.data.boxes_per_image, boxes)
-    return len(range(images)[part_of(images, part)]), on_image[part_of(len(on_image), part)]
+    return len(range(images)[shard_slice(images, part)]), on_image[shard_slice(len(on_image), part)]
 
 
 def _whole_texts(recipe: Recipe, captions: Captions, whole: int) -> list[list[int]]:
     """Tokens of the texts of each whole image: some of one text that is several captions long."""
     each = min(recipe.data.captions_per_image, captions.each)
     most = captions.each
-    long = round(whole * recipe.data.long_texts) if most > 1 else 0
+    long = round(whole * recipe.data.joined_caption_prob) if most > 1 else 0
     joined = list(_drawn(range(2, most + 1), long, seed=3))
     lengths = _drawn(captions.tokens, sum(joined) + (whole - long) * each, seed=0)
     said = [[sum(next(lengths) for _ in range(count))] for count in joined]
@@ -74,18 +74,23 @@ def _whole_texts(recipe: Recipe, captions: Captions, whole: int) -> list[list[in
 
 
 def _show(
-    batch: Batch, recipe: Recipe, network: MMGEMNetwork, whole: int, on_image: Sequence[int], blank: Blank
+    batch: Batch,
+    recipe: Recipe,
+    network: MMGEMNetwork,
+    whole: int,
+    on_image: Sequence[int],
+    fake_tensor: FakeTensorFactory,
 ) -> None:
     """Give a batch what its images are seen by."""
-    cached, side = recipe.data.cached, network.tower.size
+    cached, side = recipe.data.cached, network.encoder.size
 
     def seen(count: int, side: int) -> Tensor:
-        pixels = blank(count, 3, side, side)
+        pixels = fake_tensor(count, 3, side, side)
         if not cached:
             return pixels
         with torch.no_grad():
-            (_, *cell) = network.tower.lower(pixels[:1]).shape
-        return blank(count, *cell)
+            (_, *cell) = network.encoder.frozen_stem(pixels[:1]).shape
+        return fake_tensor(count, *cell)
 
     if whole:
         read = seen(whole, side)

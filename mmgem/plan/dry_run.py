@@ -15,11 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmgem.config import Recipe
 from mmgem.data.batches import Batch
-from mmgem.distributed.world import Ranks
+from mmgem.distributed.world import World
 from mmgem.models.network import MMGEMNetwork
-from mmgem.plan.batch import Blank, imagined_batch
+from mmgem.plan.batch import FakeTensorFactory, imagined_batch
 from mmgem.plan.lengths import Captions
-from mmgem.plan.memory import Ledger
+from mmgem.plan.memory import MemoryTracker
 from mmgem.self_retrieval.batches import CorpusBatch
 from mmgem.tasks.image_text.contrastive import contrastive_terms
 from mmgem.train.engine import checkpoint_activations, set_precision
@@ -28,27 +28,27 @@ from mmgem.train.optim import trainable
 
 
 @dataclass(frozen=True)
-class Alike(Ranks):
+class FakeWorld(World):
     """Ranks that all have what this one has, of which only this one is there."""
 
-    def sums(self, *counts: float) -> list[float]:
+    def all_reduce_sum(self, *counts: float) -> list[float]:
         """As if every rank had counted the same."""
         return [count * self.size for count in counts]
 
-    def lengths(self, count: int) -> list[int]:
+    def all_gather_sizes(self, count: int) -> list[int]:
         """As if every rank had ``count``."""
         return [count] * self.size
 
-    def gather(self, rows: Tensor, lengths: list[int]) -> Tensor:
+    def all_gather(self, rows: Tensor, lengths: list[int]) -> Tensor:
         """This rank's rows in the place of everyone's."""
         return torch.cat([rows] * self.size) if self.size > 1 else rows
 
 
 @dataclass
-class Rehearsal:
+class DryRun:
     """``trained``: parameters that train, by group; ``pairs`` and ``images`` (boxes too) of this rank's step;
     ``memory``: bytes of a device by kind, when they are most; ``work``: operators of a step, see
-    :class:`Ledger`."""
+    :class:`MemoryTracker`."""
 
     trained: dict[str, int]
     pairs: int
@@ -57,21 +57,21 @@ class Rehearsal:
     work: Counter[tuple[torch.dtype, int, int]]
 
 
-def rehearse(
+def dry_run(
     recipe: Recipe,
     network: MMGEMNetwork,
     device: str,
     count: int,
     captions: Captions | None,
     corpus: tuple[CorpusBatch, float] | None,
-) -> Rehearsal:
+) -> DryRun:
     """Go through one step of ``recipe`` with ``network`` (on the meta device; it is changed), as the last of
     ``count`` ranks on a kind of ``device``.
 
     ``captions``: of the images that train, if any; ``corpus``: a step's batch of the corpus, and how much of
     its work the mean step has.
     """
-    ranks = Alike(count - 1, count)
+    ranks = FakeWorld(count - 1, count)
     sharded = count > 1 and recipe.train.strategy == "fsdp"
     groups = trainable(network, recipe.optim, recipe.data.cached)
     trained = {g: sum(network.get_parameter(n).numel() for n in names) for g, names in groups.items()}
@@ -83,14 +83,14 @@ def rehearse(
     set_precision(network, recipe.train.precision, device)
     network.train()
 
-    def blank(*shape: int) -> Tensor:
+    def fake_tensor(*shape: int) -> Tensor:
         with fake:
             return torch.empty(shape)
 
     batch = None
     if captions is not None:
-        batch = imagined_batch(recipe, network, captions, count, blank)
-    ledger = Ledger(_widths(network, recipe, batch))
+        batch = imagined_batch(recipe, network, captions, count, fake_tensor)
+    ledger = MemoryTracker(_widths(network, recipe, batch))
     _label(ledger, network, batch)
     _hold_gradients(ledger, network, count > 1, sharded)
     step = Step(network, recipe.objective, ranks)
@@ -98,14 +98,14 @@ def rehearse(
     with torch.random.fork_rng(), ledger:
         if batch is not None:
             pairs += len(batch.texts)
-            _images(step, batch, recipe.train.chunk, ledger, blank, sharded)
+            _images(step, batch, recipe.train.grad_cache_chunk_size, ledger, fake_tensor, sharded)
         if corpus is not None:
             texts, ledger.weight = corpus
             pairs += len(texts.names)
             for what in corpus_parts(texts, recipe.objective):
                 _backward(step(what, texts))
     memory = _with_states(recipe, network, ledger.peak, device, count)
-    return Rehearsal(trained, pairs, 0 if batch is None else _items(batch), memory, ledger.work)
+    return DryRun(trained, pairs, 0 if batch is None else _items(batch), memory, ledger.work)
 
 
 def _items(batch: Batch) -> int:
@@ -124,7 +124,7 @@ def _widths(network: MMGEMNetwork, recipe: Recipe, batch: Batch | None) -> set[i
     return widths
 
 
-def _label(ledger: Ledger, network: MMGEMNetwork, batch: Batch | None) -> None:
+def _label(ledger: MemoryTracker, network: MMGEMNetwork, batch: Batch | None) -> None:
     """Tell the ledger what is whose."""
     for tensor in (*network.parameters(), *network.buffers()):
         ledger.hold(tensor, "weights")
@@ -132,11 +132,11 @@ def _label(ledger: Ledger, network: MMGEMNetwork, batch: Batch | None) -> None:
         if isinstance(tensor, Tensor):
             ledger.hold(tensor, "maps" if tensor.ndim == 4 and tensor.shape[1] != 3 else "batch")
     ledger.label(network.llm, "forward", "llm")
-    ledger.label(network.tower, "lower", "tower")
-    ledger.label(network.tower, "upper", "tower", result="maps")
+    ledger.label(network.encoder, "frozen_stem", "encoder")
+    ledger.label(network.encoder, "trainable_head", "encoder", result="maps")
 
 
-def _hold_gradients(ledger: Ledger, network: MMGEMNetwork, several: bool, sharded: bool) -> None:
+def _hold_gradients(ledger: MemoryTracker, network: MMGEMNetwork, several: bool, sharded: bool) -> None:
     """Tell the ledger which memory becomes that of gradients: on several ranks DDP holds all of them at all
     times; FSDP passes them on at once."""
     for p in network.parameters():
@@ -146,7 +146,7 @@ def _hold_gradients(ledger: Ledger, network: MMGEMNetwork, several: bool, sharde
         _give_gradients(ledger, network, sharded)
 
 
-def _give_gradients(ledger: Ledger, network: MMGEMNetwork, sharded: bool) -> None:
+def _give_gradients(ledger: MemoryTracker, network: MMGEMNetwork, sharded: bool) -> None:
     """Let everything that trains have a gradient."""
     for p in network.parameters():
         if p.requires_grad and p.grad is None:
@@ -154,7 +154,7 @@ def _give_gradients(ledger: Ledger, network: MMGEMNetwork, sharded: bool) -> Non
             _held(ledger, p, sharded)
 
 
-def _held(ledger: Ledger, p: Tensor, sharded: bool) -> None:
+def _held(ledger: MemoryTracker, p: Tensor, sharded: bool) -> None:
     assert p.grad is not None
     if sharded:
         ledger.forget(p.grad)
@@ -162,7 +162,9 @@ def _held(ledger: Ledger, p: Tensor, sharded: bool) -> None:
         ledger.hold(p.grad, "gradients")
 
 
-def _images(step: Step, batch: Batch, chunk: int, ledger: Ledger, blank: Blank, sharded: bool) -> None:
+def _images(
+    step: Step, batch: Batch, chunk: int, ledger: MemoryTracker, fake_tensor: FakeTensorFactory, sharded: bool
+) -> None:
     """A step on images. Of pieces of a batch that are alike, one is gone through for all of them."""
     if not chunk:
         _backward(step("images", batch))
@@ -173,7 +175,7 @@ def _images(step: Step, batch: Batch, chunk: int, ledger: Ledger, blank: Blank, 
         alike.setdefault(piece.boxes is None, []).append(piece)
     shares = [(own[0], sum(len(p.texts) for p in own) / len(own[0].texts)) for own in alike.values()]
     dim = step.network.config.dim
-    images, texts = blank(_items(batch), dim), blank(len(batch.texts), dim)
+    images, texts = fake_tensor(_items(batch), dim), fake_tensor(len(batch.texts), dim)
     slopes: tuple[Tensor, ...] = images, texts
     if step.config.name != "captioning":
         with torch.no_grad():
@@ -181,7 +183,7 @@ def _images(step: Step, batch: Batch, chunk: int, ledger: Ledger, blank: Blank, 
                 step("embed", piece)
         ledger.weight = 1.0
         wanted = images.requires_grad_(), texts.requires_grad_()
-        terms = contrastive_terms(step.network, *wanted, batch, step.config, step.ranks)
+        terms = contrastive_terms(step.network, *wanted, batch, step.config, step.world)
         slopes = torch.autograd.grad(terms["contrastive_loss"], wanted)
     total = 0 if step.config.name == "contrastive" else len(batch.caption_targets)
     _give_gradients(ledger, step.network, sharded)  # from the second piece on they are there
@@ -207,9 +209,9 @@ def _with_states(
     ranks = count if recipe.train.strategy == "fsdp" else 1
     memory = Counter(peak)
     memory["optimizer"] = 2 * trained // ranks
-    memory["average"] = trained // ranks if recipe.optim.ema else 0
+    memory["average"] = trained // ranks if recipe.optim.ema_decay else 0
     if device == "cpu":
-        memory["checkpoint"] = trained + 2 * trained + (trained if recipe.optim.ema else 0)
+        memory["checkpoint"] = trained + 2 * trained + (trained if recipe.optim.ema_decay else 0)
     if ranks > 1:
         # Whole are: what lies outside the LLM's blocks, all the time, and two blocks, one being fetched.
         blocks = list(network.llm.blocks)

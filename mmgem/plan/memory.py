@@ -25,7 +25,7 @@ _DEVICE = torch.ops.prim.device.default
 _INDEXING = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default)
 
 
-class Ledger(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Follows what runs inside it.
 
     ``peak``: bytes of each kind at the moment when all of them were most; a kind is what :meth:`kind` said

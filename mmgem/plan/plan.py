@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmgem.config import Recipe
-from mmgem.distributed.world import Ranks
+from mmgem.distributed.world import World
 from mmgem.errors import UsageError
 from mmgem.models.parameter_count import parameter_table
 from mmgem.plan.batch import step_sizes
-from mmgem.plan.dry_run import Rehearsal, rehearse
+from mmgem.plan.dry_run import DryRun, dry_run
 from mmgem.plan.hardware import Hardware
 from mmgem.plan.lengths import Captions, captions_of
 from mmgem.plan.self_retrieval import corpus_batches, largest
-from mmgem.plan.shape import Shape, shape_of
+from mmgem.plan.shape import ModelShape, model_shape
 from mmgem.plan.times import Bounds, bounds, photo_seconds, update_bytes
 from mmgem.self_retrieval.batches import CorpusBatch
-from mmgem.train.checks import check, check_tower
+from mmgem.train.checks import check, check_encoder
 from mmgem.utils.progress import doing
 
 USABLE = 0.9
@@ -44,7 +44,7 @@ class Plan:
     """``parameters``: by part, ``trained``: by group of the optimiser; ``pairs`` and ``images`` (boxes too)
     of a step on all devices; ``memory``: GB (10^9 bytes) of one device by kind, when they are most;
     ``operations``: 10^12 of one device's step, by type, ``operations_a_pair``: of each of its pairs, where
-    devices differ of one that has most; ``exchanged``: GB it sends in a step; ``bounds``: None without
+    devices differ of one that has most; ``communication``: GB it sends in a step; ``bounds``: None without
     hardware; ``steps``: of the run, None if nobody says how long it is; ``assumed``: what could not be read,
     in words."""
 
@@ -55,7 +55,7 @@ class Plan:
     memory: dict[str, float]
     operations: dict[str, float]
     operations_a_pair: float
-    exchanged: float
+    communication: float
     hardware: Hardware | None
     bounds: Bounds | None
     steps: int | None
@@ -94,7 +94,7 @@ class Plan:
             "images": self.images,
             "memory_gb": {**self.memory, "total": self.total_memory},
             "tflop": {**self.operations, "pair": self.operations_a_pair},
-            "exchanged_gb": self.exchanged,
+            "communication_gb": self.communication,
             "hardware": hardware,
             "fits": self.fits,
             "seconds": None if self.bounds is None else vars(self.bounds),
@@ -115,8 +115,8 @@ class Planner:
         self.hardware = hardware
         self.count = hardware.count if hardware else 1
         self.device = hardware.device if hardware else "cpu" if recipe.train.device == "cpu" else "cuda"
-        check(recipe, Ranks(size=self.count))
-        self.shape: Shape = shape_of(recipe)
+        check(recipe, World(size=self.count))
+        self.shape: ModelShape = model_shape(recipe)
         tokenizer = self.shape.tokenizer()
         self.assumed: list[str] = []
         self.captions: Captions | None = None
@@ -135,10 +135,10 @@ class Planner:
     def plan(self, recipe: Recipe, pairs: int | None) -> Plan:
         """What ``recipe`` takes, without advice; ``pairs``: the length of the run, None: its epochs."""
         if self.captions is not None:
-            check_tower(recipe, self.shape.config.tower)
+            check_encoder(recipe, self.shape.config.encoder)
         network = self.shape.network()
         parameters = dict(parameter_table(network))
-        found = rehearse(recipe, network, self.device, self.count, self.captions, self.corpus)
+        found = dry_run(recipe, network, self.device, self.count, self.captions, self.corpus)
         operations: dict[str, float] = {}
         for (dtype, count, _), times in found.work.items():
             if count:
@@ -147,7 +147,7 @@ class Planner:
         at_least = None
         if self.hardware is not None:
             sharded = self.count if recipe.train.strategy == "fsdp" else 1
-            updated = update_bytes(sum(found.trained.values()) // sharded, recipe.optim.ema > 0)
+            updated = update_bytes(sum(found.trained.values()) // sharded, recipe.optim.ema_decay > 0)
             photos = 0.0 if recipe.data.cached else self.photo * found.images
             at_least = bounds(found.work, updated, photos, recipe.data.workers, self.hardware)
         pairs_a_step, images = self.corpus_pairs, 0
@@ -162,7 +162,7 @@ class Planner:
             memory={kind: size / 1e9 for kind, size in found.memory.items() if size},
             operations=operations,
             operations_a_pair=sum(operations.values()) / found.pairs,
-            exchanged=self._exchanged(recipe, parameters["total"], found) / 1e9,
+            communication=self._communication(recipe, parameters["total"], found) / 1e9,
             hardware=self.hardware,
             bounds=at_least,
             steps=math.ceil(pairs / pairs_a_step) if pairs else self._steps(recipe),
@@ -173,14 +173,14 @@ class Planner:
         """Steps of the recipe's epochs, as the trainer counts them."""
         epoch: float | None = self.corpus_steps
         if self.captions is not None:
-            boxes = round(recipe.train.batch * recipe.data.region_share)
-            walked, each = self.captions.images, recipe.train.batch - boxes
+            boxes = round(recipe.train.batch_size * recipe.data.region_share)
+            walked, each = self.captions.images, recipe.train.batch_size - boxes
             if not each:
                 walked, each = self.captions.boxed, -(-boxes // recipe.data.boxes_per_image)
             epoch = None if walked is None else walked // min(each, walked)
         return None if epoch is None else max(1, round(recipe.train.epochs * epoch))
 
-    def _exchanged(self, recipe: Recipe, parameters: int, found: Rehearsal) -> float:
+    def _communication(self, recipe: Recipe, parameters: int, found: DryRun) -> float:
         """Bytes a device sends in a step: gradients once around (DDP), or weights twice and gradients once
         in shards (FSDP)."""
         share = 4 * (self.count - 1) / self.count

@@ -18,11 +18,11 @@ from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.llm import export_config, truncate
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.parameter_count import skeleton
+from mmgem.models.parameter_count import meta_model
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """``keep``: blocks of the LLM in ``config`` that the recipe keeps, empty: all. ``texts``: the folder of
     the tokenizer, None if it is not on this machine."""
 
@@ -33,7 +33,7 @@ class Shape:
 
     def network(self) -> MMGEMNetwork:
         """The network on the meta device: it takes no memory. Raises ``ConfigError``."""
-        made = skeleton(self.config)
+        made = meta_model(self.config)
         check_size(made, self.prep)
         if self.keep:
             truncate(made.llm.lm, self.keep)
@@ -47,41 +47,41 @@ class Shape:
             return None
 
 
-def shape_of(recipe: Recipe) -> Shape:
+def model_shape(recipe: Recipe) -> ModelShape:
     """The shape of a recipe's network. Raises ``ConfigError`` naming the field that does not say enough."""
     described = "model_type" in recipe.model.llm.config
-    if recipe.start.checkpoint:
+    if recipe.init.checkpoint:
         try:
-            folder = resolve(recipe.start.checkpoint)
+            folder = resolve(recipe.init.checkpoint)
         except CheckpointError as error:
             if not described:
-                raise ConfigError(f"start.checkpoint: {error}; or describe model.llm.config") from error
+                raise ConfigError(f"init.checkpoint: {error}; or describe model.llm.config") from error
         else:
             config, prep = continued(recipe, *read_config(folder))
-            return Shape(config, prep, (), folder)
-    start = recipe.start
-    folder = cache_folder(start.llm) if start.llm in SOURCES else Path(start.llm)
+            return ModelShape(config, prep, (), folder)
+    init = recipe.init
+    folder = cache_folder(init.llm) if init.llm in SOURCES else Path(init.llm)
     keep: Sequence[int] = ()
     llm = recipe.model.llm
     if not described:
-        if start.llm in SOURCES and not folder.is_dir():
+        if init.llm in SOURCES and not folder.is_dir():
             raise ConfigError(
-                f"start.llm: {start.llm} is not here: mmgem pull tiny, or describe model.llm.config"
+                f"init.llm: {init.llm} is not here: mmgem pull tiny, or describe model.llm.config"
             )
-        source = str(folder if folder.is_dir() else start.llm)
-        llm = dataclasses.replace(llm, config=llm.config | export_config(_base(source, "start.llm")))
-        keep = start.keep_layers or range(start.layers or 0)
-    config = dataclasses.replace(recipe.model, tower=_tower(recipe), llm=llm)
-    return Shape(config, recipe.preprocessing, keep, folder if folder.is_dir() else None)
+        source = str(folder if folder.is_dir() else init.llm)
+        llm = dataclasses.replace(llm, config=llm.config | export_config(_base(source, "init.llm")))
+        keep = init.keep_layers or range(init.layers or 0)
+    config = dataclasses.replace(recipe.model, encoder=_encoder(recipe), llm=llm)
+    return ModelShape(config, recipe.preprocessing, keep, folder if folder.is_dir() else None)
 
 
-def _tower(recipe: Recipe) -> Any:
-    tower = recipe.model.tower
-    if tower.kind != "transformers" or "model_type" in tower.config:
-        return tower
-    found = _base(recipe.start.tower, "start.tower")
+def _encoder(recipe: Recipe) -> Any:
+    encoder = recipe.model.encoder
+    if encoder.kind != "transformers" or "model_type" in encoder.config:
+        return encoder
+    found = _base(recipe.init.encoder, "init.encoder")
     base = export_config(getattr(found, "vision_config", found))
-    return dataclasses.replace(tower, config=base | tower.config)
+    return dataclasses.replace(encoder, config=base | encoder.config)
 
 
 def _base(name: str, field: str) -> Any:
@@ -92,5 +92,5 @@ def _base(name: str, field: str) -> Any:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         told = str(error).strip().splitlines()[0]
-        part = field.removeprefix("start.")
+        part = field.removeprefix("init.")
         raise ConfigError(f"{field}: {name}: {told}; or describe model.{part}.config") from error

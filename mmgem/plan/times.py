@@ -40,8 +40,8 @@ class Bounds:
 def bounds(
     work: Counter[tuple[torch.dtype, int, int]], updated: int, data: float, workers: int, hardware: Hardware
 ) -> Bounds:
-    """``work``: operators as :class:`~mmgem.plan.memory.Ledger` counts them; ``updated``: bytes the update
-    moves; ``data``: seconds of one core to read the step's photos."""
+    """``work``: operators as :class:`~mmgem.plan.memory.MemoryTracker` counts them; ``updated``: bytes the
+    update moves; ``data``: seconds of one core to read the step's photos."""
     bandwidth = 1e9 * hardware.bandwidth
     arithmetic = traffic = operators = 0.0
     for (dtype, operations, moved), times in work.items():

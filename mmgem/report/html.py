@@ -133,7 +133,7 @@ def _page(report: Report, pictures: _Pictures) -> str:
     if report.commands:
         links += '<li><a href="#made">How it was made</a></li>'
     nav = f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n' if links else ""
-    files = resources.files("mmgem.search")
+    files = resources.files("mmgem.report")
     style, script = (files.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     return f"""<!doctype html>
 <html lang="en">

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.inference.pca import FITTED, find_axes
+from mmgem.inference.pca import FITTED, pca_components
 from mmgem.search.store import Snapshot, read_store, write_lock
 from mmgem.utils.files import write_atomic
 
@@ -286,7 +286,9 @@ class _Build:
         if self.state.rows:
             code = _Code(self.state.ann, _read_axes(self.folder, self.state))
         else:
-            code = _Code(self.state.ann, find_axes(vectors, self.state.dims) if self.state.dims else None)
+            code = _Code(
+                self.state.ann, pca_components(vectors, self.state.dims) if self.state.dims else None
+            )
             self.state = dataclasses.replace(self.state, fitted=min(FITTED, total))
             self._save({}, None, 0)  # what is wanted is known from now on
         parts = {part: code.empty(vectors.shape[1]) for part in _PARTS}

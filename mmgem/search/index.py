@@ -89,7 +89,8 @@ def update_index(
     that of the model it makes. ``model`` is kept in the index for whoever opens it (a name or a path that
     loads the model again). ``regions``: how many boxes of each photo can be found beside the whole (None: as
     the index has it, 0 if it is new). ``progress`` is handed the paths of the new, changed, moved and touched
-    files and gives them back one by one, showing a bar: ``partial(track, label=…)`` of :mod:`mmgem.utils.progress`.
+    files and gives them back one by one, showing a bar: ``partial(track, label=…)`` of
+    :mod:`mmgem.utils.progress`.
 
     Raises UsageError if ``folder`` is not a folder or ``out`` is the same, and SearchIndexError if the index
     belongs to another model, another number of regions or another folder that still exists, is damaged, or is

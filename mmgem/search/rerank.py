@@ -111,9 +111,11 @@ def log_probs(
     """
     if network.config.visual_grid > 1:
         raise UsageError("rerank needs a model with visual_grid = 1: an index holds no tiles of photos")
-    visual = torch.from_numpy(length * vectors).to(network.emb.device)[:, None]
+    visual = torch.from_numpy(length * vectors).to(network.emb_token.device)[:, None]
     parts = [
-        text_log_probs(network, network.prefix(visual[at : at + PAIRS]), ids[at : at + PAIRS], end)
+        text_log_probs(
+            network, network.project_visual_prefix(visual[at : at + PAIRS]), ids[at : at + PAIRS], end
+        )
         for at in range(0, len(ids), PAIRS)
     ]
     return torch.cat([torch.empty(0), *parts]).numpy()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmgem.config import CorpusConfig
 from mmgem.data.prose import sentences
-from mmgem.data.turns import part_of
+from mmgem.data.turns import shard_slice
 from mmgem.errors import DataError
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
@@ -130,7 +130,7 @@ class CorpusBatches:
         return self._assemble(self._names([self.pairs[i] for i in chosen]), read, epoch)
 
     def _own(self, batch: np.ndarray) -> list[int]:
-        return batch[part_of(len(batch), self.part)].tolist()
+        return batch[shard_slice(len(batch), self.part)].tolist()
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         """All passages, shuffled in twos of one title."""

@@ -15,25 +15,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgem.config import ObjectiveConfig
-from mmgem.distributed.world import ALONE, Ranks
+from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import Packing
 from mmgem.self_retrieval.batches import CorpusBatch
 
 
 def naming(
-    network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig, ranks: Ranks = ALONE
+    network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig, world: World = SINGLE_PROCESS
 ) -> dict[str, Tensor]:
     """Return ``{"retrieve_loss"}`` times its configured weight."""
     nothing = torch.zeros(len(batch.names), dtype=torch.bool)
     states, packing = network.read(batch.names, nothing)
-    (total,) = ranks.sums(int(batch.named.sum()))
+    (total,) = world.all_reduce_sum(int(batch.named.sum()))
     loss = token_loss(network, states, packing, batch.names, batch.named, total)
     return {"retrieve_loss": config.retrieve_weight * loss}
 
 
 def reading(
-    network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig, ranks: Ranks = ALONE
+    network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig, world: World = SINGLE_PROCESS
 ) -> dict[str, Tensor]:
     """Return the other losses, each times its configured weight; those of weight 0 are left out."""
     losses: dict[str, Tensor] = {}
@@ -41,7 +41,7 @@ def reading(
     if not any(weights):
         return losses
     states, packing = network.read(batch.reads, batch.embed, batch.parents, row_length=512)
-    asked, answered, queries = ranks.sums(
+    asked, answered, queries = world.all_reduce_sum(
         int(batch.asked.sum()), int(batch.answered.sum()), len(batch.query_owner)
     )
     for name, weight, mask, total in (
@@ -51,7 +51,7 @@ def reading(
         if weight and total:
             losses[name] = weight * token_loss(network, states, packing, batch.reads, mask, total)
     if config.embed_weight and queries:
-        losses["embed_loss"] = config.embed_weight * _embed_loss(network, states, packing, batch, ranks)
+        losses["embed_loss"] = config.embed_weight * _embed_loss(network, states, packing, batch, world)
     return losses
 
 
@@ -73,21 +73,21 @@ def token_loss(
 
 
 def _embed_loss(
-    network: MMGEMNetwork, states: Tensor, packing: Packing, batch: CorpusBatch, ranks: Ranks
+    network: MMGEMNetwork, states: Tensor, packing: Packing, batch: CorpusBatch, world: World
 ) -> Tensor:
     counts = torch.tensor([len(s) for s in batch.reads])
     ends = packing.flat(counts[batch.embed], batch.embed.nonzero()[:, 0]).to(states.device)
-    embedded = F.normalize(network.h2(states[ends]).float(), dim=-1)
+    embedded = F.normalize(network.text_projection(states[ends]).float(), dim=-1)
     passages, queries = embedded.split([len(ends) - len(batch.query_owner), len(batch.query_owner)])
-    p, q = ranks.lengths(len(passages)), ranks.lengths(len(queries))
-    first = sum(p[: ranks.rank])
+    p, q = world.all_gather_sizes(len(passages)), world.all_gather_sizes(len(queries))
+    first = sum(p[: world.rank])
     owner = batch.query_owner.to(states.device) + first
-    owners = ranks.gather(owner, q)
+    owners = world.all_gather(owner, q)
     scale = network.logit_scale.exp()
     own = owners[None] == torch.arange(first, first + len(passages), device=owners.device)[:, None]
     asked = own.any(1)  # a passage without questions is a negative, and has no target of its own
-    logits = scale * passages @ ranks.gather(queries, q).T
+    logits = scale * passages @ world.all_gather(queries, q).T
     p2q = own.to(logits)[asked] / own[asked].sum(1, keepdim=True)
     loss_p2q = -(p2q * logits[asked].log_softmax(1)).sum() / len(owners.unique())
-    logits = scale * queries @ ranks.gather(passages, p).T
+    logits = scale * queries @ world.all_gather(passages, p).T
     return loss_p2q + F.cross_entropy(logits, owner, reduction="sum") / len(owners)

@@ -57,7 +57,7 @@ class SelfRetrieval:
     def retriever(self) -> Retriever:
         """What searches; new after :meth:`add`."""
         if self._retriever is None:
-            device = self.network.emb.device
+            device = self.network.emb_token.device
             own = (self.network.llm, self.prompts, self.corpus, self.corpus.scoring, device)
             self._retriever = Retriever(*own, self.embed_queries)
         return self._retriever

@@ -17,7 +17,7 @@ from mmgem.serve.api_docs import reference
 from mmgem.serve.errors import Refused, handle_errors
 from mmgem.serve.middleware import Gate
 from mmgem.serve.request_body import document
-from mmgem.serve.routes import corpus, openai, photos, system
+from mmgem.serve.routes import corpus, openai, photos, system, vision
 from mmgem.serve.service import Service
 
 PAGE = Path(__file__).parent / "page"

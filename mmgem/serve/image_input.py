@@ -16,7 +16,7 @@ from mmgem.data.images import image_header, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.errors import ImageError
 from mmgem.inference.images import open_for
-from mmgem.inference.pyramid import all_sides
+from mmgem.inference.pyramid import input_sizes
 from mmgem.serve.errors import Refused
 from mmgem.serve.limits import Limits
 from mmgem.serve.remote import fetch
@@ -98,7 +98,7 @@ def gone(photo: str) -> Refused:
 
 def open_for_boxes(photo: Photo, prep: Preprocessing) -> Opened:
     """Decode a photo large enough for boxes of any size. Raises ``ImageError``."""
-    image = open_for(all_sides(prep), photo.data)
+    image = open_for(input_sizes(prep), photo.data)
     return Opened(image, size_of(photo, image))
 
 

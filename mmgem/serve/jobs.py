@@ -13,7 +13,7 @@ from torch import Tensor
 from mmgem.api import MMGEM
 from mmgem.data.records import Box
 from mmgem.inference.captioning import describe
-from mmgem.inference.images import find_regions, heat, see, see_squares
+from mmgem.inference.images import encode_prepared, find_regions, heat, see
 from mmgem.inference.texts import embed_pieces
 from mmgem.search.places import Place
 from mmgem.search.rerank import PAIRS, Rerank, log_probs
@@ -81,7 +81,7 @@ class Work:
     @torch.inference_mode()
     def _photos(self, photos: list[list[np.ndarray]]) -> Sequence[Tensor]:
         # Copies: a view that is remembered would keep its whole batch.
-        return [visual.clone() for visual in see_squares(self.network, self.prep, photos)]
+        return [visual.clone() for visual in encode_prepared(self.network, self.prep, photos)]
 
     @torch.inference_mode()
     def _boxes(self, photos: list[tuple[Opened, list[Box]]]) -> Sequence[Tensor]:
@@ -125,7 +125,7 @@ class Work:
         return [self.corpus.answer(question, hits) for question, hits in wanted]
 
     def _tensor(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(rows).to(self.network.emb.device)
+        return torch.from_numpy(rows).to(self.network.emb_token.device)
 
 
 def search(wanted: list[tuple[PhotoIndex, Query]]) -> list[list[Hit]]:

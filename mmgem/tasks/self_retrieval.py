@@ -13,7 +13,7 @@ import torch
 from mmgem.config import CorpusConfig, Recipe
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.turns import check_enough
-from mmgem.distributed.world import ALONE, Ranks
+from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.errors import ConfigError
 from mmgem.evaluate.ranking import ranking_scores
 from mmgem.inference.texts import embed_texts, unit_rows
@@ -49,7 +49,7 @@ class CorpusSide:
 
 
 def corpus_side(
-    recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks = ALONE
+    recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world: World = SINGLE_PROCESS
 ) -> CorpusSide:
     """Read corpus and queries. Raises ``ConfigError`` or ``DataError``, naming the field, file or line."""
     config = recipe.corpus
@@ -65,12 +65,10 @@ def corpus_side(
     if config.questions:
         asked = {i for q in queries for i in q.positives}
         silent = [p for p in passages if p.id not in asked]
-        model = (
-            f"{recipe.start.checkpoint} {recipe.start.llm} {recipe.start.keep_layers} {recipe.start.layers}"
-        )
+        model = f"{recipe.init.checkpoint} {recipe.init.llm} {recipe.init.keep_layers} {recipe.init.layers}"
         count, seed = config.questions, recipe.train.seed
         queries += cached_questions(network.eval().llm, prompts, silent, count, seed, model)
-    part = (ranks.rank, ranks.size)
+    part = (world.rank, world.size)
     batches = CorpusBatches(passages, queries, prompts, config, recipe.train.seed, part)
     if batches.longest > network.llm.positions:
         raise ConfigError(
@@ -80,7 +78,7 @@ def corpus_side(
     tokenizer.encode_parts([q.query for q in dev])  # a query that is too long is said now
     for count, what in ((len(passages), "passages"), (len(batches.pairs), "sentences and queries")):
         # Every rank has to have some at every step.
-        check_enough(count // batches.per_epoch, what, ranks.size, "corpus.batch")
+        check_enough(count // batches.per_epoch, what, world.size, "corpus.batch")
     return CorpusSide(config, passages, tokenizer, prompts, batches, dev)
 
 
@@ -88,7 +86,7 @@ def evaluate_corpus(network: MMGEMNetwork, side: CorpusSide) -> dict[str, Any]:
     """H@1, H@5 and MRR@5 (percent) of the dev queries, and H@1 of what the model names before it judges."""
     corpus = side.corpus()
     corpus.vectors = embed_passages(network, side.prompts, side.passages)
-    parts = (network.llm, side.prompts, corpus, side.config.scoring, network.emb.device)
+    parts = (network.llm, side.prompts, corpus, side.config.scoring, network.emb_token.device)
     retriever = Retriever(*parts, lambda questions: embed_texts(network, side.tokenizer, questions, 64))
     named: list[list[str]] = []
     found: list[list[str]] = []
@@ -114,5 +112,5 @@ def embed_passages(
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for at in range(0, len(order), batch):
         rows = order[at : at + batch]
-        out[rows] = unit_rows(network.text([ids[i] for i in rows]))
+        out[rows] = unit_rows(network.encode_text([ids[i] for i in rows]))
     return out

@@ -14,24 +14,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmgem.config import Recipe, TowerConfig, TrainConfig, to_dict
+from mmgem.config import EncoderConfig, Recipe, TrainConfig, to_dict
 from mmgem.config.ranges import check_ranges
 from mmgem.data.shards import is_shards
 from mmgem.data.turns import check_enough
-from mmgem.distributed.world import Ranks
+from mmgem.distributed.world import World
 from mmgem.errors import ConfigError
 from mmgem.train.state import difference
 
 
-def check(recipe: Recipe, ranks: Ranks) -> None:
+def check(recipe: Recipe, world: World) -> None:
     """Raise ``ConfigError`` naming the field if ``recipe`` cannot train on ``ranks``."""
     check_ranges(recipe)
     data, train, objective = recipe.data, recipe.train, recipe.objective
     images, corpus = data.train is not None, recipe.corpus.passages is not None
     if not images and not corpus:
         raise ConfigError("data.train: missing (and so is corpus.passages)")
-    if images and recipe.model.tower.kind == "none":
-        raise ConfigError('data.train: a model with model.tower.kind = "none" reads no images')
+    if images and recipe.model.encoder.kind == "none":
+        raise ConfigError('data.train: a model with model.encoder.kind = "none" reads no images')
     changed = difference(to_dict(Recipe(TrainConfig(train.out))), to_dict(recipe))
     for idle, fields, why in _idle(recipe):
         for name in changed if idle else ():
@@ -41,7 +41,7 @@ def check(recipe: Recipe, ranks: Ranks) -> None:
         raise ConfigError(f"data.region_size: {data.region_size} is neither 0 nor 32 pixels or more")
     if train.out.is_file():
         raise ConfigError(f"train.out: {train.out} is a file, not a folder")
-    _check_shares(recipe, ranks)
+    _check_shares(recipe, world)
     _check_learning(recipe)
     if train.compile and train.checkpoint_activations:
         raise ConfigError("train.compile: excludes train.checkpoint_activations")
@@ -61,25 +61,25 @@ def check_compiler() -> None:
         raise ConfigError(f"train.compile: needs a C++ compiler, and there is no {compiler} ($CXX)")
 
 
-def check_tower(recipe: Recipe, tower: TowerConfig) -> None:
-    """Raise ``ConfigError`` if a tower is to train of which ``recipe`` caches the last map."""
-    whole = tower.kind == "transformers" or tower.cut is None
-    if recipe.optim.lr_tower > 0 and recipe.data.cached and whole:
+def check_encoder(recipe: Recipe, encoder: EncoderConfig) -> None:
+    """Raise ``ConfigError`` if an encoder is to train of which ``recipe`` caches the last map."""
+    whole = encoder.kind == "transformers" or encoder.freeze_until is None
+    if recipe.optim.lr_encoder > 0 and recipe.data.cached and whole:
         raise ConfigError(
-            "optim.lr_tower: a cached tower trains only above model.tower.cut (EfficientNet); set that, or "
-            "data.cached = false"
+            "optim.lr_encoder: a cached encoder trains only above model.encoder.freeze_until (EfficientNet); "
+            "set that, or data.cached = false"
         )
 
 
 def _idle(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     """Whether these fields (or sections), if changed, would do nothing; and why."""
-    data, start, corpus = recipe.data, recipe.start, recipe.corpus
+    data, init, corpus = recipe.data, recipe.init, recipe.corpus
     images = data.train is not None
     shards = data.train is not None and is_shards(data.train)
     of_images = (
-        "data.dev data.region_share data.mosaics data.region_size data.long_texts data.workers "
+        "data.dev data.region_share data.mosaics data.region_size data.joined_caption_prob data.workers "
         "objective.name objective.loss objective.soft_targets objective.mask_same "
-        "objective.label_smoothing objective.vocabulary_sample optim.lr_tower train.chunk"
+        "objective.label_smoothing objective.vocabulary_sample optim.lr_encoder train.grad_cache_chunk_size"
     )
     yield not images, of_images, "counts for images; there is no data.train"
     yield corpus.passages is None, "corpus", "counts for a corpus; there is no corpus.passages"
@@ -87,34 +87,34 @@ def _idle(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     yield shards, "objective.vocabulary_sample", "needs loose files: of shards the words are not known before"
     boxes = "data.mosaics data.region_size"
     yield not data.region_share, boxes, "counts only if data.region_share is above 0"
-    efficient = recipe.model.tower.kind == "efficientnet_lite0"
-    yield not efficient, "model.tower.cut", "counts for EfficientNet only"
-    parts = "start.tower start.llm start.layers start.keep_layers start.quantize_embeddings"
-    yield start.checkpoint is not None, parts, "start.checkpoint excludes it, and brings its own"
-    yield start.layers is not None, "start.keep_layers", "excludes start.layers"
+    efficient = recipe.model.encoder.kind == "efficientnet_lite0"
+    yield not efficient, "model.encoder.freeze_until", "counts for EfficientNet only"
+    parts = "init.encoder init.llm init.layers init.keep_layers init.quantize_embeddings"
+    yield init.checkpoint is not None, parts, "init.checkpoint excludes it, and brings its own"
+    yield init.layers is not None, "init.keep_layers", "excludes init.layers"
     lora = "optim.lora_rank trains adapters of the LLM, and nothing else of it"
     yield recipe.optim.lora_rank > 0, "optim.lr_embeddings", lora
     rounded = "undone by optim.lr_embeddings, which trains the table on"
-    yield recipe.optim.lr_embeddings > 0, "start.quantize_embeddings", rounded
+    yield recipe.optim.lr_embeddings > 0, "init.quantize_embeddings", rounded
     yield recipe.objective.loss == "softmax", "model.logit_bias", "counts for objective.loss = 'sigmoid' only"
     held_out = data.dev is not None or (images and data.dev_split) or corpus.dev not in (None, Path())
     nothing = "nothing to evaluate on: no data.dev, data.dev_split or corpus.dev; set it to 0"
     yield not held_out, "train.evaluate_every", nothing
 
 
-def _check_shares(recipe: Recipe, ranks: Ranks) -> None:
+def _check_shares(recipe: Recipe, world: World) -> None:
     """Every kind of thing has to come in every step, and to every rank."""
-    data, batch, share = recipe.data, recipe.train.batch, recipe.data.region_share
+    data, batch, share = recipe.data, recipe.train.batch_size, recipe.data.region_share
     boxes = round(batch * share)
     for wanted, count, what in ((share, boxes, "box"), (1 - share, batch - boxes, "image")):
         if wanted and not count:
-            raise ConfigError(f"data.region_share: {share} leaves no {what} of train.batch = {batch}")
+            raise ConfigError(f"data.region_share: {share} leaves no {what} of train.batch_size = {batch}")
     boxed = -(-boxes // data.boxes_per_image)
     for count, what in ((batch - boxes, "images"), (boxed, "images to take boxes from")):
         if data.train is not None and count:
-            check_enough(count, what, ranks.size)
-    if recipe.corpus.passages and recipe.corpus.batch < ranks.size:
-        raise ConfigError(f"corpus.batch: {recipe.corpus.batch} is too small for {ranks.size} processes")
+            check_enough(count, what, world.size)
+    if recipe.corpus.passages and recipe.corpus.batch < world.size:
+        raise ConfigError(f"corpus.batch: {recipe.corpus.batch} is too small for {world.size} processes")
 
 
 def _check_learning(recipe: Recipe) -> None:
@@ -129,10 +129,10 @@ def _check_learning(recipe: Recipe) -> None:
         weights += [objective.assess_weight, objective.embed_weight]
     if not any(weights):
         raise ConfigError("objective: every loss has the weight 0")
-    if recipe.data.train is not None and objective.name != "captioning" and recipe.train.batch == 1:
-        raise ConfigError("train.batch: 1 image has no other to be told from, as objective.name asks")
-    if not any((optim.lr_new, optim.lr_llm, optim.lr_tower, optim.lr_embeddings)):
-        raise ConfigError("optim.lr_new: nothing trains, every rate is 0")
+    if recipe.data.train is not None and objective.name != "captioning" and recipe.train.batch_size == 1:
+        raise ConfigError("train.batch_size: 1 image has no other to be told from, as objective.name asks")
+    if not any((optim.lr_heads, optim.lr_llm, optim.lr_encoder, optim.lr_embeddings)):
+        raise ConfigError("optim.lr_heads: nothing trains, every rate is 0")
     if optim.lora_rank and not optim.lr_llm:
         raise ConfigError("optim.lora_rank: nothing of the LLM trains with optim.lr_llm = 0")
     limit = objective.max_logit_scale_log

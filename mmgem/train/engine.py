@@ -1,6 +1,7 @@
 """How a network trains on several ranks: replicated (DDP), sharded (FSDP2), or alone; PyTorch's own engines.
 
-Every forward goes through one module, :class:`~mmgem.train.gradients.Step`: that is where DDP and FSDP look. Both
+Every forward goes through one module, :class:`~mmgem.train.gradients.Step`: that is where DDP and FSDP look.
+Both
 average gradients over the ranks, so a rank's share of the loss is multiplied by their number before it goes
 backward. What is kept on disk are whole tensors, whatever the number of ranks that trained them.
 """
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from mmgem.checkpoints.model_folder import build
 from mmgem.config import ObjectiveConfig, TrainConfig
-from mmgem.distributed.world import ALONE, Ranks, copies, is_shard, local
+from mmgem.distributed.world import SINGLE_PROCESS, World, copies, is_shard, local
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.train.gradients import Step
@@ -31,19 +32,19 @@ class Engine:
         network: MMGEMNetwork,
         objective: ObjectiveConfig,
         config: TrainConfig,
-        ranks: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
         lora: int = 0,
     ):
-        self.network, self.ranks, self.lora = network, ranks, lora
-        self.strategy = config.strategy if ranks.size > 1 else "none"
-        network.to(ranks.device)
-        set_precision(network, config.precision, ranks.device.type)
+        self.network, self.world, self.lora = network, world, lora
+        self.strategy = config.strategy if world.size > 1 else "none"
+        network.to(world.device)
+        set_precision(network, config.precision, world.device.type)
         if config.checkpoint_activations:
             checkpoint_activations(network)
         if config.compile:
             for block in network.llm.blocks:
                 block.compile(dynamic=True)
-        self.step = Step(network, objective, ranks)
+        self.step = Step(network, objective, world)
         self.module: nn.Module = self.step
         if self.strategy == "ddp":
             from torch.nn.parallel import DistributedDataParallel
@@ -59,7 +60,7 @@ class Engine:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(self.ranks.device.type, (self.ranks.size,))
+        mesh = init_device_mesh(self.world.device.type, (self.world.size,))
         for block in self.network.llm.blocks:
             fully_shard(block, mesh=mesh)
         # Scalars cannot be sharded.
@@ -77,10 +78,10 @@ class Engine:
 
     def backward(self, loss: Tensor | None, last: bool) -> None:
         """Add the gradients of this rank's share of a loss; None: a pass that has none."""
-        loss = None if loss is None else loss * self.ranks.size
+        loss = None if loss is None else loss * self.world.size
         if self.strategy == "ddp" and last:
             # DDP waits for every parameter; those this pass did not use may hold gradients of an earlier one.
-            none = torch.zeros((), device=self.ranks.device)
+            none = torch.zeros((), device=self.world.device)
             loss = _Touched.apply(none if loss is None else loss, *self.trained())
         if loss is not None:
             loss.backward()
@@ -98,11 +99,11 @@ class Engine:
         for p in self._scalars():
             if p.grad is not None:
                 dist.all_reduce(p.grad)
-                p.grad /= self.ranks.size
+                p.grad /= self.world.size
         gradients = [p.grad for p in self.trained() if p.grad is not None]
         sharded = [local(g) for g in gradients if is_shard(g)]
         whole = [g for g in gradients if not is_shard(g)]
-        (squares,) = self.ranks.sums(sum(float(g.double().square().sum()) for g in sharded))
+        (squares,) = self.world.all_reduce_sum(sum(float(g.double().square().sum()) for g in sharded))
         norm = (squares + sum(float(g.double().square().sum()) for g in whole)) ** 0.5
         if norm > limit:
             torch._foreach_mul_([*sharded, *whole], limit / (norm + 1e-6))
@@ -113,9 +114,9 @@ class Engine:
 
         Every rank has to ask."""
         if self.strategy != "fsdp":
-            return self.network if self.ranks.first else None
-        tensors = copies(self.network.state_dict(), self.ranks)
-        if not self.ranks.first:
+            return self.network if self.world.first else None
+        tensors = copies(self.network.state_dict(), self.world)
+        if not self.world.first:
             return None
         made = build(self.network.config)
         if self.lora:
@@ -123,7 +124,7 @@ class Engine:
 
             add_lora(made, self.lora)
         made.load_state_dict(tensors)
-        return made.to(self.ranks.device)
+        return made.to(self.world.device)
 
 
 class _Touched(torch.autograd.Function):
@@ -156,19 +157,19 @@ def tf32(device: torch.device) -> Iterator[None]:
 
 def set_precision(network: MMGEMNetwork, precision: str, device: str) -> None:
     """Choose what the network computes in while it trains, as ``train.precision`` says, on a kind of
-    ``device``: the LLM everywhere, the tower on "cuda" (CPUs convolve no faster in bfloat16, and slower where
-    they have to emulate it)."""
+    ``device``: the LLM everywhere, the encoder on "cuda" (CPUs convolve no faster in bfloat16, and slower
+    where they have to emulate it)."""
     network.llm.training_dtype = getattr(torch, precision)
-    network.tower.training_dtype = network.llm.training_dtype if device == "cuda" else torch.float32
+    network.encoder.training_dtype = network.llm.training_dtype if device == "cuda" else torch.float32
 
 
 def checkpoint_activations(network: MMGEMNetwork) -> None:
-    """Keep no activations inside blocks: they are computed again in the backward pass. A tower that cannot
+    """Keep no activations inside blocks: they are computed again in the backward pass. An encoder that cannot
     keeps its own. Raises ``ConfigError`` if the LLM cannot."""
     if not network.llm.lm.supports_gradient_checkpointing:
         raise ConfigError(f"train.checkpoint_activations: {type(network.llm.lm).__name__} cannot")
-    towers: Iterable[Any] = [network.llm.lm, getattr(network.tower, "net", None)]
-    for model in towers:
+    encoders: Iterable[Any] = [network.llm.lm, getattr(network.encoder, "net", None)]
+    for model in encoders:
         if getattr(model, "supports_gradient_checkpointing", False):
             # Earlier transformers 5 have the second name only.
             enable = getattr(model, "activation_checkpointing_enable", None)

@@ -1,6 +1,7 @@
 """One training step's arithmetic: losses and gradients, in one pass or in chunks.
 
-Gradient caching (Gao et al. 2021, arXiv 2101.06983), for the embeddings only: with ``train.chunk`` a batch is
+Gradient caching (Gao et al. 2021, arXiv 2101.06983), for the embeddings only: with
+``train.grad_cache_chunk_size`` a batch is
 embedded chunk by chunk without keeping activations, the contrastive loss is taken over all of it, and each
 chunk is run again, with the same random numbers, against the gradient of its embeddings. The caption loss is
 a sum over captions and needs no cache: it goes backward with the second run. So the negatives are those of
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
-from mmgem.distributed.world import Ranks
+from mmgem.distributed.world import World
 from mmgem.errors import DataError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.self_retrieval.batches import CorpusBatch
@@ -37,19 +38,19 @@ Terms = dict[str, Tensor]
 class Step(nn.Module):
     """What is called for every forward of the network: one module, whose inputs choose what is computed."""
 
-    def __init__(self, network: MMGEMNetwork, config: ObjectiveConfig, ranks: Ranks):
+    def __init__(self, network: MMGEMNetwork, config: ObjectiveConfig, world: World):
         super().__init__()
-        self.network, self.config, self.ranks = network, config, ranks
+        self.network, self.config, self.world = network, config, world
 
     def forward(self, what: str, batch: Any, *more: Any) -> Terms:
         """``what``: ``images``, ``naming`` or ``reading``, the losses of a batch; ``embed``, ``again``: the
         two halves of gradient caching."""
         if what == "images":
-            return OBJECTIVES[self.config.name](self.network, batch, self.config, self.ranks)
+            return OBJECTIVES[self.config.name](self.network, batch, self.config, self.world)
         if what == "naming":
-            return naming(self.network, batch, self.config, self.ranks)
+            return naming(self.network, batch, self.config, self.world)
         if what == "reading":
-            return reading(self.network, batch, self.config, self.ranks)
+            return reading(self.network, batch, self.config, self.world)
         return self._embed(batch) if what == "embed" else self._again(batch, *more)
 
     def _embed(self, batch: Batch) -> Terms:
@@ -67,7 +68,7 @@ class Step(nn.Module):
             embedded, _ = network.run(texts=batch.texts)
             terms["surrogate"] = (visual[:, 0] * images).sum() + (embedded * texts).sum()
         if total:
-            prefixes = network.prefix(visual[batch.caption_owner])
+            prefixes = network.project_visual_prefix(visual[batch.caption_owner])
             _, states = network.run(captions=batch.captions, prefixes=prefixes)
             loss = caption_loss(network, states, batch, config, total)
             terms["caption_loss"] = config.caption_weight * loss
@@ -97,7 +98,7 @@ def gradients(
             terms = run()
             tell(terms)
             engine.backward(whole_loss(terms), last)
-    sums = engine.ranks.sums(*map(float, told.values()))
+    sums = engine.world.all_reduce_sum(*map(float, told.values()))
     values = dict(zip(told, sums, strict=True))
     for value in values.values():
         if not math.isfinite(value):
@@ -132,13 +133,13 @@ def _passes(
     config = engine.step.config
     pieces = list(chunks(batch, chunk))
     count = len(pieces)
-    pieces += pieces[-1:] * (max(engine.ranks.lengths(count)) - count)
+    pieces += pieces[-1:] * (max(engine.world.all_gather_sizes(count)) - count)
     slopes: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(pieces)
     if config.name != "captioning":
         slopes = _slopes(engine, batch, pieces, count, seed, tell)
     total = 0.0
     if config.name != "contrastive":
-        (total,) = engine.ranks.sums(len(batch.caption_targets))
+        (total,) = engine.world.all_reduce_sum(len(batch.caption_targets))
 
     def again(n: int) -> Callable[[], Terms]:
         def run() -> Terms:
@@ -170,14 +171,14 @@ def _slopes(
     images = torch.cat([e["images"] for e in embedded[:count]]).requires_grad_()
     texts = torch.cat([e["texts"] for e in embedded[:count]]).requires_grad_()
     network = engine.network
-    terms = contrastive_terms(network, images, texts, batch, engine.step.config, engine.ranks)
+    terms = contrastive_terms(network, images, texts, batch, engine.step.config, engine.world)
     tell(terms)
     scalars = [p for p in (network.logit_scale, network.logit_bias) if p.requires_grad]
     wanted = [images, texts, *scalars]
     found = torch.autograd.grad(terms["contrastive_loss"], wanted, allow_unused=True)
     for p, gradient in zip(scalars, found[2:], strict=True):
         if gradient is not None:
-            gradient = gradient * engine.ranks.size  # as everything that goes backward: it will be averaged
+            gradient = gradient * engine.world.size  # as everything that goes backward: it will be averaged
             p.grad = gradient if p.grad is None else p.grad + gradient
     by_images = found[0].split([len(e["images"]) for e in embedded[:count]])
     by_texts = found[1].split([len(e["texts"]) for e in embedded[:count]])

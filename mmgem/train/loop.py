@@ -26,7 +26,7 @@ from mmgem.data.features import FeatureCache, PixelSource
 from mmgem.data.records import Record
 from mmgem.data.shards.ahead import Ahead
 from mmgem.data.tokens import Tokenizer
-from mmgem.distributed.world import ALONE, Ranks, ranks_of
+from mmgem.distributed.world import SINGLE_PROCESS, World, init_world
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text.data import check_files, image_side
@@ -47,7 +47,7 @@ class Run:
     """Everything a step touches."""
 
     recipe: Recipe
-    ranks: Ranks
+    world: World
     engine: Engine
     tokenizer: Tokenizer
     batches: Batches | Ahead | None
@@ -83,17 +83,17 @@ def train(recipe: Recipe) -> Path:
     # holds for the whole process, so it is undone: a caller's own arithmetic is none of our business.
     torch.set_flush_denormal(True)
     try:
-        with ranks_of(recipe.train.device) as ranks, tf32(ranks.device):
-            return _train(recipe, ranks)
+        with init_world(recipe.train.device) as world, tf32(world.device):
+            return _train(recipe, world)
     finally:
         torch.set_flush_denormal(False)
 
 
-def _train(recipe: Recipe, ranks: Ranks) -> Path:
-    run = prepare(recipe, ranks)
+def _train(recipe: Recipe, world: World) -> Path:
+    run = prepare(recipe, world)
     plain = to_dict(recipe)
     out = recipe.train.out
-    state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain, ranks)
+    state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain, world)
     done = state["step"] if state else 0
     data = run.data
     if state and state.get("data") != data:
@@ -102,10 +102,10 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
             f"{field}: this is not the data the run began with; bring it back, or set another train.out"
         )
     best = state["best"] if state else None
-    log = Log(out, done, recipe.train.trackers) if ranks.first else None
+    log = Log(out, done, recipe.train.trackers) if world.first else None
     every = recipe.train.evaluate_every
-    speed = Speed(ranks, recipe.train.precision)
-    meter, saver = Meter("training", run.total, done, " pairs", ranks.first), Saver(out / "checkpoints")
+    speed = Speed(world, recipe.train.precision)
+    meter, saver = Meter("training", run.total, done, " pairs", world.first), Saver(out / "checkpoints")
     with meter, saver:
         for step in range(done, run.total):
             with speed.measured(count=step == done):
@@ -127,26 +127,26 @@ def _train(recipe: Recipe, ranks: Ranks) -> Path:
             if finished % recipe.train.checkpoint_every == 0 or last:
                 saver.save(
                     finished,
-                    lambda: snapshot(run.network, run.optimizer, run.average, ranks),
+                    lambda: snapshot(run.network, run.optimizer, run.average, world),
                     {"recipe": plain, "best": best, "data": data},
-                    recipe.train.keep,
+                    recipe.train.keep_checkpoints,
                 )
     if isinstance(run.batches, Ahead):
         run.batches.close()
         for problem in run.batches.problems:
             meter.note(problem)
-    if not run.scored and (done < run.total or not ranks.agree((out / "model").is_dir())):
+    if not run.scored and (done < run.total or not world.broadcast((out / "model").is_dir())):
         export(run, out / "model", {"step": run.total})
     if log:
         log.close()
-    ranks.wait()
+    world.wait()
     return out / "model"
 
 
-def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Run:
+def prepare(recipe: Recipe, world: World = SINGLE_PROCESS) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
-    check(recipe, ranks)
-    if recipe.train.compile and ranks.device.type == "cpu":
+    check(recipe, world)
+    if recipe.train.compile and world.device.type == "cpu":
         check_compiler()
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
@@ -154,18 +154,18 @@ def prepare(recipe: Recipe, ranks: Ranks = ALONE) -> Run:
     network, tokenizer = start(recipe)
     batches, dev = None, None
     if recipe.data.train is not None:
-        batches, dev = image_side(recipe, recipe.data.train, network, tokenizer, ranks)
+        batches, dev = image_side(recipe, recipe.data.train, network, tokenizer, world)
     corpus = None
     if recipe.corpus.passages:
-        corpus = ranks.in_turn(lambda: corpus_side(recipe, network, tokenizer, ranks))
+        corpus = world.main_process_first(lambda: corpus_side(recipe, network, tokenizer, world))
     groups = trainable(network, recipe.optim, recipe.data.cached)
-    engine = Engine(network, recipe.objective, recipe.train, ranks, recipe.optim.lora_rank)
-    average = Average(network, recipe.optim.ema) if recipe.optim.ema else None
+    engine = Engine(network, recipe.objective, recipe.train, world, recipe.optim.lora_rank)
+    average = Average(network, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
     walked = batches or (corpus.batches if corpus else None)
     assert walked is not None
     total = max(1, round(recipe.train.epochs * walked.per_epoch))
     trained = optimizer(network, groups, recipe.optim)
-    return Run(recipe, ranks, engine, tokenizer, batches, corpus, dev, trained, average, total)
+    return Run(recipe, world, engine, tokenizer, batches, corpus, dev, trained, average, total)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -175,8 +175,8 @@ def mixed_seed(*parts: int) -> int:
 
 def one_step(run: Run, step: int, speed: Speed | None = None) -> tuple[dict[str, float], int]:
     """Forward, backward and update of ``step``; returns the numbers to log and the pairs of all ranks."""
-    config, ranks = run.recipe.optim, run.ranks
-    seeds = (run.recipe.train.seed, step) + ((ranks.rank,) if ranks.size > 1 else ())
+    config, world = run.recipe.optim, run.world
+    seeds = (run.recipe.train.seed, step) + ((world.rank,) if world.size > 1 else ())
     run.network.train()
     torch.manual_seed(mixed_seed(*seeds))
     factor = learning_rate(step, run.total, config)
@@ -187,9 +187,9 @@ def one_step(run: Run, step: int, speed: Speed | None = None) -> tuple[dict[str,
     parts, pairs = _parts(run, step)
     if speed is not None:
         speed.waited(time.monotonic() - waited)
-    chunk = run.recipe.train.chunk
+    chunk = run.recipe.train.grad_cache_chunk_size
     losses = gradients(run.engine, parts, chunk, lambda n: mixed_seed(*seeds, 7, n), f"step {step}")
-    norm = run.engine.clip(config.clip)
+    norm = run.engine.clip(config.max_grad_norm)
     run.optimizer.step()
     with torch.no_grad():
         run.network.logit_scale.clamp_(max=run.recipe.objective.max_logit_scale_log)
@@ -199,13 +199,13 @@ def one_step(run: Run, step: int, speed: Speed | None = None) -> tuple[dict[str,
     values["gradient_norm"] = round(norm, 4)
     values["temperature"] = round(1 / run.network.logit_scale.exp().item(), 5)
     values["lr_factor"] = round(factor, 5)
-    return values, int(ranks.sums(pairs)[0])
+    return values, int(world.all_reduce_sum(pairs)[0])
 
 
 def _parts(run: Run, step: int) -> tuple[list[tuple[str, Any]], int]:
     """What this rank sees in ``step``: of images, then of what is named and what is read of the corpus, as
     far as there are; and its number of pairs."""
-    config, device = run.recipe.objective, run.ranks.device
+    config, device = run.recipe.objective, run.world.device
     parts: list[tuple[str, Any]] = []
     pairs = 0
     if run.batches is not None:
@@ -249,7 +249,7 @@ def measure(run: Run) -> dict[str, Any]:
                 scores |= found
                 parts.append(found["H@1"])
             scores["score"] = sum(parts) / len(parts)
-    return run.ranks.agree(scores)
+    return run.world.broadcast(scores)
 
 
 def export(run: Run, folder: Path, facts: dict[str, Any]) -> None:

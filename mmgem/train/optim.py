@@ -16,26 +16,26 @@ from mmgem.models.network import MMGEMNetwork
 def trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool) -> dict[str, list[str]]:
     """Names of the parameters of each group that trains; all others are frozen here.
 
-    ``cached``: the tower's lower part comes from the feature cache, so it cannot train.
+    ``cached``: the encoder's lower part comes from the feature cache, so it cannot train.
     """
     if config.lora_rank:
         add_lora(network, config.lora_rank)
-    lower = {id(p) for p in network.tower.lower_parameters()} if cached else set()
+    lower = {id(p) for p in network.encoder.frozen_parameters()} if cached else set()
     table = network.llm.lm.get_input_embeddings().weight
-    groups: dict[str, list[str]] = {"new": [], "llm": [], "embeddings": [], "tower": []}
+    groups: dict[str, list[str]] = {"heads": [], "llm": [], "embeddings": [], "encoder": []}
     rates = {
-        "new": config.lr_new,
+        "heads": config.lr_heads,
         "llm": config.lr_llm,
         "embeddings": config.lr_embeddings,
-        "tower": config.lr_tower,
+        "encoder": config.lr_encoder,
     }
     for name, p in network.named_parameters():
-        if name.startswith("tower."):
-            group = "tower"
+        if name.startswith("encoder."):
+            group = "encoder"
         elif name.startswith("llm."):
             group = "embeddings" if p is table else "llm"
         else:
-            group = "new"
+            group = "heads"
         frozen_by_lora = config.lora_rank and group in ("llm", "embeddings") and "lora_" not in name
         p.requires_grad_(rates[group] > 0 and id(p) not in lower and not frozen_by_lora)
         if p.requires_grad:
@@ -59,11 +59,13 @@ def optimizer(network: MMGEMNetwork, groups: dict[str, list[str]], config: Optim
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
-    """Factor on every group's rate: linear warm-up, then a cosine to ``final_lr``."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    share = (step - config.warmup) / max(1, total - config.warmup)
-    return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    """Factor on every group's rate: linear warm-up, then a cosine to ``final_lr_ratio``."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    share = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    return config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (
+        1 + math.cos(math.pi * min(1.0, share))
+    )
 
 
 class Average:

@@ -13,15 +13,15 @@ from contextlib import contextmanager
 
 import torch
 
-from mmgem.distributed.world import Ranks
+from mmgem.distributed.world import World
 from mmgem.utils.flops import FlopCount
 
 
 class Speed:
     """Where a step's time goes, over the steps since :meth:`facts` was last asked."""
 
-    def __init__(self, ranks: Ranks, precision: str):
-        self.ranks, self.precision = ranks, precision
+    def __init__(self, world: World, precision: str):
+        self.world, self.precision = world, precision
         self.flops = 0
         self.peak = 0.0
         self.seconds = self.waiting = 0.0
@@ -35,7 +35,7 @@ class Speed:
                 yield
             self.flops = counted.total
             self.waiting = 0.0
-            self.peak = _matrix_product_rate(self.ranks.device, self.precision)
+            self.peak = _matrix_product_rate(self.world.device, self.precision)
             return
         started = time.monotonic()
         yield

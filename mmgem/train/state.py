@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmgem.checkpoints.tensors import load_tensors, save_tensors
-from mmgem.distributed.world import ALONE, Ranks, copies, like, local
+from mmgem.distributed.world import SINGLE_PROCESS, World, copies, like, local
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.train.optim import Average
@@ -32,10 +32,10 @@ _FREE = (
     "data.workers",
     "train.checkpoint_activations",
     "train.checkpoint_every",
-    "train.chunk",
+    "train.grad_cache_chunk_size",
     "train.compile",
     "train.device",
-    "train.keep",
+    "train.keep_checkpoints",
     "train.log_every",
     "train.strategy",
     "train.threads",
@@ -53,15 +53,18 @@ class Snapshot:
 
 
 def snapshot(
-    network: MMGEMNetwork, optimizer: torch.optim.Optimizer, average: Average | None, ranks: Ranks = ALONE
+    network: MMGEMNetwork,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    world: World = SINGLE_PROCESS,
 ) -> Snapshot | None:
     """Copy what trains; None but on the first rank. Every rank has to ask."""
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    weights = copies(trained, ranks)
+    weights = copies(trained, world)
     held = {f"{n}|{part}": v for n, p in trained.items() for part, v in optimizer.state[p].items()}
-    moments = copies(held, ranks)
-    averaged = copies(average.values, ranks) if average is not None else None
-    return Snapshot(weights, moments, averaged) if ranks.first else None
+    moments = copies(held, world)
+    averaged = copies(average.values, world) if average is not None else None
+    return Snapshot(weights, moments, averaged) if world.first else None
 
 
 def save_state(folder: Path, step: int, taken: Snapshot, facts: dict[str, Any], keep: int) -> None:
@@ -131,14 +134,14 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     average: Average | None,
     recipe: dict[str, Any],
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> dict[str, Any] | None:
     """Restore the newest checkpoint of ``folder``, as the first rank sees it, in place and return its
     ``state.json``; None if there is none. Every rank has to ask.
 
     Raises ``ConfigError`` if it was written by another recipe, ``CheckpointError`` if this rank does not see
     it or it does not fit the model."""
-    steps = ranks.agree(saved_steps(folder)[-1:])
+    steps = world.broadcast(saved_steps(folder)[-1:])
     if not steps:
         return None
     newest = folder / f"step-{steps[0]:08d}"

@@ -23,7 +23,7 @@ from mmgem.data.shards.shard import Sample
 from mmgem.data.shards.stream import Place, ShardStream
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import join_sentences, mirror_text, normalise, to_square, view_geometry
-from mmgem.data.turns import check_enough, in_rounds, part_of
+from mmgem.data.turns import check_enough, round_robin_sample, shard_slice
 from mmgem.errors import ConfigError, DataError, ImageError
 
 Broken = tuple[Place, str]
@@ -102,7 +102,7 @@ class StreamBatches:
             return tried[at]
 
         items: list[_Item] = []
-        for own in range(self.size)[part_of(self.size, self.part)]:
+        for own in range(self.size)[shard_slice(self.size, self.part)]:
             others = (item((own + next_) % self.size) for next_ in range(self.size))
             found = next((other for other in others if other is not None), None)
             if found is None:
@@ -132,7 +132,7 @@ class StreamBatches:
             sample = self.stream.read(place)
             where = f"{self.stream.paths[place.shard].absolute()}: {sample.key}"
             rng = np.random.default_rng((self.stream.order.seed, position, 5))
-            view = int(rng.integers(self.config.views))
+            view = int(rng.integers(self.config.cached_augmentations))
             geometry = view_geometry(view, sample.record.image.name, self.config.crop_scale)
             texts, keys, refused = self._texts(sample, place, position, rng, geometry.flip)
             if refused:
@@ -156,7 +156,7 @@ class StreamBatches:
         """Tokens and names of the texts of a sample, and why some of its captions could not be among them."""
         captions = sample.record.captions
         refused = ""
-        long = self.config.long_texts and rng.random() < self.config.long_texts
+        long = self.config.joined_caption_prob and rng.random() < self.config.joined_caption_prob
         if long and len(captions) > 1:
             count = int(rng.integers(2, len(captions) + 1))
             joined = join_sentences([captions[c] for c in rng.permutation(len(captions))[:count]])
@@ -183,7 +183,7 @@ class StreamBatches:
 
     def _turn(self, place: Place, epoch: int, count: int, want: int) -> list[int]:
         """All captions of a sample, those first whose turn it is: ``want`` an epoch, in shuffled rounds."""
-        picked = in_rounds((self.stream.order.seed, *place), epoch, count, want)
+        picked = round_robin_sample((self.stream.order.seed, *place), epoch, count, want)
         return picked + [c for c in range(count) if c not in picked]
 
     def _assemble(self, items: list[_Item], broken: list[Broken]) -> StreamBatch:

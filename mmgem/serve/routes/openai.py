@@ -15,7 +15,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
-from mmgem.inference.texts import shortened
+from mmgem.inference.texts import truncate_embeddings
 from mmgem.serve import limits
 from mmgem.serve.errors import Refused, problem, refusal
 from mmgem.serve.replies import json_reply, to_json
@@ -66,7 +66,7 @@ async def embeddings(request: Request) -> Response:
         raise Refused(422, "invalid_value", f"dimensions: at most {service.model.dim}", "dimensions")
     inputs = [wanted.input] if isinstance(wanted.input, str) else wanted.input
     found = await all_of(*(_embed(service, item) for item in inputs))
-    vectors = shortened(np.stack([vector for vector, _ in found]), wanted.dimensions)
+    vectors = truncate_embeddings(np.stack([vector for vector, _ in found]), wanted.dimensions)
     tokens = sum(count for _, count in found)
     rows: list[Any]
     if wanted.encoding_format == "base64":

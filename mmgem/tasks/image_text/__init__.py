@@ -8,12 +8,12 @@ from torch import Tensor
 
 from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
-from mmgem.distributed.world import Ranks
+from mmgem.distributed.world import World
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text.captioning import captioning
 from mmgem.tasks.image_text.contrastive import contrastive
 from mmgem.tasks.image_text.joint import joint
 
-Objective = Callable[[MMGEMNetwork, Batch, ObjectiveConfig, Ranks], dict[str, Tensor]]
+Objective = Callable[[MMGEMNetwork, Batch, ObjectiveConfig, World], dict[str, Tensor]]
 
 OBJECTIVES: dict[str, Objective] = {"joint": joint, "contrastive": contrastive, "captioning": captioning}

@@ -15,19 +15,19 @@ from torch import Tensor
 
 from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
-from mmgem.distributed.world import ALONE, Ranks
+from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text.contrastive import embed_items
 
 
 def captioning(
-    network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig, ranks: Ranks = ALONE
+    network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig, world: World = SINGLE_PROCESS
 ) -> dict[str, Tensor]:
     """Predict every caption from its image, return ``{"caption_loss"}`` times its configured weight."""
     visual = embed_items(network, batch)
-    prefixes = network.prefix(visual[batch.caption_owner])
+    prefixes = network.project_visual_prefix(visual[batch.caption_owner])
     _, states = network.run(captions=batch.captions, prefixes=prefixes)
-    (total,) = ranks.sums(len(batch.caption_targets))
+    (total,) = world.all_reduce_sum(len(batch.caption_targets))
     return {"caption_loss": config.caption_weight * caption_loss(network, states, batch, config, total)}
 
 

@@ -20,11 +20,11 @@ from mmgem.data.shards.ahead import Ahead
 from mmgem.data.shards.batches import StreamBatches
 from mmgem.data.shards.stream import ShardStream
 from mmgem.data.tokens import Tokenizer
-from mmgem.distributed.world import ALONE, Ranks
+from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text.teacher import embed_captions
-from mmgem.train.checks import check_tower
+from mmgem.train.checks import check_encoder
 from mmgem.utils.files import cache_home
 
 
@@ -43,28 +43,34 @@ def check_files(recipe: Recipe) -> None:
 
 
 def image_side(
-    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks = ALONE
+    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, world: World = SINGLE_PROCESS
 ) -> tuple[Batches | Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
     """Training batches of images and boxes, and the dev images with their features."""
     if is_shards(train):
-        return _streamed(recipe, train, network, tokenizer, ranks)
+        return _streamed(recipe, train, network, tokenizer, world)
     boxed = recipe.data.region_share > 0
-    records = _described(train, recipe.data.split, "data.split", ranks, boxed)
-    check_tower(recipe, network.config.tower)
-    source = ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.views))
-    box_records, box_source = ranks.in_turn(lambda: _boxed(recipe, network, tokenizer.prep, records, source))
-    dev = _held_out(recipe, network, tokenizer, ranks)
+    records = _described(train, recipe.data.split, "data.split", world, boxed)
+    check_encoder(recipe, network.config.encoder)
+    source = world.main_process_first(
+        lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.cached_augmentations)
+    )
+    box_records, box_source = world.main_process_first(
+        lambda: _boxed(recipe, network, tokenizer.prep, records, source)
+    )
+    dev = _held_out(recipe, network, tokenizer, world)
     texts = distinct_texts(records + box_records)
-    teacher = ranks.in_turn(lambda: embed_captions(recipe, texts) if recipe.objective.taught else None)
-    size, seed = recipe.train.batch, recipe.train.seed
+    teacher = world.main_process_first(
+        lambda: embed_captions(recipe, texts) if recipe.objective.taught else None
+    )
+    size, seed = recipe.train.batch_size, recipe.train.seed
     regions = (box_records, box_source)
-    part = (ranks.rank, ranks.size)
+    part = (world.rank, world.size)
     batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher, regions, part)
     return batches, dev
 
 
 def _streamed(
-    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks
+    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, world: World
 ) -> tuple[Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
     """Batches read from shards as they are needed, and the dev images, which are loose files."""
     data = recipe.data
@@ -76,30 +82,32 @@ def _streamed(
         paths = find_shards(train, data.split or None)
     except UsageError as error:
         raise ConfigError(f"data.train: {error}") from error
-    stream = ranks.in_turn(lambda: ShardStream(paths, recipe.train.seed, data.window))
-    part = (ranks.rank, ranks.size)
-    batches = StreamBatches(stream, tokenizer, data, recipe.train.batch, part)
-    if ranks.first:
+    stream = world.main_process_first(lambda: ShardStream(paths, recipe.train.seed, data.window))
+    part = (world.rank, world.size)
+    batches = StreamBatches(stream, tokenizer, data, recipe.train.batch_size, part)
+    if world.first:
         for problem in stream.problems[:20]:
             print(problem, file=sys.stderr)
-    return Ahead(batches, data.workers), _held_out(recipe, network, tokenizer, ranks)
+    return Ahead(batches, data.workers), _held_out(recipe, network, tokenizer, world)
 
 
 def _held_out(
-    recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, ranks: Ranks
+    recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world: World
 ) -> tuple[list[Record], FeatureCache | PixelSource] | None:
     data = recipe.data
     path = data.dev or data.train
     if path is None or not (data.dev or data.dev_split):
         return None
-    records = _described(path, data.dev_split, "data.dev_split", ranks)
+    records = _described(path, data.dev_split, "data.dev_split", world)
     records = records[: recipe.train.evaluate_images]
     tokenizer.encode_parts(distinct_texts(records))  # a text that is too long is said now
-    return records, ranks.in_turn(lambda: image_source(recipe, network, tokenizer.prep, records, 1))
+    return records, world.main_process_first(
+        lambda: image_source(recipe, network, tokenizer.prep, records, 1)
+    )
 
 
 def _described(
-    path: Path, split: str | None, split_field: str, ranks: Ranks, regions: bool = False
+    path: Path, split: str | None, split_field: str, world: World, regions: bool = False
 ) -> list[Record]:
     """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); ``split_field`` is
     its name in the recipe, for errors."""
@@ -110,7 +118,7 @@ def _described(
     kept = [r for r in records if r.captions or (regions and r.regions)]
     if not kept:
         raise DataError(f"{path}: no captions in split {split!r}")
-    if (left_out := len(records) - len(kept)) and ranks.first:
+    if (left_out := len(records) - len(kept)) and world.first:
         said = f"{path}: {left_out} of {len(records)} records have no captions and are left out"
         print(f"mmgem: {said}", file=sys.stderr)
     return kept
@@ -135,7 +143,7 @@ def _boxed(
         own, parts, sizes = records, [source], [len(records)]
     prep = dataclasses.replace(prep, size=data.region_size or prep.size)
     if own and not parts:
-        parts, sizes = [image_source(recipe, network, prep, own, data.views)], [len(own)]
+        parts, sizes = [image_source(recipe, network, prep, own, data.cached_augmentations)], [len(own)]
     if data.mosaics:
         photos = [records[i] for i in source.valid]
         facts = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
@@ -144,7 +152,7 @@ def _boxed(
         if not (folder / MOSAICS).is_file():
             make_mosaics(photos, folder, data.mosaics, recipe.train.seed, prep.size)
         canvases = read_jsonl(folder / MOSAICS)
-        parts.append(image_source(recipe, network, prep, canvases, data.mosaic_views))
+        parts.append(image_source(recipe, network, prep, canvases, data.mosaic_augmentations))
         sizes.append(len(canvases))
         own = own + canvases
     if not parts:
@@ -157,13 +165,13 @@ def _boxed(
 def image_source(
     recipe: Recipe, network: MMGEMNetwork, prep: Preprocessing, records: list[Record], views: int
 ) -> FeatureCache | PixelSource:
-    """Cached features of ``records``, or their pixels where the whole tower trains; says what it skips."""
+    """Cached features of ``records``, or their pixels where the whole encoder trains; says what it skips."""
     paths = [r.image for r in records]
     scale = recipe.data.crop_scale
     source: FeatureCache | PixelSource
     if recipe.data.cached:
         folder = recipe.data.cache or cache_home() / "features"
-        source = cache_features(network.tower.eval(), prep, paths, folder, views, scale)
+        source = cache_features(network.encoder.eval(), prep, paths, folder, views, scale)
     else:
         source = PixelSource(paths, prep, views, scale)
     if source.problems:

@@ -34,9 +34,9 @@ def evaluate(
     visual = []
     for at in range(0, len(usable), batch):
         rows = usable[at : at + batch]
-        read = source.read(rows, [0] * len(rows)).to(network.emb.device)
-        features = read if isinstance(source, FeatureCache) else network.tower.lower(read)
-        visual.append(network.visual(network.tower.upper(features)))
+        read = source.read(rows, [0] * len(rows)).to(network.emb_token.device)
+        features = read if isinstance(source, FeatureCache) else network.encoder.frozen_stem(read)
+        visual.append(network.encode_image(network.encoder.trainable_head(features)))
     images = torch.cat(visual)
     scores: dict[str, Any] = {}
     parts: list[float] = []
@@ -50,7 +50,7 @@ def evaluate(
     if objective != "contrastive":
         predicted = []
         for at in range(0, len(images), batch):
-            prefixes = network.prefix(images[at : at + batch])
+            prefixes = network.project_visual_prefix(images[at : at + batch])
             found_captions = generate_captions(network, prefixes, tokenizer.end, beams=1)
             predicted += [tokenizer.decode(c.ids) for c in found_captions]
         captions = caption_scores(predicted, [list(records[i].captions) for i in usable])
