@@ -21,12 +21,12 @@ from smollm2 import SMOLLM2
 
 def step(batch: int, chunk: int, quick: bool) -> dict[str, float]:
     import torch
+    from mmgem.train.gradients import gradients
 
     from mmgem.config import LLMConfig, ModelConfig, ObjectiveConfig, TrainConfig
     from mmgem.data.batches import Batch
     from mmgem.models.network import MMGEMNetwork
     from mmgem.train.engine import Engine
-    from mmgem.train.gradients import gradients
 
     torch.manual_seed(0)
     lm = SMOLLM2 | ({"vocab_size": 4096, "hidden_size": 288, "num_hidden_layers": 2} if quick else {})

@@ -72,10 +72,10 @@ def recipes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     passages, queries = toys.corpus(folder / "corpus", 12, 4)
     lm, encoder = toys.base_models(folder / "bases", "tied llama", "efficientnet_lite0")
     shared = {
-        "objective__soft_targets": 0.5,
-        "objective__teacher": str(teacher(folder / "teacher")),
-        "objective__teacher_temperature": 0.03,
-        "objective__vocabulary_sample": 12,
+        "image_text__contrastive__distill_weight": 0.5,
+        "image_text__contrastive__teacher": str(teacher(folder / "teacher")),
+        "image_text__contrastive__teacher_temperature": 0.03,
+        "image_text__caption__sampled_softmax": 12,
         "optim__lr_encoder": 1e-3,
         "optim__ema_decay": 0.9,
         "model__visual_tokens": 4,
@@ -101,7 +101,7 @@ def recipes(folder: Path) -> dict[str, list[dict[str, Any]]]:
         data__joined_caption_prob=0.2,
         preprocessing__region_scales=[64],
         preprocessing__max_text_tokens=160,
-        objective__mask_same=True,
+        image_text__contrastive__mask_false_negatives=True,
     )
     regions["init"] = to_dict(from_dict(Recipe, {"train": {"out": ""}}).init)
     regions["init"]["checkpoint"] = str(folder / "tiny" / "model")
@@ -110,14 +110,14 @@ def recipes(folder: Path) -> dict[str, list[dict[str, Any]]]:
         "xquad",
         data__train=None,
         model__encoder={"kind": "none", "config": {"size": 32}},
-        corpus__passages=str(passages),
-        corpus__queries=[str(queries)],
-        corpus__dev=str(queries),
-        corpus__batch=15,
+        self_retrieval__passages=str(passages),
+        self_retrieval__queries=[str(queries)],
+        self_retrieval__dev=str(queries),
+        self_retrieval__batch_size=15,
         preprocessing__text_prefix=" ",
         preprocessing__max_text_tokens=250,
         preprocessing__long_text="joined",
-        objective__ask_weight=0.3,
+        self_retrieval__ask_weight=0.3,
         optim__ema_decay=0.98,
         train__epochs=STEPS / 4,
         train__checkpoint_every=STEPS,

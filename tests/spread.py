@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmgem.train.gradients import gradients
 from safetensors.torch import save_file
 
 from mmgem.config import Recipe, from_dict
 from mmgem.distributed.world import SINGLE_PROCESS, World, copies, init_world
 from mmgem.train import loop
-from mmgem.train.gradients import gradients
 
 
 def first_gradients(recipe: Recipe, world: World) -> tuple[dict[str, torch.Tensor], dict[str, float]]:

@@ -126,7 +126,7 @@ def no_teacher(place: Place) -> list[object]:
         "preprocessing.size=32",
     ]
     cache = f"data.cache={place.folder / 'features'}"
-    return place.recipe(*start, cache, "objective.soft_targets=0.5")
+    return place.recipe(*start, cache, "image_text.contrastive.distill_weight=0.5")
 
 
 def no_scale(place: Place) -> list[object]:
@@ -228,7 +228,7 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
         2,
     ),
     "no training data": (lambda p: p.recipe("data.train=no.jsonl"), ["no.jsonl: No such file"], 2),
-    "no teacher": (no_teacher, ["objective.teacher: soft_targets needs a teacher"], 2),
+    "no teacher": (no_teacher, ["image_text.contrastive.teacher: soft_targets needs a teacher"], 2),
     # checkpoints
     "no model": (
         lambda p: ["caption", p.photo, "--model", p.folder / "no"],

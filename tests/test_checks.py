@@ -10,15 +10,16 @@ import pytest
 import toys
 
 from mmgem.checkpoints.initialize import start
-from mmgem.config import CorpusConfig, EncoderConfig, InitConfig, Recipe, TrainConfig, from_dict
+from mmgem.config import EncoderConfig, InitConfig, Recipe, TrainConfig, from_dict
 from mmgem.config.ranges import RANGES, numbers
 from mmgem.distributed.world import World
 from mmgem.errors import ConfigError, MMGEMError
+from mmgem.self_retrieval.config import SelfRetrievalConfig
 from mmgem.train import loop
 from mmgem.train.checks import check
 
 NOWHERE = Path("nowhere.jsonl")
-TEXTS = {"data__train": None, "corpus__passages": "corpus.jsonl"}
+TEXTS = {"data__train": None, "self_retrieval__passages": "corpus.jsonl"}
 SHARDS = {"data__train": "nowhere.tar", "data__cached": False, "data__dev_split": ""}
 BOXES = {"data__mosaics": 4, "data__region_share": 0.5}
 
@@ -42,8 +43,12 @@ def made(**changes: Any) -> Recipe:
         TEXTS,
         SHARDS | {"data__workers": 2, "data__window": 3},
         BOXES | {"data__region_size": 64, "data__boxes_per_image": 2},
-        {"objective__name": "captioning", "objective__soft_targets": 0.5, "objective__loss": "sigmoid"},
-        {"objective__soft_targets": 0.5, "objective__teacher": "minilm"},
+        {
+            "image_text__contrastive__weight": 0.0,
+            "image_text__contrastive__distill_weight": 0.5,
+            "image_text__contrastive__loss": "sigmoid",
+        },
+        {"image_text__contrastive__distill_weight": 0.5, "image_text__contrastive__teacher": "minilm"},
         {"optim__max_grad_norm": math.inf, "train__strategy": "fsdp", "train__grad_cache_chunk_size": 3},
         {"init__checkpoint": "tiny", "model__encoder": {"freeze_until": 11}},
     ],
@@ -75,7 +80,7 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
             "preprocessing.scales: 5000 is not a side of 1 to 4096 pixels",
         ),
         ({"init__layers": 0}, "init.layers: 0 is not 1 or more"),
-        (TEXTS | {"corpus__scoring": {"tau": 0.0}}, "corpus.scoring.tau: 0.0 is not above 0"),
+        (TEXTS | {"self_retrieval__scoring": {"tau": 0.0}}, "self_retrieval.scoring.tau: 0.0 is not above 0"),
         (BOXES | {"data__region_size": 8}, "data.region_size: 8 is neither 0 nor 32 pixels or more"),
         # What would do nothing.
         ({"data__train": None}, "data.train: missing"),
@@ -83,14 +88,23 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
         (TEXTS | {"data__region_share": 0.5}, "data.region_share: counts for images"),
         (TEXTS | {"data__dev": "dev.jsonl"}, "data.dev: counts for images"),
         (TEXTS | {"data__joined_caption_prob": 0.5}, "data.joined_caption_prob: counts for images"),
-        (TEXTS | {"objective__loss": "sigmoid"}, "objective.loss: counts for images"),
+        (
+            TEXTS | {"image_text__contrastive__loss": "sigmoid"},
+            "image_text.contrastive.loss: counts for images",
+        ),
         (TEXTS | {"optim__lr_encoder": 1e-4}, "optim.lr_encoder: counts for images"),
         (TEXTS | {"train__evaluate_every": 5}, "train.evaluate_every: nothing to evaluate on"),
-        ({"corpus__queries": ["q.jsonl"]}, "corpus.queries: counts for a corpus"),
-        ({"corpus__scoring": {"titles": 3}}, "corpus.scoring.titles: counts for a corpus"),
+        ({"self_retrieval__queries": ["q.jsonl"]}, "self_retrieval.queries: counts for a corpus"),
+        (
+            {"self_retrieval__scoring": {"titles": 3}},
+            "self_retrieval.scoring.title_beams: counts for a corpus",
+        ),
         ({"data__workers": 2}, "data.workers: counts for shards"),
         ({"data__window": 4}, "data.window: counts for shards"),
-        (SHARDS | {"objective__vocabulary_sample": 8}, "objective.vocabulary_sample: needs loose files"),
+        (
+            SHARDS | {"image_text__caption__sampled_softmax": 8},
+            "image_text.caption.sampled_softmax: needs loose files",
+        ),
         (SHARDS | {"data__region_size": 64}, "data.region_size: counts only if data.region_share is above 0"),
         ({"data__mosaics": 4}, "data.mosaics: counts only if data.region_share is above 0"),
         ({"data__dev_split": "", "train__evaluate_every": 5}, "train.evaluate_every: nothing to evaluate on"),
@@ -98,7 +112,10 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
             {"model__encoder": {"kind": "transformers", "freeze_until": 3}},
             "model.encoder.freeze_until: counts for EfficientNet",
         ),
-        ({"model__logit_bias": -10.0}, "model.logit_bias: counts for objective.loss = 'sigmoid' only"),
+        (
+            {"model__logit_bias": -10.0},
+            "model.logit_bias: counts for image_text.contrastive.loss = 'sigmoid' only",
+        ),
         ({"init__checkpoint": "tiny", "init__layers": 2}, "init.layers: init.checkpoint excludes it"),
         ({"init__checkpoint": "tiny", "init__llm": "x"}, "init.llm: init.checkpoint excludes it"),
         (
@@ -107,14 +124,26 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
         ),
         ({"optim__lora_rank": 2, "optim__lr_llm": 0.0}, "optim.lora_rank: nothing of the LLM trains"),
         ({"optim__lr_heads": 0.0, "optim__lr_llm": 0.0}, "optim.lr_heads: nothing trains"),
-        ({"objective__contrastive_weight": 0.0, "objective__caption_weight": 0.0}, "objective: every loss"),
-        ({"objective__name": "captioning", "objective__caption_weight": 0.0}, "objective: every loss"),
+        (
+            {"image_text__contrastive__weight": 0.0, "image_text__caption__weight": 0.0},
+            "objective: every loss",
+        ),
+        (
+            {"image_text__contrastive__weight": 0.0, "image_text__caption__weight": 0.0},
+            "objective: every loss",
+        ),
         # What excludes each other, or needs something.
         ({"model__encoder": {"kind": "none"}}, "data.train: a model with"),
         ({"init__layers": 2, "init__keep_layers": [0]}, "init.keep_layers: excludes init.layers"),
         ({"train__compile": True, "train__checkpoint_activations": True}, "train.compile: excludes"),
-        ({"objective__soft_targets": 0.5}, "objective.teacher: soft_targets needs a teacher"),
-        ({"objective__soft_targets": 0.5, "objective__loss": "sigmoid"}, "objective.soft_targets: excludes"),
+        (
+            {"image_text__contrastive__distill_weight": 0.5},
+            "image_text.contrastive.teacher: soft_targets needs a teacher",
+        ),
+        (
+            {"image_text__contrastive__distill_weight": 0.5, "image_text__contrastive__loss": "sigmoid"},
+            "image_text.contrastive.distill_weight: excludes",
+        ),
         (
             {"init__quantize_embeddings": True, "optim__lr_embeddings": 1e-4},
             "init.quantize_embeddings: undone by optim.lr_embeddings",
@@ -135,7 +164,10 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
             BOXES | {"train__batch_size": 4},
             "train.batch_size: 1 images to take boxes from a step, fewer than the 2",
         ),
-        (TEXTS | {"corpus__batch": 1}, "corpus.batch: 1 is too small for 2 processes"),
+        (
+            TEXTS | {"self_retrieval__batch_size": 1},
+            "self_retrieval.batch_size: 1 is too small for 2 processes",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_read(changes: dict[str, Any], said: str) -> None:
@@ -144,7 +176,7 @@ def test_what_cannot_work_is_refused_before_anything_is_read(changes: dict[str, 
 
 
 def test_one_image_has_nothing_to_be_told_from() -> None:
-    check(made(train__batch_size=1, objective__name="captioning"), World())
+    check(made(train__batch_size=1, image_text__contrastive__weight=0.0), World())
     with pytest.raises(ConfigError, match=r"train.batch_size: 1 image has no other"):
         check(made(train__batch_size=1), World())
 
@@ -166,7 +198,7 @@ def test_every_number_of_a_recipe_has_a_range() -> None:
     recipe = Recipe(
         TrainConfig(Path("run")),
         init=InitConfig(layers=1, keep_layers=[0]),
-        corpus=CorpusConfig(passages=NOWHERE),
+        corpus=SelfRetrievalConfig(passages=NOWHERE),
     )
     recipe.model.encoder = EncoderConfig(freeze_until=0)
     recipe.preprocessing.scales = recipe.preprocessing.region_scales = (224,)
@@ -221,8 +253,8 @@ def test_a_passage_has_to_fit_the_llm(world: tuple[Path, Path, tuple[Path, Path]
     passages, queries = toys.corpus(tmp_path, 3, 1)
     passages.write_text(passages.read_text().replace('"text": "', f'"text": "{"a dog runs. " * 80}'))
     recipe = toys.recipe(folder, data, *bases, data__dev_split="")
-    recipe.corpus = CorpusConfig(passages, [queries])
-    with pytest.raises(ConfigError, match=r"corpus.max_passage_tokens: .* the LLM reads 256"):
+    recipe.corpus = SelfRetrievalConfig(passages, [queries])
+    with pytest.raises(ConfigError, match=r"self_retrieval.max_passage_tokens: .* the LLM reads 256"):
         loop.prepare(recipe)
 
 

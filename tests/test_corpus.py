@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgem.checkpoints.model_folder import save_model
-from mmgem.config import Scoring
 from mmgem.errors import CheckpointError, DataError, UsageError
 from mmgem.integrations.mteb_search import MtebSearch
+from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.self_retrieval.passages import Passage

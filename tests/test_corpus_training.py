@@ -13,10 +13,10 @@ import torch
 import toys
 
 from mmgem.checkpoints.model_folder import load_model
-from mmgem.config import CorpusConfig, ObjectiveConfig, Recipe
+from mmgem.config import ObjectiveConfig, Recipe
 from mmgem.errors import ConfigError, DataError
-from mmgem.self_retrieval.batches import CorpusBatch, CorpusBatches
-from mmgem.self_retrieval.losses import naming, reading
+from mmgem.self_retrieval.batches import SelfRetrievalBatch, SelfRetrievalBatches
+from mmgem.self_retrieval.config import SelfRetrievalConfig
 from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.self_retrieval.passages import Passage, load_corpus, load_queries
 from mmgem.self_retrieval.prompts import Prompts
@@ -36,9 +36,9 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toys.base_models(tmp_path_factory.mktemp("bases"))[0]
 
 
-def batches(data: tuple[Path, Path], **options: Any) -> CorpusBatches:
-    config = CorpusConfig(**{"batch": 8} | options)
-    return CorpusBatches(load_corpus(data[0]), load_queries(data[1]), PROMPTS, config, 0)
+def batches(data: tuple[Path, Path], **options: Any) -> SelfRetrievalBatches:
+    config = SelfRetrievalConfig(**{"batch_size": 8} | options)
+    return SelfRetrievalBatches(load_corpus(data[0]), load_queries(data[1]), PROMPTS, config, 0)
 
 
 def recipe(folder: Path, data: tuple[Path, Path], lm: Path, **changes: Any) -> Recipe:
@@ -96,7 +96,7 @@ def test_without_titles_or_memorising(data: tuple[Path, Path]) -> None:
     assert all(PROMPTS.end not in ids[:-1].tolist() for ids in batch.names)
 
 
-def split(batch: CorpusBatch) -> list[CorpusBatch]:
+def split(batch: SelfRetrievalBatch) -> list[SelfRetrievalBatch]:
     """The same naming, one at a time."""
     nothing = torch.zeros(0, dtype=torch.long)
     parts, at = [], 0
@@ -104,7 +104,9 @@ def split(batch: CorpusBatch) -> list[CorpusBatch]:
         mask = batch.named[at : at + len(ids)]
         at += len(ids)
         parts.append(
-            CorpusBatch([ids], mask, [], nothing, nothing.bool(), nothing.bool(), nothing.bool(), nothing)
+            SelfRetrievalBatch(
+                [ids], mask, [], nothing, nothing.bool(), nothing.bool(), nothing.bool(), nothing
+            )
         )
     return parts
 
@@ -228,11 +230,11 @@ def test_what_cannot_be_learned_is_said_before_the_first_step(
 ) -> None:
     made = recipe(tmp_path, data, lm)
     made.corpus.queries = [tmp_path / "none.jsonl"]
-    with pytest.raises(ConfigError, match=r"corpus.queries: .*none.jsonl: No such file"):
+    with pytest.raises(ConfigError, match=r"self_retrieval.queries: .*none.jsonl: No such file"):
         train(made)
     made = recipe(tmp_path, data, lm)
     made.corpus.max_passage_tokens = 10
-    with pytest.raises(DataError, match=r"'p0' has .* over corpus.max_passage_tokens = 10"):
+    with pytest.raises(DataError, match=r"'p0' has .* over self_retrieval.max_passage_tokens = 10"):
         train(made)
     made = recipe(tmp_path, data, lm)
     made.model.attention = "bidirectional"

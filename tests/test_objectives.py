@@ -153,8 +153,8 @@ def test_joint_is_the_sum_of_its_parts(attention: str) -> None:
 def test_names_and_totals(network: MMGEMNetwork) -> None:
     batch = toys.batch(network)
     assert {name: set(f(network, batch, ObjectiveConfig())) for name, f in OBJECTIVES.items()} == {
-        "joint": {"contrastive_loss", "caption_loss", "similarity_gap"},
-        "contrastive": {"contrastive_loss", "similarity_gap"},
+        "joint": {"contrastive_loss", "caption_loss", "similarity_margin"},
+        "contrastive": {"contrastive_loss", "similarity_margin"},
         "captioning": {"caption_loss"},
     }
 

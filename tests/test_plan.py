@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import toys
+from mmgem.plan.lengths import Captions, WordTokens, captions_of
 
 from mmgem.cli.main import main
 from mmgem.config import Recipe, to_dict
 from mmgem.config.recipe import changed, load_recipe
 from mmgem.errors import ConfigError, UsageError
 from mmgem.plan import Hardware, known_hardware, plan
-from mmgem.plan.lengths import Captions, WordTokens, captions_of
 from mmgem.train.loop import one_step, prepare
 from mmgem.utils.flops import FlopCount
 
@@ -40,7 +40,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {
         "folder": folder,
         "data": data,
-        "corpus": {"corpus__passages": str(passages), "corpus__queries": [str(queries)], "corpus__dev": ""},
+        "corpus": {
+            "self_retrieval__passages": str(passages),
+            "self_retrieval__queries": [str(queries)],
+            "self_retrieval__dev": "",
+        },
         "bases": toys.base_models(folder / "bases"),
         "efficient": toys.base_models(folder / "bases", "tied llama", "efficientnet_lite0"),
     }
@@ -61,9 +65,9 @@ CASES: dict[str, dict[str, Any]] = {
     "joint": {},
     "pixels": {"data__cached": False, "optim__lr_encoder": 1e-3, "optim__ema_decay": 0.9},
     "upper": {"encoder": "efficient", "optim__lr_encoder": 1e-3},
-    "regions": {**BOXES, "objective__mask_same": True},
-    "contrastive": {"objective__name": "contrastive", "data__captions_per_image": 2},
-    "captions": {"objective__name": "captioning", "objective__vocabulary_sample": 8},
+    "regions": {**BOXES, "image_text__contrastive__mask_false_negatives": True},
+    "contrastive": {"image_text__caption__weight": 0.0, "data__captions_per_image": 2},
+    "captions": {"image_text__contrastive__weight": 0.0, "image_text__caption__sampled_softmax": 8},
     "lora": {"optim__lora_rank": 2, "optim__lr_embeddings": 0.0},
     "bfloat16": {"train__precision": "bfloat16"},
     "checkpointed": {"train__checkpoint_activations": True, "data__cached": False, "optim__lr_encoder": 1e-3},
@@ -92,7 +96,11 @@ def test_parameters_and_operations_are_those_of_a_step(world: dict[str, Any], ca
 
 def test_a_corpus_is_the_mean_of_its_steps(world: dict[str, Any]) -> None:
     recipe = made(
-        world, **world["corpus"], corpus__batch=16, data__train=None, model__encoder={"kind": "none"}
+        world,
+        **world["corpus"],
+        self_retrieval__batch_size=16,
+        data__train=None,
+        model__encoder={"kind": "none"},
     )
     recipe.preprocessing.size = 224
     told = plan(recipe)
@@ -171,7 +179,7 @@ def test_times_and_costs(world: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_planned_at_its_full_size(path: Path) -> None:
     """Without data, weights or memory; a small batch keeps it short."""
-    small = ["train.batch_size=4"] if path.stem != "xquad" else ["corpus.batch=4"]
+    small = ["train.batch_size=4"] if path.stem != "xquad" else ["self_retrieval.batch_size=4"]
     start = ["init.checkpoint=tiny"] if path.stem == "tiny_regions" else []
     told = plan(load_recipe(path, [*start, *small]))
     expected = {
@@ -219,7 +227,7 @@ def test_advice_for_devices_that_wait_for_photos(world: dict[str, Any]) -> None:
     slower = Hardware("toy", 1.0, 1e3, 1e3, 1e5 * at.operators / at.data * 1.5)
     (advice,) = plan(changed(shards, ["data.workers=1"]), slower).advice
     assert advice.change == "data.workers=2"
-    assert plan(changed(loose, ["objective.vocabulary_sample=4"]), fast).advice == []  # not of shards
+    assert plan(changed(loose, ["image_text.caption.sampled_softmax=4"]), fast).advice == []  # not of shards
 
 
 def test_captions_are_read_or_assumed(world: dict[str, Any], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import spread
 import torch
 import toys
+from mmgem.train.gradients import chunks
 from safetensors.torch import load_file
 
 from mmgem.config import Recipe, to_dict
@@ -26,7 +27,6 @@ from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.tasks.image_text.captioning import caption_loss
 from mmgem.tasks.image_text.contrastive import contrastive_terms, embed_items
 from mmgem.train import loop
-from mmgem.train.gradients import chunks
 
 WORKER = Path(spread.__file__)
 
@@ -67,21 +67,25 @@ def made(world: dict[str, Any], encoder: str = "bases", **changes: Any) -> Recip
 
 def cases(world: dict[str, Any]) -> dict[str, Recipe]:
     """Batches of uneven lengths and counts: 7 items over 2 ranks."""
-    boxes = {"data__train": str(world["regions"]), "data__region_share": 0.5, "objective__mask_same": True}
+    boxes = {
+        "data__train": str(world["regions"]),
+        "data__region_share": 0.5,
+        "image_text__contrastive__mask_false_negatives": True,
+    }
     boxes["data__boxes_per_image"] = 2
-    corpus = {f"corpus__{k}": v for k, v in world["corpus"].items()} | {"corpus__batch": 30}
+    corpus = {f"corpus__{k}": v for k, v in world["corpus"].items()} | {"self_retrieval__batch_size": 30}
     return {
-        "contrastive": made(world, objective__name="contrastive", data__captions_per_image=2),
-        "sigmoid": made(world, objective__name="contrastive", objective__loss="sigmoid"),
-        "captions": made(world, objective__name="captioning"),
+        "contrastive": made(world, image_text__caption__weight=0.0, data__captions_per_image=2),
+        "sigmoid": made(world, image_text__caption__weight=0.0, image_text__contrastive__loss="sigmoid"),
+        "captions": made(world, image_text__contrastive__weight=0.0),
         "joint": made(world, "efficient", optim__lr_embeddings=1e-3, optim__lr_encoder=1e-3),
-        "smoothed": made(world, objective__label_smoothing=0.1, data__joined_caption_prob=0.5),
+        "smoothed": made(world, image_text__caption__label_smoothing=0.1, data__joined_caption_prob=0.5),
         "regions": made(world, **boxes),
         "pixels": made(world, data__cached=False, optim__lr_encoder=1e-3, **boxes),
         "lora": made(world, optim__lora_rank=2),
         "corpus": made(world, "efficient", **corpus, optim__lr_embeddings=1e-3),
         # No queries: nothing is asked of what is read, and the last pass has no loss.
-        "named": made(world, "efficient", **(corpus | {"corpus__queries": []})),
+        "named": made(world, "efficient", **(corpus | {"self_retrieval__queries": []})),
         "chunks": made(world, train__grad_cache_chunk_size=2, **boxes),
         "streamed": made(
             world, data__train=str(world["shards"]), data__cached=False, data__workers=1, data__split=""
@@ -138,8 +142,8 @@ def test_chunks_equal_the_whole_batch(world: dict[str, Any], objective: str, chu
         "data__train": str(world["regions"]),
         "data__region_share": 0.4,
         "data__captions_per_image": 2,
-        "objective__mask_same": True,
-        "objective__name": objective,
+        "image_text__contrastive__mask_false_negatives": True,
+        **toys.ONLY[objective],
     }
     whole, values = spread.first_gradients(made(world, **options), SINGLE_PROCESS)
     parts, told = spread.first_gradients(
@@ -154,7 +158,7 @@ def test_chunks_equal_the_whole_batch(world: dict[str, Any], objective: str, chu
 @pytest.mark.parametrize("objective", ["joint", "contrastive"])
 def test_chunks_replay_dropout(world: dict[str, Any], objective: str) -> None:
     """With dropout in projections and LLM, the gradients are those of one graph over what the chunks drew."""
-    options = {"train__grad_cache_chunk_size": 3, "model__dropout": 0.4, "objective__name": objective}
+    options = {"train__grad_cache_chunk_size": 3, "model__dropout": 0.4, **toys.ONLY[objective]}
     recipe = made(world, "dropping", **options)
     cached, _ = spread.first_gradients(recipe, SINGLE_PROCESS)
     run = loop.prepare(recipe)

@@ -40,7 +40,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def make(tmp_path: Path, data: Path, bases: tuple[Path, Path]) -> Any:
     def recipe(name: str = "run", **changes: Any) -> Recipe:
-        options = {"optim__ema_decay": 0.9, "model__dropout": 0.2, "objective__vocabulary_sample": 16}
+        options = {"optim__ema_decay": 0.9, "model__dropout": 0.2, "image_text__caption__sampled_softmax": 16}
         made = toys.recipe(tmp_path, data, *bases, **(options | changes))
         made.train.out = tmp_path / name
         return made
@@ -101,7 +101,7 @@ def test_resumed_equals_uninterrupted(make: Any, monkeypatch: pytest.MonkeyPatch
             "data__mosaics": 9,
             "data__region_share": 0.5,
             "data__joined_caption_prob": 0.5,
-            "objective__mask_same": True,
+            "image_text__contrastive__mask_false_negatives": True,
         },
     ],
 )

@@ -117,7 +117,7 @@ def test_the_best_step_is_kept(make: Any) -> None:
 
 @pytest.mark.parametrize("objective", ["contrastive", "captioning"])
 def test_one_objective_alone(objective: str, make: Any) -> None:
-    recipe = make(objective__name=objective, train__epochs=1, train__evaluate_every=3)
+    recipe = make(**toys.ONLY[objective], train__epochs=1, train__evaluate_every=3)
     folder = train(recipe)
     log = lines(recipe)
     assert ("contrastive_loss" in log[0]) == (objective == "contrastive")
@@ -174,7 +174,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make: Any) -> None:
 
 
 def test_temperature_stays_in_its_bounds(make: Any) -> None:
-    run = prepare(make(objective__max_logit_scale_log=2.7, optim__lr_heads=0.1, data__dev_split=""))
+    run = prepare(make(optim__max_logit_scale_log=2.7, optim__lr_heads=0.1, data__dev_split=""))
     for step in range(12):
         one_step(run, step)
         assert run.network.logit_scale.item() <= 2.7
@@ -265,17 +265,25 @@ def test_soft_targets_need_and_use_a_teacher(make: Any, tmp_path: Path, monkeypa
     from transformers import BertConfig, BertModel
 
     monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match=r"objective\.teacher"):
-        prepare(make(objective__soft_targets=0.3))
-    with pytest.raises(CheckpointError, match=r"objective\.teacher"):
-        prepare(make(objective__soft_targets=0.3, objective__teacher=str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match=r"image_text\.contrastive\.teacher"):
+        prepare(make(image_text__contrastive__distill_weight=0.3))
+    with pytest.raises(CheckpointError, match=r"image_text\.contrastive\.teacher"):
+        prepare(
+            make(
+                image_text__contrastive__distill_weight=0.3,
+                image_text__contrastive__teacher=str(tmp_path / "none"),
+            )
+        )
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     BertModel(BertConfig(vocab_size=len(toys.WORDS), **sizes)).save_pretrained(tmp_path / "teacher")
     hf = toys.hf_tokenizer()
     hf.pad_token = "<unk>"
     hf.save_pretrained(tmp_path / "teacher")
-    recipe = make(objective__soft_targets=0.3, objective__teacher=str(tmp_path / "teacher"))
+    recipe = make(
+        image_text__contrastive__distill_weight=0.3,
+        image_text__contrastive__teacher=str(tmp_path / "teacher"),
+    )
     run = prepare(recipe)
     rows = run.batches.teacher
     assert rows.shape == (24 * 3, 8)
@@ -407,7 +415,7 @@ def test_a_checkpoint_keeps_its_own_settings(
 
 def test_boxes_of_mosaics_and_whole_images_train_together(make: Any, tmp_path: Path) -> None:
     options = {"data__mosaics": 10, "data__region_share": 0.5, "data__boxes_per_image": 2}
-    recipe = make(**options, objective__mask_same=True, train__epochs=1)
+    recipe = make(**options, image_text__contrastive__mask_false_negatives=True, train__epochs=1)
     run = prepare(recipe)
     batch = run.batches[0]
     assert len(batch.texts) == 8

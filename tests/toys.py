@@ -227,7 +227,8 @@ def base_models(folder: Path, llm: str = "llama", encoder: str = "clip", seed: i
 
 
 def recipe(folder: Path, data: Path, lm: Path, encoder: Path, **changes: Any) -> Recipe:
-    """A short joint run over ``data``; ``changes`` are ``section__field=value``."""
+    """A short joint run over ``data``; ``changes`` are ``section__field=value``, of tables as deep as
+    they are."""
     efficient = encoder.name.startswith("efficientnet")
     plain: dict[str, Any] = {
         "data": {"train": str(data), "cache": str(folder / "features"), "cached_augmentations": 3},
@@ -255,6 +256,19 @@ def recipe(folder: Path, data: Path, lm: Path, encoder: Path, **changes: Any) ->
         },
     }
     for key, value in changes.items():
-        section, _, name = key.partition("__")
-        plain.setdefault(section, {})[name] = value
+        *sections, name = key.split("__")
+        table = plain
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = value
+    if "self_retrieval" in plain and plain["data"].get("train"):
+        plain.setdefault("image_text", {})
     return from_dict(Recipe, plain)
+
+
+ONLY: dict[str, dict[str, Any]] = {
+    "joint": {},
+    "contrastive": {"image_text__caption__weight": 0.0},
+    "captioning": {"image_text__contrastive__weight": 0.0},
+}
+"""Changes to a recipe that leave one of the losses over images and texts, or both."""

@@ -1,34 +1,30 @@
 """Typed configuration: what a model is, how it is trained, and the recipes that say so."""
 
 from mmgem.config.schema import (
-    CorpusConfig,
     DataConfig,
     EncoderConfig,
     InitConfig,
     LLMConfig,
     ModelConfig,
-    ObjectiveConfig,
     OptimConfig,
     Preprocessing,
     Recipe,
-    Scoring,
     TrainConfig,
     from_dict,
     to_dict,
 )
+from mmgem.config.tasks import TASKS
 
 __all__ = [
-    "CorpusConfig",
+    "TASKS",
     "DataConfig",
     "EncoderConfig",
     "InitConfig",
     "LLMConfig",
     "ModelConfig",
-    "ObjectiveConfig",
     "OptimConfig",
     "Preprocessing",
     "Recipe",
-    "Scoring",
     "TrainConfig",
     "from_dict",
     "to_dict",

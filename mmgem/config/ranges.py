@@ -33,38 +33,29 @@ class Range:
 _RANGES = {
     Range("1 or more", 1): (
         "data.cached_augmentations data.captions_per_image data.boxes_per_image data.mosaic_augmentations "
-        "data.window corpus.dev_queries corpus.batch corpus.prefix_tokens corpus.max_passage_tokens "
-        "corpus.scoring.titles corpus.scoring.passages corpus.scoring.assess model.dim "
+        "data.window "
+        "model.dim "
         "model.visual_tokens model.visual_grid preprocessing.max_text_tokens train.batch_size "
         "train.checkpoint_every train.log_every train.keep_checkpoints train.evaluate_images init.layers"
     ),
     Range("0 or more", 0): (
-        "data.mosaics data.region_size data.workers corpus.questions corpus.negatives "
-        "corpus.scoring.embedded model.encoder.freeze_until objective.contrastive_weight "
-        "objective.caption_weight objective.vocabulary_sample objective.retrieve_weight objective.ask_weight "
-        "objective.assess_weight objective.embed_weight optim.lr_heads optim.lr_llm optim.lr_encoder "
+        "data.mosaics data.region_size data.workers "
+        "model.encoder.freeze_until "
+        ""
+        "optim.lr_heads optim.lr_llm optim.lr_encoder "
         "optim.lr_embeddings optim.weight_decay optim.warmup_steps optim.final_lr_ratio optim.lora_rank "
         "train.evaluate_every train.threads train.grad_cache_chunk_size init.keep_layers"
     ),
-    Range("above 0", 0, above=True): (
-        "corpus.scoring.tau corpus.scoring.delta model.logit_scale preprocessing.std "
-        "objective.teacher_temperature train.epochs"
-    ),
+    Range("above 0", 0, above=True): ("model.logit_scale preprocessing.std train.epochs"),
     Range("above 0", 0, math.inf, above=True): "optim.max_grad_norm",
-    Range("from 0 to 1", 0, 1): "data.joined_caption_prob data.region_share objective.soft_targets",
+    Range("from 0 to 1", 0, 1): "data.joined_caption_prob data.region_share ",
     Range("above 0, at most 1", 0, 1, above=True): "data.crop_scale",
-    Range("from 0 to below 1", 0, 1, below=True): (
-        "model.dropout objective.label_smoothing optim.betas optim.ema_decay"
-    ),
+    Range("from 0 to below 1", 0, 1, below=True): ("model.dropout optim.betas optim.ema_decay"),
     Range("a side of 1 to 4096 pixels", 1, 4096): (
         "preprocessing.size preprocessing.scales preprocessing.region_scales"
     ),
     Range("from 0 to 2^63 - 1", 0, 2**63 - 1): "train.seed",
-    Range("a finite number"): (
-        "corpus.scoring.title_weight corpus.scoring.passage_weight corpus.scoring.accept_weight "
-        "corpus.scoring.likelihood_weight model.logit_bias preprocessing.mean "
-        "objective.max_logit_scale_log"
-    ),
+    Range("a finite number"): ("model.logit_bias preprocessing.mean optim.max_logit_scale_log"),
 }
 RANGES = {name: allowed for allowed, names in _RANGES.items() for name in names.split()}
 

@@ -37,6 +37,14 @@ def changed(recipe: Recipe, overrides: list[str]) -> Recipe:
     return from_dict(Recipe, data)
 
 
+def value_at(recipe: Recipe, key: str) -> Any:
+    """The value of a dotted ``key`` of a recipe, such as ``train.batch_size``."""
+    value: Any = to_dict(recipe)
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
 def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
     """``data`` with today's keys; old ones are named."""
     data, renamed = current_config(data)

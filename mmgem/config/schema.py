@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from mmgem.config.tasks import TASKS
 from mmgem.errors import ConfigError
 
 T = TypeVar("T")
@@ -130,96 +131,6 @@ class DataConfig:
 
 
 @dataclass
-class Scoring:
-    """How passages are found and ranked; travels with the corpus."""
-
-    titles: int = 5
-    """Beams of titles."""
-    passages: int = 10
-    """Beams of passages under each title."""
-    one_token: bool = False
-    """Branch at the first differing token of a passage only, as Self-Retrieval's released code does."""
-    embedded: int = 50
-    """Passages nearest to the question's embedding that are candidates too, if the corpus is embedded."""
-    assess: int = 16
-    """Most candidates that are assessed: the first of both lists by reciprocal rank."""
-    kind: Literal["judged", "paper", "named"] = "judged"
-    """``judged``: softmax of a weighted sum of the log-probabilities of title and passage, the log-odds of
-    acceptance and the log-likelihood of the question; ``paper``: Self-Retrieval's product; ``named``: the
-    probability of the name alone."""
-    title_weight: float = 0.5
-    passage_weight: float = 0.25
-    accept_weight: float = 1.0
-    likelihood_weight: float = 0.3
-    tau: float = 0.4
-    delta: float = 0.4
-
-
-@dataclass
-class CorpusConfig:
-    """A corpus of texts that the LLM learns to search, judge and answer from (Self-Retrieval)."""
-
-    passages: Path | None = None
-    """Anything :func:`mmgem.self_retrieval.passages.load_corpus` reads; None: no corpus is learned."""
-    queries: list[Path] = field(default_factory=list)
-    """Files of queries with the passages that answer them."""
-    questions: int = 0
-    """Questions the starting model writes for each passage that no query asks about."""
-    dev: Path | None = None
-    """Queries that the model is scored on at evaluations; None, or "": none."""
-    dev_queries: int = 100
-    """How many of them."""
-    batch: int = 64
-    """Sentences and queries in a step; passages are dealt out evenly over an epoch."""
-    memorise: bool = True
-    """Learn to name the passage of each of its sentences."""
-    titles: bool = True
-    """Name the title first, then the passage."""
-    prefix_tokens: int = 16
-    """First tokens of a passage that are learned as its name."""
-    negatives: int = 4
-    """Questions of other passages that each passage is shown to reject, half of its own title."""
-    max_passage_tokens: int = 1024
-    """Longest passage; never cut silently."""
-    scoring: Scoring = field(default_factory=Scoring)
-
-
-@dataclass
-class ObjectiveConfig:
-    """The losses."""
-
-    name: Literal["joint", "contrastive", "captioning"] = "joint"
-    contrastive_weight: float = 1.0
-    caption_weight: float = 1.0
-    loss: Literal["softmax", "sigmoid"] = "softmax"
-    max_logit_scale_log: float = 4.6052
-    """The temperature's floor: scale <= 100, as in CLIP."""
-    soft_targets: float = 0.0
-    """Share of the contrastive target that follows the teacher's text similarity."""
-    teacher: Path | None = None
-    """Sentence encoder (transformers folder or the name of a pulled one) behind ``soft_targets``."""
-    teacher_temperature: float = 0.05
-    mask_same: bool = False
-    """Leave out of the negatives what shows the same photo or says the same words."""
-    label_smoothing: float = 0.0
-    vocabulary_sample: int = 0
-    """Tokens sampled for the caption softmax beside those in use; 0: the whole vocabulary, exact."""
-    retrieve_weight: float = 1.0
-    """Of the corpus losses: question -> title -> passage."""
-    ask_weight: float = 1.0
-    """Passage -> question."""
-    assess_weight: float = 1.0
-    """Passage and question -> answer, or rejection."""
-    embed_weight: float = 1.0
-    """Question and passage, contrasted."""
-
-    @property
-    def taught(self) -> bool:
-        """Whether a teacher has a say in what trains."""
-        return self.soft_targets > 0 and self.name != "captioning"
-
-
-@dataclass
 class OptimConfig:
     """AdamW in three groups: new parts (projections, markers), LLM, encoder. A rate of 0 freezes a group."""
 
@@ -236,6 +147,8 @@ class OptimConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.0
     """Decay of the averaged weights that are evaluated and exported; 0: none."""
+    max_logit_scale_log: float = 4.6052
+    """The temperature's floor: scale <= 100, as in CLIP."""
     lora_rank: int = 0
     """Above 0, the LLM trains through LoRA adapters of this rank, merged on export."""
 
@@ -303,12 +216,16 @@ class Recipe:
 
     train: TrainConfig
     data: DataConfig = field(default_factory=DataConfig)
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     init: InitConfig = field(default_factory=InitConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    tasks: dict[str, Any] = field(default_factory=dict, metadata={"sections": TASKS})
+    """What is learned: the section of each task, ``[image_text]`` where a recipe names none."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            self.tasks = {"image_text": TASKS["image_text"].Config()}
 
 
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
@@ -321,10 +238,15 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
-    values = {}
+    values: dict[str, Any] = {}
+    sections = next((f for f in fields.values() if "sections" in f.metadata), None)
     for key, value in data.items():
-        if key not in fields:
-            close = ", ".join(sorted(fields))
+        if sections is not None and key in sections.metadata["sections"]:
+            config = sections.metadata["sections"][key].Config
+            values.setdefault(sections.name, {})[key] = from_dict(config, value, f"{prefix}{key}")
+            continue
+        if key not in fields or fields[key] is sections:
+            close = ", ".join(sorted(fields.keys() - {sections and sections.name}))
             raise ConfigError(f"{prefix}{key}: unknown field (known: {close})")
         values[key] = _convert(hints[key], value, f"{prefix}{key}")
     for name, f in fields.items():
@@ -373,7 +295,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain, JSON-ready form of a config dataclass; :func:`from_dict` reads it back equal."""
+    """Plain, JSON-ready form of a config dataclass, a recipe with the sections of its tasks beside the
+    others; :func:`from_dict` reads it back equal."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Path):
@@ -382,4 +305,8 @@ def to_dict(config: Any) -> dict[str, Any]:
             return {k: plain(v) for k, v in value.items()}
         return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
-    return plain(dataclasses.asdict(config))
+    whole = plain(dataclasses.asdict(config))
+    for f in dataclasses.fields(config):
+        if "sections" in f.metadata:
+            whole |= whole.pop(f.name)
+    return whole

@@ -24,9 +24,10 @@ from mmgem.config import DataConfig
 from mmgem.data.features import Source
 from mmgem.data.images import image_size
 from mmgem.data.records import Box, Record
+from mmgem.data.sampling import round_robin_sample
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import Geometry, join_sentences, mirror_text, place_box, view_geometry
-from mmgem.data.turns import check_enough, round_robin_sample, shard_slice
+from mmgem.distributed.partition import check_enough, shard_slice
 from mmgem.errors import DataError
 
 T = TypeVar("T")
@@ -113,13 +114,15 @@ class Batches:
         seed: int,
         teacher: np.ndarray | None = None,
         boxed: tuple[list[Record], Source] | None = None,
-        part: tuple[int, int] = (0, 1),
+        rank: int = 0,
+        world_size: int = 1,
     ):
         """``boxed``: what boxes are taken from, and its features; None: ``records`` and ``source``.
         ``teacher``: ``(texts, E)`` float32, rows in the order of :func:`distinct_texts` of ``records`` and,
-        if given, those of ``boxed``. ``part``: rank and number of ranks; each has its own part of every
+        if given, those of ``boxed``. ``rank`` of ``world_size`` processes; each has its own part of every
         batch."""
-        self.records, self.source, self.config, self.seed, self.part = records, source, config, seed, part
+        self.records, self.source, self.config, self.seed = records, source, config, seed
+        self.rank, self.world_size = rank, world_size
         self.boxed, self.box_source = boxed or (records, source)
         self.tokenizer, self.end, self.teacher = tokenizer, tokenizer.end, teacher
         self.usable = [i for i in source.valid if records[i].captions]
@@ -139,7 +142,7 @@ class Batches:
         self.box_images = min(-(-boxes // config.boxes_per_image), len(self.regional))
         for count, what in ((self.size, "images"), (self.box_images, "images to take boxes from")):
             if count:
-                check_enough(count, what, part[1])
+                check_enough(count, what, world_size)
         walked, each = (self.usable, self.size) if self.size else (self.regional, self.box_images)
         self.per_epoch = len(walked) // each
         self._read_texts(tokenizer, records if boxed is None else records + boxed[0])
@@ -191,7 +194,7 @@ class Batches:
         return batch
 
     def _own(self, rows: list[T]) -> list[T]:
-        return rows[shard_slice(len(rows), self.part)]
+        return rows[shard_slice(len(rows), self.rank, self.world_size)]
 
     def _whole(self, step: int) -> tuple[list[int], list[int], list[_Item]]:
         if not self.size:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mmgem.data.turns import shard_slice
+from mmgem.distributed.partition import shard_slice
 from mmgem.distributed.rendezvous import fresh_store
 from mmgem.errors import ConfigError
 
@@ -48,7 +48,7 @@ class World:
 
     def part(self, count: int) -> slice:
         """This rank's contiguous part of ``count`` things, as even as can be."""
-        return shard_slice(count, (self.rank, self.size))
+        return shard_slice(count, self.rank, self.size)
 
     def all_reduce_sum(self, *counts: float) -> list[float]:
         """Each count added up over the ranks."""

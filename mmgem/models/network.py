@@ -78,6 +78,10 @@ class MMGEMNetwork(nn.Module):
             nn.init.normal_(self.visual_connector.weight, std=std / math.sqrt(self.config.dim))
             nn.init.zeros_(self.visual_connector.bias)
 
+    def loss_parameters(self) -> list[nn.Parameter]:
+        """What belongs to losses alone, scalars all: the contrastive temperature and bias."""
+        return [self.logit_scale, self.logit_bias]
+
     def to_inference_dtype(self, dtype: torch.dtype) -> MMGEMNetwork:
         """Put the encoder and the LLM into ``dtype``, for use, not for training; the projections, embeddings
         and similarities stay float32. bfloat16 is faster where there is hardware for it (AVX512-BF16, AMX,

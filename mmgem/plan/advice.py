@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mmgem.config import Recipe
-from mmgem.config.recipe import changed
+from mmgem.config.recipe import changed, value_at
 from mmgem.data.shards import is_shards
 from mmgem.plan.plan import Advice, Plan, Planner
 from mmgem.plan.times import step_seconds
+from mmgem.tasks.base import tasks_of
 from mmgem.utils.progress import doing
 
 _WORTH, _ALIKE = 0.98, 1.03
@@ -67,7 +68,7 @@ def _told(setting: list[str], cost: str, made: Plan) -> Advice:
 def _photos(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
     """The change that gets photos ready as fast as the device takes them: features that are kept, where the
     encoder is frozen; else workers, which only shards have."""
-    at, data, objective = made.bounds, recipe.data, recipe.objective
+    at, data = made.bounds, recipe.data
     if not made.fits or at is None or data.train is None:
         return []
     workers = min(math.ceil(at.data / at.operators), _MOST_WORKERS)
@@ -80,7 +81,7 @@ def _photos(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
             with doing(f"trying {setting[0]}"):
                 cached = planner.plan(changed(recipe, setting), None)
             return [_told(setting, "features of the encoder are kept on the disk", cached)]
-        undone = data.region_share or objective.taught or objective.vocabulary_sample
+        undone = any(task.needs_loose_files for task in tasks_of(recipe))
         if undone or (data.dev is None and data.dev_split):
             return []  # what shards cannot do
         setting.insert(0, f"data.train='shards/{data.split or ''}*.tar'")
@@ -100,11 +101,10 @@ def _shards(recipe: Recipe, _device: str, count: int) -> Settings:
 
 
 def _chunks(recipe: Recipe, _device: str, count: int) -> Settings:
-    if recipe.data.train is not None:
-        for chunk in _halves(
-            recipe.train.grad_cache_chunk_size or -(-recipe.train.batch_size // count), _LEAST_CHUNK
-        ):
-            yield [f"train.grad_cache_chunk_size={chunk}"]
+    if all(task.grad_cache is not None for task in tasks_of(recipe)):
+        of = recipe.train.grad_cache_chunk_size or -(-recipe.train.batch_size // count)
+        for size in _halves(of, _LEAST_CHUNK):
+            yield [f"train.grad_cache_chunk_size={size}"]
 
 
 def _activations(recipe: Recipe, _device: str, _count: int) -> Settings:
@@ -132,12 +132,9 @@ def _encoder(recipe: Recipe, _device: str, _count: int) -> Settings:
 
 
 def _batch(recipe: Recipe, _device: str, count: int) -> Settings:
-    if recipe.data.train is not None:
-        for batch in _halves(recipe.train.batch_size, _LEAST_BATCH * count):
-            yield [f"train.batch_size={batch}"]
-    else:
-        for batch in _halves(recipe.corpus.batch, _LEAST_BATCH * count):
-            yield [f"corpus.batch={batch}"]
+    key = tasks_of(recipe)[0].batch_size_key
+    for size in _halves(value_at(recipe, key), _LEAST_BATCH * count):
+        yield [f"{key}={size}"]
 
 
 def _halves(of: int, least: int) -> Iterator[int]:

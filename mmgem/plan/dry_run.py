@@ -6,25 +6,22 @@ The optimiser's tensors are not made but reckoned: two of the size of what train
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmgem.config import Recipe
-from mmgem.data.batches import Batch
 from mmgem.distributed.world import World
 from mmgem.models.network import MMGEMNetwork
-from mmgem.plan.batch import FakeTensorFactory, imagined_batch
-from mmgem.plan.lengths import Captions
 from mmgem.plan.memory import MemoryTracker
-from mmgem.self_retrieval.batches import CorpusBatch
-from mmgem.tasks.image_text.contrastive import contrastive_terms
+from mmgem.tasks.base import FakeBatch, FakeTensorFactory, Task, Terms, total_loss
 from mmgem.train.engine import checkpoint_activations, set_precision
-from mmgem.train.gradients import Step, Terms, chunks, corpus_parts, whole_loss
 from mmgem.train.optim import trainable
+from mmgem.train.step import Embeddings, embedding_grads
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class FakeWorld(World):
 
 @dataclass
 class DryRun:
-    """``trained``: parameters that train, by group; ``pairs`` and ``images`` (boxes too) of this rank's step;
-    ``memory``: bytes of a device by kind, when they are most; ``work``: operators of a step, see
+    """``trained``: parameters that train, by group; ``pairs`` and ``images`` (boxes too) of this process's
+    step; ``memory``: bytes of a device by kind, when they are most; ``work``: operators of a step, see
     :class:`MemoryTracker`."""
 
     trained: dict[str, int]
@@ -59,19 +56,17 @@ class DryRun:
 
 def dry_run(
     recipe: Recipe,
+    tasks: Sequence[tuple[Task[Any], Any]],
     network: MMGEMNetwork,
     device: str,
     count: int,
-    captions: Captions | None,
-    corpus: tuple[CorpusBatch, float] | None,
 ) -> DryRun:
     """Go through one step of ``recipe`` with ``network`` (on the meta device; it is changed), as the last of
-    ``count`` ranks on a kind of ``device``.
+    ``count`` processes on a kind of ``device``.
 
-    ``captions``: of the images that train, if any; ``corpus``: a step's batch of the corpus, and how much of
-    its work the mean step has.
+    ``tasks``: those of the recipe, each with what :meth:`~mmgem.tasks.base.Task.describe_data` gave.
     """
-    ranks = FakeWorld(count - 1, count)
+    world = FakeWorld(count - 1, count)
     sharded = count > 1 and recipe.train.strategy == "fsdp"
     groups = trainable(network, recipe.optim, recipe.data.cached)
     trained = {g: sum(network.get_parameter(n).numel() for n in names) for g, names in groups.items()}
@@ -87,114 +82,111 @@ def dry_run(
         with fake:
             return torch.empty(shape)
 
-    batch = None
-    if captions is not None:
-        batch = imagined_batch(recipe, network, captions, count, fake_tensor)
-    ledger = MemoryTracker(_widths(network, recipe, batch))
-    _label(ledger, network, batch)
-    _hold_gradients(ledger, network, count > 1, sharded)
-    step = Step(network, recipe.objective, ranks)
-    pairs = 0
-    with torch.random.fork_rng(), ledger:
-        if batch is not None:
-            pairs += len(batch.texts)
-            _images(step, batch, recipe.train.grad_cache_chunk_size, ledger, fake_tensor, sharded)
-        if corpus is not None:
-            texts, ledger.weight = corpus
-            pairs += len(texts.names)
-            for what in corpus_parts(texts, recipe.objective):
-                _backward(step(what, texts))
-    memory = _with_states(recipe, network, ledger.peak, device, count)
-    return DryRun(trained, pairs, 0 if batch is None else _items(batch), memory, ledger.work)
+    batches = [(task, task.fake_batch(data, network, world, fake_tensor)) for task, data in tasks]
+    tracker = MemoryTracker({width for _, batch in batches for width in batch.logit_widths})
+    _label(tracker, network, [batch.batch for _, batch in batches])
+    _hold_gradients(tracker, network, count > 1, sharded)
+    step = _Step(network, world, tracker, fake_tensor, sharded)
+    with torch.random.fork_rng(), tracker:
+        for task, batch in batches:
+            step.run(task, batch, recipe.train.grad_cache_chunk_size)
+    memory = _with_states(recipe, network, tracker.peak, device, count)
+    pairs = sum(batch.pairs for _, batch in batches)
+    return DryRun(trained, pairs, sum(batch.images for _, batch in batches), memory, tracker.work)
 
 
-def _items(batch: Batch) -> int:
-    """Images and boxes of ``batch``."""
-    assert batch.photos is not None
-    return len(batch.photos)
+@dataclass
+class _Step:
+    """A task's part of a step, as :mod:`mmgem.train.step` goes through it."""
+
+    network: MMGEMNetwork
+    world: World
+    tracker: MemoryTracker
+    fake_tensor: FakeTensorFactory
+    sharded: bool
+
+    def run(self, task: Task[Any], fake: FakeBatch, chunk_size: int) -> None:
+        """Forward and backward; of chunks that are alike, one is gone through for all of them."""
+        cache = task.grad_cache if chunk_size else None
+        if cache is None:
+            self.tracker.weight = fake.weight
+            for part in task.split(fake.batch):
+                _backward(task.forward(self.network, part, self.world))
+            self.tracker.weight = 1.0
+            return
+        chunks = list(cache.split(fake.batch, chunk_size))
+        alike: dict[Any, list[Any]] = {}
+        for chunk in chunks:
+            alike.setdefault(_kind(chunk), []).append(chunk)
+        shares = [(own[0], sum(map(task.pairs, own)) / task.pairs(own[0])) for own in alike.values()]
+        grads: list[Embeddings] = [{} for _ in shares]
+        if cache.over_embeddings:
+            sizes: dict[str, int] = {}
+            with torch.no_grad():
+                for chunk, self.tracker.weight in shares:
+                    widths = {name: x.shape[1:] for name, x in cache.embed(self.network, chunk).items()}
+            self.tracker.weight = 1.0
+            for chunk in chunks:
+                for name, count in cache.sizes(chunk).items():
+                    sizes[name] = sizes.get(name, 0) + count
+            whole = {name: self.fake_tensor(count, *widths[name]) for name, count in sizes.items()}
+            _, (gradient,) = embedding_grads(cache, self.network, [whole], fake.batch, self.world)
+            grads = [
+                {name: gradient[name][:count] for name, count in cache.sizes(chunk).items()}
+                for chunk, _ in shares
+            ]
+        totals = cache.totals(fake.batch, self.world)
+        _give_gradients(self.tracker, self.network, self.sharded)  # from the second chunk on they are there
+        for (chunk, self.tracker.weight), embedded in zip(shares, grads, strict=True):
+            _backward(cache.replay(self.network, chunk, embedded, totals))
+        self.tracker.weight = 1.0
 
 
-def _widths(network: MMGEMNetwork, recipe: Recipe, batch: Batch | None) -> set[int]:
-    """How many words logits are of."""
-    full = recipe.corpus.passages is not None or not recipe.objective.vocabulary_sample
-    widths = {network.llm.vocabulary} if full else set()
-    if batch is not None and recipe.objective.vocabulary_sample:
-        assert batch.vocabulary is not None
-        widths.add(len(batch.vocabulary) + recipe.objective.vocabulary_sample)
-    return widths
+def _kind(chunk: Any) -> tuple[str, ...]:
+    """What sets chunks apart that are not alike: the tensors they have."""
+    return tuple(name for name, value in vars(chunk).items() if value is not None)
 
 
-def _label(ledger: MemoryTracker, network: MMGEMNetwork, batch: Batch | None) -> None:
-    """Tell the ledger what is whose."""
+def _label(tracker: MemoryTracker, network: MMGEMNetwork, batches: Sequence[Any]) -> None:
+    """Tell the tracker what is whose."""
     for tensor in (*network.parameters(), *network.buffers()):
-        ledger.hold(tensor, "weights")
-    for tensor in vars(batch).values() if batch is not None else ():
+        tracker.hold(tensor, "weights")
+    for tensor in (value for batch in batches for value in vars(batch).values()):
         if isinstance(tensor, Tensor):
-            ledger.hold(tensor, "maps" if tensor.ndim == 4 and tensor.shape[1] != 3 else "batch")
-    ledger.label(network.llm, "forward", "llm")
-    ledger.label(network.encoder, "frozen_stem", "encoder")
-    ledger.label(network.encoder, "trainable_head", "encoder", result="maps")
+            tracker.hold(tensor, "maps" if tensor.ndim == 4 and tensor.shape[1] != 3 else "batch")
+    tracker.label(network.llm, "forward", "llm")
+    tracker.label(network.encoder, "frozen_stem", "encoder")
+    tracker.label(network.encoder, "trainable_head", "encoder", result="maps")
 
 
-def _hold_gradients(ledger: MemoryTracker, network: MMGEMNetwork, several: bool, sharded: bool) -> None:
-    """Tell the ledger which memory becomes that of gradients: on several ranks DDP holds all of them at all
+def _hold_gradients(tracker: MemoryTracker, network: MMGEMNetwork, several: bool, sharded: bool) -> None:
+    """Tell the tracker which memory becomes that of gradients: on several ranks DDP holds all of them at all
     times; FSDP passes them on at once."""
     for p in network.parameters():
         if p.requires_grad:
-            p.register_post_accumulate_grad_hook(lambda p: _held(ledger, p, sharded))
+            p.register_post_accumulate_grad_hook(lambda p: _held(tracker, p, sharded))
     if several and not sharded:
-        _give_gradients(ledger, network, sharded)
+        _give_gradients(tracker, network, sharded)
 
 
-def _give_gradients(ledger: MemoryTracker, network: MMGEMNetwork, sharded: bool) -> None:
+def _give_gradients(tracker: MemoryTracker, network: MMGEMNetwork, sharded: bool) -> None:
     """Let everything that trains have a gradient."""
     for p in network.parameters():
         if p.requires_grad and p.grad is None:
             p.grad = torch.zeros_like(p)
-            _held(ledger, p, sharded)
+            _held(tracker, p, sharded)
 
 
-def _held(ledger: MemoryTracker, p: Tensor, sharded: bool) -> None:
+def _held(tracker: MemoryTracker, p: Tensor, sharded: bool) -> None:
     assert p.grad is not None
     if sharded:
-        ledger.forget(p.grad)
+        tracker.forget(p.grad)
     else:
-        ledger.hold(p.grad, "gradients")
-
-
-def _images(
-    step: Step, batch: Batch, chunk: int, ledger: MemoryTracker, fake_tensor: FakeTensorFactory, sharded: bool
-) -> None:
-    """A step on images. Of pieces of a batch that are alike, one is gone through for all of them."""
-    if not chunk:
-        _backward(step("images", batch))
-        return
-    pieces = list(chunks(batch, chunk))
-    alike: dict[bool, list[Batch]] = {}
-    for piece in pieces:
-        alike.setdefault(piece.boxes is None, []).append(piece)
-    shares = [(own[0], sum(len(p.texts) for p in own) / len(own[0].texts)) for own in alike.values()]
-    dim = step.network.config.dim
-    images, texts = fake_tensor(_items(batch), dim), fake_tensor(len(batch.texts), dim)
-    slopes: tuple[Tensor, ...] = images, texts
-    if step.config.name != "captioning":
-        with torch.no_grad():
-            for piece, ledger.weight in shares:
-                step("embed", piece)
-        ledger.weight = 1.0
-        wanted = images.requires_grad_(), texts.requires_grad_()
-        terms = contrastive_terms(step.network, *wanted, batch, step.config, step.world)
-        slopes = torch.autograd.grad(terms["contrastive_loss"], wanted)
-    total = 0 if step.config.name == "contrastive" else len(batch.caption_targets)
-    _give_gradients(ledger, step.network, sharded)  # from the second piece on they are there
-    for piece, ledger.weight in shares:
-        items, words = len(piece.text_owner.unique()), len(piece.texts)
-        mine = (None, None) if step.config.name == "captioning" else (slopes[0][:items], slopes[1][:words])
-        _backward(step("again", piece, *mine, total))
+        tracker.hold(p.grad, "gradients")
 
 
 def _backward(terms: Terms) -> None:
-    loss = whole_loss(terms)
+    loss = total_loss(terms)
     if loss is not None:
         loss.backward()
 

@@ -11,15 +11,12 @@ from mmgem.config import Recipe
 from mmgem.distributed.world import World
 from mmgem.errors import UsageError
 from mmgem.models.parameter_count import parameter_table
-from mmgem.plan.batch import step_sizes
 from mmgem.plan.dry_run import DryRun, dry_run
 from mmgem.plan.hardware import Hardware
-from mmgem.plan.lengths import Captions, captions_of
-from mmgem.plan.self_retrieval import corpus_batches, largest
 from mmgem.plan.shape import ModelShape, model_shape
 from mmgem.plan.times import Bounds, bounds, photo_seconds, update_bytes
-from mmgem.self_retrieval.batches import CorpusBatch
-from mmgem.train.checks import check, check_encoder
+from mmgem.tasks.base import tasks_of
+from mmgem.train.checks import check
 from mmgem.utils.progress import doing
 
 USABLE = 0.9
@@ -115,30 +112,24 @@ class Planner:
         self.hardware = hardware
         self.count = hardware.count if hardware else 1
         self.device = hardware.device if hardware else "cpu" if recipe.train.device == "cpu" else "cuda"
-        check(recipe, World(size=self.count))
+        tasks = tasks_of(recipe)
+        world = World(size=self.count)
+        check(recipe, tasks, world)
         self.shape: ModelShape = model_shape(recipe)
         tokenizer = self.shape.tokenizer()
-        self.assumed: list[str] = []
-        self.captions: Captions | None = None
-        self.corpus: tuple[CorpusBatch, float] | None = None
-        self.corpus_steps = self.corpus_pairs = 0
-        if recipe.data.train is not None:
-            self.captions = captions_of(recipe.data, tokenizer, tokens)
-            self.assumed.append(self.captions.assumed)
-        if recipe.corpus.passages is not None:
-            batches, assumed = corpus_batches(recipe, tokenizer, self.count)
-            self.corpus, self.corpus_steps = largest(batches), batches.per_epoch
-            self.corpus_pairs = -(-len(batches.pairs) // batches.per_epoch)
-            self.assumed.append(assumed)
+        last = World(self.count - 1, self.count)
+        self.data = {task.name: task.describe_data(tokenizer, tokens, last) for task in tasks}
+        self.assumed = [getattr(data, "assumed", "") for data in self.data.values()]
         self.photo = photo_seconds(recipe, self.shape.prep)
 
     def plan(self, recipe: Recipe, pairs: int | None) -> Plan:
         """What ``recipe`` takes, without advice; ``pairs``: the length of the run, None: its epochs."""
-        if self.captions is not None:
-            check_encoder(recipe, self.shape.config.encoder)
+        tasks = tasks_of(recipe)
+        for task in tasks:
+            task.check_model(self.shape.config)
         network = self.shape.network()
         parameters = dict(parameter_table(network))
-        found = dry_run(recipe, network, self.device, self.count, self.captions, self.corpus)
+        found = dry_run(recipe, [(t, self.data[t.name]) for t in tasks], network, self.device, self.count)
         operations: dict[str, float] = {}
         for (dtype, count, _), times in found.work.items():
             if count:
@@ -150,35 +141,24 @@ class Planner:
             updated = update_bytes(sum(found.trained.values()) // sharded, recipe.optim.ema_decay > 0)
             photos = 0.0 if recipe.data.cached else self.photo * found.images
             at_least = bounds(found.work, updated, photos, recipe.data.workers, self.hardware)
-        pairs_a_step, images = self.corpus_pairs, 0
-        if self.captions is not None:
-            shown, images = step_sizes(recipe, self.captions)
-            pairs_a_step += shown
+        sizes = [task.step_size(self.data[task.name]) for task in tasks]
+        pairs_a_step = sum(size.pairs for size in sizes)
+        per_epoch = sizes[0].per_epoch
+        steps = None if per_epoch is None else max(1, round(recipe.train.epochs * per_epoch))
         return Plan(
             parameters=parameters,
             trained=found.trained,
             pairs=pairs_a_step,
-            images=images,
+            images=sum(size.images for size in sizes),
             memory={kind: size / 1e9 for kind, size in found.memory.items() if size},
             operations=operations,
             operations_a_pair=sum(operations.values()) / found.pairs,
             communication=self._communication(recipe, parameters["total"], found) / 1e9,
             hardware=self.hardware,
             bounds=at_least,
-            steps=math.ceil(pairs / pairs_a_step) if pairs else self._steps(recipe),
+            steps=math.ceil(pairs / pairs_a_step) if pairs else steps,
             assumed=[said for said in self.assumed if said],
         )
-
-    def _steps(self, recipe: Recipe) -> int | None:
-        """Steps of the recipe's epochs, as the trainer counts them."""
-        epoch: float | None = self.corpus_steps
-        if self.captions is not None:
-            boxes = round(recipe.train.batch_size * recipe.data.region_share)
-            walked, each = self.captions.images, recipe.train.batch_size - boxes
-            if not each:
-                walked, each = self.captions.boxed, -(-boxes // recipe.data.boxes_per_image)
-            epoch = None if walked is None else walked // min(each, walked)
-        return None if epoch is None else max(1, round(recipe.train.epochs * epoch))
 
     def _communication(self, recipe: Recipe, parameters: int, found: DryRun) -> float:
         """Bytes a device sends in a step: gradients once around (DDP), or weights twice and gradients once

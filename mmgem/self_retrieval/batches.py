@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgem.config import CorpusConfig
 from mmgem.data.prose import sentences
-from mmgem.data.turns import shard_slice
+from mmgem.distributed.partition import shard_slice
 from mmgem.errors import DataError
+from mmgem.self_retrieval.config import SelfRetrievalConfig
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
 
@@ -28,7 +28,7 @@ _QUESTIONS = 4  # most own questions of a passage in one reading
 
 
 @dataclass
-class CorpusBatch:
+class SelfRetrievalBatch:
     """What a step reads of a corpus. Token sequences are 1-D int64 on the CPU; masks are bool, over the
     tokens of all sequences in turn.
 
@@ -62,20 +62,21 @@ class _Spans:
         return self
 
 
-class CorpusBatches:
-    """Indexable: ``batches[step]`` is the :class:`CorpusBatch` of that step, the same on every run."""
+class SelfRetrievalBatches:
+    """Indexable: ``batches[step]`` is the :class:`SelfRetrievalBatch` of that step, the same on every run."""
 
     def __init__(
         self,
         passages: Sequence[Passage],
         queries: Sequence[Query],
         prompts: Prompts,
-        config: CorpusConfig,
+        config: SelfRetrievalConfig,
         seed: int,
-        part: tuple[int, int] = (0, 1),
+        rank: int = 0,
+        world_size: int = 1,
     ):
-        """``part``: rank and number of ranks; each has its own part of every batch."""
-        self.part = part
+        """``rank`` of ``world_size`` processes; each has its own part of every batch."""
+        self.rank, self.world_size = rank, world_size
         self.config, self.prompts, self.seed = config, prompts, seed
         number = {passage.id: n for n, passage in enumerate(passages)}
         self.titles = prompts.pieces([p.title for p in passages])
@@ -83,7 +84,7 @@ class CorpusBatches:
         for passage, ids in zip(passages, self.texts, strict=True):
             if len(ids) > config.max_passage_tokens:
                 raise DataError(
-                    f"passage {passage.id!r} has {len(ids)} tokens, over corpus.max_passage_tokens = "
+                    f"passage {passage.id!r} has {len(ids)} tokens, over self_retrieval.max_passage_tokens = "
                     f"{config.max_passage_tokens}: cut it, or raise the limit"
                 )
         self.pairs: list[tuple[str, int]] = []
@@ -92,22 +93,22 @@ class CorpusBatches:
         questions = [(q, number[i]) for q in queries for i in q.positives]
         self.pairs += [(q.query, n) for q, n in questions]
         if not self.pairs:
-            raise DataError("corpus: nothing to learn, with memorise = false and no queries")
+            raise DataError("self_retrieval: nothing to learn, with memorise = false and no queries")
         pieces = prompts.pieces([q.query for q, _ in questions])
         answers = prompts.pieces([q.answers[0] if q.answers else "" for q, _ in questions])
-        self.asked: list[list[tuple[list[int], list[int] | None]]] = [[] for _ in passages]
+        self.questions_of: list[list[tuple[list[int], list[int] | None]]] = [[] for _ in passages]
         for (query, n), ids, answer in zip(questions, pieces, answers, strict=True):
-            self.asked[n].append((ids, [*answer, prompts.end] if query.answers else None))
+            self.questions_of[n].append((ids, [*answer, prompts.end] if query.answers else None))
         self.of_title: dict[str, list[int]] = defaultdict(list)
         for n, passage in enumerate(passages):
             self.of_title[passage.title].append(n)
         self.siblings = [[m for m in self.of_title[p.title] if m != n] for n, p in enumerate(passages)]
-        self.per_epoch = -(-len(self.pairs) // config.batch)
+        self.per_epoch = -(-len(self.pairs) // config.batch_size)
 
     @property
     def fingerprint(self) -> str:
         """Tells whether two runs learn from the same passages, queries and answers."""
-        facts = json.dumps([self.titles, self.texts, self.pairs, self.asked])
+        facts = json.dumps([self.titles, self.texts, self.pairs, self.questions_of])
         return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
     @property
@@ -117,12 +118,12 @@ class CorpusBatches:
         documents = (prompts.document(a, b) for a, b in zip(self.titles, self.texts, strict=True))
         behind = (
             [*prompts.asking(ids), *(answer or []), *prompts.rejection]
-            for asked in self.asked
+            for asked in self.questions_of
             for ids, answer in asked
         )
         return max(map(len, documents)) + max(map(len, behind), default=0)
 
-    def __getitem__(self, step: int) -> CorpusBatch:
+    def __getitem__(self, step: int) -> SelfRetrievalBatch:
         epoch, place = divmod(step, self.per_epoch)
         rng = np.random.default_rng((self.seed, epoch, 5))
         chosen = self._own(np.array_split(rng.permutation(len(self.pairs)), self.per_epoch)[place])
@@ -130,7 +131,7 @@ class CorpusBatches:
         return self._assemble(self._names([self.pairs[i] for i in chosen]), read, epoch)
 
     def _own(self, batch: np.ndarray) -> list[int]:
-        return batch[shard_slice(len(batch), self.part)].tolist()
+        return batch[shard_slice(len(batch), self.rank, self.world_size)].tolist()
 
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         """All passages, shuffled in twos of one title."""
@@ -153,7 +154,7 @@ class CorpusBatches:
             made.append(spans.add(whole[: self.config.prefix_tokens], "named"))
         return made
 
-    def _assemble(self, names: list[_Spans], read: list[int], epoch: int) -> CorpusBatch:
+    def _assemble(self, names: list[_Spans], read: list[int], epoch: int) -> SelfRetrievalBatch:
         prompts = self.prompts
         reads = [_Spans().add(prompts.document(self.titles[n], self.texts[n])) for n in read]
         reads += [_Spans() for _ in read]
@@ -161,7 +162,7 @@ class CorpusBatches:
         queries, owners = [], []
         for place, n in enumerate(read):
             rng = np.random.default_rng((self.seed, epoch, n, 6))  # whatever else is read beside it
-            own = [self.asked[n][i] for i in rng.permutation(len(self.asked[n]))[:_QUESTIONS]]
+            own = [self.questions_of[n][i] for i in rng.permutation(len(self.questions_of[n]))[:_QUESTIONS]]
             branches = []
             for ids, answer in own:
                 branch = _Spans().add(prompts.then_question).add(ids, "asked").add(prompts.answer)
@@ -184,7 +185,7 @@ class CorpusBatches:
         def tensors(of: list[_Spans]) -> list[Tensor]:
             return [torch.tensor(spans.ids, dtype=torch.long) for spans in of]
 
-        return CorpusBatch(
+        return SelfRetrievalBatch(
             names=tensors(names),
             named=mask(names, "named"),
             reads=tensors(reads),
@@ -197,11 +198,11 @@ class CorpusBatches:
 
     def _foreign(self, n: int, rng: np.random.Generator) -> list[list[int]]:
         """Questions that passage ``n`` does not answer, as far as anybody says."""
-        own = {tuple(ids) for ids, _ in self.asked[n]}
-        near = [ids for m in self.siblings[n] for ids, _ in self.asked[m]]
-        count = self.config.negatives
+        own = {tuple(ids) for ids, _ in self.questions_of[n]}
+        near = [ids for m in self.siblings[n] for ids, _ in self.questions_of[m]]
+        count = self.config.hard_negatives
         picked = [near[i] for i in rng.permutation(len(near))[: (count + 1) // 2]]
-        for m in rng.permutation(len(self.asked))[: 4 * count].tolist():
-            if len(picked) < count and m != n and self.asked[m]:
-                picked.append(self.asked[m][int(rng.integers(len(self.asked[m])))][0])
+        for m in rng.permutation(len(self.questions_of))[: 4 * count].tolist():
+            if len(picked) < count and m != n and self.questions_of[m]:
+                picked.append(self.questions_of[m][int(rng.integers(len(self.questions_of[m])))][0])
         return [ids for ids in picked if tuple(ids) not in own]

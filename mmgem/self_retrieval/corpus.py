@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from mmgem.checkpoints.resolve import complete
-from mmgem.config import Scoring, from_dict, to_dict
+from mmgem.config import from_dict, to_dict
 from mmgem.errors import CheckpointError, DataError
+from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.passages import Passage, load_corpus
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.self_retrieval.trie import Trie

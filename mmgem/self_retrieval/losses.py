@@ -14,15 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgem.config import ObjectiveConfig
 from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import Packing
-from mmgem.self_retrieval.batches import CorpusBatch
+from mmgem.self_retrieval.batches import SelfRetrievalBatch
+from mmgem.self_retrieval.config import SelfRetrievalConfig
 
 
-def naming(
-    network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig, world: World = SINGLE_PROCESS
+def retrieval_loss(
+    network: MMGEMNetwork,
+    batch: SelfRetrievalBatch,
+    config: SelfRetrievalConfig,
+    world: World = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
     """Return ``{"retrieve_loss"}`` times its configured weight."""
     nothing = torch.zeros(len(batch.names), dtype=torch.bool)
@@ -32,8 +35,11 @@ def naming(
     return {"retrieve_loss": config.retrieve_weight * loss}
 
 
-def reading(
-    network: MMGEMNetwork, batch: CorpusBatch, config: ObjectiveConfig, world: World = SINGLE_PROCESS
+def reading_losses(
+    network: MMGEMNetwork,
+    batch: SelfRetrievalBatch,
+    config: SelfRetrievalConfig,
+    world: World = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
     """Return the other losses, each times its configured weight; those of weight 0 are left out."""
     losses: dict[str, Tensor] = {}
@@ -73,7 +79,7 @@ def token_loss(
 
 
 def _embed_loss(
-    network: MMGEMNetwork, states: Tensor, packing: Packing, batch: CorpusBatch, world: World
+    network: MMGEMNetwork, states: Tensor, packing: Packing, batch: SelfRetrievalBatch, world: World
 ) -> Tensor:
     counts = torch.tensor([len(s) for s in batch.reads])
     ends = packing.flat(counts[batch.embed], batch.embed.nonzero()[:, 0]).to(states.device)

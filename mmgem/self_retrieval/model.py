@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from mmgem.config import Scoring
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
+from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.corpus import FOLDER, Corpus
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
@@ -82,7 +82,7 @@ class SelfRetrieval:
         """Put passages into the corpus, here and, if it has one, in the model's folder.
 
         Raises ``DataError`` for an id that is there already; then nothing has changed."""
-        from mmgem.tasks.self_retrieval import embed_passages
+        from mmgem.self_retrieval.embedding import embed_passages
 
         corpus = self.corpus.added(passages, self.prompts)
         if self.corpus.vectors is not None:

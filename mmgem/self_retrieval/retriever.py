@@ -4,7 +4,7 @@
 
 is the paper's score. Ours adds what the same reading of a passage gives for nothing, log P(q | p), and judges
 what the same model's embeddings find as well, fused with the names by reciprocal rank (Cormack et al. 2009):
-see :class:`~mmgem.config.Scoring`.
+see :class:`~mmgem.self_retrieval.config.Scoring`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mmgem.config import Scoring
 from mmgem.models.kv_cache import Rows
 from mmgem.models.llm import LLM
+from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.constrained_decoding import constrained_beam
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.prompts import Prompts
@@ -78,7 +78,7 @@ class Retriever:
         start: list[tuple[int, int, float]] = []
         if corpus.titled:
             titles = constrained_beam(
-                asked, corpus.titles, [corpus.titles.root] * len(questions), scoring.titles
+                asked, corpus.titles, [corpus.titles.root] * len(questions), scoring.title_beams
             )
             start = [
                 (q, int(title), path.log_prob)
@@ -94,7 +94,7 @@ class Retriever:
             rows = asked
         nodes = [corpus.rows.child(corpus.rows.root, title) for _, title, _ in start]
         found: list[list[Candidate]] = [[] for _ in questions]
-        paths = constrained_beam(rows, corpus.rows, nodes, scoring.passages, scoring.one_token)
+        paths = constrained_beam(rows, corpus.rows, nodes, scoring.passage_beams, scoring.greedy_after_first)
         for (q, _, title_log_prob), own in zip(start, paths, strict=True):
             for path in own:
                 ids = corpus.rows.ids_of(path.node)
@@ -106,7 +106,7 @@ class Retriever:
     def candidates(self, questions: Sequence[str]) -> list[list[Candidate]]:
         """What is worth judging for each question, best first: names, and neighbours by embedding."""
         named = self.name(questions)
-        vectors, count = self.corpus.vectors, self.scoring.embedded
+        vectors, count = self.corpus.vectors, self.scoring.dense_candidates
         if self.embed is None or vectors is None or not count:
             return named
         near = np.argsort(-(self.embed(questions) @ vectors.T), axis=1, kind="stable")[:, :count]
@@ -120,10 +120,10 @@ class Retriever:
         ]
 
     def judged(self, question: str, candidates: Sequence[Candidate]) -> list[Found]:
-        """Candidates, perhaps another searcher's, ordered by the score; the first ``scoring.assess`` of them
+        """Candidates, perhaps another searcher's, ordered by the score; the first ``scoring.rerank_depth`` of them
         are assessed and go before the others."""
         scoring = self.scoring
-        head, tail = candidates[: scoring.assess], candidates[scoring.assess :]
+        head, tail = candidates[: scoring.rerank_depth], candidates[scoring.rerank_depth :]
         judged = self.reader.judge(question, [c.passage for c in head])
         scores = score(head, judged.rejection, judged.likelihood, scoring)
         found = [
@@ -166,7 +166,7 @@ def score(
         scoring.title_weight * title
         + scoring.passage_weight * passage
         + scoring.accept_weight * odds
-        + scoring.likelihood_weight * likelihood
+        + scoring.query_likelihood_weight * likelihood
     )
     return _softmax(total)
 

@@ -11,44 +11,42 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from mmgem.config import EncoderConfig, Recipe, TrainConfig, to_dict
+from mmgem.config import Recipe, TrainConfig, to_dict
 from mmgem.config.ranges import check_ranges
 from mmgem.data.shards import is_shards
-from mmgem.data.turns import check_enough
 from mmgem.distributed.world import World
 from mmgem.errors import ConfigError
+from mmgem.tasks.base import Task
 from mmgem.train.state import difference
 
 
-def check(recipe: Recipe, world: World) -> None:
-    """Raise ``ConfigError`` naming the field if ``recipe`` cannot train on ``ranks``."""
+def check(recipe: Recipe, tasks: Sequence[Task[Any]], world: World) -> None:
+    """Raise ``ConfigError`` naming the field if ``recipe``, whose ``tasks`` these are, cannot train in
+    ``world``."""
     check_ranges(recipe)
-    data, train, objective = recipe.data, recipe.train, recipe.objective
-    images, corpus = data.train is not None, recipe.corpus.passages is not None
-    if not images and not corpus:
-        raise ConfigError("data.train: missing (and so is corpus.passages)")
-    if images and recipe.model.encoder.kind == "none":
-        raise ConfigError('data.train: a model with model.encoder.kind = "none" reads no images')
+    train = recipe.train
     changed = difference(to_dict(Recipe(TrainConfig(train.out))), to_dict(recipe))
-    for idle, fields, why in _idle(recipe):
+    for idle, fields, why in _idle(recipe, tasks):
         for name in changed if idle else ():
             if f"{name}.".startswith(tuple(f"{field}." for field in fields.split())):
                 raise ConfigError(f"{name}: {why}")
-    if 0 < data.region_size < 32:
-        raise ConfigError(f"data.region_size: {data.region_size} is neither 0 nor 32 pixels or more")
     if train.out.is_file():
         raise ConfigError(f"train.out: {train.out} is a file, not a folder")
-    _check_shares(recipe, world)
+    for task in tasks:
+        task.check(world)
+        if train.grad_cache_chunk_size and task.grad_cache is None:
+            raise ConfigError(
+                f"train.grad_cache_chunk_size: the losses of {task.name} are not over embeddings that can be "
+                "cached; set it to 0"
+            )
+    if recipe.data.train is not None and not any(task.data_key == "data.train" for task in tasks):
+        raise ConfigError("data.train: no task of the recipe reads it; add [image_text]")
     _check_learning(recipe)
     if train.compile and train.checkpoint_activations:
         raise ConfigError("train.compile: excludes train.checkpoint_activations")
-    if objective.taught and objective.loss == "sigmoid":
-        raise ConfigError("objective.soft_targets: excludes objective.loss = 'sigmoid', which has no targets")
-    if objective.taught and objective.teacher is None:
-        raise ConfigError('objective.teacher: soft_targets needs a teacher, e.g. "minilm"')
     for tracker in train.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError(f"train.trackers: {tracker!r} is not installed: pip install {tracker}")
@@ -61,30 +59,17 @@ def check_compiler() -> None:
         raise ConfigError(f"train.compile: needs a C++ compiler, and there is no {compiler} ($CXX)")
 
 
-def check_encoder(recipe: Recipe, encoder: EncoderConfig) -> None:
-    """Raise ``ConfigError`` if an encoder is to train of which ``recipe`` caches the last map."""
-    whole = encoder.kind == "transformers" or encoder.freeze_until is None
-    if recipe.optim.lr_encoder > 0 and recipe.data.cached and whole:
-        raise ConfigError(
-            "optim.lr_encoder: a cached encoder trains only above model.encoder.freeze_until (EfficientNet); "
-            "set that, or data.cached = false"
-        )
-
-
-def _idle(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
+def _idle(recipe: Recipe, tasks: Sequence[Task[Any]]) -> Iterator[tuple[bool, str, str]]:
     """Whether these fields (or sections), if changed, would do nothing; and why."""
-    data, init, corpus = recipe.data, recipe.init, recipe.corpus
+    data, init = recipe.data, recipe.init
     images = data.train is not None
     shards = data.train is not None and is_shards(data.train)
     of_images = (
         "data.dev data.region_share data.mosaics data.region_size data.joined_caption_prob data.workers "
-        "objective.name objective.loss objective.soft_targets objective.mask_same "
-        "objective.label_smoothing objective.vocabulary_sample optim.lr_encoder train.grad_cache_chunk_size"
+        "optim.lr_encoder"
     )
     yield not images, of_images, "counts for images; there is no data.train"
-    yield corpus.passages is None, "corpus", "counts for a corpus; there is no corpus.passages"
     yield not shards, "data.workers data.window", "counts for shards; data.train is loose files"
-    yield shards, "objective.vocabulary_sample", "needs loose files: of shards the words are not known before"
     boxes = "data.mosaics data.region_size"
     yield not data.region_share, boxes, "counts only if data.region_share is above 0"
     efficient = recipe.model.encoder.kind == "efficientnet_lite0"
@@ -96,48 +81,22 @@ def _idle(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     yield recipe.optim.lora_rank > 0, "optim.lr_embeddings", lora
     rounded = "undone by optim.lr_embeddings, which trains the table on"
     yield recipe.optim.lr_embeddings > 0, "init.quantize_embeddings", rounded
-    yield recipe.objective.loss == "softmax", "model.logit_bias", "counts for objective.loss = 'sigmoid' only"
-    held_out = data.dev is not None or (images and data.dev_split) or corpus.dev not in (None, Path())
-    nothing = "nothing to evaluate on: no data.dev, data.dev_split or corpus.dev; set it to 0"
+    biased = any(task.uses_logit_bias for task in tasks)
+    yield not biased, "model.logit_bias", "counts for image_text.contrastive.loss = 'sigmoid' only"
+    held_out = any(task.holds_out for task in tasks)
+    nothing = "nothing to evaluate on: no data.dev, data.dev_split or self_retrieval.dev; set it to 0"
     yield not held_out, "train.evaluate_every", nothing
 
 
-def _check_shares(recipe: Recipe, world: World) -> None:
-    """Every kind of thing has to come in every step, and to every rank."""
-    data, batch, share = recipe.data, recipe.train.batch_size, recipe.data.region_share
-    boxes = round(batch * share)
-    for wanted, count, what in ((share, boxes, "box"), (1 - share, batch - boxes, "image")):
-        if wanted and not count:
-            raise ConfigError(f"data.region_share: {share} leaves no {what} of train.batch_size = {batch}")
-    boxed = -(-boxes // data.boxes_per_image)
-    for count, what in ((batch - boxes, "images"), (boxed, "images to take boxes from")):
-        if data.train is not None and count:
-            check_enough(count, what, world.size)
-    if recipe.corpus.passages and recipe.corpus.batch < world.size:
-        raise ConfigError(f"corpus.batch: {recipe.corpus.batch} is too small for {world.size} processes")
-
-
 def _check_learning(recipe: Recipe) -> None:
-    """There has to be a loss, something to tell apart, and something that trains."""
-    objective, optim = recipe.objective, recipe.optim
-    weights: list[float] = []
-    if recipe.data.train is not None:
-        weights += [objective.contrastive_weight] * (objective.name != "captioning")
-        weights += [objective.caption_weight] * (objective.name != "contrastive")
-    if recipe.corpus.passages is not None:
-        weights += [objective.retrieve_weight, objective.ask_weight]
-        weights += [objective.assess_weight, objective.embed_weight]
-    if not any(weights):
-        raise ConfigError("objective: every loss has the weight 0")
-    if recipe.data.train is not None and objective.name != "captioning" and recipe.train.batch_size == 1:
-        raise ConfigError("train.batch_size: 1 image has no other to be told from, as objective.name asks")
+    """There has to be something that trains."""
+    optim = recipe.optim
     if not any((optim.lr_heads, optim.lr_llm, optim.lr_encoder, optim.lr_embeddings)):
         raise ConfigError("optim.lr_heads: nothing trains, every rate is 0")
     if optim.lora_rank and not optim.lr_llm:
         raise ConfigError("optim.lora_rank: nothing of the LLM trains with optim.lr_llm = 0")
-    limit = objective.max_logit_scale_log
-    if math.log(recipe.model.logit_scale) > limit:
+    if math.log(recipe.model.logit_scale) > optim.max_logit_scale_log:
         raise ConfigError(
-            f"model.logit_scale: {recipe.model.logit_scale:g} is above {math.exp(limit):g}, the limit by "
-            "objective.max_logit_scale_log"
+            f"model.logit_scale: {recipe.model.logit_scale:g} is above "
+            f"{math.exp(optim.max_logit_scale_log):g}, the limit by optim.max_logit_scale_log"
         )

@@ -1,6 +1,6 @@
 """How a network trains on several ranks: replicated (DDP), sharded (FSDP2), or alone; PyTorch's own engines.
 
-Every forward goes through one module, :class:`~mmgem.train.gradients.Step`: that is where DDP and FSDP look.
+Every forward goes through one module, :class:`NetworkCall`: that is where DDP and FSDP look.
 Both
 average gradients over the ranks, so a rank's share of the loss is multiplied by their number before it goes
 backward. What is kept on disk are whole tensors, whatever the number of ranks that trained them.
@@ -8,7 +8,7 @@ backward. What is kept on disk are whole tensors, whatever the number of ranks t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -17,11 +17,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmgem.checkpoints.model_folder import build
-from mmgem.config import ObjectiveConfig, TrainConfig
+from mmgem.config import TrainConfig
 from mmgem.distributed.world import SINGLE_PROCESS, World, copies, is_shard, local
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
-from mmgem.train.gradients import Step
+
+
+class NetworkCall(nn.Module):
+    """The network behind one ``forward``: where DDP and FSDP look, whichever task calls it."""
+
+    def __init__(self, network: MMGEMNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """``call(network, *arguments)``."""
+        return call(self.network, *arguments)
 
 
 class Engine:
@@ -30,7 +41,6 @@ class Engine:
     def __init__(
         self,
         network: MMGEMNetwork,
-        objective: ObjectiveConfig,
         config: TrainConfig,
         world: World = SINGLE_PROCESS,
         lora: int = 0,
@@ -44,14 +54,13 @@ class Engine:
         if config.compile:
             for block in network.llm.blocks:
                 block.compile(dynamic=True)
-        self.step = Step(network, objective, world)
-        self.module: nn.Module = self.step
+        self.module: nn.Module = NetworkCall(network)
         if self.strategy == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
             # Gradients lie in the buckets they are exchanged in: one copy of them, not two.
             self.module = DistributedDataParallel(
-                self.step, broadcast_buffers=False, gradient_as_bucket_view=True
+                self.module, broadcast_buffers=False, gradient_as_bucket_view=True
             )
         elif self.strategy == "fsdp":
             self._shard()
@@ -64,10 +73,7 @@ class Engine:
         for block in self.network.llm.blocks:
             fully_shard(block, mesh=mesh)
         # Scalars cannot be sharded.
-        fully_shard(self.step, mesh=mesh, ignored_params=set(self._scalars()))
-
-    def _scalars(self) -> list[nn.Parameter]:
-        return [self.network.logit_scale, self.network.logit_bias]
+        fully_shard(self.module, mesh=mesh, ignored_params=set(self.network.loss_parameters()))
 
     def sync(self, last: bool) -> AbstractContextManager[Any]:
         """Around a forward and its backward: gradients are exchanged in the ``last`` of a step (FSDP: in
@@ -96,7 +102,7 @@ class Engine:
         """Scale all gradients so that their norm is at most ``limit``; returns the norm it was."""
         if self.strategy != "fsdp":
             return float(nn.utils.clip_grad_norm_(self.trained(), limit))
-        for p in self._scalars():
+        for p in self.network.loss_parameters():
             if p.grad is not None:
                 dist.all_reduce(p.grad)
                 p.grad /= self.world.size

@@ -21,24 +21,18 @@ from mmgem.checkpoints.initialize import start
 from mmgem.checkpoints.model_card import card
 from mmgem.checkpoints.model_folder import build, save_model
 from mmgem.config import Recipe, to_dict
-from mmgem.data.batches import Batches
-from mmgem.data.features import FeatureCache, PixelSource
-from mmgem.data.records import Record
-from mmgem.data.shards.ahead import Ahead
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import SINGLE_PROCESS, World, init_world
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
-from mmgem.tasks.image_text.data import check_files, image_side
-from mmgem.tasks.image_text.evaluation import evaluate
-from mmgem.tasks.self_retrieval import CorpusSide, corpus_side, evaluate_corpus
+from mmgem.tasks.base import Task, tasks_of
 from mmgem.train.checks import check, check_compiler
 from mmgem.train.engine import Engine, tf32
-from mmgem.train.gradients import corpus_parts, gradients
 from mmgem.train.log import Log
 from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
 from mmgem.train.speed import Speed
 from mmgem.train.state import Saver, load_state, snapshot
+from mmgem.train.step import accumulate_gradients
 from mmgem.utils.progress import Meter
 
 
@@ -50,28 +44,25 @@ class Run:
     world: World
     engine: Engine
     tokenizer: Tokenizer
-    batches: Batches | Ahead | None
-    corpus: CorpusSide | None
-    dev: tuple[list[Record], FeatureCache | PixelSource] | None
+    tasks: list[Task[Any]]
     optimizer: torch.optim.AdamW
     average: Average | None
     total: int
 
     @property
     def network(self) -> MMGEMNetwork:
-        """The network that trains; on several ranks its parameters may be shards."""
+        """The network that trains; on several processes its parameters may be shards."""
         return self.engine.network
 
     @property
     def data(self) -> str:
-        """What tells the data of a run from others."""
-        sides = (self.batches, self.corpus.batches if self.corpus is not None else None)
-        return " ".join(side.fingerprint for side in sides if side is not None)
+        """What tells the data of a run from others: a word a task."""
+        return " ".join(task.batches.fingerprint for task in self.tasks)
 
     @property
-    def scored(self) -> bool:
+    def evaluates(self) -> bool:
         """Whether there is anything to measure it on."""
-        return self.dev is not None or (self.corpus is not None and bool(self.corpus.dev))
+        return any(task.evaluates for task in self.tasks)
 
 
 def train(recipe: Recipe) -> Path:
@@ -96,11 +87,8 @@ def _train(recipe: Recipe, world: World) -> Path:
     state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain, world)
     done = state["step"] if state else 0
     data = run.data
-    if state and state.get("data") != data:
-        field = "data.train" if recipe.data.train is not None else "corpus"
-        raise ConfigError(
-            f"{field}: this is not the data the run began with; bring it back, or set another train.out"
-        )
+    if state:
+        _check_data(run, state)
     best = state["best"] if state else None
     log = Log(out, done, recipe.train.trackers) if world.first else None
     every = recipe.train.evaluate_every
@@ -116,7 +104,7 @@ def _train(recipe: Recipe, world: World) -> Path:
             if log and (finished % recipe.train.log_every == 0 or last):
                 facts = {"pairs_per_second": round(meter.rate, 1), **speed.facts()}
                 log.write(finished, {**values, **facts})
-            if run.scored and (last or (every and finished % every == 0)):
+            if run.evaluates and (last or (every and finished % every == 0)):
                 scores = measure(run)
                 if log:
                     log.write(finished, scores)
@@ -131,11 +119,10 @@ def _train(recipe: Recipe, world: World) -> Path:
                     {"recipe": plain, "best": best, "data": data},
                     recipe.train.keep_checkpoints,
                 )
-    if isinstance(run.batches, Ahead):
-        run.batches.close()
-        for problem in run.batches.problems:
+    for task in run.tasks:
+        for problem in task.close():
             meter.note(problem)
-    if not run.scored and (done < run.total or not world.broadcast((out / "model").is_dir())):
+    if not run.evaluates and (done < run.total or not world.broadcast((out / "model").is_dir())):
         export(run, out / "model", {"step": run.total})
     if log:
         log.close()
@@ -143,29 +130,37 @@ def _train(recipe: Recipe, world: World) -> Path:
     return out / "model"
 
 
+def _check_data(run: Run, state: dict[str, Any]) -> None:
+    """Refuse to go on with other data than the run began with."""
+    began, now = str(state.get("data")).split(" "), run.data.split(" ")
+    if began != now:
+        pairs = zip(run.tasks, [*began, *run.tasks], now, strict=False)
+        changed = next((task for task, before, word in pairs if before != word), run.tasks[0])
+        raise ConfigError(
+            f"{changed.data_key}: this is not the data the run began with; bring it back, or set another "
+            "train.out"
+        )
+
+
 def prepare(recipe: Recipe, world: World = SINGLE_PROCESS) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
-    check(recipe, world)
+    tasks = tasks_of(recipe)
+    check(recipe, tasks, world)
     if recipe.train.compile and world.device.type == "cpu":
         check_compiler()
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    check_files(recipe)  # before base weights are fetched for nothing
+    for task in tasks:  # before base weights are fetched for nothing
+        task.check_files()
     network, tokenizer = start(recipe)
-    batches, dev = None, None
-    if recipe.data.train is not None:
-        batches, dev = image_side(recipe, recipe.data.train, network, tokenizer, world)
-    corpus = None
-    if recipe.corpus.passages:
-        corpus = world.main_process_first(lambda: corpus_side(recipe, network, tokenizer, world))
+    for task in tasks:
+        task.prepare(network, tokenizer, world)
     groups = trainable(network, recipe.optim, recipe.data.cached)
-    engine = Engine(network, recipe.objective, recipe.train, world, recipe.optim.lora_rank)
+    engine = Engine(network, recipe.train, world, recipe.optim.lora_rank)
     average = Average(network, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
-    walked = batches or (corpus.batches if corpus else None)
-    assert walked is not None
-    total = max(1, round(recipe.train.epochs * walked.per_epoch))
+    total = max(1, round(recipe.train.epochs * tasks[0].batches.per_epoch))
     trained = optimizer(network, groups, recipe.optim)
-    return Run(recipe, world, engine, tokenizer, batches, corpus, dev, trained, average, total)
+    return Run(recipe, world, engine, tokenizer, tasks, trained, average, total)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -184,40 +179,25 @@ def one_step(run: Run, step: int, speed: Speed | None = None) -> tuple[dict[str,
         group["lr"] = group["base"] * factor
     run.optimizer.zero_grad()
     waited = time.monotonic()
-    parts, pairs = _parts(run, step)
+    work = [(task, task.load_batch(step, world.device)) for task in run.tasks]
     if speed is not None:
         speed.waited(time.monotonic() - waited)
-    chunk = run.recipe.train.grad_cache_chunk_size
-    losses = gradients(run.engine, parts, chunk, lambda n: mixed_seed(*seeds, 7, n), f"step {step}")
+    chunk_size = run.recipe.train.grad_cache_chunk_size
+    losses = accumulate_gradients(
+        run.engine, work, chunk_size, lambda n: mixed_seed(*seeds, 7, n), f"step {step}"
+    )
     norm = run.engine.clip(config.max_grad_norm)
     run.optimizer.step()
     with torch.no_grad():
-        run.network.logit_scale.clamp_(max=run.recipe.objective.max_logit_scale_log)
+        run.network.logit_scale.clamp_(max=config.max_logit_scale_log)
     if run.average is not None:
         run.average.update(run.network, step)
     values = {name: round(value, 5) for name, value in losses.items()}
     values["gradient_norm"] = round(norm, 4)
     values["temperature"] = round(1 / run.network.logit_scale.exp().item(), 5)
     values["lr_factor"] = round(factor, 5)
+    pairs = sum(task.pairs(batch) for task, batch in work)
     return values, int(world.all_reduce_sum(pairs)[0])
-
-
-def _parts(run: Run, step: int) -> tuple[list[tuple[str, Any]], int]:
-    """What this rank sees in ``step``: of images, then of what is named and what is read of the corpus, as
-    far as there are; and its number of pairs."""
-    config, device = run.recipe.objective, run.world.device
-    parts: list[tuple[str, Any]] = []
-    pairs = 0
-    if run.batches is not None:
-        batch = run.batches[step].to(device)
-        parts.append(("images", batch))
-        pairs += len(batch.texts)
-    if run.corpus is not None:
-        texts = run.corpus.batches[step]
-        found = corpus_parts(texts, config)
-        parts += [(what, texts) for what in found]
-        pairs += len(texts.names) * ("naming" in found)
-    return parts, pairs
 
 
 @contextmanager
@@ -233,7 +213,7 @@ def averaged(run: Run) -> Iterator[None]:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Scores of the averaged (or current) weights on the dev images and queries, the same on every rank;
+    """Scores of the averaged (or current) weights on what tasks held out, the same on every process;
     ``score`` is the mean of theirs."""
     with averaged(run):
         network = run.engine.whole()
@@ -241,13 +221,10 @@ def measure(run: Run) -> dict[str, Any]:
         if network is not None:
             network.eval()
             parts: list[float] = []
-            if run.dev is not None:
-                scores |= evaluate(network, run.tokenizer, *run.dev, run.recipe.objective.name)
-                parts.append(scores["score"])
-            if run.corpus is not None and run.corpus.dev:
-                found = evaluate_corpus(network, run.corpus)
-                scores |= found
-                parts.append(found["H@1"])
+            for task in run.tasks:
+                if task.evaluates:
+                    scores |= task.evaluate(network)
+                    parts.append(scores.pop("score"))
             scores["score"] = sum(parts) / len(parts)
     return run.world.broadcast(scores)
 
@@ -261,5 +238,10 @@ def export(run: Run, folder: Path, facts: dict[str, Any]) -> None:
         if run.recipe.optim.lora_rank:
             adapted, network = network, build(network.config)
             network.load_state_dict(merge_lora(adapted.state_dict(), adapted))
-        more = run.corpus.written(network.eval()) if run.corpus else None
-        save_model(folder, network, run.tokenizer, card(run.recipe, facts), more=more)
+        exported = network.eval()
+
+        def write_tasks(new: Path) -> None:
+            for task in run.tasks:
+                task.export(exported, new)
+
+        save_model(folder, network, run.tokenizer, card(run.recipe, facts), more=write_tasks)

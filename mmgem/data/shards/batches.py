@@ -19,11 +19,12 @@ from torch import Tensor
 from mmgem.config import DataConfig
 from mmgem.data.batches import Batch, name_of
 from mmgem.data.images import open_image
+from mmgem.data.sampling import round_robin_sample
 from mmgem.data.shards.shard import Sample
 from mmgem.data.shards.stream import Place, ShardStream
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import join_sentences, mirror_text, normalise, to_square, view_geometry
-from mmgem.data.turns import check_enough, round_robin_sample, shard_slice
+from mmgem.distributed.partition import check_enough, shard_slice
 from mmgem.errors import ConfigError, DataError, ImageError
 
 Broken = tuple[Place, str]
@@ -58,10 +59,11 @@ class StreamBatches:
         tokenizer: Tokenizer,
         config: DataConfig,
         size: int,
-        part: tuple[int, int] = (0, 1),
+        rank: int = 0,
+        world_size: int = 1,
         tail: Literal["carry", "drop"] = "carry",
     ):
-        """``size``: images in a step over all ranks; ``part``: rank and number of ranks. ``tail``: samples
+        """``size``: images in a step over all ranks; ``rank`` of ``world_size`` processes. ``tail``: samples
         that fill no batch at the end of an epoch begin the first batch of the next, where one may then be
         twice; or they are dropped, others in every epoch.
 
@@ -72,10 +74,11 @@ class StreamBatches:
         for name in ("region_share", "mosaics"):
             if getattr(config, name):
                 raise ConfigError(f"data.{name}: shards give no boxes; use a dataset of loose files")
-        self.stream, self.tokenizer, self.config, self.part, self.tail = stream, tokenizer, config, part, tail
+        self.stream, self.tokenizer, self.config, self.tail = stream, tokenizer, config, tail
+        self.rank, self.world_size = rank, world_size
         self.fingerprint = stream.fingerprint
         self.size = min(size, stream.samples)
-        check_enough(self.size, "images", part[1])
+        check_enough(self.size, "images", world_size)
         whole = stream.samples // self.size
         self.per_epoch: float = whole if tail == "drop" else stream.samples / self.size
         self._broken: dict[int, dict[Place, str]] = {}
@@ -102,7 +105,7 @@ class StreamBatches:
             return tried[at]
 
         items: list[_Item] = []
-        for own in range(self.size)[shard_slice(self.size, self.part)]:
+        for own in range(self.size)[shard_slice(self.size, self.rank, self.world_size)]:
             others = (item((own + next_) % self.size) for next_ in range(self.size))
             found = next((other for other in others if other is not None), None)
             if found is None:

@@ -1,6 +1,6 @@
 """Autoregressive captioning: -log P(x_i | V_in, [CAP], x_<i), mean over caption and end-of-text tokens.
 
-The output head runs only where a caption token is predicted. ``vocabulary_sample`` > 0 estimates the full
+The output head runs only where a caption token is predicted. ``sampled_softmax`` > 0 estimates the full
 softmax from the tokens that occur in the training captions plus a random sample of all others, weighted
 by the inverse of its rate (sampled softmax, Jean et al. 2015, arXiv 1412.2007); 0 is the exact loss.
 """
@@ -13,42 +13,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgem.config import ObjectiveConfig
+from mmgem.config import Recipe
 from mmgem.data.batches import Batch
-from mmgem.distributed.world import SINGLE_PROCESS, World
+from mmgem.data.shards import is_shards
+from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
-from mmgem.tasks.image_text.contrastive import embed_items
+from mmgem.tasks.base import Terms
+from mmgem.tasks.image_text.config import CaptionConfig
+from mmgem.tasks.image_text.terms import TokenTerm
 
 
-def captioning(
-    network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig, world: World = SINGLE_PROCESS
-) -> dict[str, Tensor]:
-    """Predict every caption from its image, return ``{"caption_loss"}`` times its configured weight."""
-    visual = embed_items(network, batch)
-    prefixes = network.project_visual_prefix(visual[batch.caption_owner])
-    _, states = network.run(captions=batch.captions, prefixes=prefixes)
-    (total,) = world.all_reduce_sum(len(batch.caption_targets))
-    return {"caption_loss": config.caption_weight * caption_loss(network, states, batch, config, total)}
+class CaptionTerm(TokenTerm):
+    """Predict every caption from its image."""
+
+    Config = CaptionConfig
+    uses_logit_bias = False
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ``ConfigError`` for a sample of a vocabulary that cannot be known."""
+        train = recipe.data.train
+        if self.config.sampled_softmax and train is not None and is_shards(train):
+            raise ConfigError(
+                f"{self.section}.sampled_softmax: needs loose files: of shards the words are not known before"
+            )
+
+    def loss(self, network: MMGEMNetwork, states: Tensor, batch: Batch, total: float) -> Terms:
+        """``{"caption_loss"}``, see :func:`caption_loss`."""
+        return {"caption_loss": self.config.weight * caption_loss(network, states, batch, self.config, total)}
 
 
 def caption_loss(
-    network: MMGEMNetwork, states: Tensor, batch: Batch, config: ObjectiveConfig, total: float | None = None
+    network: MMGEMNetwork, states: Tensor, batch: Batch, config: CaptionConfig, total: float | None = None
 ) -> Tensor:
     """Sum of the cross-entropies of ``states`` ``(T, H)`` against the batch's caption tokens, over ``total``
     tokens (None: its own, so that it is their mean)."""
     targets = batch.caption_targets.to(states.device)
     total = total or len(targets)
     smoothing = config.label_smoothing
-    if not config.vocabulary_sample or batch.vocabulary is None:
+    if not config.sampled_softmax or batch.vocabulary is None:
         logits = network.llm.logits(states).float()
         return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum") / total
     used = batch.vocabulary.to(states.device)
     words = network.llm.vocabulary
-    sample = torch.randint(words, (config.vocabulary_sample,), device=used.device)
+    sample = torch.randint(words, (config.sampled_softmax,), device=used.device)
     # Sampled tokens that are in use are counted already: their copies get no mass.
     position = torch.full((words,), -1, device=used.device)
     position[used] = torch.arange(len(used), device=used.device)
-    rate = math.log(words / config.vocabulary_sample)
+    rate = math.log(words / config.sampled_softmax)
     extra = torch.where(position[sample] >= 0, -torch.inf, rate)
     logits = network.llm.logits_of(states, torch.cat([used, sample])).float()
     weights = torch.cat([torch.zeros(len(used), device=used.device), extra])

@@ -1,6 +1,6 @@
 """Symmetric InfoNCE between images and texts (CLIP, arXiv 2103.00020; L_emb of MM-GEM, a sum of two).
 
-Several texts may describe one image: they share the target mass. ``soft_targets`` moves part of it to
+Several texts may describe one image: they share the target mass. ``distill_weight`` moves part of it to
 other pairs that a text teacher finds similar, because "two dogs run in snow" is not a wrong caption for
 the next photo of dogs in snow. ``loss = "sigmoid"`` is SigLIP's pairwise loss (arXiv 2303.15343).
 
@@ -16,11 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgem.config import ObjectiveConfig
+from mmgem.config import Recipe
 from mmgem.data.batches import Batch
 from mmgem.distributed.world import SINGLE_PROCESS, World
-from mmgem.models.llm import autocast
+from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
+from mmgem.tasks.base import Terms
+from mmgem.tasks.image_text.config import ContrastiveConfig
+from mmgem.tasks.image_text.terms import EmbeddingTerm
 
 # Far below any logit (at most 100), yet finite: a target of 0 times it is 0.
 _MASKED = -1e4
@@ -28,7 +31,7 @@ _MASKED = -1e4
 
 @dataclass
 class GatheredBatch:
-    """The images and texts of all ranks. ``images`` ``(V, D)``, ``texts`` ``(N, D)``: unit rows; ``owner``
+    """The images and texts of all processes. ``images`` ``(V, D)``, ``texts`` ``(N, D)``: unit rows; ``owner``
     ``(N,)``: the image of each text; ``photos``, ``keys``, ``teacher``: as in a batch. ``v``, ``n``: the
     images and texts of this rank."""
 
@@ -41,14 +44,38 @@ class GatheredBatch:
     v: slice
     n: slice
 
+    def positives(self, v: slice, n: slice) -> Tensor:
+        """Whether the texts ``n`` belong to the images ``v``: ``(len(v), len(n))`` bool."""
+        items = torch.arange(len(self.images), device=self.owner.device)
+        return self.owner[None, n] == items[v, None]
 
-def contrastive(
-    network: MMGEMNetwork, batch: Batch, config: ObjectiveConfig, world: World = SINGLE_PROCESS
-) -> dict[str, Tensor]:
-    """Embed images and texts, return ``{"contrastive_loss", "similarity_gap"}``."""
-    visual = embed_items(network, batch)
-    texts, _ = network.run(texts=batch.texts)
-    return contrastive_terms(network, visual[:, 0], texts, batch, config, world)
+
+class ContrastiveTerm(EmbeddingTerm):
+    """Contrast images and texts."""
+
+    Config = ContrastiveConfig
+
+    def __init__(self, config: ContrastiveConfig, section: str):
+        super().__init__(config, section)
+        self.uses_logit_bias = config.loss == "sigmoid"
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ``ConfigError`` for a teacher that is missing or has no say, and for a batch of one."""
+        config = self.config
+        if config.distill_weight and config.loss == "sigmoid":
+            raise ConfigError(
+                f"{self.section}.distill_weight: excludes {self.section}.loss = 'sigmoid', which has no targets"
+            )
+        if config.distill_weight and config.teacher is None:
+            raise ConfigError(f'{self.section}.teacher: distill_weight needs a teacher, e.g. "minilm"')
+        if recipe.train.batch_size == 1:
+            raise ConfigError(
+                f"train.batch_size: 1 image has no other to be told from, as {self.section} asks"
+            )
+
+    def loss(self, network: MMGEMNetwork, images: Tensor, texts: Tensor, batch: Batch, world: World) -> Terms:
+        """``{"contrastive_loss", "similarity_margin"}``, see :func:`contrastive_terms`."""
+        return contrastive_terms(network, images, texts, batch, self.config, world)
 
 
 def contrastive_terms(
@@ -56,55 +83,65 @@ def contrastive_terms(
     images: Tensor,
     texts: Tensor,
     batch: Batch,
-    config: ObjectiveConfig,
+    config: ContrastiveConfig,
     world: World = SINGLE_PROCESS,
-) -> dict[str, Tensor]:
+) -> Terms:
     """``contrastive_loss`` of ``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not normalised, times its
-    configured weight: this rank's share of the mean over the images and over the texts of all ranks. And
-    ``similarity_gap``: how much nearer a text is to its own image than to the others (cosine)."""
+    weight: this process's share of the mean over the images and over the texts of all processes. And
+    ``similarity_margin``: how much nearer a text is to its own image than to the others (cosine)."""
     images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
-    every = gather_batch(images, texts, batch, world)
-    total_v, total_n = len(every.images), len(every.texts)
+    gathered = gather_batch(images, texts, batch, world)
+    all_v, all_n = slice(0, len(gathered.images)), slice(0, len(gathered.texts))
     scale = network.logit_scale.exp()
-    i2t = scale * images @ every.texts.T
-    own = every.owner[None] == torch.arange(total_v, device=i2t.device)[every.v, None]
-    gap = _similarity_margin(i2t.detach() / scale.detach(), own, total_v, total_n)
-    if config.mask_same and (same := false_negative_mask(every, every.v, slice(0, total_n))) is not None:
-        i2t = i2t.masked_fill(same & ~own, _MASKED)
+    i2t = scale * images @ gathered.texts.T
+    positives = gathered.positives(gathered.v, all_n)
+    margin = similarity_margin(i2t.detach() / scale.detach(), positives, all_v.stop, all_n.stop)
+    if config.mask_false_negatives:
+        i2t = _masked(i2t, positives, false_negative_mask(gathered, gathered.v, all_n))
     if config.loss == "sigmoid":
-        signs = own.to(i2t) * 2 - 1
-        loss = -F.logsigmoid(signs * (i2t + network.logit_bias)).sum() / total_n
-        return {"contrastive_loss": config.contrastive_weight * loss, "similarity_gap": gap}
-    t2i, owned = i2t.T, own.T
+        signs = positives.to(i2t) * 2 - 1
+        loss = -F.logsigmoid(signs * (i2t + network.logit_bias)).sum() / all_n.stop
+        return {"contrastive_loss": config.weight * loss, "similarity_margin": margin}
+    t2i, text_positives = i2t.T, positives.T
     if world.size > 1:
-        t2i = scale * texts @ every.images.T
-        owned = every.owner[every.n, None] == torch.arange(total_v, device=t2i.device)[None]
-        if config.mask_same and (same := false_negative_mask(every, slice(0, total_v), every.n)) is not None:
-            t2i = t2i.masked_fill(same.T & ~owned, _MASKED)
-    similar: tuple[Tensor | None, Tensor | None] = None, None
-    if config.soft_targets and every.teacher is not None:
-        seen = teacher_images(every.teacher, every.owner, total_v)
-        heat = config.teacher_temperature
-        similar = seen[every.v] @ every.teacher.T / heat, every.teacher[every.n] @ seen.T / heat
-    share = config.soft_targets
-    loss = _cross_entropy(i2t, own, similar[0], share) / total_v
-    loss = loss + _cross_entropy(t2i, owned, similar[1], share) / total_n
-    return {"contrastive_loss": config.contrastive_weight * loss, "similarity_gap": gap}
+        t2i = scale * texts @ gathered.images.T
+        text_positives = gathered.positives(all_v, gathered.n).T
+        if config.mask_false_negatives:
+            same = false_negative_mask(gathered, all_v, gathered.n)
+            t2i = _masked(t2i, text_positives, None if same is None else same.T)
+    i2t_teacher: Tensor | None = None
+    t2i_teacher: Tensor | None = None
+    if config.distill_weight and gathered.teacher is not None:
+        image_teacher = teacher_images(gathered.teacher, gathered.owner, all_v.stop)
+        temperature = config.teacher_temperature
+        i2t_teacher = image_teacher[gathered.v] @ gathered.teacher.T / temperature
+        t2i_teacher = gathered.teacher[gathered.n] @ image_teacher.T / temperature
+    loss = _cross_entropy(i2t, positives, i2t_teacher, config.distill_weight) / all_v.stop
+    loss = loss + _cross_entropy(t2i, text_positives, t2i_teacher, config.distill_weight) / all_n.stop
+    return {"contrastive_loss": config.weight * loss, "similarity_margin": margin}
 
 
-def _cross_entropy(logits: Tensor, own: Tensor, similar: Tensor | None, share: float) -> Tensor:
+def _cross_entropy(
+    logits: Tensor, positives: Tensor, teacher_logits: Tensor | None, soft_target_weight: float
+) -> Tensor:
     """Sum over the rows, each against its own columns in equal parts (and what the teacher finds similar)."""
-    target = own.to(logits)
+    target = positives.to(logits)
     target = target / target.sum(1, keepdim=True)
-    if similar is not None:
-        similar = similar.masked_fill(logits == _MASKED, -torch.inf)
-        target = torch.lerp(target, similar.softmax(1), share)
+    if teacher_logits is not None:
+        teacher_logits = teacher_logits.masked_fill(logits == _MASKED, -torch.inf)
+        target = torch.lerp(target, teacher_logits.softmax(1), soft_target_weight)
     return -(target * logits.log_softmax(1)).sum()
 
 
-def _similarity_margin(cosines: Tensor, own: Tensor, total_v: int, total_n: int) -> Tensor:
-    others = max(1, total_v * total_n - total_n)
-    return cosines[own].sum() / total_n - cosines[~own].sum() / others
+def _masked(logits: Tensor, positives: Tensor, false_negatives: Tensor | None) -> Tensor:
+    return logits if false_negatives is None else logits.masked_fill(false_negatives & ~positives, _MASKED)
+
+
+def similarity_margin(cosines: Tensor, positives: Tensor, images: int, texts: int) -> Tensor:
+    """This process's share of the mean cosine of ``positives`` less that of all other pairs of so many
+    ``images`` and ``texts``; ``cosines`` and ``positives`` ``(v, texts)``."""
+    others = max(1, images * texts - texts)
+    return cosines[positives].sum() / texts - cosines[~positives].sum() / others
 
 
 def gather_batch(images: Tensor, texts: Tensor, batch: Batch, world: World) -> GatheredBatch:
@@ -128,38 +165,18 @@ def gather_batch(images: Tensor, texts: Tensor, batch: Batch, world: World) -> G
     )
 
 
-def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
-    """Visual embeddings ``(V, 1 + tiles, D)`` of the batch's whole images, then of its boxes."""
-    items = []
-    if len(batch.features) or batch.pixels is not None:
-        items.append(network.encode_image(_maps(network, batch.features, batch.pixels)))
-    seen = batch.box_features is not None or batch.box_pixels is not None
-    if seen and batch.boxes is not None and batch.box_valid is not None:
-        maps = _maps(network, batch.box_features, batch.box_pixels)
-        boxes, valid = batch.boxes.to(maps.device), batch.box_valid.to(maps.device)
-        items.append(network.encode_image(maps, boxes)[valid])
-    return torch.cat(items)
-
-
-def _maps(network: MMGEMNetwork, features: Tensor | None, pixels: Tensor | None) -> Tensor:
-    encoder, given = network.encoder, features if pixels is None else pixels
-    assert given is not None
-    with autocast(given, encoder.training_dtype if encoder.training else torch.float32):
-        return encoder.trainable_head(given if pixels is None else encoder.frozen_stem(pixels)).float()
-
-
-def false_negative_mask(every: GatheredBatch, v: slice, n: slice) -> Tensor | None:
+def false_negative_mask(gathered: GatheredBatch, v: slice, n: slice) -> Tensor | None:
     """Whether image and text belong to one photo, or the image has a text of the same words: of the images
     ``v`` and the texts ``n``, ``(len(v), len(n))`` bool."""
-    if every.photos is None or every.keys is None:
+    if gathered.photos is None or gathered.keys is None:
         return None
-    photo = every.photos[v, None] == every.photos[every.owner[n]][None]
+    photo = gathered.photos[v, None] == gathered.photos[gathered.owner[n]][None]
     # Which of the wanted words each image has: images x distinct texts, not texts x texts.
-    wanted, column = every.keys[n].unique(return_inverse=True)
-    place = torch.searchsorted(wanted, every.keys).clamp(max=len(wanted) - 1)
-    hit = (wanted[place] == every.keys) & (every.owner >= v.start) & (every.owner < v.stop)
+    wanted, column = gathered.keys[n].unique(return_inverse=True)
+    place = torch.searchsorted(wanted, gathered.keys).clamp(max=len(wanted) - 1)
+    hit = (wanted[place] == gathered.keys) & (gathered.owner >= v.start) & (gathered.owner < v.stop)
     has = torch.zeros(len(photo), len(wanted), dtype=torch.bool, device=photo.device)
-    has[every.owner[hit] - v.start, place[hit]] = True
+    has[gathered.owner[hit] - v.start, place[hit]] = True
     return photo | has[:, column]
 
 

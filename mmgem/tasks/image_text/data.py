@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
+import logging
 from pathlib import Path
 
-from mmgem.config import Preprocessing, Recipe
+from mmgem.config import DataConfig, EncoderConfig, Preprocessing, Recipe
 from mmgem.data.batches import Batches, distinct_texts
 from mmgem.data.features import FeatureCache, Joined, PixelSource, Source, cache_features, image_identity
 from mmgem.data.mosaics import FILE as MOSAICS
@@ -24,30 +24,44 @@ from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text.teacher import embed_captions
-from mmgem.train.checks import check_encoder
 from mmgem.utils.files import cache_home
 
+logger = logging.getLogger(__name__)
 
-def check_files(recipe: Recipe) -> None:
+Dev = tuple[list[Record], FeatureCache | PixelSource]
+
+
+def check_files(data: DataConfig) -> None:
     """Raise ``ConfigError`` for a file that is to be learned from, or measured on, and is not there."""
-    data, corpus = recipe.data, recipe.corpus
-    for field, paths in (
-        ("data.train", [data.train] if data.train is not None and not is_shards(data.train) else []),
-        ("data.dev", [data.dev]),
-        ("corpus.passages", [corpus.passages]),
-        ("corpus.queries", corpus.queries),
-        ("corpus.dev", [corpus.dev] if corpus.dev != Path() else []),  # "" in a recipe: none
-    ):
-        if missing := [path for path in paths if path is not None and not path.exists()]:
-            raise ConfigError(f"{field}: {missing[0]}: No such file")
+    for field, path in (("data.train", data.train), ("data.dev", data.dev)):
+        shards = field == "data.train" and path is not None and is_shards(path)
+        if path is not None and not shards and not path.exists():
+            raise ConfigError(f"{field}: {path}: No such file")
 
 
-def image_side(
-    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, world: World = SINGLE_PROCESS
-) -> tuple[Batches | Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
-    """Training batches of images and boxes, and the dev images with their features."""
+def check_encoder(recipe: Recipe, encoder: EncoderConfig) -> None:
+    """Raise ``ConfigError`` if an encoder is to train of which ``recipe`` caches the last map."""
+    whole = encoder.kind == "transformers" or encoder.freeze_until is None
+    if recipe.optim.lr_encoder > 0 and recipe.data.cached and whole:
+        raise ConfigError(
+            "optim.lr_encoder: a cached encoder trains only above model.encoder.freeze_until (EfficientNet); "
+            "set that, or data.cached = false"
+        )
+
+
+def read_batches(
+    recipe: Recipe,
+    teacher: tuple[str, str] | None,
+    network: MMGEMNetwork,
+    tokenizer: Tokenizer,
+    world: World = SINGLE_PROCESS,
+) -> tuple[Batches | Ahead, Dev | None]:
+    """Training batches of images and boxes, and the dev images with their features. ``teacher``: a sentence
+    encoder whose embeddings of the captions come along, and the field that names it."""
+    train = recipe.data.train
+    assert train is not None
     if is_shards(train):
-        return _streamed(recipe, train, network, tokenizer, world)
+        return _streamed(recipe, train, teacher, network, tokenizer, world)
     boxed = recipe.data.region_share > 0
     records = _described(train, recipe.data.split, "data.split", world, boxed)
     check_encoder(recipe, network.config.encoder)
@@ -59,23 +73,36 @@ def image_side(
     )
     dev = _held_out(recipe, network, tokenizer, world)
     texts = distinct_texts(records + box_records)
-    teacher = world.main_process_first(
-        lambda: embed_captions(recipe, texts) if recipe.objective.taught else None
-    )
+    teacher_texts = world.main_process_first(lambda: embed_captions(*teacher, texts) if teacher else None)
     size, seed = recipe.train.batch_size, recipe.train.seed
     regions = (box_records, box_source)
-    part = (world.rank, world.size)
-    batches = Batches(records, source, tokenizer, recipe.data, size, seed, teacher, regions, part)
+    batches = Batches(
+        records,
+        source,
+        tokenizer,
+        recipe.data,
+        size,
+        seed,
+        teacher_texts,
+        regions,
+        world.rank,
+        world.size,
+    )
     return batches, dev
 
 
 def _streamed(
-    recipe: Recipe, train: Path, network: MMGEMNetwork, tokenizer: Tokenizer, world: World
-) -> tuple[Ahead, tuple[list[Record], FeatureCache | PixelSource] | None]:
+    recipe: Recipe,
+    train: Path,
+    teacher: tuple[str, str] | None,
+    network: MMGEMNetwork,
+    tokenizer: Tokenizer,
+    world: World,
+) -> tuple[Ahead, Dev | None]:
     """Batches read from shards as they are needed, and the dev images, which are loose files."""
     data = recipe.data
-    if recipe.objective.taught:
-        raise ConfigError("objective.soft_targets: a teacher needs loose files, not shards")
+    if teacher is not None:
+        raise ConfigError(f"{teacher[1]}: a teacher needs loose files, not shards")
     if data.dev is None and data.dev_split:
         raise ConfigError('data.dev: needed where data.train is shards (loose files), or data.dev_split = ""')
     try:
@@ -83,17 +110,14 @@ def _streamed(
     except UsageError as error:
         raise ConfigError(f"data.train: {error}") from error
     stream = world.main_process_first(lambda: ShardStream(paths, recipe.train.seed, data.window))
-    part = (world.rank, world.size)
-    batches = StreamBatches(stream, tokenizer, data, recipe.train.batch_size, part)
+    batches = StreamBatches(stream, tokenizer, data, recipe.train.batch_size, world.rank, world.size)
     if world.first:
         for problem in stream.problems[:20]:
-            print(problem, file=sys.stderr)
+            logger.warning("%s", problem)
     return Ahead(batches, data.workers), _held_out(recipe, network, tokenizer, world)
 
 
-def _held_out(
-    recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world: World
-) -> tuple[list[Record], FeatureCache | PixelSource] | None:
+def _held_out(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world: World) -> Dev | None:
     data = recipe.data
     path = data.dev or data.train
     if path is None or not (data.dev or data.dev_split):
@@ -119,8 +143,7 @@ def _described(
     if not kept:
         raise DataError(f"{path}: no captions in split {split!r}")
     if (left_out := len(records) - len(kept)) and world.first:
-        said = f"{path}: {left_out} of {len(records)} records have no captions and are left out"
-        print(f"mmgem: {said}", file=sys.stderr)
+        logger.warning("%s: %d of %d records have no captions and are left out", path, left_out, len(records))
     return kept
 
 
@@ -175,6 +198,6 @@ def image_source(
     else:
         source = PixelSource(paths, prep, views, scale)
     if source.problems:
-        skipped = f"{len(source.problems)} of {len(paths)} images skipped; the first: {source.problems[0]}"
-        print(skipped, file=sys.stderr)
+        count, first = len(source.problems), source.problems[0]
+        logger.warning("%d of %d images skipped; the first: %s", count, len(paths), first)
     return source

@@ -23,10 +23,11 @@ def evaluate(
     tokenizer: Tokenizer,
     records: list[Record],
     source: FeatureCache | PixelSource,
-    objective: str = "joint",
+    retrieval: bool = True,
+    captions: bool = True,
     batch: int = 64,
 ) -> dict[str, Any]:
-    """Retrieval (percent) and greedy captions of ``records``, as far as ``objective`` trains them.
+    """Retrieval (percent) and greedy captions of ``records``.
 
     ``score``, by which the best step is chosen, is the mean of the R@1s and R@10s and of CIDEr.
     """
@@ -40,21 +41,21 @@ def evaluate(
     images = torch.cat(visual)
     scores: dict[str, Any] = {}
     parts: list[float] = []
-    if objective != "captioning":
+    if retrieval:
         texts = [c for i in usable for c in records[i].captions]
         owner = np.repeat(np.arange(len(usable)), [len(records[i].captions) for i in usable])
         embedded = embed_texts(network, tokenizer, texts, 4 * batch)
-        found = retrieval_scores(unit_rows(images[:, 0]), embedded, owner)
-        scores |= {"i2t": found["i2t"], "t2i": found["t2i"]}
-        parts.append(float(np.mean([found[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")])))
-    if objective != "contrastive":
+        recalls = retrieval_scores(unit_rows(images[:, 0]), embedded, owner)
+        scores |= {"i2t": recalls["i2t"], "t2i": recalls["t2i"]}
+        parts.append(float(np.mean([recalls[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")])))
+    if captions:
         predicted = []
         for at in range(0, len(images), batch):
             prefixes = network.project_visual_prefix(images[at : at + batch])
-            found_captions = generate_captions(network, prefixes, tokenizer.end, beams=1)
-            predicted += [tokenizer.decode(c.ids) for c in found_captions]
-        captions = caption_scores(predicted, [list(records[i].captions) for i in usable])
-        scores |= {"BLEU@4": captions["BLEU@4"], "CIDEr": captions["CIDEr"]}
-        parts.append(captions["CIDEr"])
+            beams = generate_captions(network, prefixes, tokenizer.end, beams=1)
+            predicted += [tokenizer.decode(c.ids) for c in beams]
+        of_captions = caption_scores(predicted, [list(records[i].captions) for i in usable])
+        scores |= {"BLEU@4": of_captions["BLEU@4"], "CIDEr": of_captions["CIDEr"]}
+        parts.append(of_captions["CIDEr"])
     scores["score"] = float(np.mean(parts))
     return scores

@@ -8,21 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmgem.checkpoints.initialize import source_folder
-from mmgem.config import Recipe
 from mmgem.errors import CheckpointError
 from mmgem.models.sentence_encoder import sentence_encoder
 from mmgem.utils.files import cache_home
 from mmgem.utils.progress import track
 
 
-def embed_captions(recipe: Recipe, texts: Sequence[str]) -> np.ndarray:
+def embed_captions(teacher: str, section: str, texts: Sequence[str]) -> np.ndarray:
     """``(len(texts), E)`` float32 unit rows; cached on disk.
 
     The teacher is a transformers encoder whose token states are averaged (as all-MiniLM is used).
     Raises ``CheckpointError`` if it cannot be read.
     """
-    assert recipe.objective.teacher is not None
-    folder = source_folder(str(recipe.objective.teacher))
+    folder = source_folder(teacher)
     digest = hashlib.blake2b("\n".join([str(folder), *texts]).encode(), digest_size=12).hexdigest()
     path = cache_home() / "teacher" / f"{digest}.npy"
     if path.exists():
@@ -30,7 +28,7 @@ def embed_captions(recipe: Recipe, texts: Sequence[str]) -> np.ndarray:
     try:
         encode = sentence_encoder(folder, batch=128)
     except CheckpointError as error:
-        raise CheckpointError(f"objective.teacher: {error}") from error
+        raise CheckpointError(f"{section}: {error}") from error
     chunks = [texts[i : i + 2048] for i in range(0, len(texts), 2048)]
     values = np.concatenate([encode(chunk) for chunk in track(chunks, "teacher", sizes=[*map(len, chunks)])])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""A batch as a rank of a run will see it: tokens and places are real, pixels and features have no data."""
+"""A batch as a process of a run will see it: tokens and places are real, pixels and features have no data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,56 +10,73 @@ from torch import Tensor
 
 from mmgem.config import Recipe
 from mmgem.data.batches import Batch
-from mmgem.data.turns import shard_slice
+from mmgem.distributed.partition import shard_slice
+from mmgem.distributed.world import World
 from mmgem.models.network import MMGEMNetwork
-from mmgem.plan.lengths import Captions
-
-FakeTensorFactory = Callable[..., Tensor]
+from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize
+from mmgem.tasks.image_text.lengths import Captions
 
 _TEACHER = 384  # the width of all-MiniLM-L6
 
 
-def imagined_batch(
-    recipe: Recipe, network: MMGEMNetwork, captions: Captions, ranks: int, fake_tensor: FakeTensorFactory
-) -> Batch:
-    """The images, boxes and texts of one step on the last of ``ranks`` (none has more).
+def fake_batch(
+    recipe: Recipe,
+    network: MMGEMNetwork,
+    captions: Captions,
+    world: World,
+    fake_tensor: FakeTensorFactory,
+    taught: bool,
+    sampled_softmax: int,
+) -> FakeBatch:
+    """The images, boxes and texts of one step on the process that ``world`` is.
 
     ``fake_tensor``: makes a float tensor of a shape. Texts are as long as the data's, each length as often.
+    ``taught``: whether a teacher's embeddings come with them.
     """
-    whole, on_image = _shown(recipe, captions, (ranks - 1, ranks))
-    said = _whole_texts(recipe, captions, whole)
-    said += [[n] for n in _drawn(captions.region_tokens or captions.tokens, sum(on_image), seed=1)]
-    texts = [torch.ones(n, dtype=torch.long) for item in said for n in item]
-    owner = torch.tensor([v for v, item in enumerate(said) for _ in item])
-    made = Batch(
+    whole, on_image = _items(recipe, captions, world.rank, world.size)
+    lengths = _whole_texts(recipe, captions, whole)
+    lengths += [[n] for n in _drawn(captions.region_tokens or captions.tokens, sum(on_image), seed=1)]
+    texts = [torch.ones(n, dtype=torch.long) for item in lengths for n in item]
+    owner = torch.tensor([v for v, item in enumerate(lengths) for _ in item])
+    batch = Batch(
         features=fake_tensor(0, 1, 1, 1),
         texts=texts,
         text_owner=owner,
         captions=texts,
         caption_owner=owner,
         caption_targets=torch.ones(sum(len(ids) + 1 for ids in texts), dtype=torch.long),
-        photos=torch.arange(len(said)),
+        photos=torch.arange(len(lengths)),
         text_keys=torch.arange(len(texts)),
-        teacher_texts=fake_tensor(len(texts), _TEACHER) if recipe.objective.soft_targets else None,
+        teacher_texts=fake_tensor(len(texts), _TEACHER) if taught else None,
         vocabulary=torch.arange(min(captions.words, network.llm.vocabulary)),
     )
-    _show(made, recipe, network, whole, on_image, fake_tensor)
-    return made
+    _add_images(batch, recipe, network, whole, on_image, fake_tensor)
+    assert batch.vocabulary is not None
+    width = len(batch.vocabulary) + sampled_softmax if sampled_softmax else network.llm.vocabulary
+    return FakeBatch(batch, len(texts), len(lengths), frozenset({width}))
 
 
-def step_sizes(recipe: Recipe, captions: Captions) -> tuple[int, int]:
-    """Pairs, and images and boxes, of one step on all ranks together, which need not have the same number."""
-    whole, on_image = _shown(recipe, captions, (0, 1))
+def step_size(recipe: Recipe, captions: Captions) -> StepSize:
+    """Of all processes together, which need not have the same number."""
+    whole, on_image = _items(recipe, captions, 0, 1)
     boxes = sum(on_image)
-    return sum(map(len, _whole_texts(recipe, captions, whole))) + boxes, whole + boxes
+    pairs = sum(map(len, _whole_texts(recipe, captions, whole))) + boxes
+    asked = round(recipe.train.batch_size * recipe.data.region_share)
+    available, each = captions.images, recipe.train.batch_size - asked
+    if not each:
+        available, each = captions.boxed, -(-asked // recipe.data.boxes_per_image)
+    per_epoch = None if available is None else available // min(each, available)
+    return StepSize(pairs, whole + boxes, per_epoch)
 
 
-def _shown(recipe: Recipe, captions: Captions, part: tuple[int, int]) -> tuple[int, list[int]]:
-    """How many whole images a rank has in a step, and how many boxes on each of the images that have some."""
+def _items(recipe: Recipe, captions: Captions, rank: int, world_size: int) -> tuple[int, list[int]]:
+    """How many whole images a process has in a step, and how many boxes on each of the images that have
+    some."""
     boxes = round(recipe.train.batch_size * recipe.data.region_share)
     images = min(recipe.train.batch_size - boxes, captions.images or recipe.train.batch_size)
     on_image = _boxes(captions.regions, recipe.data.boxes_per_image, boxes)
-    return len(range(images)[shard_slice(images, part)]), on_image[shard_slice(len(on_image), part)]
+    whole = len(range(images)[shard_slice(images, rank, world_size)])
+    return whole, on_image[shard_slice(len(on_image), rank, world_size)]
 
 
 def _whole_texts(recipe: Recipe, captions: Captions, whole: int) -> list[list[int]]:
@@ -73,7 +90,7 @@ def _whole_texts(recipe: Recipe, captions: Captions, whole: int) -> list[list[in
     return said + [[next(lengths) for _ in range(each)] for _ in range(whole - long)]
 
 
-def _show(
+def _add_images(
     batch: Batch,
     recipe: Recipe,
     network: MMGEMNetwork,

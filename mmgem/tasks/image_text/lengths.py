@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mmgem.config import DataConfig
 from mmgem.data.readers import load_dataset
@@ -16,30 +14,12 @@ from mmgem.data.records import Record
 from mmgem.data.shards import find_shards, is_shards
 from mmgem.data.shards.find import named_by, open_shard
 from mmgem.data.tokens import Tokenizer
+from mmgem.data.word_tokens import TOKENS_PER_WORD, WordTokens
 
 ASSUMED_TOKENS = 16
 ASSUMED_WORDS = 8192
 """Of the vocabulary that occur in the captions."""
-_PER_WORD = 1.3
 _SAMPLE = 20_000
-
-
-class WordTokens:
-    """In the place of a tokenizer that is not on this machine: 1.3 tokens a word."""
-
-    end = 0
-
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """As :meth:`Tokenizer.pieces`, of ones."""
-        return [[1] * max(1, round(_PER_WORD * len(text.split()))) for text in texts]
-
-    def encode_all(self, texts: Sequence[str]) -> list[Tensor]:
-        """As :meth:`Tokenizer.encode_all`, of ones."""
-        return [torch.tensor(ids) for ids in self.pieces(texts)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Nothing."""
-        return ""
 
 
 @dataclass
@@ -84,7 +64,7 @@ def captions_of(data: DataConfig, tokenizer: Tokenizer | None, tokens: int | Non
         of_regions = reader.encode_all(_spread(said))
         told.region_tokens = list(map(len, of_regions))
         if tokenizer is None:
-            told.assumed = f"the tokenizer is not here: {_PER_WORD} tokens a word"
+            told.assumed = f"the tokenizer is not here: {TOKENS_PER_WORD} tokens a word"
         else:
             told.words = len(torch.cat([*ids, *of_regions]).unique()) + 1
     if tokens:

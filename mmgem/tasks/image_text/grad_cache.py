@@ -1,0 +1,131 @@
+"""The gradient cache of images and texts: contrastive over the whole batch, captions part by part.
+
+The caption loss is a sum over captions and needs no cache: it goes backward with the second run of each part.
+So the negatives are those of the whole batch and the memory is that of one part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmgem.data.batches import Batch
+from mmgem.distributed.world import World
+from mmgem.models.network import MMGEMNetwork
+from mmgem.tasks.base import Terms
+from mmgem.tasks.image_text.items import embed_items
+from mmgem.tasks.image_text.terms import EmbeddingTerm, TokenTerm
+
+
+class ImageTextGradCache:
+    """Caches the losses of ``embedding_terms`` over a batch; ``token_terms`` are computed with each part."""
+
+    def __init__(self, embedding_terms: Sequence[EmbeddingTerm], token_terms: Sequence[TokenTerm]):
+        self.embedding_terms, self.token_terms = embedding_terms, token_terms
+
+    @property
+    def over_embeddings(self) -> bool:
+        """Whether there are embedding terms."""
+        return bool(self.embedding_terms)
+
+    def split(self, batch: Batch, size: int) -> list[Batch]:
+        """See :func:`chunks`."""
+        return list(chunks(batch, size))
+
+    def sizes(self, part: Batch) -> dict[str, int]:
+        """``images`` (boxes too) and ``texts`` of a part."""
+        pixels = part.features if part.pixels is None else part.pixels
+        boxes = 0 if part.box_valid is None else int(part.box_valid.sum())
+        return {"images": len(pixels) + boxes, "texts": len(part.texts)}
+
+    def embed(self, network: MMGEMNetwork, part: Batch) -> dict[str, Tensor]:
+        """``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not normalised."""
+        visual = embed_items(network, part)
+        return {"images": visual[:, 0], "texts": network.run(texts=part.texts)[0]}
+
+    def embedding_loss(
+        self, network: MMGEMNetwork, embeddings: dict[str, Tensor], batch: Batch, world: World
+    ) -> Terms:
+        """The losses of the embedding terms."""
+        terms: Terms = {}
+        for term in self.embedding_terms:
+            terms |= term.loss(network, embeddings["images"], embeddings["texts"], batch, world)
+        return terms
+
+    def totals(self, batch: Batch, world: World) -> dict[str, float]:
+        """``caption_tokens`` of all processes."""
+        if not self.token_terms:
+            return {}
+        (tokens,) = world.all_reduce_sum(len(batch.caption_targets))
+        return {"caption_tokens": tokens}
+
+    def replay(
+        self,
+        network: MMGEMNetwork,
+        part: Batch,
+        embedding_grads: dict[str, Tensor],
+        totals: dict[str, float],
+    ) -> Terms:
+        """A part again, see :meth:`~mmgem.tasks.base.GradCache.replay`."""
+        visual = embed_items(network, part)
+        terms: Terms = {}
+        if embedding_grads:
+            texts, _ = network.run(texts=part.texts)
+            products = visual[:, 0] * embedding_grads["images"], texts * embedding_grads["texts"]
+            terms["surrogate"] = products[0].sum() + products[1].sum()
+        if self.token_terms:
+            prefixes = network.project_visual_prefix(visual[part.caption_owner])
+            _, states = network.run(captions=part.captions, prefixes=prefixes)
+            for term in self.token_terms:
+                terms |= term.loss(network, states, part, totals["caption_tokens"])
+        return terms
+
+
+def chunks(batch: Batch, size: int) -> Iterator[Batch]:
+    """Parts of ``batch`` of at most ``size`` items (of one image more, where its boxes are), in its order."""
+    seen = batch.features if batch.pixels is None else batch.pixels
+    for at in range(0, len(seen), size):
+        rows = slice(at, min(at + size, len(seen)))
+        pixels = None if batch.pixels is None else batch.pixels[rows]
+        features = batch.features[rows] if batch.pixels is None else batch.features
+        yield _part(batch, rows.start, rows.stop, features=features, pixels=pixels)
+    if batch.boxes is None or batch.box_valid is None:
+        return
+    first, none = len(seen), batch.features[:0]
+    images = max(1, size // batch.boxes.shape[1])
+    for at in range(0, len(batch.boxes), images):
+        rows = slice(at, at + images)
+        valid = batch.box_valid[rows]
+        inside = {
+            name: value[rows]
+            for name in ("boxes", "box_valid", "box_features", "box_pixels")
+            if (value := getattr(batch, name)) is not None
+        }
+        count = int(valid.sum())
+        yield _part(batch, first, first + count, features=none, pixels=None, **inside)
+        first += count
+
+
+def _part(batch: Batch, start: int, stop: int, **own: Any) -> Batch:
+    """The items ``start`` to ``stop`` and their texts, which lie in the items' order."""
+    bounds = torch.tensor([start, stop], device=batch.text_owner.device)
+    a, b = torch.searchsorted(batch.text_owner, bounds).tolist()
+    lengths = [len(ids) + 1 for ids in batch.captions]
+    c, d = torch.searchsorted(batch.caption_owner, bounds).tolist()
+    tokens = slice(sum(lengths[:c]), sum(lengths[:d]))
+    empty: dict[str, Any] = dict.fromkeys(
+        ("boxes", "box_valid", "box_features", "box_pixels", "photos", "text_keys", "teacher_texts")
+    )
+    return replace(
+        batch,
+        texts=batch.texts[a:b],
+        text_owner=batch.text_owner[a:b] - start,
+        captions=batch.captions[c:d],
+        caption_owner=batch.caption_owner[c:d] - start,
+        caption_targets=batch.caption_targets[tokens],
+        **(empty | own),
+    )

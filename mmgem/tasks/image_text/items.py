@@ -1,0 +1,30 @@
+"""The embeddings of what a batch holds: whole images, then boxes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmgem.data.batches import Batch
+from mmgem.models.llm import autocast
+from mmgem.models.network import MMGEMNetwork
+
+
+def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
+    """Visual embeddings ``(V, 1 + tiles, D)`` of the batch's whole images, then of its boxes."""
+    items = []
+    if len(batch.features) or batch.pixels is not None:
+        items.append(network.encode_image(_maps(network, batch.features, batch.pixels)))
+    seen = batch.box_features is not None or batch.box_pixels is not None
+    if seen and batch.boxes is not None and batch.box_valid is not None:
+        maps = _maps(network, batch.box_features, batch.box_pixels)
+        boxes, valid = batch.boxes.to(maps.device), batch.box_valid.to(maps.device)
+        items.append(network.encode_image(maps, boxes)[valid])
+    return torch.cat(items)
+
+
+def _maps(network: MMGEMNetwork, features: Tensor | None, pixels: Tensor | None) -> Tensor:
+    encoder, given = network.encoder, features if pixels is None else pixels
+    assert given is not None
+    with autocast(given, encoder.training_dtype if encoder.training else torch.float32):
+        return encoder.trainable_head(given if pixels is None else encoder.frozen_stem(pixels)).float()

@@ -1,0 +1,188 @@
+"""The task of images and texts: what a run learns from photos, boxes and what captions say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmgem.config import ModelConfig, Recipe
+from mmgem.data.batches import Batch, Batches
+from mmgem.data.features import FeatureCache, PixelSource
+from mmgem.data.records import Record
+from mmgem.data.shards.ahead import Ahead
+from mmgem.data.tokens import Tokenizer
+from mmgem.distributed.partition import check_enough
+from mmgem.distributed.world import World
+from mmgem.errors import ConfigError
+from mmgem.models.network import MMGEMNetwork
+from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize, Task, Terms
+from mmgem.tasks.image_text.captioning import CaptionTerm
+from mmgem.tasks.image_text.config import ImageTextConfig
+from mmgem.tasks.image_text.contrastive import ContrastiveTerm
+from mmgem.tasks.image_text.data import check_encoder, check_files, read_batches
+from mmgem.tasks.image_text.evaluation import evaluate
+from mmgem.tasks.image_text.grad_cache import ImageTextGradCache
+from mmgem.tasks.image_text.items import embed_items
+from mmgem.tasks.image_text.terms import EmbeddingTerm, Term, TokenTerm
+
+
+class ImageTextTask(Task[Batch]):
+    """Images, boxes and texts of ``[data]``, learned by weighted terms.
+
+    A task of one's own over the same data is a subclass with another ``name``, other ``terms`` and a ``Config``
+    that has a field for each of them.
+    """
+
+    name = "image_text"
+    Config = ImageTextConfig
+    terms: ClassVar[Mapping[str, type[Term]]] = {"contrastive": ContrastiveTerm, "caption": CaptionTerm}
+
+    batches: Batches | Ahead
+    dev: tuple[list[Record], FeatureCache | PixelSource] | None = None
+
+    def __init__(self, config: Any, recipe: Recipe):
+        super().__init__(config, recipe)
+        configs = {name: getattr(config, name) for name in self.terms}
+        active = [self.terms[name](c, f"{self.name}.{name}") for name, c in configs.items() if c.weight]
+        self.active: list[Term] = active
+        self.embedding_terms = [term for term in active if isinstance(term, EmbeddingTerm)]
+        self.needs_loose_files = bool(recipe.data.region_share or self.teacher or self.knows_words)
+        self.uses_logit_bias = any(term.uses_logit_bias for term in active)
+        self.token_terms = [term for term in active if isinstance(term, TokenTerm)]
+
+    @property
+    def teacher(self) -> tuple[str, str] | None:
+        """The sentence encoder that has a say in a term, if one has, and the field that names it."""
+        for term in self.active:
+            if getattr(term.config, "distill_weight", 0) and term.config.teacher is not None:
+                return str(term.config.teacher), f"{term.section}.teacher"
+        return None
+
+    @property
+    def knows_words(self) -> bool:
+        """Whether the words of all captions have to be known before the first step."""
+        return any(getattr(term.config, "sampled_softmax", 0) for term in self.active)
+
+    def check(self, world: World) -> None:
+        """Raise ``ConfigError`` naming the field for what cannot work."""
+        data, train = self.recipe.data, self.recipe.train
+        if data.train is None:
+            raise ConfigError("data.train: missing")
+        if self.recipe.model.encoder.kind == "none":
+            raise ConfigError('data.train: a model with model.encoder.kind = "none" reads no images')
+        if 0 < data.region_size < 32:
+            raise ConfigError(f"data.region_size: {data.region_size} is neither 0 nor 32 pixels or more")
+        boxes = round(train.batch_size * data.region_share)
+        images = train.batch_size - boxes
+        for wanted, count, what in (
+            (data.region_share, boxes, "box"),
+            (1 - data.region_share, images, "image"),
+        ):
+            if wanted and not count:
+                raise ConfigError(
+                    f"data.region_share: {data.region_share} leaves no {what} of train.batch_size = "
+                    f"{train.batch_size}"
+                )
+        boxed = -(-boxes // data.boxes_per_image)
+        for count, what in ((images, "images"), (boxed, "images to take boxes from")):
+            if count:
+                check_enough(count, what, world.size)
+        if not self.active:
+            raise ConfigError(f"{self.name}: every loss has the weight 0")
+        for term in self.active:
+            term.check(self.recipe)
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Raise ``ConfigError`` for an encoder that is to train and of which the last map is cached."""
+        check_encoder(self.recipe, config.encoder)
+
+    def check_files(self) -> None:
+        """Raise ``ConfigError`` for a file that is not there."""
+        check_files(self.recipe.data)
+
+    def prepare(self, network: MMGEMNetwork, tokenizer: Tokenizer, world: World) -> None:
+        """Read records, fill the feature cache, make batches."""
+        self.tokenizer = tokenizer
+        self.batches, self.dev = read_batches(self.recipe, self.teacher, network, tokenizer, world)
+
+    def load_batch(self, step: int, device: torch.device) -> Batch:
+        """The batch of ``step`` on ``device``; token lists stay on the CPU, where they are packed."""
+        return self.batches[step].to(device)
+
+    def forward(self, network: MMGEMNetwork, batch: Batch, world: World) -> Terms:
+        """The losses of all terms, from one pass of the LLM; and what terms tell beside."""
+        visual = embed_items(network, batch)
+        texts = batch.texts if self.embedding_terms else []
+        captions: list[Tensor] = []
+        prefixes: Tensor | None = None
+        if self.token_terms:
+            captions, prefixes = batch.captions, network.project_visual_prefix(visual[batch.caption_owner])
+        embedded, states = network.run(texts=texts, captions=captions, prefixes=prefixes)
+        token_losses: Terms = {}
+        if self.token_terms:
+            (tokens,) = world.all_reduce_sum(len(batch.caption_targets))
+            for token_term in self.token_terms:
+                token_losses |= token_term.loss(network, states, batch, tokens)
+        losses: Terms = {}
+        for embedding_term in self.embedding_terms:
+            losses |= embedding_term.loss(network, visual[:, 0], embedded, batch, world)
+        return losses | token_losses
+
+    @property
+    def grad_cache(self) -> ImageTextGradCache:
+        """Embeddings over the whole batch, captions part by part."""
+        return ImageTextGradCache(self.embedding_terms, self.token_terms)
+
+    def pairs(self, batch: Batch) -> int:
+        """Texts of a batch."""
+        return len(batch.texts)
+
+    def close(self) -> list[str]:
+        """End the processes that read ahead; what shards held that could not be used."""
+        if not isinstance(self.batches, Ahead):
+            return []
+        self.batches.close()
+        return list(self.batches.problems)
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there is a dev split, or file."""
+        return self.recipe.data.dev is not None or bool(self.recipe.data.dev_split)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are dev images."""
+        return self.dev is not None
+
+    def evaluate(self, network: MMGEMNetwork) -> dict[str, Any]:
+        """Retrieval and captions of the dev images, as far as terms train them."""
+        assert self.dev is not None
+        retrieval, captions = bool(self.embedding_terms), bool(self.token_terms)
+        return evaluate(network, self.tokenizer, *self.dev, retrieval=retrieval, captions=captions)
+
+    def describe_data(self, tokenizer: Tokenizer | None, tokens: int | None, world: World) -> Any:
+        """Numbers and lengths of the captions (:class:`~mmgem.tasks.image_text.lengths.Captions`)."""
+        from mmgem.tasks.image_text.lengths import captions_of
+
+        return captions_of(self.recipe.data, tokenizer, tokens)
+
+    def step_size(self, data: Any) -> StepSize:
+        """Pairs, images and boxes of a step, steps of an epoch."""
+        from mmgem.tasks.image_text.fake_batch import step_size
+
+        return step_size(self.recipe, data)
+
+    def fake_batch(
+        self, data: Any, network: MMGEMNetwork, world: World, fake_tensor: FakeTensorFactory
+    ) -> FakeBatch:
+        """Images, boxes and texts as the data has them, without pixels."""
+        from mmgem.tasks.image_text.fake_batch import fake_batch
+
+        sampled = max((getattr(term.config, "sampled_softmax", 0) for term in self.active), default=0)
+        return fake_batch(self.recipe, network, data, world, fake_tensor, self.teacher is not None, sampled)
+
+
+__all__ = ["ImageTextTask"]
