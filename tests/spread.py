@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmgem.train.gradients import gradients
 from safetensors.torch import save_file
 
 from mmgem.config import Recipe, from_dict
 from mmgem.distributed.world import SINGLE_PROCESS, World, copies, init_world
 from mmgem.train import loop
+from mmgem.train.step import accumulate_gradients
 
 
 def first_gradients(recipe: Recipe, world: World) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -31,10 +31,10 @@ def first_gradients(recipe: Recipe, world: World) -> tuple[dict[str, torch.Tenso
     run.network.train()
     seed = (recipe.train.seed, 0, *([world.rank] if world.size > 1 else []))
     torch.manual_seed(loop.mixed_seed(*seed))
-    parts, _ = loop._parts(run, 0)
-    values = gradients(
+    work = [(task, task.load_batch(0, world.device)) for task in run.tasks]
+    values = accumulate_gradients(
         run.engine,
-        parts,
+        work,
         recipe.train.grad_cache_chunk_size,
         lambda n: loop.mixed_seed(*seed, 7, n),
         "step 0",

@@ -223,12 +223,12 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
         2,
     ),
     "unknown objective": (
-        lambda p: p.recipe("objective.name=both"),
-        ["objective.name: 'both' is not one of"],
+        lambda p: p.recipe("image_text.contrastive.loss=both"),
+        ["image_text.contrastive.loss: 'both' is not one of"],
         2,
     ),
     "no training data": (lambda p: p.recipe("data.train=no.jsonl"), ["no.jsonl: No such file"], 2),
-    "no teacher": (no_teacher, ["image_text.contrastive.teacher: soft_targets needs a teacher"], 2),
+    "no teacher": (no_teacher, ["image_text.contrastive.teacher: distill_weight needs a teacher"], 2),
     # checkpoints
     "no model": (
         lambda p: ["caption", p.photo, "--model", p.folder / "no"],

@@ -31,8 +31,11 @@ def made(**changes: Any) -> Recipe:
         "data": {"train": str(NOWHERE)},
     }
     for key, value in changes.items():
-        section, _, name = key.partition("__")
-        plain.setdefault(section, {})[name] = value
+        *sections, name = key.split("__")
+        table: dict[str, Any] = plain
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = value
     return from_dict(Recipe, plain)
 
 
@@ -84,20 +87,23 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
         (BOXES | {"data__region_size": 8}, "data.region_size: 8 is neither 0 nor 32 pixels or more"),
         # What would do nothing.
         ({"data__train": None}, "data.train: missing"),
-        (TEXTS | {"train__grad_cache_chunk_size": 4}, "train.grad_cache_chunk_size: counts for images"),
+        (
+            TEXTS | {"train__grad_cache_chunk_size": 4},
+            "train.grad_cache_chunk_size: the losses of self_retrieval",
+        ),
         (TEXTS | {"data__region_share": 0.5}, "data.region_share: counts for images"),
         (TEXTS | {"data__dev": "dev.jsonl"}, "data.dev: counts for images"),
         (TEXTS | {"data__joined_caption_prob": 0.5}, "data.joined_caption_prob: counts for images"),
         (
             TEXTS | {"image_text__contrastive__loss": "sigmoid"},
-            "image_text.contrastive.loss: counts for images",
+            "data.train: missing",
         ),
         (TEXTS | {"optim__lr_encoder": 1e-4}, "optim.lr_encoder: counts for images"),
         (TEXTS | {"train__evaluate_every": 5}, "train.evaluate_every: nothing to evaluate on"),
-        ({"self_retrieval__queries": ["q.jsonl"]}, "self_retrieval.queries: counts for a corpus"),
+        ({"self_retrieval__queries": ["q.jsonl"]}, "self_retrieval.passages: missing"),
         (
-            {"self_retrieval__scoring": {"titles": 3}},
-            "self_retrieval.scoring.title_beams: counts for a corpus",
+            {"self_retrieval__scoring": {"title_beams": 3}},
+            "self_retrieval.passages: missing",
         ),
         ({"data__workers": 2}, "data.workers: counts for shards"),
         ({"data__window": 4}, "data.window: counts for shards"),
@@ -126,11 +132,11 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
         ({"optim__lr_heads": 0.0, "optim__lr_llm": 0.0}, "optim.lr_heads: nothing trains"),
         (
             {"image_text__contrastive__weight": 0.0, "image_text__caption__weight": 0.0},
-            "objective: every loss",
+            "image_text: every loss",
         ),
         (
             {"image_text__contrastive__weight": 0.0, "image_text__caption__weight": 0.0},
-            "objective: every loss",
+            "image_text: every loss",
         ),
         # What excludes each other, or needs something.
         ({"model__encoder": {"kind": "none"}}, "data.train: a model with"),
@@ -138,7 +144,7 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
         ({"train__compile": True, "train__checkpoint_activations": True}, "train.compile: excludes"),
         (
             {"image_text__contrastive__distill_weight": 0.5},
-            "image_text.contrastive.teacher: soft_targets needs a teacher",
+            "image_text.contrastive.teacher: distill_weight needs a teacher",
         ),
         (
             {"image_text__contrastive__distill_weight": 0.5, "image_text__contrastive__loss": "sigmoid"},
@@ -253,7 +259,7 @@ def test_a_passage_has_to_fit_the_llm(world: tuple[Path, Path, tuple[Path, Path]
     passages, queries = toys.corpus(tmp_path, 3, 1)
     passages.write_text(passages.read_text().replace('"text": "', f'"text": "{"a dog runs. " * 80}'))
     recipe = toys.recipe(folder, data, *bases, data__dev_split="")
-    recipe.corpus = SelfRetrievalConfig(passages, [queries])
+    recipe.tasks["self_retrieval"] = SelfRetrievalConfig(passages, [queries])
     with pytest.raises(ConfigError, match=r"self_retrieval.max_passage_tokens: .* the LLM reads 256"):
         loop.prepare(recipe)
 

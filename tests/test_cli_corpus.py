@@ -25,10 +25,10 @@ def learned(tmp_path_factory: pytest.TempPathFactory, data: tuple[Path, Path]) -
     recipe = folder / "recipe.toml"
     lm = toys.base_models(folder)[0]
     recipe.write_text(f"""
-[corpus]
+[self_retrieval]
 passages = "{data[0]}"
 queries = ["{data[1]}"]
-batch = 16
+batch_size = 16
 [init]
 llm = "{lm}"
 [preprocessing]
@@ -148,7 +148,7 @@ def test_a_bad_line_of_the_corpus_stops_training(tmp_path: Path, capfd: pytest.C
     )
     lm = toys.base_models(tmp_path)[0]
     (tmp_path / "r.toml").write_text(
-        f'[corpus]\npassages = "{tmp_path / "c.jsonl"}"\n[init]\nllm = "{lm}"\n[preprocessing]\nsize = 32\n'
+        f'[self_retrieval]\npassages = "{tmp_path / "c.jsonl"}"\n[init]\nllm = "{lm}"\n[preprocessing]\nsize = 32\n'
         f'[model]\ndim = 8\nencoder = {{ kind = "none", config = {{ size = 32 }} }}\n'
         f'[train]\nout = "{tmp_path / "out"}"\n'
     )

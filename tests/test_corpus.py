@@ -18,13 +18,13 @@ from mmgem.errors import CheckpointError, DataError, UsageError
 from mmgem.integrations.mteb_search import MtebSearch
 from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.corpus import Corpus
+from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.self_retrieval.passages import Passage
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.self_retrieval.query_generation import write_questions
 from mmgem.self_retrieval.reader import Reader
 from mmgem.self_retrieval.retriever import Candidate, Retriever, fused, score
-from mmgem.tasks.self_retrieval import embed_passages
 
 CPU = torch.device("cpu")
 NETWORK = toys.network("tied llama", "none")

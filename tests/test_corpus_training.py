@@ -13,10 +13,11 @@ import torch
 import toys
 
 from mmgem.checkpoints.model_folder import load_model
-from mmgem.config import ObjectiveConfig, Recipe
+from mmgem.config import Recipe
 from mmgem.errors import ConfigError, DataError
 from mmgem.self_retrieval.batches import SelfRetrievalBatch, SelfRetrievalBatches
 from mmgem.self_retrieval.config import SelfRetrievalConfig
+from mmgem.self_retrieval.losses import reading_losses, retrieval_loss
 from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.self_retrieval.passages import Passage, load_corpus, load_queries
 from mmgem.self_retrieval.prompts import Prompts
@@ -46,8 +47,8 @@ def recipe(folder: Path, data: tuple[Path, Path], lm: Path, **changes: Any) -> R
     made.data.train, made.model.encoder.kind, made.model.encoder.config = None, "none", {"size": 32}
     made.model.encoder.freeze_until = None
     made.preprocessing.max_text_tokens = 200
-    made.corpus.passages, made.corpus.queries, made.corpus.dev = data[0], [data[1]], data[1]
-    made.corpus.batch = 8
+    section = SelfRetrievalConfig(data[0], [data[1]], dev=data[1], batch_size=8)
+    made.tasks = {"self_retrieval": section}
     return made
 
 
@@ -112,23 +113,26 @@ def split(batch: SelfRetrievalBatch) -> list[SelfRetrievalBatch]:
 
 
 def test_the_loss_is_the_token_mean_of_single_sequences(data: tuple[Path, Path]) -> None:
-    network, config = toys.network("llama", "none"), ObjectiveConfig()
+    network, config = toys.network("llama", "none"), SelfRetrievalConfig()
     batch = batches(data)[1]
-    whole = naming(network, batch, config)["retrieve_loss"]
+    whole = retrieval_loss(network, batch, config)["retrieve_loss"]
     parts = split(batch)
     counts = torch.tensor([float(p.named.sum()) for p in parts])
-    single = torch.stack([naming(network, p, config)["retrieve_loss"] for p in parts])
+    single = torch.stack([retrieval_loss(network, p, config)["retrieve_loss"] for p in parts])
     torch.testing.assert_close(whole, (single * counts).sum() / counts.sum(), atol=1e-5, rtol=1e-5)
 
 
 def test_losses_of_weight_zero_are_left_out(data: tuple[Path, Path]) -> None:
     network, batch = toys.network("llama", "none"), batches(data)[0]
-    found = reading(network, batch, ObjectiveConfig(assess_weight=0, embed_weight=0, ask_weight=2))
+    found = reading_losses(network, batch, SelfRetrievalConfig(assess_weight=0, embed_weight=0, ask_weight=2))
     assert set(found) == {"ask_loss"}
-    one = reading(network, batch, ObjectiveConfig())
+    one = reading_losses(network, batch, SelfRetrievalConfig())
     torch.testing.assert_close(found["ask_loss"], 2 * one["ask_loss"])
     assert set(one) == {"ask_loss", "assess_loss", "embed_loss"}
-    assert reading(network, batch, ObjectiveConfig(assess_weight=0, embed_weight=0, ask_weight=0)) == {}
+    assert (
+        reading_losses(network, batch, SelfRetrievalConfig(assess_weight=0, embed_weight=0, ask_weight=0))
+        == {}
+    )
 
 
 def test_a_run_ends_in_a_model_that_searches(tmp_path: Path, data: tuple[Path, Path], lm: Path) -> None:
@@ -173,7 +177,7 @@ def test_resumed_equals_uninterrupted(
 def test_images_and_a_corpus_in_one_run(tmp_path: Path, data: tuple[Path, Path]) -> None:
     bases = toys.base_models(tmp_path / "bases")
     made = toys.recipe(tmp_path, toys.photos(tmp_path / "photos"), *bases, train__epochs=1)
-    made.corpus.passages, made.corpus.queries, made.corpus.batch = data[0], [data[1]], 8
+    made.tasks |= {"self_retrieval": SelfRetrievalConfig(data[0], [data[1]], batch_size=8)}
     folder = train(made)
     log = [json.loads(line) for line in (made.train.out / "log.jsonl").read_text().splitlines()]
     assert {"contrastive_loss", "caption_loss", "retrieve_loss", "assess_loss"} <= set(log[0])
@@ -201,19 +205,20 @@ def test_no_dev_queries_and_no_queries_but_its_own(
     monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(Prompts, "text", lambda self, ids: "".join(f" {toys.WORDS[i]}?" for i in ids))
     made = recipe(tmp_path, data, lm, train__epochs=1)
-    made.corpus.queries, made.corpus.dev, made.corpus.questions = [], Path(), 2
+    section = made.tasks["self_retrieval"]
+    section.queries, section.dev, section.generated_queries = [], Path(), 2
     run = loop.prepare(made)
-    assert run.corpus is not None and not run.scored
-    assert 9 <= sum(map(len, run.corpus.batches.asked)) <= 18
+    assert not run.evaluates
+    assert 9 <= sum(map(len, run.tasks[0].batches.questions_of)) <= 18
     again = loop.prepare(made)
-    assert again.corpus is not None and again.corpus.batches.asked == run.corpus.batches.asked
+    assert again.tasks[0].batches.questions_of == run.tasks[0].batches.questions_of
     assert len(list((tmp_path / "cache" / "questions").iterdir())) == 1
 
 
 def test_a_finished_run_leaves_what_was_added(tmp_path: Path, data: tuple[Path, Path], lm: Path) -> None:
     passages = Path(shutil.copy(data[0], tmp_path / "passages.jsonl"))
     made = recipe(tmp_path, (passages, data[1]), lm, train__epochs=1)
-    made.corpus.dev = Path()
+    made.tasks["self_retrieval"].dev = Path()
     folder = train(made)
     SelfRetrieval.from_pretrained(folder).add([Passage("new", "red boat", "a red boat on the sea")])
     assert train(made) == folder
@@ -221,7 +226,7 @@ def test_a_finished_run_leaves_what_was_added(tmp_path: Path, data: tuple[Path, 
     first, *others = passages.read_text().splitlines(keepends=True)
     changed = json.loads(first) | {"text": "A red boat. The dog runs on the sea."}
     passages.write_text("".join([json.dumps(changed) + "\n", *others]))
-    with pytest.raises(ConfigError, match="corpus: this is not the data the run began with"):
+    with pytest.raises(ConfigError, match="self_retrieval: this is not the data the run began with"):
         train(made)
 
 
@@ -229,11 +234,11 @@ def test_what_cannot_be_learned_is_said_before_the_first_step(
     tmp_path: Path, data: tuple[Path, Path], lm: Path
 ) -> None:
     made = recipe(tmp_path, data, lm)
-    made.corpus.queries = [tmp_path / "none.jsonl"]
+    made.tasks["self_retrieval"].queries = [tmp_path / "none.jsonl"]
     with pytest.raises(ConfigError, match=r"self_retrieval.queries: .*none.jsonl: No such file"):
         train(made)
     made = recipe(tmp_path, data, lm)
-    made.corpus.max_passage_tokens = 10
+    made.tasks["self_retrieval"].max_passage_tokens = 10
     with pytest.raises(DataError, match=r"'p0' has .* over self_retrieval.max_passage_tokens = 10"):
         train(made)
     made = recipe(tmp_path, data, lm)
@@ -241,6 +246,6 @@ def test_what_cannot_be_learned_is_said_before_the_first_step(
     with pytest.raises(ConfigError, match="attention"):
         train(made)
     made = recipe(tmp_path, data, lm)
-    made.corpus.queries, made.corpus.memorise = [], False
+    made.tasks["self_retrieval"].queries, made.tasks["self_retrieval"].memorise = [], False
     with pytest.raises(DataError, match="nothing to learn"):
         train(made)

@@ -9,12 +9,11 @@ import torch
 import toys
 
 from mmgem.checkpoints.model_folder import load_model, save_model
-from mmgem.config import ObjectiveConfig, OptimConfig
+from mmgem.config import OptimConfig
 from mmgem.encoders.base import TransformersEncoder
 from mmgem.errors import ConfigError
 from mmgem.inference.captioning import generate_captions
 from mmgem.models.llm import LLM
-from mmgem.tasks.image_text import joint
 from mmgem.train.optim import optimizer, trainable
 
 # Parts of published encoders that come after the map: they are kept, and learn nothing.
@@ -52,7 +51,7 @@ def test_family(encoder: str, llm: str, tmp_path: Path) -> None:
     options = OptimConfig(lr_encoder=1e-3, lr_embeddings=1e-3)
     adam = optimizer(network, trainable(network, options, cached=False), options)
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
-    losses = joint(network.train(), batch, ObjectiveConfig())
+    losses = toys.losses(network.train(), batch)
     loss = losses["contrastive_loss"] + losses["caption_loss"]
     assert torch.isfinite(loss)
     loss.backward()

@@ -11,16 +11,16 @@ import torch.nn.functional as F
 import toys
 from torch import Tensor
 
-from mmgem.config import ObjectiveConfig
 from mmgem.data.batches import Batch
 from mmgem.models.network import MMGEMNetwork
-from mmgem.tasks.image_text import OBJECTIVES, captioning, contrastive, joint
 from mmgem.tasks.image_text.captioning import caption_loss
-from mmgem.tasks.image_text.contrastive import contrastive_terms, embed_items
+from mmgem.tasks.image_text.config import CaptionConfig, ContrastiveConfig
+from mmgem.tasks.image_text.contrastive import contrastive_terms
+from mmgem.tasks.image_text.items import embed_items
 
 
 def loss_of(network: MMGEMNetwork, images: Tensor, texts: Tensor, batch: Batch, **options: object) -> Tensor:
-    config = ObjectiveConfig(**options)  # type: ignore[arg-type]
+    config = ContrastiveConfig(**options)  # type: ignore[arg-type]
     return contrastive_terms(network, images, texts, batch, config)["contrastive_loss"]
 
 
@@ -79,7 +79,7 @@ def test_soft_targets_follow_the_teacher(network: MMGEMNetwork) -> None:
     rows = 0.7 * hard / 2 + 0.3 * similar.softmax(1)
     columns = 0.7 * hard + 0.3 * similar.softmax(0)
     expected = -(rows * logits.log_softmax(1)).sum(1).mean() - (columns * logits.log_softmax(0)).sum(0).mean()
-    loss = loss_of(network, images, texts, batch, soft_targets=0.3, teacher_temperature=0.1)
+    loss = loss_of(network, images, texts, batch, distill_weight=0.3, teacher_temperature=0.1)
     torch.testing.assert_close(loss, expected)
 
 
@@ -88,7 +88,7 @@ def test_target_rows_sum_to_one(network: MMGEMNetwork, share: float) -> None:
     # Where all pairs are equally similar, -log P is the same everywhere: the loss is it times the sums.
     batch = toys.batch(network, images=3, each=2)
     batch.teacher_texts = F.normalize(torch.randn(6, 4), dim=1)
-    loss = loss_of(network, torch.ones(3, 8), torch.ones(6, 8), batch, soft_targets=share)
+    loss = loss_of(network, torch.ones(3, 8), torch.ones(6, 8), batch, distill_weight=share)
     torch.testing.assert_close(loss, torch.tensor([3.0, 6.0]).log().sum())
 
 
@@ -113,7 +113,9 @@ def test_captioning_loss_equals_unpacked_reference(llm: str) -> None:
     batch = toys.batch(network, images=4, each=2)
     for smoothing in (0.0, 0.1):
         with torch.no_grad():
-            loss = captioning(network, batch, ObjectiveConfig(label_smoothing=smoothing))["caption_loss"]
+            loss = toys.losses(network, batch, "captioning", caption__label_smoothing=smoothing)[
+                "caption_loss"
+            ]
             expected = reference_caption_loss(network, batch, smoothing)
         torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
 
@@ -127,7 +129,7 @@ def gradients(network: MMGEMNetwork, loss: Tensor) -> dict[str, Tensor]:
 def test_captioning_gradients_equal_unpacked_reference() -> None:
     network = toys.network("qwen2")
     batch = toys.batch(network, images=3, each=2)
-    ours = gradients(network, captioning(network, batch, ObjectiveConfig())["caption_loss"])
+    ours = gradients(network, toys.losses(network, batch, "captioning")["caption_loss"])
     theirs = gradients(network, reference_caption_loss(network, batch))
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-4)
@@ -137,10 +139,9 @@ def test_captioning_gradients_equal_unpacked_reference() -> None:
 def test_joint_is_the_sum_of_its_parts(attention: str) -> None:
     network = toys.network("llama", attention=attention)
     batch = toys.batch(network, images=4, each=2)
-    config = ObjectiveConfig(contrastive_weight=0.7, caption_weight=1.9)
-    both = joint(network, batch, config)
-    embedding = contrastive(network, batch, ObjectiveConfig())["contrastive_loss"]
-    generation = captioning(network, batch, ObjectiveConfig())["caption_loss"]
+    both = toys.losses(network, batch, contrastive__weight=0.7, caption__weight=1.9)
+    embedding = toys.losses(network, batch, "contrastive")["contrastive_loss"]
+    generation = toys.losses(network, batch, "captioning")["caption_loss"]
     torch.testing.assert_close(both["contrastive_loss"], 0.7 * embedding, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(both["caption_loss"], 1.9 * generation, atol=1e-5, rtol=1e-5)
     ours = gradients(network, both["contrastive_loss"] + both["caption_loss"])
@@ -152,7 +153,7 @@ def test_joint_is_the_sum_of_its_parts(attention: str) -> None:
 
 def test_names_and_totals(network: MMGEMNetwork) -> None:
     batch = toys.batch(network)
-    assert {name: set(f(network, batch, ObjectiveConfig())) for name, f in OBJECTIVES.items()} == {
+    assert {name: set(toys.losses(network, batch, name)) for name in toys.ONLY} == {
         "joint": {"contrastive_loss", "caption_loss", "similarity_margin"},
         "contrastive": {"contrastive_loss", "similarity_margin"},
         "captioning": {"caption_loss"},
@@ -173,8 +174,8 @@ def test_sampled_vocabulary_is_exact_where_all_tokens_are_in_use(llm: str, smoot
     batch = dataclasses.replace(toys.batch(network), vocabulary=torch.arange(network.llm.vocabulary))
     with torch.no_grad():
         states = states_of(network, batch)
-        exact = caption_loss(network, states, batch, ObjectiveConfig(label_smoothing=smoothing))
-        sampled = ObjectiveConfig(label_smoothing=smoothing, vocabulary_sample=7)
+        exact = caption_loss(network, states, batch, CaptionConfig(label_smoothing=smoothing))
+        sampled = CaptionConfig(label_smoothing=smoothing, sampled_softmax=7)
         torch.testing.assert_close(caption_loss(network, states, batch, sampled), exact)
 
 
@@ -184,8 +185,8 @@ def test_sampled_vocabulary_estimates_the_exact_loss(smoothing: float) -> None:
     batch = toys.batch(network, images=2)
     assert batch.vocabulary is not None
     assert len(batch.vocabulary) < 20
-    config = ObjectiveConfig(label_smoothing=smoothing)
-    sampled = dataclasses.replace(config, vocabulary_sample=64)
+    config = CaptionConfig(label_smoothing=smoothing)
+    sampled = dataclasses.replace(config, sampled_softmax=64)
     torch.manual_seed(0)
     with torch.no_grad():
         states = states_of(network, batch)
@@ -204,7 +205,7 @@ def test_sampled_vocabulary_estimates_the_exact_loss(smoothing: float) -> None:
 def test_sampled_gradients_reach_the_head() -> None:
     network = toys.network("llama")
     batch = toys.batch(network)
-    gradients(network, captioning(network, batch, ObjectiveConfig(vocabulary_sample=16))["caption_loss"])
+    gradients(network, toys.losses(network, batch, "captioning", caption__sampled_softmax=16)["caption_loss"])
     head = network.llm.lm.get_output_embeddings().weight.grad
     assert head is not None
     assert torch.isfinite(head).all()
@@ -238,11 +239,11 @@ def test_the_same_thing_is_no_negative(network: MMGEMNetwork) -> None:
     logits = logits.masked_fill(same, -torch.inf)
     labels = torch.arange(4)
     expected = F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
-    torch.testing.assert_close(loss_of(network, images, texts, batch, mask_same=True), expected)
+    torch.testing.assert_close(loss_of(network, images, texts, batch, mask_false_negatives=True), expected)
     batch.teacher_texts = F.normalize(torch.randn(4, 3), dim=1)
-    soft = loss_of(network, images, texts, batch, mask_same=True, soft_targets=0.5)
+    soft = loss_of(network, images, texts, batch, mask_false_negatives=True, distill_weight=0.5)
     assert torch.isfinite(soft)
     # With nothing the same, nothing changes.
     batch.photos, batch.text_keys = torch.arange(4), torch.arange(4)
     plain = loss_of(network, images, texts, batch)
-    torch.testing.assert_close(loss_of(network, images, texts, batch, mask_same=True), plain)
+    torch.testing.assert_close(loss_of(network, images, texts, batch, mask_false_negatives=True), plain)

@@ -10,9 +10,8 @@ import torch
 import toys
 
 from mmgem.checkpoints.model_folder import build
-from mmgem.config import ObjectiveConfig, OptimConfig
+from mmgem.config import OptimConfig
 from mmgem.models.network import MMGEMNetwork
-from mmgem.tasks.image_text import joint
 from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
 
 
@@ -25,7 +24,7 @@ def step(network: MMGEMNetwork, config: OptimConfig, cached: bool = False, steps
         adam.zero_grad()
         if not cached:
             batch.features = network.encoder.frozen_stem(pixels)
-        losses = joint(network, batch, ObjectiveConfig())
+        losses = toys.losses(network, batch)
         (losses["contrastive_loss"] + losses["caption_loss"]).backward()
         adam.step()
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 import toys
-from mmgem.plan.lengths import Captions, WordTokens, captions_of
 
 from mmgem.cli.main import main
 from mmgem.config import Recipe, to_dict
 from mmgem.config.recipe import changed, load_recipe
+from mmgem.data.word_tokens import WordTokens
 from mmgem.errors import ConfigError, UsageError
 from mmgem.plan import Hardware, known_hardware, plan
+from mmgem.tasks.image_text.lengths import Captions, captions_of
 from mmgem.train.loop import one_step, prepare
 from mmgem.utils.flops import FlopCount
 
@@ -106,7 +107,7 @@ def test_a_corpus_is_the_mean_of_its_steps(world: dict[str, Any]) -> None:
     told = plan(recipe)
     run = prepare(recipe)
     found = []
-    for step in range(run.corpus.batches.per_epoch):
+    for step in range(run.tasks[0].batches.per_epoch):
         with FlopCount() as counted:
             one_step(run, step)
         found.append(counted.total)

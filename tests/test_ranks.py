@@ -16,7 +16,6 @@ import pytest
 import spread
 import torch
 import toys
-from mmgem.train.gradients import chunks
 from safetensors.torch import load_file
 
 from mmgem.config import Recipe, to_dict
@@ -25,7 +24,9 @@ from mmgem.data.shards import pack
 from mmgem.distributed.rendezvous import agreed_word
 from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.tasks.image_text.captioning import caption_loss
-from mmgem.tasks.image_text.contrastive import contrastive_terms, embed_items
+from mmgem.tasks.image_text.contrastive import contrastive_terms
+from mmgem.tasks.image_text.grad_cache import chunks
+from mmgem.tasks.image_text.items import embed_items
 from mmgem.train import loop
 
 WORKER = Path(spread.__file__)
@@ -73,7 +74,9 @@ def cases(world: dict[str, Any]) -> dict[str, Recipe]:
         "image_text__contrastive__mask_false_negatives": True,
     }
     boxes["data__boxes_per_image"] = 2
-    corpus = {f"corpus__{k}": v for k, v in world["corpus"].items()} | {"self_retrieval__batch_size": 30}
+    corpus = {f"self_retrieval__{k}": v for k, v in world["corpus"].items()} | {
+        "self_retrieval__batch_size": 30
+    }
     return {
         "contrastive": made(world, image_text__caption__weight=0.0, data__captions_per_image=2),
         "sigmoid": made(world, image_text__caption__weight=0.0, image_text__contrastive__loss="sigmoid"),
@@ -163,8 +166,8 @@ def test_chunks_replay_dropout(world: dict[str, Any], objective: str) -> None:
     cached, _ = spread.first_gradients(recipe, SINGLE_PROCESS)
     run = loop.prepare(recipe)
     network = run.network.train()
-    assert run.batches is not None
-    batch = run.batches[0]
+    batch = run.tasks[0].batches[0]
+    config = run.tasks[0].config
     images, texts, captions = [], [], []
     total = len(batch.caption_targets)
     for n, piece in enumerate(chunks(batch, 3)):
@@ -175,9 +178,9 @@ def test_chunks_replay_dropout(world: dict[str, Any], objective: str) -> None:
         if objective == "joint":
             prefixes = network.project_visual_prefix(visual[piece.caption_owner])
             states = network.run(captions=piece.captions, prefixes=prefixes)[1]
-            captions.append(caption_loss(network, states, piece, recipe.objective, total))
+            captions.append(caption_loss(network, states, piece, config.caption, total))
     terms = contrastive_terms(
-        network, torch.cat(images), torch.cat(texts), batch, recipe.objective, SINGLE_PROCESS
+        network, torch.cat(images), torch.cat(texts), batch, config.contrastive, SINGLE_PROCESS
     )
     torch.stack([terms["contrastive_loss"], *captions]).sum().backward()
     for name, p in network.named_parameters():

@@ -103,7 +103,10 @@ def test_a_model_config_comes_back_from_plain_data() -> None:
         ("optim.lr_heads = '1e-3'", r"optim\.lr_heads: expected float"),
         ("optim.betas = [0.9]", r"optim\.betas: expected 2 values"),
         ("optim.betas = [0.9, 'x']", r"optim\.betas\[1\]: expected float"),
-        ("objective.name = 'both'", r"objective\.name: 'both' is not one of 'joint'"),
+        (
+            "image_text.contrastive.loss = 'both'",
+            r"image_text\.contrastive\.loss: 'both' is not one of 'softmax'",
+        ),
         ("init.keep_layers = 3", r"init\.keep_layers: expected a list"),
         ("init.keep_layers = [1, 'two']", r"init\.keep_layers\[1\]: expected int"),
         ("model.encoder.freeze_until = 'all'", r"model\.encoder\.freeze_until: expected int"),

@@ -72,7 +72,7 @@ def batches(
 ) -> StreamBatches:
     tail = options.pop("tail", "carry")
     config = DataConfig(train=Path("x"), **({"cached": False} | options))
-    return StreamBatches(stream, toys.tokenizer(toys.prep(8)), config, size, part, tail)
+    return StreamBatches(stream, toys.tokenizer(toys.prep(8)), config, size, *part, tail)
 
 
 def seen(batch: StreamBatch) -> list[int]:

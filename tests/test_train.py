@@ -21,7 +21,7 @@ from mmgem.checkpoints.tensors import dequantize, load_tensors, quantize
 from mmgem.config import Recipe
 from mmgem.data.features import FeatureCache
 from mmgem.errors import CheckpointError, ConfigError, DataError, ImageError
-from mmgem.tasks.image_text.contrastive import embed_items
+from mmgem.tasks.image_text.items import embed_items
 from mmgem.train.engine import set_precision
 from mmgem.train.loop import measure, one_step, prepare, train
 
@@ -145,7 +145,7 @@ def test_dev_images_from_another_file(make: Any, tmp_path: Path) -> None:
     recipe = make(data__dev=str(other), train__epochs=1)
     assert len(prepare(recipe).dev[0]) == 5
     run = prepare(make(train__evaluate_images=3))
-    assert len(run.dev[0]) == 3
+    assert len(run.tasks[0].dev[0]) == 3
 
 
 def test_data_that_cannot_train_is_refused(make: Any, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_data_that_cannot_train_is_refused(make: Any, tmp_path: Path) -> None:
 
 def test_all_splits_together(make: Any) -> None:
     run = prepare(make(data__split="", data__dev_split=""))
-    assert len(run.batches.usable) == 32
+    assert len(run.tasks[0].batches.usable) == 32
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make: Any) -> None:
@@ -236,7 +236,7 @@ def test_bad_images_are_reported_and_skipped(
     (data.parent / "images" / "7.png").unlink()
     for cached in (True, False):
         run = prepare(make(data__train=str(data), data__cached=cached, train__batch_size=100))
-        assert run.batches.size == 22
+        assert run.tasks[0].batches.size == 22
         error = capsys.readouterr().err
         assert "2 of 24 images skipped" in error
         assert "3.png" in error
@@ -285,7 +285,7 @@ def test_soft_targets_need_and_use_a_teacher(make: Any, tmp_path: Path, monkeypa
         image_text__contrastive__teacher=str(tmp_path / "teacher"),
     )
     run = prepare(recipe)
-    rows = run.batches.teacher
+    rows = run.tasks[0].batches.teacher
     assert rows.shape == (24 * 3, 8)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(prepare(recipe).batches.teacher, rows)  # the second time from disk
@@ -417,7 +417,7 @@ def test_boxes_of_mosaics_and_whole_images_train_together(make: Any, tmp_path: P
     options = {"data__mosaics": 10, "data__region_share": 0.5, "data__boxes_per_image": 2}
     recipe = make(**options, image_text__contrastive__mask_false_negatives=True, train__epochs=1)
     run = prepare(recipe)
-    batch = run.batches[0]
+    batch = run.tasks[0].batches[0]
     assert len(batch.texts) == 8
     assert batch.boxes is not None
     assert batch.box_features is not None
@@ -474,7 +474,7 @@ def test_boxes_train_on_larger_maps(make: Any) -> None:
         run = prepare(make(**options, **rate, data__cached=cached, train__epochs=1))
         values, _ = one_step(run, 0)
         assert np.isfinite(list(values.values())).all()
-        batch = run.batches[0]
+        batch = run.tasks[0].batches[0]
         one, two = (batch.features, batch.box_features) if cached else (batch.pixels, batch.box_pixels)
         assert one is not None
         assert two is not None

@@ -20,8 +20,11 @@ from mmgem.checkpoints.model_folder import build
 from mmgem.config import EncoderConfig, LLMConfig, ModelConfig, Preprocessing, Recipe, from_dict
 from mmgem.data.batches import Batch
 from mmgem.data.tokens import Tokenizer
+from mmgem.distributed.world import SINGLE_PROCESS
 from mmgem.models.network import MMGEMNetwork
 from mmgem.self_retrieval.passages import Passage
+from mmgem.tasks.base import Terms
+from mmgem.tasks.image_text.task import ImageTextTask
 
 WORDS = (  # noqa: SIM905
     "<end> <unk> a the dog cat man woman child runs sits jumps on in with grass snow water beach street red "
@@ -264,6 +267,19 @@ def recipe(folder: Path, data: Path, lm: Path, encoder: Path, **changes: Any) ->
     if "self_retrieval" in plain and plain["data"].get("train"):
         plain.setdefault("image_text", {})
     return from_dict(Recipe, plain)
+
+
+def image_text(objective: str = "joint", **fields: Any) -> ImageTextTask:
+    """The task of images and texts with one of the losses, or both; ``fields`` of its section as
+    ``contrastive__weight=2.0``."""
+    changes = {f"image_text__{name}": value for name, value in fields.items()}
+    made = recipe(Path("run"), Path("data.jsonl"), Path("lm"), Path("clip"), **ONLY[objective], **changes)
+    return ImageTextTask(made.tasks["image_text"], made)
+
+
+def losses(of: MMGEMNetwork, batch: Batch, objective: str = "joint", **fields: Any) -> Terms:
+    """Losses of :func:`image_text`."""
+    return image_text(objective, **fields).forward(of, batch, SINGLE_PROCESS)
 
 
 ONLY: dict[str, dict[str, Any]] = {

@@ -112,9 +112,7 @@ class Planner:
         self.hardware = hardware
         self.count = hardware.count if hardware else 1
         self.device = hardware.device if hardware else "cpu" if recipe.train.device == "cpu" else "cuda"
-        tasks = tasks_of(recipe)
-        world = World(size=self.count)
-        check(recipe, tasks, world)
+        tasks = check(recipe, World(size=self.count))
         self.shape: ModelShape = model_shape(recipe)
         tokenizer = self.shape.tokenizer()
         last = World(self.count - 1, self.count)

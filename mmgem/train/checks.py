@@ -19,14 +19,14 @@ from mmgem.config.ranges import check_ranges
 from mmgem.data.shards import is_shards
 from mmgem.distributed.world import World
 from mmgem.errors import ConfigError
-from mmgem.tasks.base import Task
+from mmgem.tasks.base import Task, tasks_of
 from mmgem.train.state import difference
 
 
-def check(recipe: Recipe, tasks: Sequence[Task[Any]], world: World) -> None:
-    """Raise ``ConfigError`` naming the field if ``recipe``, whose ``tasks`` these are, cannot train in
-    ``world``."""
+def check(recipe: Recipe, world: World) -> list[Task[Any]]:
+    """The tasks of ``recipe``. Raises ``ConfigError`` naming the field if it cannot train in ``world``."""
     check_ranges(recipe)
+    tasks = tasks_of(recipe)
     train = recipe.train
     changed = difference(to_dict(Recipe(TrainConfig(train.out))), to_dict(recipe))
     for idle, fields, why in _idle(recipe, tasks):
@@ -50,6 +50,7 @@ def check(recipe: Recipe, tasks: Sequence[Task[Any]], world: World) -> None:
     for tracker in train.trackers:
         if importlib.util.find_spec(tracker) is None:
             raise ConfigError(f"train.trackers: {tracker!r} is not installed: pip install {tracker}")
+    return tasks
 
 
 def check_compiler() -> None:

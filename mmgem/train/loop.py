@@ -25,7 +25,7 @@ from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import SINGLE_PROCESS, World, init_world
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
-from mmgem.tasks.base import Task, tasks_of
+from mmgem.tasks.base import Task
 from mmgem.train.checks import check, check_compiler
 from mmgem.train.engine import Engine, tf32
 from mmgem.train.log import Log
@@ -144,8 +144,7 @@ def _check_data(run: Run, state: dict[str, Any]) -> None:
 
 def prepare(recipe: Recipe, world: World = SINGLE_PROCESS) -> Run:
     """Read the data, fill the feature cache, build network and optimiser."""
-    tasks = tasks_of(recipe)
-    check(recipe, tasks, world)
+    tasks = check(recipe, world)
     if recipe.train.compile and world.device.type == "cpu":
         check_compiler()
     if recipe.train.threads:
