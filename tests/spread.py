@@ -48,7 +48,7 @@ def all_gradients(out: Path, recipes: dict[str, Any]) -> None:
     with init_world("cpu") as world:
         for name, plain in recipes.items():
             found, values = first_gradients(from_dict(Recipe, plain), world)
-            if world.first:
+            if world.is_main_process:
                 save_file(found, str(out / f"{name}.safetensors"))
                 (out / f"{name}.json").write_text(json.dumps(values))
 

@@ -13,10 +13,11 @@ import toys
 from PIL import Image
 
 import mmgem.data.features as features
-from mmgem.data.features import PixelSource, cache_features
+from mmgem.data.features import PixelSource
 from mmgem.data.images import open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
 from mmgem.encoders.base import Encoder
+from mmgem.encoders.feature_cache import cache_features
 from mmgem.errors import DataError, ImageError
 
 

@@ -143,7 +143,7 @@ def test_training_leaves_the_process_as_it_was(make: Any) -> None:
 def test_dev_images_from_another_file(make: Any, tmp_path: Path) -> None:
     other = toys.photos(tmp_path / "other", train=0, dev=5, seed=3)
     recipe = make(data__dev=str(other), train__epochs=1)
-    assert len(prepare(recipe).dev[0]) == 5
+    assert len(prepare(recipe).tasks[0].dev[0]) == 5
     run = prepare(make(train__evaluate_images=3))
     assert len(run.tasks[0].dev[0]) == 3
 
@@ -221,7 +221,7 @@ def test_a_cached_transformers_encoder_cannot_train(make: Any) -> None:
 def test_pixels_and_cached_features_give_the_same_steps(make: Any) -> None:
     cached = prepare(make(data__dev_split="", model__dropout=0.0))
     pixels = prepare(make(data__dev_split="", model__dropout=0.0, data__cached=False))
-    assert isinstance(cached.batches.source, FeatureCache)
+    assert isinstance(cached.tasks[0].batches.source, FeatureCache)
     for step in range(3):
         one, two = one_step(cached, step)[0], one_step(pixels, step)[0]
         for name in ("contrastive_loss", "caption_loss"):
@@ -229,7 +229,7 @@ def test_pixels_and_cached_features_give_the_same_steps(make: Any) -> None:
 
 
 def test_bad_images_are_reported_and_skipped(
-    make: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = toys.photos(tmp_path / "broken")
     (data.parent / "images" / "3.png").write_bytes(b"")
@@ -237,9 +237,9 @@ def test_bad_images_are_reported_and_skipped(
     for cached in (True, False):
         run = prepare(make(data__train=str(data), data__cached=cached, train__batch_size=100))
         assert run.tasks[0].batches.size == 22
-        error = capsys.readouterr().err
-        assert "2 of 24 images skipped" in error
-        assert "3.png" in error
+        assert "2 of 24 images skipped" in caplog.text
+        assert "3.png" in caplog.text
+        caplog.clear()
     (data.parent / "images" / "20.png").write_bytes((data.parent / "images" / "20.png").read_bytes()[:-2000])
     with pytest.raises(ImageError, match=r"20\.png"):
         one_step(run, 0)
@@ -288,7 +288,7 @@ def test_soft_targets_need_and_use_a_teacher(make: Any, tmp_path: Path, monkeypa
     rows = run.tasks[0].batches.teacher
     assert rows.shape == (24 * 3, 8)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
-    np.testing.assert_array_equal(prepare(recipe).batches.teacher, rows)  # the second time from disk
+    np.testing.assert_array_equal(prepare(recipe).tasks[0].batches.teacher, rows)  # the second time from disk
     soft = one_step(run, 0)[0]["contrastive_loss"]
     assert soft != one_step(prepare(make()), 0)[0]["contrastive_loss"]
 

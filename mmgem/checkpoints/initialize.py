@@ -15,12 +15,12 @@ from mmgem.checkpoints.model_folder import build, check_size, load_into, load_mo
 from mmgem.checkpoints.resolve import resolve
 from mmgem.checkpoints.tensors import GROUP_OF_4_BITS, dequantize, load_tensors, quantize
 from mmgem.config import EncoderConfig, InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
+from mmgem.config.compare import difference
 from mmgem.data.tokens import Tokenizer
 from mmgem.encoders.base import EfficientNetLiteEncoder
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.llm import export_config, truncate
 from mmgem.models.network import MMGEMNetwork
-from mmgem.train.state import difference
 
 
 def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:

@@ -107,7 +107,7 @@ def _hardware(
 
 
 def _show(made: Plan) -> None:
-    from mmgem.plan.plan import USABLE
+    from mmgem.plan.result import USABLE
 
     for said in made.assumed:
         print(f"assumed      {said}")

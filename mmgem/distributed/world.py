@@ -34,15 +34,15 @@ _ALIGNED = 64  # bytes, as PyTorch's own memory
 
 @dataclass(frozen=True)
 class World:
-    """``rank`` of ``size`` processes, ``local`` on its machine; ``device``: where it computes."""
+    """``rank`` of ``size`` processes, ``local_rank`` on its machine; ``device``: where it computes."""
 
     rank: int = 0
     size: int = 1
-    local: int = 0
+    local_rank: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
 
     @property
-    def first(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this rank writes, prints and evaluates."""
         return self.rank == 0
 
@@ -92,7 +92,11 @@ class World:
         """Run ``make`` on the first rank of all, then on the first of every machine, then on the others: what
         is kept in a cache folder is made once, whether or not machines share it."""
         made: list[T] = []
-        for mine in (self.first, not self.first and self.local == 0, self.local != 0):
+        for mine in (
+            self.is_main_process,
+            not self.is_main_process and self.local_rank == 0,
+            self.local_rank != 0,
+        ):
             if mine:
                 made.append(make())
             self.wait()
@@ -176,13 +180,13 @@ def copies(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     They lie in one piece of memory, so that all of it goes back to the system when they are no longer needed:
     C's allocator keeps what smaller pieces leave.
     """
-    size = sum(_padded(tensor.nbytes) for tensor in tensors.values()) if world.first else 0
+    size = sum(_padded(tensor.nbytes) for tensor in tensors.values()) if world.is_main_process else 0
     room, at = torch.empty(size, dtype=torch.uint8), 0
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         whole: Any = tensor.detach()
         whole = whole.full_tensor() if is_shard(whole) else whole
-        if world.first:
+        if world.is_main_process:
             place = room[at : at + whole.nbytes].view(whole.dtype)
             kept[name] = place.view(whole.shape).copy_(whole)
             at += _padded(whole.nbytes)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from mmgem.config import Recipe
 from mmgem.config.recipe import changed, value_at
 from mmgem.data.shards import is_shards
-from mmgem.plan.plan import Advice, Plan, Planner
+from mmgem.plan.planner import Planner
+from mmgem.plan.result import Advice, Plan
 from mmgem.plan.times import step_seconds
 from mmgem.tasks.base import tasks_of
 from mmgem.utils.progress import doing

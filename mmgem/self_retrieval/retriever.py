@@ -120,8 +120,8 @@ class Retriever:
         ]
 
     def judged(self, question: str, candidates: Sequence[Candidate]) -> list[Found]:
-        """Candidates, perhaps another searcher's, ordered by the score; the first ``scoring.rerank_depth`` of them
-        are assessed and go before the others."""
+        """Candidates, perhaps another searcher's, ordered by the score; the first ``scoring.rerank_depth`` of
+        them are assessed and go before the others."""
         scoring = self.scoring
         head, tail = candidates[: scoring.rerank_depth], candidates[scoring.rerank_depth :]
         judged = self.reader.judge(question, [c.passage for c in head])

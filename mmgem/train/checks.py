@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmgem.config import Recipe, TrainConfig, to_dict
+from mmgem.config.compare import difference
 from mmgem.config.ranges import check_ranges
 from mmgem.data.shards import is_shards
 from mmgem.distributed.world import World
 from mmgem.errors import ConfigError
 from mmgem.tasks.base import Task, tasks_of
-from mmgem.train.state import difference
 
 
 def check(recipe: Recipe, world: World) -> list[Task[Any]]:

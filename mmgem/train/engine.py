@@ -120,9 +120,9 @@ class Engine:
 
         Every rank has to ask."""
         if self.strategy != "fsdp":
-            return self.network if self.world.first else None
+            return self.network if self.world.is_main_process else None
         tensors = copies(self.network.state_dict(), self.world)
-        if not self.world.first:
+        if not self.world.is_main_process:
             return None
         made = build(self.network.config)
         if self.lora:

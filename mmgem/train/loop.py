@@ -90,10 +90,13 @@ def _train(recipe: Recipe, world: World) -> Path:
     if state:
         _check_data(run, state)
     best = state["best"] if state else None
-    log = Log(out, done, recipe.train.trackers) if world.first else None
+    log = Log(out, done, recipe.train.trackers) if world.is_main_process else None
     every = recipe.train.evaluate_every
     speed = Speed(world, recipe.train.precision)
-    meter, saver = Meter("training", run.total, done, " pairs", world.first), Saver(out / "checkpoints")
+    meter, saver = (
+        Meter("training", run.total, done, " pairs", world.is_main_process),
+        Saver(out / "checkpoints"),
+    )
     with meter, saver:
         for step in range(done, run.total):
             with speed.measured(count=step == done):

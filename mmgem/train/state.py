@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mmgem.checkpoints.tensors import load_tensors, save_tensors
+from mmgem.config.compare import difference
 from mmgem.distributed.world import SINGLE_PROCESS, World, copies, like, local
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.network import MMGEMNetwork
@@ -64,7 +65,7 @@ def snapshot(
     held = {f"{n}|{part}": v for n, p in trained.items() for part, v in optimizer.state[p].items()}
     moments = copies(held, world)
     averaged = copies(average.values, world) if average is not None else None
-    return Snapshot(weights, moments, averaged) if world.first else None
+    return Snapshot(weights, moments, averaged) if world.is_main_process else None
 
 
 def save_state(folder: Path, step: int, taken: Snapshot, facts: dict[str, Any], keep: int) -> None:
@@ -168,14 +169,6 @@ def load_state(
     if average is not None:
         _fill(load_tensors(newest / "average.safetensors"), average.values, newest)
     return state
-
-
-def difference(old: Any, new: Any, where: str = "") -> list[str]:
-    """Names of the fields in which two plain config dicts differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        return [f for n in names for f in difference(old.get(n), new.get(n), f"{where}.{n}" if where else n)]
-    return [] if old == new else [where]
 
 
 @torch.no_grad()

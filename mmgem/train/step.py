@@ -1,7 +1,7 @@
 """One training step's gradients, whatever the tasks are: in one pass a part, or cached in chunks.
 
-With ``train.grad_cache_chunk_size`` a batch is embedded chunk by chunk without keeping activations, the loss is
-taken over all of it, and each chunk is run again, with the same random numbers, against the gradient of its
+With ``train.grad_cache_chunk_size`` a batch is embedded chunk by chunk without keeping activations, the loss
+is taken over all of it, and each chunk is run again, with the same random numbers, against the gradient of its
 embeddings (gradient caching, Gao et al. 2021, arXiv 2101.06983). What a task's losses need for that is its
 :class:`~mmgem.tasks.base.GradCache`. ``mmgem plan`` goes through the same functions.
 """
@@ -102,8 +102,8 @@ def embedding_grads(
 ) -> tuple[Terms, list[Embeddings]]:
     """The losses over the embeddings of a batch's chunks, and their gradients at the embeddings of each.
 
-    ``embedded``: what ``cache.embed`` gave for each chunk. The loss's own parameters (temperature and bias) get
-    their gradients here.
+    ``embedded``: what ``cache.embed`` gave for each chunk. The loss's own parameters (temperature and bias)
+    get their gradients here.
     """
     whole = {
         name: torch.cat([embeddings[name] for embeddings in embedded]).requires_grad_()

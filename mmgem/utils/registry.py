@@ -1,7 +1,7 @@
 """What can be chosen by name, here and in other packages: tasks, encoders, connectors, stores.
 
-Ours are named by where they lie and imported when they are asked for; those of other packages are entry points
-of a group, or registered by a module that was imported before (``mmgem --plugin FILE``).
+Ours are named by where they lie and imported when they are asked for; those of other packages are entry
+points of a group, or registered by a module that was imported before (``mmgem --plugin FILE``).
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ _MASKED = -1e4
 
 @dataclass
 class GatheredBatch:
-    """The images and texts of all processes. ``images`` ``(V, D)``, ``texts`` ``(N, D)``: unit rows; ``owner``
-    ``(N,)``: the image of each text; ``photos``, ``keys``, ``teacher``: as in a batch. ``v``, ``n``: the
+    """The images and texts of all processes. ``images`` ``(V, D)``, ``texts`` ``(N, D)``: unit rows;
+    ``owner`` ``(N,)``: the image of each text; ``photos``, ``keys``, ``teacher``: as in a batch. ``v``, ``n``: the
     images and texts of this rank."""
 
     images: Tensor
@@ -64,7 +64,8 @@ class ContrastiveTerm(EmbeddingTerm):
         config = self.config
         if config.distill_weight and config.loss == "sigmoid":
             raise ConfigError(
-                f"{self.section}.distill_weight: excludes {self.section}.loss = 'sigmoid', which has no targets"
+                f"{self.section}.distill_weight: excludes {self.section}.loss = 'sigmoid', which has no "
+                "targets"
             )
         if config.distill_weight and config.teacher is None:
             raise ConfigError(f'{self.section}.teacher: distill_weight needs a teacher, e.g. "minilm"')

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmgem.config import DataConfig, EncoderConfig, Preprocessing, Recipe
 from mmgem.data.batches import Batches, distinct_texts
-from mmgem.data.features import FeatureCache, Joined, PixelSource, Source, cache_features, image_identity
+from mmgem.data.features import FeatureCache, Joined, PixelSource, Source, image_identity
 from mmgem.data.mosaics import FILE as MOSAICS
 from mmgem.data.mosaics import make_mosaics
 from mmgem.data.readers import load_dataset
@@ -21,6 +21,7 @@ from mmgem.data.shards.batches import StreamBatches
 from mmgem.data.shards.stream import ShardStream
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import SINGLE_PROCESS, World
+from mmgem.encoders.feature_cache import cache_features
 from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text.teacher import embed_captions
@@ -111,7 +112,7 @@ def _streamed(
         raise ConfigError(f"data.train: {error}") from error
     stream = world.main_process_first(lambda: ShardStream(paths, recipe.train.seed, data.window))
     batches = StreamBatches(stream, tokenizer, data, recipe.train.batch_size, world.rank, world.size)
-    if world.first:
+    if world.is_main_process:
         for problem in stream.problems[:20]:
             logger.warning("%s", problem)
     return Ahead(batches, data.workers), _held_out(recipe, network, tokenizer, world)
@@ -142,7 +143,7 @@ def _described(
     kept = [r for r in records if r.captions or (regions and r.regions)]
     if not kept:
         raise DataError(f"{path}: no captions in split {split!r}")
-    if (left_out := len(records) - len(kept)) and world.first:
+    if (left_out := len(records) - len(kept)) and world.is_main_process:
         logger.warning("%s: %d of %d records have no captions and are left out", path, left_out, len(records))
     return kept
 

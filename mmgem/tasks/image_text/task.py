@@ -32,8 +32,8 @@ from mmgem.tasks.image_text.terms import EmbeddingTerm, Term, TokenTerm
 class ImageTextTask(Task[Batch]):
     """Images, boxes and texts of ``[data]``, learned by weighted terms.
 
-    A task of one's own over the same data is a subclass with another ``name``, other ``terms`` and a ``Config``
-    that has a field for each of them.
+    A task of one's own over the same data is a subclass with another ``name``, other ``terms`` and a
+    ``Config`` that has a field for each of them.
     """
 
     name = "image_text"

@@ -19,7 +19,7 @@ from mmgem.tasks.base import Terms
 
 
 class Term:
-    """A weighted loss. ``Config``: a dataclass with a ``weight``; ``section``: where it stands in a recipe."""
+    """A weighted loss. ``Config``: a dataclass with a ``weight``; ``section``: its table in a recipe."""
 
     Config: ClassVar[type[Any]]
     uses_logit_bias: bool = True

@@ -1,4 +1,4 @@
-"""What a dry run goes through: the corpus a run will learn, or one of the usual shape where there is none yet."""
+"""What a dry run goes through: the corpus a run will learn, or one of the usual shape until there is one."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class CorpusShape:
             queries = [q for path in config.queries if path.exists() for q in load_queries(path, known)]
         else:
             passages, queries = _usual_corpus()
-            assumed = f"{config.passages} is not here: {_PASSAGES} passages of 150 words, {_QUESTIONS} questions each"
+            usual = f"{_PASSAGES} passages of 150 words, {_QUESTIONS} questions each"
+            assumed = f"{config.passages} is not here: {usual}"
         answered = {i for query in queries for i in query.positives}
         unasked = [p for p in passages if p.id not in answered]
         queries += [_question(p, n) for p in unasked for n in range(config.generated_queries)]

@@ -70,7 +70,7 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
                 raise ConfigError(f"self_retrieval.{field}: {missing[0]}: No such file")
 
     def prepare(self, network: MMGEMNetwork, tokenizer: Tokenizer, world: World) -> None:
-        """Read corpus and queries. Raises ``ConfigError`` or ``DataError``, naming the field, file or line."""
+        """Read corpus and queries. Raises ``ConfigError`` or ``DataError`` naming the field, file or line."""
         world.main_process_first(lambda: self._prepare(network, tokenizer, world))
 
     def _prepare(self, network: MMGEMNetwork, tokenizer: Tokenizer, world: World) -> None:
