@@ -12,12 +12,11 @@ import torch
 import toys
 from PIL import Image
 
-import mmgem.data.features as features
 from mmgem.data.features import PixelSource
 from mmgem.data.images import open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
 from mmgem.encoders.base import Encoder
-from mmgem.encoders.feature_cache import cache_features
+from mmgem.encoders.feature_cache import cache_features, encoder_fingerprint
 from mmgem.errors import DataError, ImageError
 
 
@@ -166,12 +165,12 @@ def test_a_damaged_cache_is_named(images: list[Path], tmp_path: Path) -> None:
 
 def test_the_frozen_part_of_the_default_encoder_decides(images: list[Path], tmp_path: Path) -> None:
     encoder = toys.network(encoder="efficientnet_lite0").encoder
-    before = features.encoder_fingerprint(encoder)
+    before = encoder_fingerprint(encoder)
     with torch.no_grad():
         encoder.net.head.weight.add_(1)  # above the cut: trains while the cache stays
-        assert features.encoder_fingerprint(encoder) == before
+        assert encoder_fingerprint(encoder) == before
         encoder.net.blocks[3].project.weight.add_(1)
-    assert features.encoder_fingerprint(encoder) != before
+    assert encoder_fingerprint(encoder) != before
     cache = cache_features(encoder, toys.prep(), images[:3], tmp_path / "cache")
     pixels = PixelSource(images[:3], toys.prep(), 1, 0.5).read([0, 1, 2], [0, 0, 0])
     with torch.no_grad():
