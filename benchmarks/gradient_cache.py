@@ -15,25 +15,29 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from smollm2 import SMOLLM2
 
 
 def step(batch: int, chunk: int, quick: bool) -> dict[str, float]:
     import torch
-    from mmgem.train.gradients import gradients
 
-    from mmgem.config import LLMConfig, ModelConfig, ObjectiveConfig, TrainConfig
+    from mmgem.config import LLMConfig, ModelConfig, Recipe, TrainConfig
     from mmgem.data.batches import Batch
     from mmgem.models.network import MMGEMNetwork
+    from mmgem.tasks.base import tasks_of
     from mmgem.train.engine import Engine
+    from mmgem.train.step import accumulate_gradients
 
     torch.manual_seed(0)
     lm = SMOLLM2 | ({"vocab_size": 4096, "hidden_size": 288, "num_hidden_layers": 2} if quick else {})
     network = MMGEMNetwork(ModelConfig(llm=LLMConfig(lm), dropout=0.2)).train()
     for p in network.encoder.parameters():
         p.requires_grad_(False)
-    engine = Engine(network, ObjectiveConfig(), TrainConfig(out=None, chunk=chunk))  # type: ignore[arg-type]
+    config = TrainConfig(Path("run"), grad_cache_chunk_size=chunk)
+    engine = Engine(network, config)
+    (task,) = tasks_of(Recipe(config))
     optimizer = torch.optim.AdamW(engine.trained(), lr=1e-4, fused=True)
     for p in engine.trained():  # gradients and moments are there at every step but the first
         p.grad = torch.zeros_like(p)
@@ -53,7 +57,7 @@ def step(batch: int, chunk: int, quick: bool) -> dict[str, float]:
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.monotonic()
-    losses = gradients(engine, [("images", made)], chunk, lambda n: n, "step 0")
+    losses = accumulate_gradients(engine, [(task, made)], chunk, lambda n: n, "step 0")
     seconds = time.monotonic() - started
     optimizer.step()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

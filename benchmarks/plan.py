@@ -90,29 +90,28 @@ def recipes(folder: Path, batch: int) -> dict[str, dict[str, Any]]:
     """Recipes as tables."""
     images: dict[str, Any] = {
         "data": {
-            "train": str(folder / "captions.jsonl"), "split": "", "dev_split": "", "views": 2,
+            "train": str(folder / "captions.jsonl"), "split": "", "dev_split": "", "cached_augmentations": 2,
             "cache": str(folder / "features"),
         },
         "init": {"llm": str(folder / "llm"), "encoder": str(folder / "encoder")},
         "model": {"dim": 512, "visual_tokens": 4, "dropout": 0.1, "encoder": {"freeze_until": 11}},
-        "objective": {"vocabulary_sample": 2048},
-        "optim": {"lr_encoder": 1e-4, "ema": 0.998, "warmup": 1},
-        "train": {"device": "cpu", "batch": batch, "epochs": 2, "checkpoint_every": 2, "log_every": 1},
+        "image_text": {"caption": {"sampled_softmax": 2048}},
+        "optim": {"lr_encoder": 1e-4, "ema_decay": 0.998, "warmup_steps": 1},
+        "train": {"device": "cpu", "batch_size": batch, "epochs": 2, "checkpoint_every": 2, "log_every": 1},
     }  # fmt: skip
     stage_2 = {
-        "data": images["data"] | {"region_share": 0.4, "region_size": 448, "long_texts": 0.2},
+        "data": images["data"] | {"region_share": 0.4, "region_size": 448, "joined_caption_prob": 0.2},
         "preprocessing": {"max_text_tokens": 128},
-        "objective": {"mask_same": True},
+        "image_text": {"contrastive": {"mask_false_negatives": True}},
     }
     corpus = {
-        "corpus": {
+        "self_retrieval": {
             "passages": str(folder / "corpus.jsonl"), "queries": [str(folder / "queries.jsonl")],
-            "batch": batch,
+            "batch_size": batch,
         },
         "model": {"dim": 512, "encoder": {"kind": "none"}},
         "preprocessing": {"max_text_tokens": 1024, "text_prefix": " "},
-        "objective": {},
-        "optim": {"ema": 0.998, "warmup": 1},
+        "optim": {"ema_decay": 0.998, "warmup_steps": 1},
         "train": images["train"] | {"epochs": 0.5},
     }  # fmt: skip
     made = {

@@ -26,7 +26,7 @@ from smollm2 import SMOLLM2
 from torch import Tensor
 
 from mmgem.checkpoints.initialize import start
-from mmgem.config import LLMConfig, ObjectiveConfig, Preprocessing, Recipe
+from mmgem.config import LLMConfig, Preprocessing, Recipe
 from mmgem.config.recipe import load_recipe
 from mmgem.data.batches import Batch
 from mmgem.data.features import FeatureCache
@@ -35,6 +35,7 @@ from mmgem.data.transforms import normalise_text
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import pack
 from mmgem.tasks.image_text.captioning import caption_loss
+from mmgem.tasks.image_text.config import CaptionConfig, ContrastiveConfig
 from mmgem.tasks.image_text.contrastive import contrastive_terms
 from mmgem.train.optim import optimizer, trainable
 
@@ -108,13 +109,13 @@ class Case:
             texts, states, at = self._padded(prefixes)
             predicted = states[at]
         if "head only where predicted" in ideas:
-            config = ObjectiveConfig(vocabulary_sample=2048 if "sampled vocabulary" in ideas else 0)
+            config = CaptionConfig(sampled_softmax=2048 if "sampled vocabulary" in ideas else 0)
             generation = caption_loss(network, predicted, batch, config)
         else:
             labels = torch.full((len(states),), -100)
             labels[at] = batch.caption_targets
             generation = F.cross_entropy(network.llm.logits(states), labels, ignore_index=-100)
-        terms = contrastive_terms(network, visual[:, 0], texts, batch, ObjectiveConfig())
+        terms = contrastive_terms(network, visual[:, 0], texts, batch, ContrastiveConfig())
         return terms["contrastive_loss"] + generation
 
     def step(self, ideas: tuple[str, ...]) -> float:
@@ -124,7 +125,7 @@ class Case:
         self.optimizer.zero_grad()
         loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
         self.optimizer.step()
         return time.perf_counter() - began
 

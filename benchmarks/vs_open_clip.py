@@ -20,16 +20,19 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmgem.config import EncoderConfig, LLMConfig, ModelConfig, ObjectiveConfig
+from mmgem.config import EncoderConfig, LLMConfig, ModelConfig, Recipe, TrainConfig
 from mmgem.data.batches import Batch
+from mmgem.distributed.world import SINGLE_PROCESS
 from mmgem.models.network import MMGEMNetwork
-from mmgem.tasks.image_text import joint
-from mmgem.tasks.image_text.contrastive import contrastive_terms, embed_items
+from mmgem.tasks.base import tasks_of
+from mmgem.tasks.image_text.contrastive import contrastive_terms
+from mmgem.tasks.image_text.items import embed_items
 
 CONTEXT, VOCABULARY, END = 76, 49408, 49407
 
@@ -126,13 +129,15 @@ def coca_loss(model: nn.Module, pixels: Tensor, texts: list[Tensor], context: in
 
 
 def our_loss(network: MMGEMNetwork, pixels: Tensor, texts: list[Tensor], way: str) -> Callable[[], Tensor]:
-    owner, end, config = torch.arange(len(texts)), torch.tensor([END]), ObjectiveConfig()
+    owner, end = torch.arange(len(texts)), torch.tensor([END])
+    (task,) = tasks_of(Recipe(TrainConfig(Path("run"))))
+    config = task.config
     targets = torch.cat([t for ids in texts for t in (ids, end)])
     batch = Batch(torch.empty(0), texts, owner, texts, owner, targets, pixels=pixels)
     if way == "packed":
 
         def packed() -> Tensor:
-            terms = joint(network, batch, config)
+            terms = task.forward(network, batch, SINGLE_PROCESS)
             return terms["contrastive_loss"] + terms["caption_loss"]
 
         return packed
@@ -154,7 +159,7 @@ def our_loss(network: MMGEMNetwork, pixels: Tensor, texts: list[Tensor], way: st
             generation = F.cross_entropy(network.llm.logits(states[chosen]), flat[chosen])
         else:
             generation = F.cross_entropy(network.llm.logits(states), flat, ignore_index=-100)
-        terms = contrastive_terms(network, visual[:, 0], embedded, batch, config)
+        terms = contrastive_terms(network, visual[:, 0], embedded, batch, config.contrastive)
         return terms["contrastive_loss"] + generation
 
     return padded
