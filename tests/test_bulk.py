@@ -19,11 +19,11 @@ from tiny import save_photo, save_photos, save_tiny_model
 
 from mmgem import MMGEM
 from mmgem.bulk import embed_collection
-from mmgem.bulk.collection import Part, find_collection
-from mmgem.bulk.maker import Job, Maker
-from mmgem.bulk.on_ray import make_on_ray, running
-from mmgem.bulk.output import Output
-from mmgem.bulk.vectors import BulkVectors
+from mmgem.bulk.collection import Partition, find_collection
+from mmgem.bulk.on_ray import ray_session, write_on_ray
+from mmgem.bulk.output import OutputFolder
+from mmgem.bulk.precomputed import PrecomputedEmbedder
+from mmgem.bulk.worker import BulkJob, Worker
 from mmgem.checkpoints.resolve import fingerprint
 from mmgem.cli.main import main
 from mmgem.data.images import image_size
@@ -41,7 +41,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def ray():
-    with running(workers=2) as module:
+    with ray_session(workers=2) as module:
         yield module
 
 
@@ -135,20 +135,20 @@ def kill_one(parts: Path, over: threading.Event) -> None:
 
 
 def test_the_error_of_a_worker_is_raised_as_it_was(tmp_path, photos, tiny_model_folder, ray):
-    parts = find_collection(photos).parts(4)
+    parts = find_collection(photos).partitions(4)
     (tmp_path / "out").mkdir()
-    job = Job(photos, tmp_path / "out", str(tiny_model_folder), "")
+    job = BulkJob(photos, tmp_path / "out", str(tiny_model_folder), "")
     with pytest.raises(UsageError, match="out: not there on a worker"):
-        list(make_on_ray(job, parts, 1, None))
+        list(write_on_ray(job, parts, 1, None))
     with pytest.raises(UsageError, match="3 workers need as many CPUs; the cluster has 2"):
-        list(make_on_ray(job, parts, 3, None))
+        list(write_on_ray(job, parts, 3, None))
 
 
 def test_a_run_that_was_interrupted_makes_what_is_missing(tmp_path, photos, tiny_model_folder, monkeypatch):
     made: list[int] = []
-    make = Maker.make
+    make = Worker.write_partition
 
-    def stops(self: Maker, part: Part) -> int:
+    def stops(self: Worker, part: Partition) -> int:
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(part.number)
@@ -156,7 +156,7 @@ def test_a_run_that_was_interrupted_makes_what_is_missing(tmp_path, photos, tiny
 
     args = (photos, tmp_path / "out", tiny_model_folder, False, 2, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(Maker, "make", stops)
+        patch.setattr(Worker, "write_partition", stops)
         with pytest.raises(KeyboardInterrupt):
             embed_collection(*args)
     parts = tmp_path / "out" / "parts"
@@ -219,15 +219,15 @@ def test_a_collection_without_a_good_photo_is_an_error(tmp_path, tiny_model_fold
 
 
 def test_a_part_that_kills_its_workers_is_given_up(tmp_path, photos):
-    output, (part, *_) = Output(tmp_path / "out"), find_collection(photos).parts(3)
-    with output.opened({}):
+    output, (part, *_) = OutputFolder(tmp_path / "out"), find_collection(photos).partitions(3)
+    with output.locked({}):
         for n in range(5):
-            (output.part(0).parent / f".000000.parquet.host.{n}.tmp").touch()
+            (output.partition_file(0).parent / f".000000.parquet.host.{n}.tmp").touch()
         with pytest.raises(DataError, match=r"5 workers died making it .photos 0 to 2, from 0000\.png on"):
-            output.attempt(part).__enter__()
+            output.temporary_file(part).__enter__()
         with (
             pytest.raises(UsageError, match="another run is writing here"),
-            Output(tmp_path / "out").opened({}),
+            OutputFolder(tmp_path / "out").locked({}),
         ):
             pass
 
@@ -268,8 +268,8 @@ def test_arguments_that_cannot_work(tmp_path, photos, tiny_model_folder):
 
 def test_parts_are_cut_across_shards(tmp_path):
     pack(load_dataset(toys.photos(tmp_path / "data", 7, 0)), tmp_path / "shards", "tar", per_shard=3)
-    parts = find_collection(tmp_path / "shards").parts(4)
-    assert [Part.from_json(part.to_json()) for part in parts] == parts
+    parts = find_collection(tmp_path / "shards").partitions(4)
+    assert [Partition.from_json(part.to_json()) for part in parts] == parts
     spans = [[(span.file, span.start, span.stop) for span in part.spans] for part in parts]
     zero, one, two = (f"train-0000{n}.tar" for n in range(3))
     assert spans == [[(zero, 0, 3), (one, 0, 1)], [(one, 1, 3), (two, 0, 1)]]
@@ -288,8 +288,8 @@ def test_an_index_takes_its_vectors_from_the_parts(tmp_path, photos, tiny_model_
             asked.extend(images)
             return super().embed_images(images, boxes)
 
-    def embedder() -> BulkVectors:
-        return BulkVectors(tmp_path / "out", known, lambda: Model.from_pretrained(tiny_model_folder))
+    def embedder() -> PrecomputedEmbedder:
+        return PrecomputedEmbedder(tmp_path / "out", known, lambda: Model.from_pretrained(tiny_model_folder))
 
     assert update_index(tmp_path / "idx", photos, embedder, known).embedded == 8
     assert asked == []

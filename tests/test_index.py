@@ -22,7 +22,7 @@ from PIL import Image
 from mmgem.data.images import open_image
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search import index as index_module
-from mmgem.search import store as store_module
+from mmgem.search import index_store as store_module
 from mmgem.search.index import IndexReport, update_index
 from mmgem.search.search import PhotoIndex
 
@@ -168,15 +168,15 @@ def test_bad_photos_are_reported_skipped_and_not_tried_again(folder: Path, out: 
 def test_an_unreadable_file_is_reported_and_tried_again(
     folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = index_module._read
+    read = index_module._hash_file
 
-    def refuse(root: Path, path: str) -> store_module.SeenFile:
+    def refuse(root: Path, path: str) -> store_module.HashedFile:
         if path == "6.png":
             raise PermissionError(13, "Permission denied")
         return read(root, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_module, "_read", refuse)
+        patch.setattr(index_module, "_hash_file", refuse)
         report, _ = update(out, folder)
     assert [(bad.path, bad.reason) for bad in report.failed] == [("6.png", "Permission denied")]
     assert report.photos == 9
@@ -224,7 +224,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_index import PixelEmbedder, update
-import mmgem.search.store as store
+import mmgem.search.index_store as store
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -240,8 +240,8 @@ def die_at(number, before, name, owner):
 
 point, number, before = {point!r}, {number}, {before}
 die_at(number, before, *dict(
-    embed=("embed_images", PixelEmbedder), append=("_append", store.Store),
-    record=("record", store.Store), compact=("compact", store.Store),
+    embed=("embed_images", PixelEmbedder), append=("_append", store.IndexStore),
+    record=("record", store.IndexStore), compact=("compact", store.IndexStore),
 )[point])
 update(Path({out!r}), Path({folder!r}))
 """
@@ -306,7 +306,7 @@ def crash_at(call: int) -> Callable[[], None]:
 )
 def test_after_any_history_the_index_is_what_the_folder_holds(history: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "_SLACK_ROWS", 1)
+        patch.setattr(store_module, "_MIN_DEAD_ROWS", 1)
         folder, out = Path(place, "photos"), Path(place, "idx")
         paint(folder / "anchor.png", 1000)
         clock = 10**9
@@ -347,7 +347,7 @@ def test_after_any_history_the_index_is_what_the_folder_holds(history: list[tupl
 def test_rows_without_a_photo_are_compacted_away(
     folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_SLACK_ROWS", 2)
+    monkeypatch.setattr(store_module, "_MIN_DEAD_ROWS", 2)
     update(out, folder)
     reader = PhotoIndex.open(out)
     for seed in (1, 4, 6):

@@ -13,8 +13,8 @@ from test_index import PixelEmbedder, paint, vector
 from mmgem.data.images import open_image
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search.index import update_index
-from mmgem.search.places import parse_place
 from mmgem.search.search import PhotoIndex
+from mmgem.search.spatial_filter import parse_spatial_filter
 
 
 class RegionEmbedder(PixelEmbedder):
@@ -45,7 +45,7 @@ def test_regions_are_found_with_their_boxes(tmp_path: Path) -> None:
         assert len({hit.path for hit in hits}) == len(hits) == 3
         assert (hits[0].path.name, hits[0].box) == ("3.png", tuple(box))
         assert hits[0].score == pytest.approx(1, abs=1e-5)
-    corner = index.search_regions(vectors[0], 6, parse_place("bottom-right"))
+    corner = index.search_regions(vectors[0], 6, parse_spatial_filter("bottom-right"))
     assert {hit.box for hit in corner} == {(4, 4, 8, 8)}
     assert len(corner) == 6
     # Whole photos are found as ever, and adding a photo embeds that photo.

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgem.errors import UsageError
+from mmgem.search.index_store import IndexSnapshot
 from mmgem.search.search import PhotoIndex
-from mmgem.search.store import Snapshot
 
 FOLDER = Path("/photos")
 
@@ -21,7 +21,7 @@ def make(vectors: np.ndarray, entries: list[tuple[int, str, list[float] | None]]
     stored = sorted(
         (row, path.encode(), None if box is None else json.dumps(box)) for row, path, box in entries
     )
-    return PhotoIndex(Snapshot("f", "tiny", FOLDER, vectors.astype(np.float32), stored), FOLDER)
+    return PhotoIndex(IndexSnapshot("f", "tiny", FOLDER, vectors.astype(np.float32), stored), FOLDER)
 
 
 def simple(vectors: np.ndarray) -> PhotoIndex:

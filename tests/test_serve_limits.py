@@ -23,7 +23,7 @@ from test_serve_routes import refused
 from mmgem import MMGEM
 from mmgem.cli.main import main
 from mmgem.errors import UsageError
-from mmgem.serve.errors import Refused
+from mmgem.serve.errors import APIError
 from mmgem.serve.remote import public_address
 from mmgem.serve.server import listen
 
@@ -223,7 +223,7 @@ def test_no_path_leads_out(client: httpx.Client) -> None:
     "host", ["127.0.0.1", "localhost", "10.1.2.3", "169.254.169.254", "::1", "::ffff:127.0.0.1", "0.0.0.0"]
 )
 def test_private_addresses_are_never_fetched(host: str) -> None:
-    with pytest.raises(Refused, match="not a public address"):
+    with pytest.raises(APIError, match="not a public address"):
         public_address(host, 80)
 
 

@@ -25,7 +25,7 @@ from mmgem.search.search import PhotoIndex
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.self_retrieval.prompts import Prompts
-from mmgem.serve.image_input import Photo
+from mmgem.serve.image_input import PhotoSource
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_what_is_wrong_is_said_of_the_field(
 
 
 def test_a_photo_that_goes_while_it_is_sent(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    def removed(photo: Photo) -> str:
+    def removed(photo: PhotoSource) -> str:
         raise ImageError(f"{photo.data}: No such file or directory")
 
     photo = next(iter(photos(client).values()))
@@ -303,7 +303,7 @@ def test_documents_and_figures(client: httpx.Client) -> None:
 def test_the_index_grows_while_it_is_served(
     model: MMGEM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmgem.serve.index_watcher._EVERY", 0.05)
+    monkeypatch.setattr("mmgem.serve.index_watcher._POLL_SECONDS", 0.05)
     save_photos(tmp_path / "photos", 3)
 
     def grow() -> None:

@@ -14,8 +14,8 @@ from test_ann import DIM, add, units
 
 from mmgem.cli.main import main
 from mmgem.errors import SearchIndexError, UsageError
+from mmgem.search.index_store import HashedFile, IndexStore, NewContent
 from mmgem.search.search import Hit, PhotoIndex
-from mmgem.search.store import NewContent, SeenFile, Store
 from mmgem.search.stores import STORES, open_store
 from mmgem.search.stores.base import search_store, search_store_regions
 from mmgem.search.stores.push import push
@@ -45,10 +45,10 @@ def same(found: list[Hit], wanted: list[Hit]) -> None:
 
 def one_vector(out: Path, vector: np.ndarray, names: Sequence[str], fingerprint: str = "f") -> None:
     """An index of photos that are copies of one, whose vector is (1, D)."""
-    with Store(out, fingerprint) as store:
+    with IndexStore(out, fingerprint) as store:
         store.set_source(out, "tiny")
         contents = [NewContent(bytes(16), vector, (None,))]
-        store.record(contents, [SeenFile(name, 1, 1, bytes(16)) for name in names])
+        store.record(contents, [HashedFile(name, 1, 1, bytes(16)) for name in names])
 
 
 def test_round_trip(out: Path, place: str) -> None:
@@ -88,7 +88,7 @@ def test_a_push_sends_what_is_new_and_removes_what_is_gone(out: Path, place: str
     bring(out, place)
     assert bring(out, place) == (120, 0, 0)
     add(out, units(8, seed=2), first=100, boxes=3)
-    with Store(out, "f") as index:
+    with IndexStore(out, "f") as index:
         index.forget(["00000.jpg"])
     assert bring(out, place) == (124, 8, 4)
     # The index of another folder in the same collection is left alone.
