@@ -56,11 +56,11 @@ def pool_windows(maps: Tensor, boxes: Tensor) -> Tensor:
 def embed_windows(network: MMGEMNetwork, maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings ``(B, n, D)`` of ``boxes`` and of the frames around them, not normalised."""
     surroundings = surrounding_boxes(boxes)
-    inner, outer = pool_windows(maps, boxes), pool_windows(maps, surroundings)
-    small, large = _area(boxes), _area(surroundings)
-    share = (small / large).clamp(max=0.95)[None, :, None].to(maps)
-    frame = (outer - share * inner) / (1 - share)
-    return network.visual_projection(inner), network.visual_projection(frame)
+    inside, around = pool_windows(maps, boxes), pool_windows(maps, surroundings)
+    inside_area, around_area = _area(boxes), _area(surroundings)
+    fraction = (inside_area / around_area).clamp(max=0.95)[None, :, None].to(maps)
+    surround = (around - fraction * inside) / (1 - fraction)
+    return network.visual_projection(inside), network.visual_projection(surround)
 
 
 def select_windows(boxes: Tensor, inside: Tensor, surround: Tensor, count: int) -> Tensor:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.inference.pca import FITTED, pca_components
+from mmgem.inference.pca import MAX_FIT_ROWS, pca_components
 from mmgem.search.index_store import IndexSnapshot, read_index, write_lock
 from mmgem.utils.files import write_atomic
 
@@ -276,7 +276,7 @@ class _IndexBuilder:
     def __init__(self, folder: Path, state: _State, snapshot: IndexSnapshot, threads: int) -> None:
         self.folder, self.snapshot, self.threads = folder, snapshot, threads
         total = len(snapshot.vectors)
-        outgrown = state.dims and state.fitted < min(FITTED, total // _REFIT_GROWTH)
+        outgrown = state.dims and state.fitted < min(MAX_FIT_ROWS, total // _REFIT_GROWTH)
         if state.mismatch(folder, snapshot) or outgrown:
             state = _State(state.kind, state.dims, snapshot.generation, version=state.version)
         self.state = state
@@ -291,7 +291,7 @@ class _IndexBuilder:
             quantizer = _Quantizer(
                 self.state.config, pca_components(vectors, self.state.dims) if self.state.dims else None
             )
-            self.state = dataclasses.replace(self.state, fitted=min(FITTED, total))
+            self.state = dataclasses.replace(self.state, fitted=min(MAX_FIT_ROWS, total))
             self._save({}, None, 0)  # what is wanted is known from now on
         indexes = {row_type: quantizer.empty(vectors.shape[1]) for row_type in _ROW_TYPES}
         for row_type, index in indexes.items():
