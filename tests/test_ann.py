@@ -28,8 +28,8 @@ def units(count: int, seed: int = 0) -> np.ndarray:
     scales = np.linspace(1.5, 0.1, DIM)
     centres = np.random.default_rng(99).standard_normal((40, DIM)) * scales
     rng = np.random.default_rng(seed)
-    made = centres[rng.integers(0, 40, count)] + 0.6 * rng.standard_normal((count, DIM)) * scales
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    vectors = centres[rng.integers(0, 40, count)] + 0.6 * rng.standard_normal((count, DIM)) * scales
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def add(out: Path, vectors: np.ndarray, first: int = 0, boxes: int = 0) -> None:
@@ -40,8 +40,8 @@ def add(out: Path, vectors: np.ndarray, first: int = 0, boxes: int = 0) -> None:
     with IndexStore(out, "f", boxes) as store:
         store.set_source(out, "tiny")
         contents = [
-            NewContent(n.to_bytes(16, "big"), own, shapes, size=(20, 10))
-            for n, own in zip(numbers, rows, strict=True)
+            NewContent(n.to_bytes(16, "big"), photo_vectors, shapes, size=(20, 10))
+            for n, photo_vectors in zip(numbers, rows, strict=True)
         ]
         store.record(contents, [HashedFile(f"{n:05}.jpg", 1, 1, n.to_bytes(16, "big")) for n in numbers])
 
@@ -52,11 +52,11 @@ def recall(out: Path, queries: np.ndarray, regions: bool = False) -> float:
     assert fast.hnsw is not None and exact.hnsw is None
     shared = 0
     for query in queries:
-        found, wanted = (i.search_regions(query) if regions else i.search(query) for i in (fast, exact))
-        assert len(found) == len(wanted) == 10
-        shared += len({hit.path for hit in found} & {hit.path for hit in wanted})
-        scores = {(hit.path, hit.box): hit.score for hit in wanted}
-        for hit in found:
+        hits, expected = (i.search_regions(query) if regions else i.search(query) for i in (fast, exact))
+        assert len(hits) == len(expected) == 10
+        shared += len({hit.path for hit in hits} & {hit.path for hit in expected})
+        scores = {(hit.path, hit.box): hit.score for hit in expected}
+        for hit in hits:
             assert hit.score == pytest.approx(scores.get((hit.path, hit.box), hit.score), abs=1e-6)
     return shared / (10 * len(queries))
 

@@ -72,10 +72,10 @@ def test_telling_windows_do_not_overlap_much() -> None:
     boxes = sliding_windows()
     inner, frame = torch.randn(len(boxes), 8), torch.randn(len(boxes), 8)
     inner[5] = -frame[5]  # nothing differs more from what is around it
-    kept = select_windows(boxes, inner, frame, 12)
-    assert len(kept) == 12
-    assert kept[0] == 5
-    assert (pairwise_iou(boxes[kept]) - torch.eye(12)).max() < 0.45
+    selected = select_windows(boxes, inner, frame, 12)
+    assert len(selected) == 12
+    assert selected[0] == 5
+    assert (pairwise_iou(boxes[selected]) - torch.eye(12)).max() < 0.45
 
 
 def test_overlap_of_boxes() -> None:
@@ -86,9 +86,9 @@ def test_overlap_of_boxes() -> None:
 
 def test_found_regions_are_embedded_as_their_boxes(model: MMGEM, tmp_path: Path) -> None:
     paths = [photo(tmp_path / f"{i}.png", (64 + 8 * i, 48), i) for i in range(11)]
-    found = model.find_regions(paths, 6)
-    assert len(found) == 11
-    for path, (boxes, vectors) in zip(paths, found, strict=True):
+    regions = model.find_regions(paths, 6)
+    assert len(regions) == 11
+    for path, (boxes, vectors) in zip(paths, regions, strict=True):
         assert len(boxes) == len(vectors) == 6
         width, height = Image.open(path).size
         assert all(0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height for x0, y0, x1, y1 in boxes)
@@ -103,10 +103,10 @@ def test_small_boxes_are_read_at_larger_sides() -> None:
     prep = dataclasses.replace(prep, size=200, scales=(250,), region_scales=(500, 1000))
     assert input_sizes(prep) == [200, 250, 500, 1000]
     expected = [[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0.5, 0.5, 0]]
-    given = assign_pyramid_levels([1.0, 0.5, 0.25, 0.01, 0.8], prep)
+    weights = assign_pyramid_levels([1.0, 0.5, 0.25, 0.01, 0.8], prep)
     # 0.8 of 200 is too small, of 250 just not; 0.8 of 500 is too large.
     expected[4] = [0, 1, 0, 0]
-    np.testing.assert_allclose(given, expected)
+    np.testing.assert_allclose(weights, expected)
     np.testing.assert_allclose(
         assign_pyramid_levels([0.1, 1.0], dataclasses.replace(prep, scales=(), region_scales=())), 1
     )

@@ -108,12 +108,12 @@ def test_recall_of_a_new_order_is_that_of_its_matrix() -> None:
     texts = texts + images[owner]
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     new = np.random.default_rng(2).standard_normal((30, 90))
-    found = reranked_scores(images, texts, owner, lambda rows, columns: new[rows, columns], 6)
+    scores = reranked_scores(images, texts, owner, lambda rows, columns: new[rows, columns], 6)
     cosines = images @ texts.T
     for way, axis in (("i2t", 1), ("t2i", 0)):
         near = np.argsort(np.argsort(-cosines, axis), axis) < 6
         matrix = np.where(near, 1000 + new, cosines)
-        assert found[way] == retrieval_scores_from_matrix(matrix, owner)[way]
+        assert scores[way] == retrieval_scores_from_matrix(matrix, owner)[way]
     same = reranked_scores(images, texts, owner, lambda rows, columns: cosines[rows, columns], 1000)
     assert same == retrieval_scores(images, texts, owner)
 
@@ -126,9 +126,9 @@ def run(capfd: pytest.CaptureFixture[str], *argv: object) -> dict:
 def test_on_the_command_line(capfd, tiny_photos, tiny_model_folder, tmp_path) -> None:
     run(capfd, "index", tiny_photos[0].parent, "--out", tmp_path / "idx", "-m", tiny_model_folder)
     capfd.readouterr()
-    told = run(capfd, "search", tmp_path / "idx", TEXT, "-k", 4, "--rerank")
+    reply = run(capfd, "search", tmp_path / "idx", TEXT, "-k", 4, "--rerank")
     index, mmgem = PhotoIndex.open(tmp_path / "idx"), MMGEM.from_pretrained(tiny_model_folder)
-    assert told["hits"] == [
+    assert reply["hits"] == [
         {
             "file": str(hit.path),
             "score": round(hit.score, 6),
@@ -148,7 +148,7 @@ def test_eval_tells_both(capfd, tiny_model_folder, tmp_path, monkeypatch) -> Non
     # A random model's second look is too weak at its usual weight to change a rank: let it decide alone.
     monkeypatch.setattr(RerankOptions, "scores", lambda _, cosines, given, usual, temperature: given - usual)
     argv = ("eval", "retrieval", "--data", toys.photos(tmp_path, 0, 20), "-m", tiny_model_folder)
-    plain, told = run(capfd, *argv), run(capfd, *argv, "--rerank")
-    assert told.keys() == plain.keys() | {"cosine", "seconds_per_query"}
-    assert told["cosine"] == {way: plain[way] for way in ("i2t", "t2i")}
-    assert told["seconds_per_query"] > 0 and told["t2i"] != plain["t2i"]
+    plain, reranked = run(capfd, *argv), run(capfd, *argv, "--rerank")
+    assert reranked.keys() == plain.keys() | {"cosine", "seconds_per_query"}
+    assert reranked["cosine"] == {way: plain[way] for way in ("i2t", "t2i")}
+    assert reranked["seconds_per_query"] > 0 and reranked["t2i"] != plain["t2i"]

@@ -133,12 +133,12 @@ def test_what_nobody_waits_for_is_dropped() -> None:
 
 
 def test_once_in_flight_and_while_recent() -> None:
-    made = []
+    calls = []
 
     async def make() -> int:
-        made.append(1)
+        calls.append(1)
         await asyncio.sleep(0.01)
-        return len(made)
+        return len(calls)
 
     async def run() -> None:
         once: RequestCache[int] = RequestCache("test", 2, Metrics())
@@ -203,18 +203,18 @@ def test_batched_answers_are_the_unbatched_ones(client: httpx.Client, model: MMG
     requests = [("/v1/embeddings", {"input": text}) for text in texts]
     requests += [("/v1/embeddings", {"input": [image_part(data)]}) for data in pictures]
     requests += [("/caption", {"image": data_uri(data)}) for data in pictures]
-    found = together(client, requests)
-    vectors = np.array([row["data"][0]["embedding"] for row in found[:24]])
+    replies = together(client, requests)
+    vectors = np.array([row["data"][0]["embedding"] for row in replies[:24]])
     alone = [model.embed_texts([text])[0] for text in texts] + [model.embed_images([p])[0] for p in pictures]
     assert vectors == pytest.approx(np.array(alone), abs=1e-5)
-    said = [row["captions"][0]["text"] for row in found[24:]]
-    assert said == [model.caption([data])[0] for data in pictures]
+    captions = [row["captions"][0]["text"] for row in replies[24:]]
+    assert captions == [model.caption([data])[0] for data in pictures]
 
 
 def test_equal_ones_are_computed_once(model: MMGEM) -> None:
     with serving(model) as (client, _):
-        found = together(client, [("/v1/embeddings", {"input": "a red dog"})] * 12)
-        assert len({str(row["data"]) for row in found}) == 1
+        replies = together(client, [("/v1/embeddings", {"input": "a red dog"})] * 12)
+        assert len({str(row["data"]) for row in replies}) == 1
         assert 'mmgem_batch_items_sum{kind="text"} 1.0' in client.get("/metrics").text
 
 
