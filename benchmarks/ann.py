@@ -1,11 +1,11 @@
-"""Search in 1,000,000 vectors of 512 numbers: graphs of several kinds against our exact search.
+"""Search in 1,000,000 vectors of 512 numbers: HNSW indexes of several quantizations against our exact search.
 
     python benchmarks/ann.py [--work /tmp/mmgem-ann] [--count 1000000] [--kinds int8,int8:256,...]
     python benchmarks/ann.py --quick        # 50,000 vectors, int8 only
 
-Vectors and graphs are kept in --work: stopped, the next run goes on, and one that finds all of them only
-measures. Each kind is measured in a process of its own, our exact search and the graph in turn on the same
-index and queries; recall is the share of the exact first ten that the graph's first ten have.
+What is made is kept in --work: stopped, the next run goes on, and one that finds all of them only
+measures. Each kind is measured in a process of its own, our exact search and HNSW in turn on the same
+index and queries; recall is the share of the exact first ten that HNSW's first ten have.
 
 The data are 10,000 clusters (fewer if there are fewer than 100 vectors for each): a centre and, for each
 member, noise; both normal, with a variance that falls along hidden axes as that of the photos' vectors of
@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from memory import resident
 
-from mmgem.search.ann import Ann, update_graph
+from mmgem.search.hnsw import HNSWConfig, update_hnsw_index
+from mmgem.search.index_store import HashedFile, IndexStore, NewContent, read_index
 from mmgem.search.search import Hit, PhotoIndex
-from mmgem.search.store import NewContent, SeenFile, Store, read_store
 from mmgem.utils.files import write_atomic
 from mmgem.utils.progress import track
 
@@ -72,7 +72,7 @@ def units(rows: np.ndarray) -> np.ndarray:
 
 def make_index(out: Path, count: int, clusters: int) -> None:
     """Write the index, or the rest of it: one photo a vector."""
-    with Store(out, "synthetic") as store:
+    with IndexStore(out, "synthetic") as store:
         store.set_source(out, "")
         start = len(store.photos())
         blocks = range(start, count, BLOCK)
@@ -85,13 +85,13 @@ def make_index(out: Path, count: int, clusters: int) -> None:
                 for digest, vector in zip(digests, vectors, strict=True)
             ]
             files = [
-                SeenFile(f"{n:07}.jpg", 1, 1, digest) for n, digest in zip(numbers, digests, strict=True)
+                HashedFile(f"{n:07}.jpg", 1, 1, digest) for n, digest in zip(numbers, digests, strict=True)
             ]
             store.record(contents, files)
 
 
-def make_graph(index: Path, out: Path, ann: Ann, threads: int) -> float:
-    """Keep a graph of ``index`` in ``out``, beside links to its files; returns the CPU seconds it took."""
+def make_hnsw_index(index: Path, out: Path, config: HNSWConfig, threads: int) -> float:
+    """Keep an HNSW index in ``out``, beside links to the files of ``index``; returns its CPU seconds."""
     out.mkdir(exist_ok=True)
     for file in index.iterdir():
         if file.suffix in (".sqlite3", ".f32") and not (out / file.name).exists():
@@ -102,20 +102,20 @@ def make_graph(index: Path, out: Path, ann: Ann, threads: int) -> float:
     def timed(parts: Sequence[slice]) -> Iterator[slice]:
         start = time.process_time()
         sizes = [part.stop - part.start for part in parts]
-        for part in track(parts, f"Graph {ann}", sizes, " vectors"):
+        for part in track(parts, f"HNSW {config}", sizes, " vectors"):
             yield part
             write_atomic(spent, json.dumps(before + time.process_time() - start))
 
-    update_graph(out, ann, threads=threads, progress=timed)
+    update_hnsw_index(out, config, threads=threads, progress=timed)
     return json.loads(spent.read_text())
 
 
 def measure(out: Path, clusters: int) -> dict[str, Any]:
-    """Recall, queries a second and memory of the index ``out`` with its graph, and of exact search."""
+    """Recall, queries a second and memory of the index ``out`` with its HNSW index, and of exact search."""
     index, exact = PhotoIndex.open(out), PhotoIndex.open(out, exact=True)
-    assert index.graph is not None
+    assert index.hnsw is not None
     queries = members(QUERIES, ROUNDS * GRAPH_EACH, clusters)
-    times: dict[str, list[float]] = {"exact": [], "graph": []}
+    times: dict[str, list[float]] = {"exact": [], "hnsw": []}
 
     def timed(name: str, search: Callable[[np.ndarray, int], Any], vectors: np.ndarray, each: int = 1) -> Any:
         began = time.perf_counter()
@@ -128,14 +128,14 @@ def measure(out: Path, clusters: int) -> dict[str, Any]:
     for mine in np.split(queries, ROUNDS):
         for query in mine[:EXACT_EACH]:
             timed("exact", exact.search, query)
-        found += [timed("graph", index.search, query) for query in mine]
+        found += [timed("hnsw", index.search, query) for query in mine]
     one = {name: 1 / float(np.median(taken)) for name, taken in times.items()}
-    times = {"exact": [], "graph": []}
+    times = {"exact": [], "hnsw": []}
     truth: list[list[Hit]] = []
     for at in range(0, len(queries), BATCH):
         some = queries[at : at + BATCH]
         truth += timed("exact", exact.search_many, some, len(some))
-        timed("graph", index.search_many, some, len(some))
+        timed("hnsw", index.search_many, some, len(some))
     many = {name: 1 / float(np.median(taken)) for name, taken in times.items()}
     far = far_from(queries[:FAR])
     return {
@@ -143,7 +143,7 @@ def measure(out: Path, clusters: int) -> dict[str, Any]:
         "far": recall(exact.search_many(far, K), index.search_many(far, K)),
         "one": one,
         "many": many,
-        "disk": index.graph.bytes,
+        "disk": index.hnsw.bytes,
     }
 
 
@@ -184,10 +184,12 @@ def main() -> None:
     index = options.work / f"{count}"
     index.mkdir(parents=True, exist_ok=True)
     make_index(index, count, clusters)
-    assert len(read_store(index).vectors) == count
+    assert len(read_index(index).vectors) == count
     seconds = {}
     for kind in kinds.split(","):
-        seconds[kind] = make_graph(index, options.work / f"{count}-{kind}", Ann.parse(kind), options.threads)
+        seconds[kind] = make_hnsw_index(
+            index, options.work / f"{count}-{kind}", HNSWConfig.parse(kind), options.threads
+        )
         print(f"{kind}: {seconds[kind]:.0f} CPU seconds", flush=True)
     if options.build_only:
         return
@@ -196,9 +198,9 @@ def main() -> None:
     whole = alone(searching, first, True, clusters) - bare
     print(f"{count:,} vectors x {DIM} in {clusters:,} clusters, top {K}")
     print(f"exact: on the disk {count * DIM * 4 / 1e6:.0f} MB, resident {whole / 1e6:.0f} MB")
-    print(f"{'':10} recall@{K}    queries a second, graph : exact")
+    print(f"{'':10} recall@{K}    queries a second, hnsw : exact")
     print(
-        f"{'graph':10} near  far   one by one               batches of {BATCH}        build    disk  resident"
+        f"{'hnsw':10} near  far   one by one               batches of {BATCH}        build    disk  resident"
     )
     for kind in kinds.split(","):
         out = options.work / f"{count}-{kind}"

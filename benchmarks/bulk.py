@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mmgem.bulk import BulkReport, embed_collection
-from mmgem.bulk.output import Output
+from mmgem.bulk.output import OutputFolder
 from mmgem.data.images import list_images
 
 
@@ -44,7 +44,7 @@ class Watch:
             busy = list(self.out.glob("parts/.*.tmp"))
             if busy and not self.begun:
                 self.begun = time.perf_counter()
-            if self.kill is None or self.killed or len(Output(self.out).parts()) < self.kill:
+            if self.kill is None or self.killed or len(OutputFolder(self.out).partition_files()) < self.kill:
                 continue
             for file in busy:
                 with suppress(FileNotFoundError, ProcessLookupError):  # done, or dead already

@@ -3,8 +3,9 @@
     python benchmarks/dimensions.py flickr8k/captions.jsonl [--split dev] [--model tiny] [--keep vectors.npz]
     python benchmarks/dimensions.py flickr8k/captions.jsonl --quick     # 100 photos
 
-Both ways on the same vectors, R@1 and R@10 in percent, without rescoring. The rotation is that of a graph of
-fewer dimensions (`mmgem index --ann int8:128`). `--keep` is a file for the vectors, read if it is there.
+Both ways on the same vectors, R@1 and R@10 in percent, without rescoring. The rotation is that of an HNSW
+index of fewer dimensions (`mmgem index --hnsw int8:128`). `--keep` is a file for the vectors, read if it is
+there.
 """
 
 from __future__ import annotations

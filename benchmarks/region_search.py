@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgem.search.places import Place, parse_place
-from mmgem.search.search import PhotoIndex, placed_scores
-from mmgem.search.store import Box, NewContent, SeenFile, Store
+from mmgem.search.index_store import Box, HashedFile, IndexStore, NewContent
+from mmgem.search.search import PhotoIndex, apply_spatial_filter
+from mmgem.search.spatial_filter import SpatialFilter, parse_spatial_filter
 
 K = 10
 SIZE = (640, 480)
@@ -29,7 +29,7 @@ SIZE = (640, 480)
 def write(out: Path, photos: range, boxes: int, dim: int) -> None:
     """Add ``photos``, each a whole and ``boxes`` boxes, to the index ``out``."""
     rng = np.random.default_rng(photos.start)
-    with Store(out, "random", boxes) as store:
+    with IndexStore(out, "random", boxes) as store:
         store.set_source(out, "")
         for start in range(photos.start, photos.stop, 500):
             numbers = range(start, min(start + 500, photos.stop))
@@ -40,7 +40,7 @@ def write(out: Path, photos: range, boxes: int, dim: int) -> None:
                 corners = np.sort(rng.uniform(size=(boxes, 2, 2)), axis=1) * SIZE
                 places: list[Box | None] = [None, *(tuple(map(float, c.flatten().round(1))) for c in corners)]  # type: ignore[list-item]
                 contents.append(NewContent(number.to_bytes(16, "big"), vectors, places, size=SIZE))
-            files = [SeenFile(f"{n:07}.jpg", 1, 1, n.to_bytes(16, "big")) for n in numbers]
+            files = [HashedFile(f"{n:07}.jpg", 1, 1, n.to_bytes(16, "big")) for n in numbers]
             store.record(contents, files)
 
 
@@ -67,10 +67,10 @@ def main() -> None:
         shares = np.array([box or (0, 0, 1, 1) for box in boxes], np.float32) / np.float32(SIZE * 2)
         is_box = np.array([box is not None for box in boxes])
 
-        def plain(query: np.ndarray, where: Place | None) -> list[tuple[Path, Box | None]]:
+        def plain(query: np.ndarray, where: SpatialFilter | None) -> list[tuple[Path, Box | None]]:
             scores = vectors @ query
             if where is not None:
-                scores = placed_scores(scores, shares, where)
+                scores = apply_spatial_filter(scores, shares, where)
             best: dict[Path, Box | None] = {}
             for row in np.argsort(-np.where(is_box, scores, -np.inf), kind="stable"):
                 best.setdefault(paths[row], boxes[row])
@@ -78,14 +78,14 @@ def main() -> None:
                     break
             return list(best.items())
 
-        def ours(query: np.ndarray, where: Place | None) -> list[tuple[Path, Box | None]]:
+        def ours(query: np.ndarray, where: SpatialFilter | None) -> list[tuple[Path, Box | None]]:
             return [(hit.path, hit.box) for hit in index.search_regions(query, K, where)]
 
         queries = np.random.default_rng(1).standard_normal((options.repeats, options.dim), np.float32)
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
         rows = len(vectors)
         print(f"{options.photos:,} photos x {options.boxes} boxes x {options.dim}, {rows:,} rows, top {K}")
-        for label, where in (("anywhere", None), ("at the top left", parse_place("top left"))):
+        for label, where in (("anywhere", None), ("at the top left", parse_spatial_filter("top left"))):
             times: dict[Callable[..., list[tuple[Path, Box | None]]], list[float]] = {plain: [], ours: []}
             for query in (queries[0], *queries):  # the first reads the vectors from the disk
                 answers = []

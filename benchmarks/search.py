@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mmgem.search.index_store import HashedFile, IndexStore, NewContent
 from mmgem.search.search import PhotoIndex
-from mmgem.search.store import NewContent, SeenFile, Store
 
 K = 10
 
@@ -26,7 +26,7 @@ K = 10
 def build(out: Path, photos: int, dim: int) -> None:
     """Write an index of random unit vectors, one photo each."""
     rng = np.random.default_rng(0)
-    with Store(out, "random") as store:
+    with IndexStore(out, "random") as store:
         store.set_source(out, "")
         for start in range(0, photos, 10_000):
             numbers = range(start, min(start + 10_000, photos))
@@ -38,7 +38,7 @@ def build(out: Path, photos: int, dim: int) -> None:
                     NewContent(digest, vector[None], (None,))
                     for digest, vector in zip(digests, vectors, strict=True)
                 ],
-                [SeenFile(f"{n:07}.jpg", 1, 1, digest) for n, digest in zip(numbers, digests, strict=True)],
+                [HashedFile(f"{n:07}.jpg", 1, 1, digest) for n, digest in zip(numbers, digests, strict=True)],
             )
 
 

@@ -22,10 +22,10 @@ from mmgem.errors import UsageError
 from mmgem.export.compress import quantization_bits
 from mmgem.export.run import Backend, use_graphs, wanted_graphs
 from mmgem.inference.captioning import describe
-from mmgem.inference.images import find_regions, heat, see
+from mmgem.inference.images import encode_images, find_regions, text_heatmaps
 from mmgem.inference.texts import embed_texts, truncate_embeddings, unit_rows
 from mmgem.models.network import MMGEMNetwork
-from mmgem.search.rerank import Assessed, Rerank, rerank, text_log_probs
+from mmgem.search.rerank import RerankedHit, RerankOptions, rerank, text_log_probs
 from mmgem.search.search import PhotoIndex
 
 
@@ -67,11 +67,11 @@ class MMGEM:
         folder is not whole.
         """
         folder = resolve(name)
-        facts = wanted_graphs(folder, backend, device)
+        graphs = wanted_graphs(folder, backend, device)
         network, tokenizer = load_model(folder)
         network = network.to(device).to_inference_dtype(getattr(torch, precision))
-        if facts is not None:
-            use_graphs(network, folder, facts)
+        if graphs is not None:
+            use_graphs(network, folder, graphs)
         return cls(network, tokenizer, fingerprint(folder), card=read_card(folder))
 
     def save_pretrained(
@@ -103,8 +103,8 @@ class MMGEM:
 
         ``token``: None: the one of ``hf auth login``. Raises ``UsageError`` if the hub refuses.
         """
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place, "model")
+        with tempfile.TemporaryDirectory() as temporary_folder:
+            folder = Path(temporary_folder, "model")
             self.save_pretrained(folder, licence, small)
             return upload(folder, repo, private, token)
 
@@ -188,18 +188,18 @@ class MMGEM:
         if len(images) != len(texts):
             raise UsageError(f"{len(images)} images but {len(texts)} texts")
         ids = self.tokenizer.encode_all(texts)
-        out: list[float] = []
+        scores: list[float] = []
         for visual in self._visual(images, None):
-            chunk = ids[len(out) : len(out) + len(visual)]
+            chunk = ids[len(scores) : len(scores) + len(visual)]
             sums = text_log_probs(
                 self.network, self.network.project_visual_prefix(visual), chunk, self.tokenizer.end
             )
-            out += [total / (len(tokens) + 1) for total, tokens in zip(sums.tolist(), chunk, strict=True)]
-        return np.asarray(out, np.float32)
+            scores += [total / (len(tokens) + 1) for total, tokens in zip(sums.tolist(), chunk, strict=True)]
+        return np.asarray(scores, np.float32)
 
     def rerank(
-        self, index: PhotoIndex, text: str, k: int = 10, options: Rerank | None = None
-    ) -> list[Assessed]:
+        self, index: PhotoIndex, text: str, k: int = 10, options: RerankOptions | None = None
+    ) -> list[RerankedHit]:
         """The ``k`` best photos of ``index`` for ``text``: found by their embeddings, then ordered by cosine
         and by how likely the text is given each. See :func:`mmgem.search.rerank.rerank`."""
         return rerank(self.network, self.tokenizer, index, text, k, options)
@@ -215,8 +215,8 @@ class MMGEM:
         """
         if count < 1:
             raise UsageError(f"count must be at least 1, not {count}")
-        found = find_regions(self.network, self.tokenizer.prep, _listed(images), count)
-        return [(boxes, unit_rows(vectors)) for boxes, vectors in found]
+        regions = find_regions(self.network, self.tokenizer.prep, _listed(images), count)
+        return [(boxes, unit_rows(vectors)) for boxes, vectors in regions]
 
     @torch.inference_mode()
     def heatmap(self, image: ImageSource, texts: Sequence[str], cells: int = 28) -> np.ndarray:
@@ -225,14 +225,14 @@ class MMGEM:
         Rows go from the top; cells are equal shares of the image (of its central square if the model crops).
         """
         vectors = torch.from_numpy(self.embed_texts(texts)).to(self.network.emb_token.device)
-        return heat(self.network, self.tokenizer.prep, image, vectors, cells).float().cpu().numpy()
+        return text_heatmaps(self.network, self.tokenizer.prep, image, vectors, cells).float().cpu().numpy()
 
     def _visual(self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None) -> Iterator[Tensor]:
         """Visual embeddings in chunks, one row an image or box; neighbours of one path share its maps."""
         images = _listed(images)
         if boxes is None:
             for at in range(0, len(images), self.batch):
-                yield see(self.network, self.tokenizer.prep, images[at : at + self.batch])
+                yield encode_images(self.network, self.tokenizer.prep, images[at : at + self.batch])
             return
         if len(boxes) != len(images):
             raise UsageError(f"{len(images)} images but {len(boxes)} boxes")
@@ -244,7 +244,9 @@ class MMGEM:
                 groups.append((image, [box]))
         for at in range(0, len(groups), self.batch):
             chunk = groups[at : at + self.batch]
-            yield see(self.network, self.tokenizer.prep, [g[0] for g in chunk], [g[1] for g in chunk])
+            yield encode_images(
+                self.network, self.tokenizer.prep, [g[0] for g in chunk], [g[1] for g in chunk]
+            )
 
 
 def _listed(images: Sequence[ImageSource]) -> Sequence[ImageSource]:

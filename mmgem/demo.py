@@ -22,9 +22,10 @@ from mmgem.checkpoints.download import SETS, SOURCES, base_folder, cache_folder
 from mmgem.data.images import list_images
 from mmgem.errors import DownloadError, ImageError, SearchIndexError, UsageError
 from mmgem.evaluate.classify import class_embeddings, classify
-from mmgem.report.cards import (
-    Fact,
-    HeatCard,
+from mmgem.report.contact_sheet import contact_sheet
+from mmgem.report.data import (
+    HeatmapCard,
+    LabelledValue,
     Match,
     PhotoCard,
     QueryRow,
@@ -33,7 +34,6 @@ from mmgem.report.cards import (
     Report,
     SimilarRow,
 )
-from mmgem.report.contact_sheet import contact_sheet
 from mmgem.report.html import write_report
 from mmgem.search.index import IndexReport, update_index
 from mmgem.search.search import PhotoIndex
@@ -66,8 +66,8 @@ _REGIONS = 16  # boxes of each photo that can be found
 _REGION_QUERIES, _REGION_CARDS, _REGION_BOXES, _HEAT_CARDS = 3, 3, 4, 4
 _SHOWN = 40  # photos on the wall; a large folder is sampled evenly
 _MATCHES, _GUESSES, _CAPTION_QUERIES, _SIMILAR_ROWS = 4, 3, 3, 3
-_COPY = 0.999  # cosine above which a photo counts as the same picture
-_MEASURED = 50  # photos from which on a rate says more than the warming up
+_DUPLICATE_COSINE = 0.999  # cosine above which a photo counts as the same picture
+_MIN_PHOTOS_FOR_RATE = 50  # photos from which on a rate says more than the warming up
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Demo:
     """What was made: the page, the contact sheet, the index, and a line for each photo left out."""
 
     page: Path
-    sheet: Path
+    contact_sheet: Path
     index: Path
     problems: list[str]
 
@@ -101,46 +101,48 @@ def run_demo(
     say(f"loading the model {model}")
     mmgem = MMGEM.from_pretrained(model)
     index, report = _index(out / "index", folder, mmgem, model)
-    found = index.photos
-    if not found:
+    photo_entries = index.photos
+    if not photo_entries:
         bad = report.failed
         raise ImageError(f"{folder}: none of the {len(bad)} photos could be read: {bad[0].reason}")
-    speeds = [Fact("photos", f"{len(found):,}")]
-    if report.embedded >= _MEASURED:
-        speeds.append(Fact("photos indexed a second", f"{report.embedded / report.seconds:.0f}"))
+    speeds = [LabelledValue("photos", f"{len(photo_entries):,}")]
+    if report.embedded >= _MIN_PHOTOS_FOR_RATE:
+        speeds.append(LabelledValue("photos indexed a second", f"{report.embedded / report.seconds:.0f}"))
 
-    spread = np.unique(np.linspace(0, len(found) - 1, min(_SHOWN, len(found))).round())
-    shown = [found[int(i)] for i in spread]
+    positions = np.unique(np.linspace(0, len(photo_entries) - 1, min(_SHOWN, len(photo_entries))).round())
+    shown = [photo_entries[int(i)] for i in positions]
     paths = [index.paths[i] for i in shown]
     vectors = np.asarray(index.vectors[shown])
-    before = time.perf_counter()
+    captioning_began = time.perf_counter()
     chunks = [paths[at : at + 8] for at in range(0, len(paths), 8)]
     captions = [
         caption
         for chunk in track(chunks, "Captioning", [len(chunk) for chunk in chunks], unit=" photos")
         for caption in mmgem.caption(chunk)
     ]
-    speeds.append(Fact("captions a second", f"{len(paths) / (time.perf_counter() - before):.1f}"))
+    speeds.append(
+        LabelledValue("captions a second", f"{len(paths) / (time.perf_counter() - captioning_began):.1f}")
+    )
     guesses = _guesses(mmgem, vectors)
-    queries = list(SAMPLE_QUERIES if photos is None else (*QUERIES, *_some(captions)))
-    told = dict(zip(paths, captions, strict=True))
-    rows = _queries(mmgem, index, queries, told)
-    similar = _similar(index, vectors, told)
-    places, heat = _places(mmgem, index, queries)
-    cards = _region_cards(mmgem, paths, told)
-    speeds.append(Fact("seconds in all", f"{time.perf_counter() - began:.0f}"))
+    queries = list(SAMPLE_QUERIES if photos is None else (*QUERIES, *_sample_captions(captions)))
+    captions_by_path = dict(zip(paths, captions, strict=True))
+    rows = _queries(mmgem, index, queries, captions_by_path)
+    similar = _similar(index, vectors, captions_by_path)
+    region_rows, heatmaps = _region_searches(mmgem, index, queries)
+    cards = _region_cards(mmgem, paths, captions_by_path)
+    speeds.append(LabelledValue("seconds in all", f"{time.perf_counter() - began:.0f}"))
 
     page = Report(
         title="Sample photos" if photos is None else "Your photos",
         lead="One small model embeds, searches, captions and classifies these photos on the CPU. No tags, no "
         "file names, no network: what you see comes from the pixels alone.",
         figures=speeds,
-        facts=_facts(mmgem, model, len(found), len(paths), len(report.failed)),
+        details=_details(mmgem, model, len(photo_entries), len(paths), len(report.failed)),
         queries=rows,
         similar=similar,
-        region_queries=places,
+        region_queries=region_rows,
         regions=cards,
-        heat=heat,
+        heatmaps=heatmaps,
         photos=[
             PhotoCard(path, caption, guess, path.name)
             for path, caption, guess in zip(paths, captions, guesses, strict=True)
@@ -148,15 +150,15 @@ def run_demo(
         commands=_commands(out, photos, model, queries[0]),
         note=_credits() if photos is None else "",
     )
-    made = Demo(
+    result = Demo(
         out / "report.html",
         out / "sheet.png",
         out / "index",
         [f"{folder / bad.path}: {bad.reason}" for bad in report.failed],
     )
-    made.problems.extend(write_report(made.page, page))
-    contact_sheet(made.sheet, [*rows, *similar])
-    return made
+    result.problems.extend(write_report(result.page, page))
+    contact_sheet(result.contact_sheet, [*rows, *similar])
+    return result
 
 
 def _sample_photos(folder: Path, say: Callable[[str], None]) -> Path:
@@ -206,10 +208,10 @@ def _queries(
     mmgem: MMGEM, index: PhotoIndex, queries: Sequence[str], captions: dict[Path, str]
 ) -> list[QueryRow]:
     """A row of results for each text."""
-    found = index.search_many(mmgem.embed_texts(queries), _MATCHES)
+    results = index.search_many(mmgem.embed_texts(queries), _MATCHES)
     return [
         QueryRow(query, [Match(hit.path, hit.score, caption=captions.get(hit.path, "")) for hit in hits])
-        for query, hits in zip(queries, found, strict=True)
+        for query, hits in zip(queries, results, strict=True)
     ]
 
 
@@ -220,7 +222,7 @@ def _similar(index: PhotoIndex, vectors: np.ndarray, captions: dict[Path, str]) 
         near = [
             Match(hit.path, hit.score, caption=captions.get(hit.path, ""))
             for hit in hits
-            if hit.path != path and hit.score < _COPY
+            if hit.path != path and hit.score < _DUPLICATE_COSINE
         ]
         if near:
             rows.append(SimilarRow(path, near[:_MATCHES], caption=caption))
@@ -233,7 +235,9 @@ def _similar(index: PhotoIndex, vectors: np.ndarray, captions: dict[Path, str]) 
     return chosen
 
 
-def _places(mmgem: MMGEM, index: PhotoIndex, queries: Sequence[str]) -> tuple[list[QueryRow], list[HeatCard]]:
+def _region_searches(
+    mmgem: MMGEM, index: PhotoIndex, queries: Sequence[str]
+) -> tuple[list[QueryRow], list[HeatmapCard]]:
     """The best boxes for the texts that find a photo most clearly, and the heat maps of those photos."""
     vectors = mmgem.embed_texts(queries)
     best = [hits[0] for hits in index.search_many(vectors, 1)]
@@ -242,11 +246,11 @@ def _places(mmgem: MMGEM, index: PhotoIndex, queries: Sequence[str]) -> tuple[li
     for i in clear[:_REGION_QUERIES]:
         hits = index.search_regions(vectors[i], _MATCHES)
         rows.append(QueryRow(queries[i], [Match(hit.path, hit.score, hit.box) for hit in hits]))
-    heat = [
-        HeatCard(best[i].path, queries[i], mmgem.heatmap(best[i].path, [queries[i]])[0])
+    heatmaps = [
+        HeatmapCard(best[i].path, queries[i], mmgem.heatmap(best[i].path, [queries[i]])[0])
         for i in clear[:_HEAT_CARDS]
     ]
-    return rows, heat
+    return rows, heatmaps
 
 
 def _region_cards(mmgem: MMGEM, paths: Sequence[Path], captions: dict[Path, str]) -> list[RegionCard]:
@@ -254,30 +258,30 @@ def _region_cards(mmgem: MMGEM, paths: Sequence[Path], captions: dict[Path, str]
     cards = []
     for path in paths[:: max(1, len(paths) // _REGION_CARDS)][:_REGION_CARDS]:
         boxes, _ = mmgem.find_regions([path], _REGION_BOXES)[0]
-        said = mmgem.caption([path] * len(boxes), boxes)
-        regions = [Region(box, text) for box, text in zip(boxes, said, strict=True)]
+        captions_of_boxes = mmgem.caption([path] * len(boxes), boxes)
+        regions = [Region(box, text) for box, text in zip(boxes, captions_of_boxes, strict=True)]
         cards.append(RegionCard(path, regions, captions[path]))
     return cards
 
 
-def _some(captions: Sequence[str]) -> list[str]:
+def _sample_captions(captions: Sequence[str]) -> list[str]:
     """A few different captions of photos far apart in the folder."""
-    spoken = list(dict.fromkeys(caption for caption in captions if any(map(str.isalpha, caption))))
-    step = max(1, len(spoken) // _CAPTION_QUERIES)
-    return spoken[::step][:_CAPTION_QUERIES]
+    distinct = list(dict.fromkeys(caption for caption in captions if any(map(str.isalpha, caption))))
+    step = max(1, len(distinct) // _CAPTION_QUERIES)
+    return distinct[::step][:_CAPTION_QUERIES]
 
 
-def _facts(mmgem: MMGEM, model: str, indexed: int, shown: int, failed: int) -> list[Fact]:
-    facts = [
-        Fact("model", Path(model).name),
-        Fact("embedding", f"{mmgem.dim} numbers a photo or text"),
-        Fact("classes", f"{len(CLASSES)}, from {CLASSES[0]} to {CLASSES[-1]}"),
+def _details(mmgem: MMGEM, model: str, indexed: int, shown: int, failed: int) -> list[LabelledValue]:
+    details = [
+        LabelledValue("model", Path(model).name),
+        LabelledValue("embedding", f"{mmgem.dim} numbers a photo or text"),
+        LabelledValue("classes", f"{len(CLASSES)}, from {CLASSES[0]} to {CLASSES[-1]}"),
     ]
     if shown < indexed:
-        facts.append(Fact("shown below", f"{shown} of {indexed:,} photos, evenly spread"))
+        details.append(LabelledValue("shown below", f"{shown} of {indexed:,} photos, evenly spread"))
     if failed:
-        facts.append(Fact("photos not readable", f"{failed:,}, left out"))
-    return facts
+        details.append(LabelledValue("photos not readable", f"{failed:,}, left out"))
+    return details
 
 
 def _commands(out: Path, photos: Path | None, model: str, query: str) -> list[str]:

@@ -18,7 +18,7 @@ from mmgem.api import MMGEM
 from mmgem.serve.limits import Limits
 from mmgem.serve.metrics import Metrics
 from mmgem.serve.server import listen, make_server
-from mmgem.serve.service import Options, Service
+from mmgem.serve.service import Service, ServiceOptions
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def serving(
     **limits: float,
 ) -> Iterator[tuple[httpx.Client, Service]]:
     """A running server: a client of it, and the service behind it."""
-    options = Options("toy", "toy corpus", remote)
+    options = ServiceOptions("toy", "toy corpus", remote)
     service = Service(model, options, Limits(**limits), Metrics(), index, corpus)  # type: ignore[arg-type]
     sock = listen("127.0.0.1", 0)
     started = threading.Event()

@@ -1,4 +1,4 @@
-"""A graph beside an index: finds what exact search finds, never what is gone, and is made anew if need be."""
+"""An HNSW index: finds what exact search finds, never what is gone, and is made anew if need be."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from mmgem.cli.main import main
 from mmgem.errors import UsageError
 from mmgem.inference.pca import pca_components
-from mmgem.search import store as store_module
-from mmgem.search.ann import KINDS, Ann, GraphReport, drop_graph, update_graph
+from mmgem.search import index_store as store_module
+from mmgem.search.hnsw import QUANTIZATIONS, HNSWConfig, HNSWReport, drop_hnsw_index, update_hnsw_index
+from mmgem.search.index_store import HashedFile, IndexStore, NewContent
 from mmgem.search.search import PhotoIndex
-from mmgem.search.store import NewContent, SeenFile, Store
 
 DIM = 32
 
@@ -28,8 +28,8 @@ def units(count: int, seed: int = 0) -> np.ndarray:
     scales = np.linspace(1.5, 0.1, DIM)
     centres = np.random.default_rng(99).standard_normal((40, DIM)) * scales
     rng = np.random.default_rng(seed)
-    made = centres[rng.integers(0, 40, count)] + 0.6 * rng.standard_normal((count, DIM)) * scales
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    vectors = centres[rng.integers(0, 40, count)] + 0.6 * rng.standard_normal((count, DIM)) * scales
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def add(out: Path, vectors: np.ndarray, first: int = 0, boxes: int = 0) -> None:
@@ -37,26 +37,26 @@ def add(out: Path, vectors: np.ndarray, first: int = 0, boxes: int = 0) -> None:
     rows = vectors.reshape(-1, 1 + boxes, DIM)
     shapes = (None, *((float(i), 0.0, i + 5.0, 5.0) for i in range(boxes)))
     numbers = range(first, first + len(rows))
-    with Store(out, "f", boxes) as store:
+    with IndexStore(out, "f", boxes) as store:
         store.set_source(out, "tiny")
         contents = [
-            NewContent(n.to_bytes(16, "big"), own, shapes, size=(20, 10))
-            for n, own in zip(numbers, rows, strict=True)
+            NewContent(n.to_bytes(16, "big"), photo_vectors, shapes, size=(20, 10))
+            for n, photo_vectors in zip(numbers, rows, strict=True)
         ]
-        store.record(contents, [SeenFile(f"{n:05}.jpg", 1, 1, n.to_bytes(16, "big")) for n in numbers])
+        store.record(contents, [HashedFile(f"{n:05}.jpg", 1, 1, n.to_bytes(16, "big")) for n in numbers])
 
 
 def recall(out: Path, queries: np.ndarray, regions: bool = False) -> float:
-    """The share of the exact first ten that the graph finds too; it must be in use."""
+    """The share of the exact first ten that the HNSW index finds too; it must be in use."""
     fast, exact = PhotoIndex.open(out), PhotoIndex.open(out, exact=True)
-    assert fast.graph is not None and exact.graph is None
+    assert fast.hnsw is not None and exact.hnsw is None
     shared = 0
     for query in queries:
-        found, wanted = (i.search_regions(query) if regions else i.search(query) for i in (fast, exact))
-        assert len(found) == len(wanted) == 10
-        shared += len({hit.path for hit in found} & {hit.path for hit in wanted})
-        scores = {(hit.path, hit.box): hit.score for hit in wanted}
-        for hit in found:
+        hits, expected = (i.search_regions(query) if regions else i.search(query) for i in (fast, exact))
+        assert len(hits) == len(expected) == 10
+        shared += len({hit.path for hit in hits} & {hit.path for hit in expected})
+        scores = {(hit.path, hit.box): hit.score for hit in expected}
+        for hit in hits:
             assert hit.score == pytest.approx(scores.get((hit.path, hit.box), hit.score), abs=1e-6)
     return shared / (10 * len(queries))
 
@@ -67,10 +67,10 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "idx"
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "int8:16"])
-def test_the_graph_finds_what_exact_search_finds(out: Path, kind: str) -> None:
-    report = update_graph(out, Ann.parse(kind))
-    assert report is not None and (str(report.ann), report.rows, report.added) == (kind, 2200, 2200)
+@pytest.mark.parametrize("kind", [*QUANTIZATIONS, "int8:16"])
+def test_hnsw_finds_what_exact_search_finds(out: Path, kind: str) -> None:
+    report = update_hnsw_index(out, HNSWConfig.parse(kind))
+    assert report is not None and (str(report.config), report.rows, report.added) == (kind, 2200, 2200)
     assert report.bytes == sum(p.stat().st_size for p in (out / "ann").iterdir() if p.suffix != ".json")
     queries = units(30, seed=1)
     assert recall(out, queries) > (0.9 if kind == "binary" else 0.97)
@@ -83,63 +83,63 @@ def test_the_graph_finds_what_exact_search_finds(out: Path, kind: str) -> None:
 
 
 def test_new_rows_are_found_before_and_after_they_join(out: Path) -> None:
-    update_graph(out, Ann())
+    update_hnsw_index(out, HNSWConfig())
     later = units(100, seed=5)
     add(out, later, first=2200)
     for _ in range(2):
         index = PhotoIndex.open(out)
-        assert index.graph is not None
+        assert index.hnsw is not None
         assert [index.search(v, 1)[0].path.name for v in later] == [f"{n:05}.jpg" for n in range(2200, 2300)]
-        report = update_graph(out)
+        report = update_hnsw_index(out)
         assert report is not None and report.rows == 2300
     assert report.added == 0
 
 
 def test_what_is_gone_is_not_found(out: Path) -> None:
-    update_graph(out, Ann())
+    update_hnsw_index(out, HNSWConfig())
     query = units(1, seed=3)[0]
     best = [hit.path.name for hit in PhotoIndex.open(out, exact=True).search(query, 200)]
-    with Store(out, "f") as store:
+    with IndexStore(out, "f") as store:
         store.forget(best[:50])
     index = PhotoIndex.open(out)
-    assert index.graph is not None
+    assert index.hnsw is not None
     assert [hit.path.name for hit in index.search(query)] == best[50:60]
-    with Store(out, "f") as store:  # more than there are candidates
+    with IndexStore(out, "f") as store:  # more than there are candidates
         store.forget(best[50:190])
     assert [hit.path.name for hit in PhotoIndex.open(out).search(query)] == best[190:200]
 
 
-def test_rows_numbered_anew_need_another_graph(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update_graph(out, Ann("float16"))
-    monkeypatch.setattr(store_module, "_SLACK_ROWS", 1)
-    with Store(out, "f") as store:
+def test_rows_numbered_anew_need_another_hnsw_index(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    update_hnsw_index(out, HNSWConfig("float16"))
+    monkeypatch.setattr(store_module, "_MIN_DEAD_ROWS", 1)
+    with IndexStore(out, "f") as store:
         store.forget([f"{n:05}.jpg" for n in range(1000)])
         store.compact()
     with pytest.warns(UserWarning, match=r"numbered anew; mmgem index makes it again; searching all"):
-        assert PhotoIndex.open(out).graph is None
-    report = update_graph(out)
-    assert report is not None and (report.ann.kind, report.added) == ("float16", 1200)
+        assert PhotoIndex.open(out).hnsw is None
+    report = update_hnsw_index(out)
+    assert report is not None and (report.config.quantization, report.added) == ("float16", 1200)
     assert recall(out, units(10, seed=1)) > 0.97
 
 
-def test_regions_have_a_graph_of_their_own(tmp_path: Path) -> None:
+def test_regions_have_an_hnsw_index_of_their_own(tmp_path: Path) -> None:
     out = tmp_path / "idx"
     add(out, units(4400), boxes=3)
-    update_graph(out, Ann())
+    update_hnsw_index(out, HNSWConfig())
     assert recall(out, units(20, seed=1), regions=True) > 0.97
     assert recall(out, units(20, seed=1)) > 0.97
     assert all(hit.box is None for hit in PhotoIndex.open(out).search(units(1, seed=1)[0]))
 
 
-def test_a_short_graph_is_made_again_when_the_index_has_grown(tmp_path: Path) -> None:
+def test_one_of_fewer_dimensions_is_made_again_when_the_index_has_grown(tmp_path: Path) -> None:
     out = tmp_path / "idx"
     add(out, units(40))
-    update_graph(out, Ann("int8", 8))
+    update_hnsw_index(out, HNSWConfig("int8", 8))
     add(out, units(60, seed=1), first=40)
-    report = update_graph(out)
+    report = update_hnsw_index(out)
     assert report is not None and report.added == 60
     add(out, units(1900, seed=2), first=100)
-    report = update_graph(out)
+    report = update_hnsw_index(out)
     assert report is not None and report.added == 2000
 
 
@@ -154,33 +154,33 @@ def test_the_axes_keep_what_matters() -> None:
     )
 
 
-def test_a_damaged_graph_is_not_used(out: Path) -> None:
-    update_graph(out, Ann())
+def test_a_damaged_hnsw_index_is_not_used(out: Path) -> None:
+    update_hnsw_index(out, HNSWConfig())
     (file,) = (out / "ann").glob("photos-*.usearch")
     file.write_bytes(bytes(file.stat().st_size))
-    with pytest.warns(UserWarning, match="its graph cannot be read"):
-        assert PhotoIndex.open(out).graph is None
+    with pytest.warns(UserWarning, match="its HNSW index cannot be read"):
+        assert PhotoIndex.open(out).hnsw is None
     file.write_bytes(bytes(1000))
-    with pytest.warns(UserWarning, match="its graph is damaged"):
+    with pytest.warns(UserWarning, match="its HNSW index is damaged"):
         index = PhotoIndex.open(out)
-    assert index.graph is None and len(index.search(units(1)[0])) == 10
-    report = update_graph(out)
+    assert index.hnsw is None and len(index.search(units(1)[0])) == 10
+    report = update_hnsw_index(out)
     assert report is not None and report.added == 2200
     (out / "ann" / "graph.json").write_text("{")
     with pytest.warns(UserWarning, match="cannot be read"):
-        assert PhotoIndex.open(out).graph is None
-    assert isinstance(update_graph(out, Ann()), GraphReport)
+        assert PhotoIndex.open(out).hnsw is None
+    assert isinstance(update_hnsw_index(out, HNSWConfig()), HNSWReport)
     assert recall(out, units(5, seed=1)) > 0.97
 
 
 def test_killed_while_it_is_made(out: Path) -> None:
-    """The index opens, says the graph is unfinished, and the next update goes on from where it was saved."""
+    """The index opens, says what is unfinished, and the next update goes on from where it was saved."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom mmgem.search import ann\n"
-        "ann._PIECE = ann._BLOCK = 250\n"
+        "import sys, time\nfrom pathlib import Path\nfrom mmgem.search import hnsw\n"
+        "hnsw._SAVE_EVERY = hnsw._BATCH_ROWS = 250\n"
         "def slow(parts):\n    for part in parts:\n        yield part\n        print(part.stop, flush=True)\n"
         "        time.sleep(60 if part.stop > 700 else 0)\n"
-        "ann.update_graph(Path(sys.argv[1]), ann.Ann(), progress=slow)\n"
+        "hnsw.update_hnsw_index(Path(sys.argv[1]), hnsw.HNSWConfig(), progress=slow)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code, out], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -189,34 +189,34 @@ def test_killed_while_it_is_made(out: Path) -> None:
             break
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    with pytest.warns(UserWarning, match=r"graph is of (500|750) of 2200 vectors; mmgem index goes on"):
+    with pytest.warns(UserWarning, match=r"HNSW index is of (500|750) of 2200 vectors; mmgem index goes on"):
         index = PhotoIndex.open(out)
-    assert index.graph is None and len(index.search(units(1)[0])) == 10
-    report = update_graph(out)
+    assert index.hnsw is None and len(index.search(units(1)[0])) == 10
+    report = update_hnsw_index(out)
     assert report is not None and report.added in (1450, 1700)
     assert recall(out, units(10, seed=1)) > 0.97
     assert len(list((out / "ann").iterdir())) == 2
 
 
 def test_without_usearch_the_search_is_exact(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update_graph(out, Ann())
+    update_hnsw_index(out, HNSWConfig())
     monkeypatch.setitem(sys.modules, "usearch", None)
     with pytest.warns(UserWarning, match=r"pip install 'mmgem\[index\]'"):
-        assert PhotoIndex.open(out).graph is None
+        assert PhotoIndex.open(out).hnsw is None
     with pytest.raises(UsageError, match=r"pip install 'mmgem\[index\]'"):
-        update_graph(out, Ann())
+        update_hnsw_index(out, HNSWConfig())
 
 
 def test_what_cannot_be_kept(out: Path) -> None:
     for wrong in ("int9", "int8:", "int8:0", "int8:x"):
-        with pytest.raises(UsageError, match=f"no graph '{wrong}'; there are int8, float16"):
-            Ann.parse(wrong)
-    with pytest.raises(UsageError, match=r"--ann int8:64: the vectors of .* have 32 numbers"):
-        update_graph(out, Ann("int8", 64))
-    assert update_graph(out) is None
-    update_graph(out, Ann())
-    drop_graph(out)
-    assert update_graph(out) is None and not (out / "ann").exists()
+        with pytest.raises(UsageError, match=f"no HNSW index '{wrong}'; there are int8, float16"):
+            HNSWConfig.parse(wrong)
+    with pytest.raises(UsageError, match=r"--hnsw int8:64: the vectors of .* have 32 numbers"):
+        update_hnsw_index(out, HNSWConfig("int8", 64))
+    assert update_hnsw_index(out) is None
+    update_hnsw_index(out, HNSWConfig())
+    drop_hnsw_index(out)
+    assert update_hnsw_index(out) is None and not (out / "ann").exists()
 
 
 def test_commands(
@@ -228,19 +228,19 @@ def test_commands(
 ) -> None:
     idx = str(tmp_path / "idx")
     index = ["index", str(tiny_photos[0].parent), "--out", idx, "--model", str(tiny_model_folder)]
-    assert main([*index, "--ann", "int8:4", "--json"]) == 0
-    graph = json.loads(capfd.readouterr().out)["graph"]
-    assert (graph["kind"], graph["vectors"], graph["added"]) == ("int8:4", 6, 6)
+    assert main([*index, "--hnsw", "int8:4", "--json"]) == 0
+    hnsw = json.loads(capfd.readouterr().out)["graph"]
+    assert (hnsw["kind"], hnsw["vectors"], hnsw["added"]) == ("int8:4", 6, 6)
     assert main(index) == 0
-    assert "int8:4 graph of 6 vectors (0 added)" in capfd.readouterr().out
+    assert "int8:4 HNSW index of 6 vectors (0 added)" in capfd.readouterr().out
     assert main(["search", idx, "a dog"]) == main(["search", idx, "a dog", "--exact"]) == 0
     out, err = capfd.readouterr()
     assert len(out.splitlines()) == 12 and err == ""
     monkeypatch.setitem(sys.modules, "usearch", None)
     assert main(["search", idx, "a dog"]) == 0
-    assert "warning: a graph (--ann) needs usearch" in capfd.readouterr().err
+    assert "warning: an HNSW index (--hnsw) needs usearch" in capfd.readouterr().err
     assert main(index) == 0
-    assert "the graph stays as it was: a graph (--ann) needs usearch" in capfd.readouterr().err
-    assert main([*index, "--ann", "int8"]) == 2
-    assert main([*index, "--ann", "none"]) == 0
+    assert "the HNSW index stays as it was: an HNSW index (--hnsw) needs usearch" in capfd.readouterr().err
+    assert main([*index, "--hnsw", "int8"]) == main([*index, "--ann", "int8"]) == 2
+    assert main([*index, "--ann", "none"]) == 0  # its name before
     assert not (tmp_path / "idx" / "ann").exists()

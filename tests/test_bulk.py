@@ -19,11 +19,11 @@ from tiny import save_photo, save_photos, save_tiny_model
 
 from mmgem import MMGEM
 from mmgem.bulk import embed_collection
-from mmgem.bulk.collection import Part, find_collection
-from mmgem.bulk.maker import Job, Maker
-from mmgem.bulk.on_ray import make_on_ray, running
-from mmgem.bulk.output import Output
-from mmgem.bulk.vectors import BulkVectors
+from mmgem.bulk.collection import Partition, find_collection
+from mmgem.bulk.on_ray import ray_session, write_on_ray
+from mmgem.bulk.output import OutputFolder
+from mmgem.bulk.precomputed import PrecomputedEmbedder
+from mmgem.bulk.worker import BulkJob, Worker
 from mmgem.checkpoints.resolve import fingerprint
 from mmgem.cli.main import main
 from mmgem.data.images import image_size
@@ -41,7 +41,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def ray():
-    with running(workers=2) as module:
+    with ray_session(workers=2) as module:
         yield module
 
 
@@ -88,22 +88,22 @@ def test_a_row_is_what_the_model_says_of_the_photo(tmp_path, photos, tiny_model_
 
 def test_a_folder_its_tars_and_its_parquet_give_the_same(tmp_path, tiny_model_folder):
     records = load_dataset(toys.photos(tmp_path / "data", 5, 0))
-    found = {}
+    vectors = {}
     for format in ("tar", "parquet"):
         pack(records, tmp_path / format, format, per_shard=2)
         report = embed_collection(
             tmp_path / format, tmp_path / f"out-{format}", tiny_model_folder, part_size=3, workers=0
         )
         assert (report.parts, report.photos) == (2, 5)
-        found[format] = by_digest(tmp_path / f"out-{format}")
+        vectors[format] = by_digest(tmp_path / f"out-{format}")
         shards = [row["shard"] for row in rows_of(tmp_path / f"out-{format}")]
         assert shards == [f"train-0000{n}.{format}" for n in (0, 0, 1, 1, 2)]
     embed_collection(tmp_path / "data" / "images", tmp_path / "out", tiny_model_folder, workers=0)
-    found["folder"] = by_digest(tmp_path / "out")
-    assert found["folder"].keys() == found["tar"].keys() == found["parquet"].keys()
-    for digest, vector in found["folder"].items():
-        np.testing.assert_allclose(found["tar"][digest], vector, atol=1e-6)
-        np.testing.assert_allclose(found["parquet"][digest], vector, atol=1e-6)
+    vectors["folder"] = by_digest(tmp_path / "out")
+    assert vectors["folder"].keys() == vectors["tar"].keys() == vectors["parquet"].keys()
+    for digest, vector in vectors["folder"].items():
+        np.testing.assert_allclose(vectors["tar"][digest], vector, atol=1e-6)
+        np.testing.assert_allclose(vectors["parquet"][digest], vector, atol=1e-6)
 
 
 def test_a_killed_worker_costs_nothing(tmp_path, tiny_model_folder, ray, capfd):
@@ -135,33 +135,33 @@ def kill_one(parts: Path, over: threading.Event) -> None:
 
 
 def test_the_error_of_a_worker_is_raised_as_it_was(tmp_path, photos, tiny_model_folder, ray):
-    parts = find_collection(photos).parts(4)
+    parts = find_collection(photos).partitions(4)
     (tmp_path / "out").mkdir()
-    job = Job(photos, tmp_path / "out", str(tiny_model_folder), "")
+    job = BulkJob(photos, tmp_path / "out", str(tiny_model_folder), "")
     with pytest.raises(UsageError, match="out: not there on a worker"):
-        list(make_on_ray(job, parts, 1, None))
+        list(write_on_ray(job, parts, 1, None))
     with pytest.raises(UsageError, match="3 workers need as many CPUs; the cluster has 2"):
-        list(make_on_ray(job, parts, 3, None))
+        list(write_on_ray(job, parts, 3, None))
 
 
 def test_a_run_that_was_interrupted_makes_what_is_missing(tmp_path, photos, tiny_model_folder, monkeypatch):
-    made: list[int] = []
-    make = Maker.make
+    written: list[int] = []
+    make = Worker.write_partition
 
-    def stops(self: Maker, part: Part) -> int:
-        if len(made) == 2:
+    def stops(self: Worker, part: Partition) -> int:
+        if len(written) == 2:
             raise KeyboardInterrupt
-        made.append(part.number)
+        written.append(part.number)
         return make(self, part)
 
     args = (photos, tmp_path / "out", tiny_model_folder, False, 2, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(Maker, "make", stops)
+        patch.setattr(Worker, "write_partition", stops)
         with pytest.raises(KeyboardInterrupt):
             embed_collection(*args)
     parts = tmp_path / "out" / "parts"
     before = {part: part.stat().st_ino for part in parts.iterdir()}
-    assert made == [0, 1] and len(before) == 2
+    assert written == [0, 1] and len(before) == 2
     (parts / ".000002.parquet.host.1.tmp").write_bytes(b"half a part")
     report = embed_collection(*args)
     assert (report.parts, report.written, report.photos, report.embedded) == (4, 2, 8, 4)
@@ -175,12 +175,12 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, photos, tiny_mo
     embed_collection(photos, out, tiny_model_folder, part_size=4, workers=0)
     before = [part.read_bytes() for part in sorted((out / "parts").iterdir())]
     other = save_tiny_model(tmp_path / "other", seed=1)
-    for changed, said in (
+    for changed, message in (
         ({"part_size": 3}, r"part_size 4 \(now 3\)"),
         ({"captions": True}, r"captions False \(now True\)"),
         ({"model": other}, r"model \w+ \(now \w+\)"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             embed_collection(
                 photos, out, **{"model": tiny_model_folder, "part_size": 4, "workers": 0} | changed
             )
@@ -196,11 +196,11 @@ def test_bad_photos_are_counted_and_told(tmp_path, photos, tiny_model_folder, ca
     (photos / "0005.png").write_bytes(b"")
     words = ["bulk", photos, "--out", tmp_path / "out", "--model", tiny_model_folder]
     assert main([*map(str, words), "--part-size", "3", "--workers", "0", "--json"]) == 0
-    said, told = capfd.readouterr()
-    counts = json.loads(said)
+    stdout, stderr = capfd.readouterr()
+    counts = json.loads(stdout)
     assert counts.pop("seconds") > 0
     assert counts == {"parts": 3, "written": 3, "photos": 6, "embedded": 6, "skipped": 2, "died": 0}
-    assert "skipped 2, " in told and "first 0001.png: " in told
+    assert "skipped 2, " in stderr and "first 0001.png: " in stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert [(line["item"], line["key"], line["shard"]) for line in lines] == [
         (1, "0001.png", None),
@@ -219,15 +219,15 @@ def test_a_collection_without_a_good_photo_is_an_error(tmp_path, tiny_model_fold
 
 
 def test_a_part_that_kills_its_workers_is_given_up(tmp_path, photos):
-    output, (part, *_) = Output(tmp_path / "out"), find_collection(photos).parts(3)
-    with output.opened({}):
+    output, (part, *_) = OutputFolder(tmp_path / "out"), find_collection(photos).partitions(3)
+    with output.locked({}):
         for n in range(5):
-            (output.part(0).parent / f".000000.parquet.host.{n}.tmp").touch()
+            (output.partition_file(0).parent / f".000000.parquet.host.{n}.tmp").touch()
         with pytest.raises(DataError, match=r"5 workers died making it .photos 0 to 2, from 0000\.png on"):
-            output.attempt(part).__enter__()
+            output.temporary_file(part).__enter__()
         with (
             pytest.raises(UsageError, match="another run is writing here"),
-            Output(tmp_path / "out").opened({}),
+            OutputFolder(tmp_path / "out").locked({}),
         ):
             pass
 
@@ -253,8 +253,8 @@ def test_without_ray_it_is_said_how_to_get_it(tmp_path, photos, tiny_model_folde
 
 
 def test_arguments_that_cannot_work(tmp_path, photos, tiny_model_folder):
-    def refuses(said: str, source: Path, out: Path = tmp_path / "out", **options: object) -> None:
-        with pytest.raises(UsageError, match=said):
+    def refuses(message: str, source: Path, out: Path = tmp_path / "out", **options: object) -> None:
+        with pytest.raises(UsageError, match=message):
             embed_collection(source, out, tiny_model_folder, **{"workers": 0} | options)  # type: ignore[arg-type]
 
     (tmp_path / "empty").mkdir()
@@ -268,8 +268,8 @@ def test_arguments_that_cannot_work(tmp_path, photos, tiny_model_folder):
 
 def test_parts_are_cut_across_shards(tmp_path):
     pack(load_dataset(toys.photos(tmp_path / "data", 7, 0)), tmp_path / "shards", "tar", per_shard=3)
-    parts = find_collection(tmp_path / "shards").parts(4)
-    assert [Part.from_json(part.to_json()) for part in parts] == parts
+    parts = find_collection(tmp_path / "shards").partitions(4)
+    assert [Partition.from_json(part.to_json()) for part in parts] == parts
     spans = [[(span.file, span.start, span.stop) for span in part.spans] for part in parts]
     zero, one, two = (f"train-0000{n}.tar" for n in range(3))
     assert spans == [[(zero, 0, 3), (one, 0, 1)], [(one, 1, 3), (two, 0, 1)]]
@@ -281,23 +281,23 @@ def test_an_index_takes_its_vectors_from_the_parts(tmp_path, photos, tiny_model_
     embed_collection(photos, tmp_path / "out", tiny_model_folder, part_size=3, workers=0)
     (photos / "0001.png").rename(photos / "below" / "moved.png")
     known = fingerprint(tiny_model_folder)
-    asked: list[Path] = []
+    embedded: list[Path] = []
 
     class Model(MMGEM):
         def embed_images(self, images, boxes=None):
-            asked.extend(images)
+            embedded.extend(images)
             return super().embed_images(images, boxes)
 
-    def embedder() -> BulkVectors:
-        return BulkVectors(tmp_path / "out", known, lambda: Model.from_pretrained(tiny_model_folder))
+    def embedder() -> PrecomputedEmbedder:
+        return PrecomputedEmbedder(tmp_path / "out", known, lambda: Model.from_pretrained(tiny_model_folder))
 
     assert update_index(tmp_path / "idx", photos, embedder, known).embedded == 8
-    assert asked == []
+    assert embedded == []
     new = save_photo(photos / "new.png", seed=9)
     (photos / "bad.png").write_bytes(b"no photo")
     report = update_index(tmp_path / "idx", photos, embedder, known)
     assert (report.embedded, [bad.path for bad in report.failed]) == (1, ["bad.png"])
-    assert set(asked) == {new, photos / "bad.png"}
+    assert set(embedded) == {new, photos / "bad.png"}
     index = PhotoIndex.open(tmp_path / "idx")
     expected = MMGEM.from_pretrained(tiny_model_folder).embed_images(index.paths)
     np.testing.assert_allclose(index.vectors, expected, atol=1e-6)

@@ -24,11 +24,11 @@ def demo(tiny_model_folder, tmp_path, capfd):
         out = tmp_path / "out"
         capfd.readouterr()
         assert main(["demo", *map(str, argv), "--out", str(out), "--model", str(model)]) == 0
-        printed, said = capfd.readouterr()
+        printed, stderr = capfd.readouterr()
         assert printed == f"{out / 'report.html'}\n"
         with Image.open(out / "sheet.png") as sheet:
             assert sheet.width == 1280
-        return (out / "report.html").read_text(), said
+        return (out / "report.html").read_text(), stderr
 
     return run
 
@@ -44,12 +44,12 @@ def samples(tmp_path, monkeypatch):
 
 
 def section(page: str, key: str) -> str:
-    found = re.search(rf'<section id="{key}".*?</section>', page, re.DOTALL)
-    return found[0] if found else ""
+    match = re.search(rf'<section id="{key}".*?</section>', page, re.DOTALL)
+    return match[0] if match else ""
 
 
 def test_sample_photos(demo, samples, tmp_path):
-    page, said = demo()
+    page, stderr = demo()
     assert [text for text in SAMPLE_QUERIES if f'<h3 class="query">{text}</h3>' not in page] == []
     assert section(page, "photos").count('class="card large"') == 10
     assert section(page, "search").count('class="match"') == 4 * len(SAMPLE_QUERIES)
@@ -57,7 +57,7 @@ def test_sample_photos(demo, samples, tmp_path):
     assert "scikit-image" in page and "CC BY 2.0" in page and "mmgem demo --out out" in page
     assert str(tmp_path) not in page, "a page can be given away"
     assert len(PhotoIndex.open(tmp_path / "out" / "index").photos) == 10
-    assert f' search {tmp_path / "out" / "index"} "a dog"' in said
+    assert f' search {tmp_path / "out" / "index"} "a dog"' in stderr
     assert main(["search", str(tmp_path / "out" / "index"), "a dog"]) == 0
 
 
@@ -89,10 +89,10 @@ def test_one_photo(demo, tmp_path):
 def test_bad_photos_are_left_out_and_listed(demo, tmp_path):
     photos = save_photos(tmp_path / "mine", 4)
     photos[2].write_bytes(b"")
-    page, said = demo("--photos", tmp_path / "mine")
+    page, stderr = demo("--photos", tmp_path / "mine")
     assert section(page, "photos").count('class="card large"') == 3
     assert "1, left out" in page
-    assert f"mmgem: skipped {photos[2]}: is empty" in said
+    assert f"mmgem: skipped {photos[2]}: is empty" in stderr
 
 
 def test_many_photos_are_all_searched_but_not_all_shown(demo, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from mmgem.errors import UsageError
 from mmgem.evaluate.regions import place_scores, pointing, quarter, region_scores
 from mmgem.evaluate.retrieval import retrieval_scores
-from mmgem.search.places import parse_place
+from mmgem.search.spatial_filter import parse_spatial_filter
 
 
 def unit(n: int, seed: int) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_things_are_found_where_they_are() -> None:
     boxes = np.array([[0, 0, 0.2, 0.2], [0.8, 0.8, 1, 1]])
     found = [(vectors[:2], boxes), (vectors[:2], boxes[::-1]), (vectors[2:], boxes[:0])]
     found[2] = (found[2][0][:0], found[2][1])  # nothing found in it
-    top_left, bottom_right = parse_place("top left"), parse_place("bottom right")
+    top_left, bottom_right = parse_spatial_filter("top left"), parse_spatial_filter("bottom right")
     asked = [(vectors[0], top_left, 0, 1), (vectors[0], bottom_right, 0, 1), (vectors[1], bottom_right, 0, 2)]
     told = place_scores(asked, found)
     assert told["place"] == pytest.approx(100 * 2 / 3)

@@ -23,7 +23,7 @@ from mmgem.export import graphs, write
 from mmgem.export.graphs import TextGraph, write_onnx
 from mmgem.export.run import Kind, Precision
 from mmgem.export.write import export_graphs
-from mmgem.inference.images import prepared, see, squares
+from mmgem.inference.images import encode_images, map_images, preprocess_image
 
 TEXTS = [
     "a dog runs on the beach",
@@ -220,12 +220,12 @@ def test_threads_change_nothing(tiny_photos: list[Path]) -> None:
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            seen.append(prepared(partial(squares, prep), images))
+            seen.append(map_images(partial(preprocess_image, prep), images))
     finally:
         torch.set_num_threads(before)
     for one, other in zip(*seen, strict=True):
         assert [square.shape[0] for square in one] == [32, 48]
         assert all(np.array_equal(*pair) for pair in zip(one, other, strict=True))
     with torch.inference_mode():
-        whole = see(network, prep, images)
-        assert torch.allclose(see(network, prep, images, [[None]] * len(images)), whole)
+        whole = encode_images(network, prep, images)
+        assert torch.allclose(encode_images(network, prep, images, [[None]] * len(images)), whole)

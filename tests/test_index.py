@@ -22,7 +22,7 @@ from PIL import Image
 from mmgem.data.images import open_image
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search import index as index_module
-from mmgem.search import store as store_module
+from mmgem.search import index_store as store_module
 from mmgem.search.index import IndexReport, update_index
 from mmgem.search.search import PhotoIndex
 
@@ -35,12 +35,12 @@ class PixelEmbedder:
 
     def __init__(self, during: Callable[[], object] = lambda: None) -> None:
         self.during = during
-        self.seen: list[str] = []
+        self.embedded: list[str] = []
 
     def embed_images(self, images: Sequence[Path]) -> np.ndarray:
         self.during()
         thumbs = [np.asarray(open_image(path).resize((4, 4)), np.float32).ravel() for path in images]
-        self.seen += [path.name for path in images]
+        self.embedded += [path.name for path in images]
         vectors = np.stack(thumbs) - 127.5
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -63,7 +63,7 @@ def update(
     """Run an update; also return the names that went through the model, in order."""
     embedder = embedder or PixelEmbedder()
     report = update_index(out, folder, lambda: embedder, "pixels-1", model="tiny", batch=batch)
-    return report, embedder.seen
+    return report, embedder.embedded
 
 
 @pytest.fixture
@@ -79,9 +79,9 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_every_photo_is_found_by_its_own_vector(folder: Path, out: Path) -> None:
-    report, seen = update(out, folder)
+    report, embedded = update(out, folder)
     assert (report.photos, report.embedded, report.failed) == (10, 10, ())
-    assert sorted(seen) == [f"{seed}.png" for seed in range(10)]
+    assert sorted(embedded) == [f"{seed}.png" for seed in range(10)]
     index = PhotoIndex.open(out)
     assert index.model == "tiny"
     for seed in range(10):
@@ -106,8 +106,8 @@ def test_only_what_is_new_is_embedded(folder: Path, out: Path) -> None:
     update(out, folder)
     paint(folder / "deep" / "er" / "new.png", 77)
     paint(folder / "3.png", 33)
-    report, seen = update(out, folder)
-    assert sorted(seen) == ["3.png", "new.png"]
+    report, embedded = update(out, folder)
+    assert sorted(embedded) == ["3.png", "new.png"]
     assert (report.photos, report.embedded, report.unchanged) == (11, 2, 9)
     index = PhotoIndex.open(out)
     assert index.search(vector(77))[0].path == folder / "deep" / "er" / "new.png"
@@ -121,8 +121,8 @@ def test_removed_moved_and_touched_files_need_no_model(folder: Path, out: Path) 
     (folder / "sub").mkdir()
     (folder / "1.png").rename(folder / "sub" / "one.png")
     os.utime(folder / "2.png", (1, 1))
-    report, seen = update(out, folder)
-    assert seen == []
+    report, embedded = update(out, folder)
+    assert embedded == []
     assert (report.photos, report.reused, report.removed, report.unchanged) == (9, 2, 1, 7)
     index = PhotoIndex.open(out)
     assert set(index.paths) == {
@@ -137,8 +137,8 @@ def test_copies_are_embedded_once_and_both_found(folder: Path, out: Path) -> Non
     report, _ = update(out, folder)
     assert (report.photos, report.embedded) == (11, 10)
     shutil.copy(folder / "5.png", folder / "later copy.png")
-    report, seen = update(out, folder)
-    assert (report.photos, report.reused, seen) == (12, 1, [])
+    report, embedded = update(out, folder)
+    assert (report.photos, report.reused, embedded) == (12, 1, [])
     index = PhotoIndex.open(out)
     best = index.search(vector(5), k=3)
     assert [hit.path.name for hit in best] == ["5.png", "a copy.png", "later copy.png"]
@@ -149,18 +149,18 @@ def test_bad_photos_are_reported_skipped_and_not_tried_again(folder: Path, out: 
     data = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(data[: len(data) // 2])
     (folder / "text.jpg").write_text("not a photo")
-    report, seen = update(out, folder, batch=32)
+    report, embedded = update(out, folder, batch=32)
     assert [bad.path for bad in report.failed] == ["4.png", "text.jpg"]
     assert all(bad.reason and str(folder) not in bad.reason for bad in report.failed)
     assert (report.photos, report.embedded) == (9, 9)
-    assert "4.png" not in seen
+    assert "4.png" not in embedded
 
-    again, seen = update(out, folder)
-    assert (again.failed, again.unchanged, seen) == (report.failed, 11, [])
+    again, embedded = update(out, folder)
+    assert (again.failed, again.unchanged, embedded) == (report.failed, 11, [])
 
     (folder / "4.png").write_bytes(data)
-    mended, seen = update(out, folder)
-    assert seen == ["4.png"]
+    mended, embedded = update(out, folder)
+    assert embedded == ["4.png"]
     assert [bad.path for bad in mended.failed] == ["text.jpg"]
     assert (mended.photos, len(PhotoIndex.open(out))) == (10, 10)
 
@@ -168,20 +168,20 @@ def test_bad_photos_are_reported_skipped_and_not_tried_again(folder: Path, out: 
 def test_an_unreadable_file_is_reported_and_tried_again(
     folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = index_module._read
+    read = index_module._hash_file
 
-    def refuse(root: Path, path: str) -> store_module.SeenFile:
+    def refuse(root: Path, path: str) -> store_module.HashedFile:
         if path == "6.png":
             raise PermissionError(13, "Permission denied")
         return read(root, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_module, "_read", refuse)
+        patch.setattr(index_module, "_hash_file", refuse)
         report, _ = update(out, folder)
     assert [(bad.path, bad.reason) for bad in report.failed] == [("6.png", "Permission denied")]
     assert report.photos == 9
-    report, seen = update(out, folder)
-    assert (report.failed, report.photos, seen) == ((), 10, ["6.png"])
+    report, embedded = update(out, folder)
+    assert (report.failed, report.photos, embedded) == ((), 10, ["6.png"])
 
 
 def test_a_vector_that_is_not_finite_is_a_bad_photo(folder: Path, out: Path) -> None:
@@ -199,8 +199,8 @@ def test_a_vector_that_is_not_finite_is_a_bad_photo(folder: Path, out: Path) -> 
 def test_a_file_that_changes_while_it_is_embedded_waits_for_the_next_run(folder: Path, out: Path) -> None:
     report, _ = update(out, folder, PixelEmbedder(during=lambda: paint(folder / "0.png", 99)), batch=10)
     assert report.photos == 9
-    report, seen = update(out, folder)
-    assert (report.photos, seen) == (10, ["0.png"])
+    report, embedded = update(out, folder)
+    assert (report.photos, embedded) == (10, ["0.png"])
     assert PhotoIndex.open(out).search(vector(99))[0].path == folder / "0.png"
 
 
@@ -224,7 +224,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_index import PixelEmbedder, update
-import mmgem.search.store as store
+import mmgem.search.index_store as store
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 
@@ -240,8 +240,8 @@ def die_at(number, before, name, owner):
 
 point, number, before = {point!r}, {number}, {before}
 die_at(number, before, *dict(
-    embed=("embed_images", PixelEmbedder), append=("_append", store.Store),
-    record=("record", store.Store), compact=("compact", store.Store),
+    embed=("embed_images", PixelEmbedder), append=("_append", store.IndexStore),
+    record=("record", store.IndexStore), compact=("compact", store.IndexStore),
 )[point])
 update(Path({out!r}), Path({folder!r}))
 """
@@ -271,8 +271,8 @@ def test_a_killed_run_loses_at_most_one_batch(
     died = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False)
     assert died.returncode == -signal.SIGKILL
     assert len(PhotoIndex.open(out)) == recorded
-    report, seen = update(out, folder)
-    assert len(seen) == 10 - recorded
+    report, embedded = update(out, folder)
+    assert len(embedded) == 10 - recorded
     assert report.photos == 10
     index = PhotoIndex.open(out)
     assert all(index.search(vector(seed))[0].path == folder / f"{seed}.png" for seed in range(10))
@@ -306,7 +306,7 @@ def crash_at(call: int) -> Callable[[], None]:
 )
 def test_after_any_history_the_index_is_what_the_folder_holds(history: list[tuple[str, int, int]]) -> None:
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_module, "_SLACK_ROWS", 1)
+        patch.setattr(store_module, "_MIN_DEAD_ROWS", 1)
         folder, out = Path(place, "photos"), Path(place, "idx")
         paint(folder / "anchor.png", 1000)
         clock = 10**9
@@ -337,9 +337,9 @@ def test_after_any_history_the_index_is_what_the_folder_holds(history: list[tupl
             if not path.read_bytes().startswith(b"nothing"):
                 good[path.name] = PixelEmbedder().embed_images([path])[0]
         index = PhotoIndex.open(out)
-        found = {path.name: row for path, row in zip(index.paths, index.vectors, strict=True)}
-        assert found.keys() == good.keys()
-        assert all(np.array_equal(found[name], good[name]) for name in good)
+        vector_by_name = {path.name: row for path, row in zip(index.paths, index.vectors, strict=True)}
+        assert vector_by_name.keys() == good.keys()
+        assert all(np.array_equal(vector_by_name[name], good[name]) for name in good)
         assert report.photos == len(good)
         assert len(report.failed) == len(list(folder.iterdir())) - len(good)
 
@@ -347,7 +347,7 @@ def test_after_any_history_the_index_is_what_the_folder_holds(history: list[tupl
 def test_rows_without_a_photo_are_compacted_away(
     folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_SLACK_ROWS", 2)
+    monkeypatch.setattr(store_module, "_MIN_DEAD_ROWS", 2)
     update(out, folder)
     reader = PhotoIndex.open(out)
     for seed in (1, 4, 6):
@@ -359,8 +359,8 @@ def test_rows_without_a_photo_are_compacted_away(
     index = PhotoIndex.open(out)
     assert [index.search(vector(s))[0].path.name for s in (0, 5, 9)] == ["0.png", "5.png", "9.png"]
     paint(folder / "4.png", 4)
-    _, seen = update(out, folder)
-    assert seen == ["4.png"]
+    _, embedded = update(out, folder)
+    assert embedded == ["4.png"]
     assert PhotoIndex.open(out).search(vector(4))[0].score == pytest.approx(1, abs=1e-5)
 
 
@@ -399,8 +399,8 @@ def test_one_folder_per_index_but_the_folder_may_move(folder: Path, out: Path, t
     (tmp_path / "link").symlink_to(folder)
     assert update(out, tmp_path / "link")[0].unchanged == 10
     moved = folder.rename(tmp_path / "moved")
-    report, seen = update(out, moved)
-    assert (report.unchanged, seen) == (10, [])
+    report, embedded = update(out, moved)
+    assert (report.unchanged, embedded) == (10, [])
     assert PhotoIndex.open(out).folder == moved
 
 
@@ -488,12 +488,12 @@ def test_progress_counts_what_is_not_as_recorded(folder: Path, out: Path) -> Non
     update(out, folder)
     paint(folder / "a.png", 60)
     paint(folder / "b.png", 61)
-    told: list[str] = []
+    progressed: list[str] = []
 
     def progress(paths: Iterable[str]) -> Iterator[str]:
         for path in paths:
             yield path
-            told.append(path)
+            progressed.append(path)
 
     update_index(out, folder, PixelEmbedder, "pixels-1", progress=progress)
-    assert told == ["a.png", "b.png"]
+    assert progressed == ["a.png", "b.png"]

@@ -13,8 +13,8 @@ from test_index import PixelEmbedder, paint, vector
 from mmgem.data.images import open_image
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search.index import update_index
-from mmgem.search.places import parse_place
 from mmgem.search.search import PhotoIndex
+from mmgem.search.spatial_filter import parse_spatial_filter
 
 
 class RegionEmbedder(PixelEmbedder):
@@ -35,32 +35,32 @@ def test_regions_are_found_with_their_boxes(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for seed in range(6):
         paint(photos / f"{seed}.png", seed)
-    made = RegionEmbedder()
-    update_index(tmp_path / "idx", photos, lambda: made, made.fingerprint, regions=4)
+    embedder = RegionEmbedder()
+    update_index(tmp_path / "idx", photos, lambda: embedder, embedder.fingerprint, regions=4)
     index = PhotoIndex.open(tmp_path / "idx")
     assert (index.regions, len(index)) == (4, 30)
-    boxes, vectors = made.find_regions([photos / "3.png"], 4)[0]
+    boxes, vectors = embedder.find_regions([photos / "3.png"], 4)[0]
     for box, query in zip(boxes, vectors, strict=True):
         hits = index.search_regions(query, 3)
         assert len({hit.path for hit in hits}) == len(hits) == 3
         assert (hits[0].path.name, hits[0].box) == ("3.png", tuple(box))
         assert hits[0].score == pytest.approx(1, abs=1e-5)
-    corner = index.search_regions(vectors[0], 6, parse_place("bottom-right"))
+    corner = index.search_regions(vectors[0], 6, parse_spatial_filter("bottom-right"))
     assert {hit.box for hit in corner} == {(4, 4, 8, 8)}
     assert len(corner) == 6
     # Whole photos are found as ever, and adding a photo embeds that photo.
-    assert all(hit.box is None for hit in index.search(made.embed_images([photos / "1.png"])[0], 10))
+    assert all(hit.box is None for hit in index.search(embedder.embed_images([photos / "1.png"])[0], 10))
     paint(photos / "new.png", 9)
-    report = update_index(tmp_path / "idx", photos, lambda: made, made.fingerprint)
+    report = update_index(tmp_path / "idx", photos, lambda: embedder, embedder.fingerprint)
     assert (report.embedded, report.unchanged) == (1, 6)
     assert len(PhotoIndex.open(tmp_path / "idx")) == 35
     with pytest.raises(SearchIndexError, match="made with 4 regions a photo, not 3"):
-        update_index(tmp_path / "idx", photos, lambda: made, made.fingerprint, regions=3)
+        update_index(tmp_path / "idx", photos, lambda: embedder, embedder.fingerprint, regions=3)
 
 
 def test_an_index_without_regions_says_so(tmp_path: Path) -> None:
     paint(tmp_path / "photos" / "0.png", 0)
-    made = PixelEmbedder()
-    update_index(tmp_path / "idx", tmp_path / "photos", lambda: made, made.fingerprint)
+    embedder = PixelEmbedder()
+    update_index(tmp_path / "idx", tmp_path / "photos", lambda: embedder, embedder.fingerprint)
     with pytest.raises(UsageError, match="has no regions"):
         PhotoIndex.open(tmp_path / "idx").search_regions(vector(0))

@@ -20,7 +20,7 @@ from mmgem.search.index import update_index
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.self_retrieval.prompts import Prompts
-from mmgem.serve.errors import Refused
+from mmgem.serve.errors import APIError
 from mmgem.serve.service import Service
 
 SIZES = [(160, 120), (90, 120), (240, 120)]
@@ -245,7 +245,7 @@ def test_a_busy_server_is_asked_again(page: Browser, server, monkeypatch: pytest
         if refused.is_set():
             return await search(*arguments)
         refused.set()
-        raise Refused(429, "queue_full", "busy; try again later", retry=1)
+        raise APIError(429, "queue_full", "busy; try again later", retry_after=1)
 
     monkeypatch.setattr(service, "search", busy_once)
     page.open(address(client, "q=a+red+dog"))

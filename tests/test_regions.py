@@ -13,7 +13,14 @@ from PIL import Image
 
 from mmgem import MMGEM, UsageError
 from mmgem.inference.pyramid import assign_pyramid_levels, input_sizes
-from mmgem.inference.region_proposals import choose, embed_windows, overlaps, pool_windows, surrounds, windows
+from mmgem.inference.region_proposals import (
+    embed_windows,
+    pairwise_iou,
+    pool_windows,
+    select_windows,
+    sliding_windows,
+    surrounding_boxes,
+)
 from mmgem.models.pooling import pool_boxes
 
 
@@ -31,21 +38,21 @@ def photo(path: Path, size: tuple[int, int] = (64, 48), seed: int = 0) -> Path:
 
 
 def test_windows_are_inside_and_of_many_sizes() -> None:
-    boxes = windows()
+    boxes = sliding_windows()
     assert boxes.min() >= 0
     assert boxes.max() <= 1 + 1e-6
     assert len(boxes) == len(boxes.unique(dim=0))
     areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).round(decimals=3).unique()
     assert areas.min() < 0.06
     assert areas.max() > 0.4
-    around = surrounds(boxes)
+    around = surrounding_boxes(boxes)
     assert (around[:, :2] <= boxes[:, :2]).all()
     assert (around[:, 2:] >= boxes[:, 2:]).all()
 
 
 def test_windows_are_pooled_as_boxes_are() -> None:
     maps = torch.randn(2, 5, 7, 3)
-    boxes = windows()[::9]
+    boxes = sliding_windows()[::9]
     expected = pool_boxes(maps, (boxes * torch.tensor([7, 5, 7, 5])).expand(2, -1, -1), (5, 7))[:, :, 0]
     torch.testing.assert_close(pool_windows(maps, boxes), expected, atol=1e-5, rtol=1e-4)
 
@@ -53,7 +60,7 @@ def test_windows_are_pooled_as_boxes_are() -> None:
 def test_windows_are_embedded_as_boxes_are() -> None:
     network = toys.network(projection="mlp")
     maps = torch.randn(1, 4, 4, network.encoder.channels)
-    boxes, side = windows()[::17], float(network.encoder.size)
+    boxes, side = sliding_windows()[::17], float(network.encoder.size)
     inner, frame = embed_windows(network, maps, boxes)
     expected = network.encode_image(maps, (boxes * side)[None])[0, :, 0]
     torch.testing.assert_close(inner[0], expected, atol=1e-5, rtol=1e-4)
@@ -62,26 +69,26 @@ def test_windows_are_embedded_as_boxes_are() -> None:
 
 
 def test_telling_windows_do_not_overlap_much() -> None:
-    boxes = windows()
+    boxes = sliding_windows()
     inner, frame = torch.randn(len(boxes), 8), torch.randn(len(boxes), 8)
     inner[5] = -frame[5]  # nothing differs more from what is around it
-    kept = choose(boxes, inner, frame, 12)
-    assert len(kept) == 12
-    assert kept[0] == 5
-    assert (overlaps(boxes[kept]) - torch.eye(12)).max() < 0.45
+    selected = select_windows(boxes, inner, frame, 12)
+    assert len(selected) == 12
+    assert selected[0] == 5
+    assert (pairwise_iou(boxes[selected]) - torch.eye(12)).max() < 0.45
 
 
 def test_overlap_of_boxes() -> None:
     boxes = torch.tensor([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 6, 6.0]])
     expected = torch.tensor([[1, 1 / 7, 0], [1 / 7, 1, 0], [0, 0, 1.0]])
-    torch.testing.assert_close(overlaps(boxes), expected)
+    torch.testing.assert_close(pairwise_iou(boxes), expected)
 
 
 def test_found_regions_are_embedded_as_their_boxes(model: MMGEM, tmp_path: Path) -> None:
     paths = [photo(tmp_path / f"{i}.png", (64 + 8 * i, 48), i) for i in range(11)]
-    found = model.find_regions(paths, 6)
-    assert len(found) == 11
-    for path, (boxes, vectors) in zip(paths, found, strict=True):
+    regions = model.find_regions(paths, 6)
+    assert len(regions) == 11
+    for path, (boxes, vectors) in zip(paths, regions, strict=True):
         assert len(boxes) == len(vectors) == 6
         width, height = Image.open(path).size
         assert all(0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height for x0, y0, x1, y1 in boxes)
@@ -96,10 +103,10 @@ def test_small_boxes_are_read_at_larger_sides() -> None:
     prep = dataclasses.replace(prep, size=200, scales=(250,), region_scales=(500, 1000))
     assert input_sizes(prep) == [200, 250, 500, 1000]
     expected = [[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0.5, 0.5, 0]]
-    given = assign_pyramid_levels([1.0, 0.5, 0.25, 0.01, 0.8], prep)
+    weights = assign_pyramid_levels([1.0, 0.5, 0.25, 0.01, 0.8], prep)
     # 0.8 of 200 is too small, of 250 just not; 0.8 of 500 is too large.
     expected[4] = [0, 1, 0, 0]
-    np.testing.assert_allclose(given, expected)
+    np.testing.assert_allclose(weights, expected)
     np.testing.assert_allclose(
         assign_pyramid_levels([0.1, 1.0], dataclasses.replace(prep, scales=(), region_scales=())), 1
     )

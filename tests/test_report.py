@@ -13,9 +13,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from mmgem.errors import UsageError
-from mmgem.report.cards import (
-    Fact,
-    HeatCard,
+from mmgem.report.contact_sheet import contact_sheet
+from mmgem.report.data import (
+    HeatmapCard,
+    LabelledValue,
     Match,
     PhotoCard,
     QueryRow,
@@ -24,7 +25,6 @@ from mmgem.report.cards import (
     Report,
     SimilarRow,
 )
-from mmgem.report.contact_sheet import contact_sheet
 from mmgem.report.html import write_report
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -78,15 +78,15 @@ def full_report(photo: Path) -> Report:
     return Report(
         title="A title",
         lead="A lead",
-        figures=[Fact("photos", "12")],
-        facts=[Fact("encoder", "an encoder")],
+        figures=[LabelledValue("photos", "12")],
+        details=[LabelledValue("encoder", "an encoder")],
         queries=[QueryRow("cats", [match, Match(photo, 0.1, box=(80, 120, 400, 600))])],
         similar=[SimilarRow(photo, [match])],
         regions=[
             RegionCard(photo, [Region((0, 0, 400, 300), "an ear", 0.25), Region((5, 5, 9, 9), "a nose")])
         ],
         region_queries=[QueryRow("an ear at the top", [Match(photo, 0.3, box=(0, 0, 90, 90))])],
-        heat=[HeatCard(photo, "an ear", np.random.default_rng(1).random((7, 7)))],
+        heatmaps=[HeatmapCard(photo, "an ear", np.random.default_rng(1).random((7, 7)))],
         photos=[PhotoCard(photo, f"caption {n}", [("cat", 0.62)], "IMG_1.jpg") for n in range(9)],
         commands=['mmgem search idx "cats & dogs"'],
         note="The end.",
@@ -148,7 +148,7 @@ def test_text_is_never_markup(photo: Path, tmp_path: Path) -> None:
     report = Report(
         title=evil,
         lead=evil,
-        facts=[Fact(evil, evil)],
+        details=[LabelledValue(evil, evil)],
         queries=[QueryRow(evil, [Match(photo, 0.1, caption=evil)])],
         regions=[RegionCard(photo, [Region((0, 0, 1, 1), evil)], evil)],
         photos=[PhotoCard(photo, evil, [(evil, 0.5)], evil)],

@@ -15,9 +15,9 @@ from mmgem import MMGEM
 from mmgem.cli.main import main
 from mmgem.errors import DataError, UsageError
 from mmgem.evaluate.retrieval import reranked_scores, retrieval_scores, retrieval_scores_from_matrix
-from mmgem.search.rerank import Rerank, log_probs
+from mmgem.search.index_store import IndexSnapshot
+from mmgem.search.rerank import RerankOptions, log_probs
 from mmgem.search.search import PhotoIndex
-from mmgem.search.store import Snapshot
 
 TEXT = "a dog runs on the beach"
 
@@ -33,7 +33,7 @@ def units(count: int, dim: int = 8, seed: int = 0) -> np.ndarray:
 
 def photo_index(vectors: np.ndarray) -> PhotoIndex:
     entries = [(row, f"{row:03}.jpg".encode(), None) for row in range(len(vectors))]
-    return PhotoIndex(Snapshot("f", "toy", Path("/photos"), vectors, entries), Path("/photos"))
+    return PhotoIndex(IndexSnapshot("f", "toy", Path("/photos"), vectors, entries), Path("/photos"))
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def alone(mmgem: MMGEM, vector: np.ndarray, ids: Tensor, length: float) -> float
 
 @pytest.mark.parametrize("llm", ["llama", "gpt2", "gemma2"])
 def test_order_and_figures_are_those_of_one_pair_at_a_time(llm: str) -> None:
-    mmgem, vectors, options = model(llm), units(60), Rerank(candidates=40, weight=9, length=2)
+    mmgem, vectors, options = model(llm), units(60), RerankOptions(candidates=40, weight=9, embedding_norm=2)
     query = mmgem.embed_texts([TEXT])[0]
     near = np.argsort(-(vectors @ query))[:40]
     (ids,) = mmgem.tokenizer.encode_all([TEXT])
@@ -81,11 +81,13 @@ def test_what_is_asked_for_is_what_comes() -> None:
     assert [hit.score for hit in everything] == sorted((hit.score for hit in everything), reverse=True)
     # Weight 0 is the search itself.
     plain = index.search(mmgem.embed_texts([TEXT])[0], 3)
-    assert [(h.path, h.score) for h in mmgem.rerank(index, TEXT, 3, Rerank(weight=0))] == [
+    assert [(h.path, h.score) for h in mmgem.rerank(index, TEXT, 3, RerankOptions(weight=0))] == [
         (h.path, h.score) for h in plain
     ]
     # Without candidates to spare, the first k of the search are put in order among themselves.
-    assert {h.path for h in mmgem.rerank(index, TEXT, 3, Rerank(candidates=1))} == {h.path for h in plain}
+    assert {h.path for h in mmgem.rerank(index, TEXT, 3, RerankOptions(candidates=1))} == {
+        h.path for h in plain
+    }
     assert mmgem.rerank(photo_index(units(0)), TEXT) == []
 
 
@@ -106,12 +108,12 @@ def test_recall_of_a_new_order_is_that_of_its_matrix() -> None:
     texts = texts + images[owner]
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     new = np.random.default_rng(2).standard_normal((30, 90))
-    found = reranked_scores(images, texts, owner, lambda rows, columns: new[rows, columns], 6)
+    scores = reranked_scores(images, texts, owner, lambda rows, columns: new[rows, columns], 6)
     cosines = images @ texts.T
     for way, axis in (("i2t", 1), ("t2i", 0)):
         near = np.argsort(np.argsort(-cosines, axis), axis) < 6
         matrix = np.where(near, 1000 + new, cosines)
-        assert found[way] == retrieval_scores_from_matrix(matrix, owner)[way]
+        assert scores[way] == retrieval_scores_from_matrix(matrix, owner)[way]
     same = reranked_scores(images, texts, owner, lambda rows, columns: cosines[rows, columns], 1000)
     assert same == retrieval_scores(images, texts, owner)
 
@@ -124,9 +126,9 @@ def run(capfd: pytest.CaptureFixture[str], *argv: object) -> dict:
 def test_on_the_command_line(capfd, tiny_photos, tiny_model_folder, tmp_path) -> None:
     run(capfd, "index", tiny_photos[0].parent, "--out", tmp_path / "idx", "-m", tiny_model_folder)
     capfd.readouterr()
-    told = run(capfd, "search", tmp_path / "idx", TEXT, "-k", 4, "--rerank")
+    reply = run(capfd, "search", tmp_path / "idx", TEXT, "-k", 4, "--rerank")
     index, mmgem = PhotoIndex.open(tmp_path / "idx"), MMGEM.from_pretrained(tiny_model_folder)
-    assert told["hits"] == [
+    assert reply["hits"] == [
         {
             "file": str(hit.path),
             "score": round(hit.score, 6),
@@ -144,9 +146,9 @@ def test_on_the_command_line(capfd, tiny_photos, tiny_model_folder, tmp_path) ->
 
 def test_eval_tells_both(capfd, tiny_model_folder, tmp_path, monkeypatch) -> None:
     # A random model's second look is too weak at its usual weight to change a rank: let it decide alone.
-    monkeypatch.setattr(Rerank, "scores", lambda _, cosines, given, usual, temperature: given - usual)
+    monkeypatch.setattr(RerankOptions, "scores", lambda _, cosines, given, usual, temperature: given - usual)
     argv = ("eval", "retrieval", "--data", toys.photos(tmp_path, 0, 20), "-m", tiny_model_folder)
-    plain, told = run(capfd, *argv), run(capfd, *argv, "--rerank")
-    assert told.keys() == plain.keys() | {"cosine", "seconds_per_query"}
-    assert told["cosine"] == {way: plain[way] for way in ("i2t", "t2i")}
-    assert told["seconds_per_query"] > 0 and told["t2i"] != plain["t2i"]
+    plain, reranked = run(capfd, *argv), run(capfd, *argv, "--rerank")
+    assert reranked.keys() == plain.keys() | {"cosine", "seconds_per_query"}
+    assert reranked["cosine"] == {way: plain[way] for way in ("i2t", "t2i")}
+    assert reranked["seconds_per_query"] > 0 and reranked["t2i"] != plain["t2i"]

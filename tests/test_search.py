@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgem.errors import UsageError
+from mmgem.search.index_store import IndexSnapshot
 from mmgem.search.search import PhotoIndex
-from mmgem.search.store import Snapshot
 
 FOLDER = Path("/photos")
 
@@ -21,7 +21,7 @@ def make(vectors: np.ndarray, entries: list[tuple[int, str, list[float] | None]]
     stored = sorted(
         (row, path.encode(), None if box is None else json.dumps(box)) for row, path, box in entries
     )
-    return PhotoIndex(Snapshot("f", "tiny", FOLDER, vectors.astype(np.float32), stored), FOLDER)
+    return PhotoIndex(IndexSnapshot("f", "tiny", FOLDER, vectors.astype(np.float32), stored), FOLDER)
 
 
 def simple(vectors: np.ndarray) -> PhotoIndex:
@@ -41,9 +41,9 @@ def test_same_as_sorting_everything(seed: int, rows: int, owners: list[int], k: 
     vectors = rng.integers(-1, 2, (rows, 3)).astype(np.float32)
     query = rng.integers(-1, 2, 3).astype(np.float32)
     entries = [(row, f"{number}.jpg", None) for number, row in enumerate(owners) if row < rows]
-    wanted = sorted((-float(vectors[row] @ query), path) for row, path, _ in entries)[:k]
+    expected = sorted((-float(vectors[row] @ query), path) for row, path, _ in entries)[:k]
     hits = make(vectors, entries).search(query, k)
-    assert [(-hit.score, hit.path.name) for hit in hits] == wanted
+    assert [(-hit.score, hit.path.name) for hit in hits] == expected
 
 
 def test_many_queries_are_the_same_as_one_by_one() -> None:

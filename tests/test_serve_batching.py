@@ -18,9 +18,9 @@ from serving import data_uri, image_part, picture, serving
 
 from mmgem import MMGEM
 from mmgem.errors import UsageError
-from mmgem.serve.batcher import Batcher, Kind
+from mmgem.serve.batcher import Batcher, JobType
 from mmgem.serve.metrics import Metrics
-from mmgem.serve.request_cache import Once
+from mmgem.serve.request_cache import RequestCache
 
 
 class Held:
@@ -29,7 +29,7 @@ class Held:
     def __init__(self, **options: int) -> None:
         self.batches: list[list[int]] = []
         self.go = threading.Event()
-        self.kind: Kind[int, int] = Kind("held", self._run, **options)
+        self.job_type: JobType[int, int] = JobType("held", self._run, **options)
 
     def _run(self, items: list[int]) -> list[int]:
         self.batches.append(items)
@@ -57,7 +57,7 @@ async def after(seconds: float, make: Callable[[], Awaitable[int]]) -> int:
 
 async def behind_the_first(batcher: Batcher, held: Held, *submits: Awaitable[Any]) -> list[Any]:
     """Submit while an item is being computed, then let it go."""
-    first = asyncio.ensure_future(batcher.submit(held.kind, 1))
+    first = asyncio.ensure_future(batcher.submit(held.job_type, 1))
     while not held.batches:
         await asyncio.sleep(0.001)
     rest = [asyncio.ensure_future(submit) for submit in submits]
@@ -68,21 +68,21 @@ async def behind_the_first(batcher: Batcher, held: Held, *submits: Awaitable[Any
 
 
 def test_what_waits_is_joined_up_to_the_most() -> None:
-    held = Held(most=3)
+    held = Held(max_batch_size=3)
 
     async def work(b: Batcher) -> list[Any]:
-        return await behind_the_first(b, held, *(b.submit(held.kind, i) for i in (2, 3, 4, 5)))
+        return await behind_the_first(b, held, *(b.submit(held.job_type, i) for i in (2, 3, 4, 5)))
 
     assert batched(work) == [4, 6, 8, 10]
     assert held.batches == [[1], [2, 3, 4], [5]]
 
 
 def test_groups_budgets_and_lengths_keep_apart() -> None:
-    held = Held(most=8, budget=1000)
+    held = Held(max_batch_size=8, max_batch_cost=1000)
 
     async def work(b: Batcher) -> list[Any]:
-        group = [b.submit(held.kind, i, group) for i, group in ((2, "a"), (3, "b"), (4, "a"))]
-        long = [b.submit(held.kind, i, cost=cost) for i, cost in ((5, 200), (6, 900), (7, 250), (8, 600))]
+        group = [b.submit(held.job_type, i, group) for i, group in ((2, "a"), (3, "b"), (4, "a"))]
+        long = [b.submit(held.job_type, i, cost=cost) for i, cost in ((5, 200), (6, 900), (7, 250), (8, 600))]
         return await behind_the_first(b, held, *group, *long)
 
     assert batched(work) == [4, 6, 8, 10, 12, 14, 16]
@@ -91,15 +91,15 @@ def test_groups_budgets_and_lengths_keep_apart() -> None:
 
 def test_a_full_batch_goes_first_but_not_for_long() -> None:
     for wait, first in ((0.0, [3, 4, 5, 6]), (0.5, [2])):
-        held = Held(most=4)
+        held = Held(max_batch_size=4)
 
         async def work(b: Batcher, held: Held = held, wait: float = wait) -> list[Any]:
             asyncio.get_running_loop().call_later(wait + 0.2, held.go.set)
             return list(
                 await asyncio.gather(
-                    b.submit(held.kind, 1),
-                    after(0.05, lambda: b.submit(held.kind, 2, "a")),
-                    *(after(0.1 + wait, partial(b.submit, held.kind, n, "b")) for n in (3, 4, 5, 6)),
+                    b.submit(held.job_type, 1),
+                    after(0.05, lambda: b.submit(held.job_type, 2, "a")),
+                    *(after(0.1 + wait, partial(b.submit, held.job_type, n, "b")) for n in (3, 4, 5, 6)),
                 )
             )
 
@@ -111,7 +111,7 @@ def test_a_bad_one_fails_alone() -> None:
     held = Held()
 
     async def work(b: Batcher) -> list[Any]:
-        return await behind_the_first(b, held, *(b.submit(held.kind, i) for i in (2, 13, 4)))
+        return await behind_the_first(b, held, *(b.submit(held.job_type, i) for i in (2, 13, 4)))
 
     good, bad, other = batched(work)
     assert (good, other) == (4, 8) and isinstance(bad, UsageError)
@@ -123,9 +123,9 @@ def test_what_nobody_waits_for_is_dropped() -> None:
     async def work(b: Batcher) -> list[Any]:
         async def impatient() -> int:
             async with asyncio.timeout(0):
-                return await b.submit(held.kind, 3)
+                return await b.submit(held.job_type, 3)
 
-        return await behind_the_first(b, held, b.submit(held.kind, 2), impatient())
+        return await behind_the_first(b, held, b.submit(held.job_type, 2), impatient())
 
     done, late = batched(work)
     assert done == 4 and isinstance(late, TimeoutError)
@@ -133,15 +133,15 @@ def test_what_nobody_waits_for_is_dropped() -> None:
 
 
 def test_once_in_flight_and_while_recent() -> None:
-    made = []
+    calls = []
 
     async def make() -> int:
-        made.append(1)
+        calls.append(1)
         await asyncio.sleep(0.01)
-        return len(made)
+        return len(calls)
 
     async def run() -> None:
-        once: Once[int] = Once("test", 2, Metrics())
+        once: RequestCache[int] = RequestCache("test", 2, Metrics())
         assert await asyncio.gather(*(once.get("a", make) for _ in range(5))) == [1] * 5
         assert await once.get("a", make) == 1
         assert [await once.get(key, make) for key in ("b", "c")] == [2, 3]
@@ -152,7 +152,7 @@ def test_once_in_flight_and_while_recent() -> None:
 
 def test_one_who_leaves_does_not_cancel_the_others() -> None:
     async def run() -> None:
-        once: Once[int] = Once("test", 2, Metrics())
+        once: RequestCache[int] = RequestCache("test", 2, Metrics())
 
         async def make() -> int:
             await asyncio.sleep(0.02)
@@ -203,18 +203,18 @@ def test_batched_answers_are_the_unbatched_ones(client: httpx.Client, model: MMG
     requests = [("/v1/embeddings", {"input": text}) for text in texts]
     requests += [("/v1/embeddings", {"input": [image_part(data)]}) for data in pictures]
     requests += [("/caption", {"image": data_uri(data)}) for data in pictures]
-    found = together(client, requests)
-    vectors = np.array([row["data"][0]["embedding"] for row in found[:24]])
+    replies = together(client, requests)
+    vectors = np.array([row["data"][0]["embedding"] for row in replies[:24]])
     alone = [model.embed_texts([text])[0] for text in texts] + [model.embed_images([p])[0] for p in pictures]
     assert vectors == pytest.approx(np.array(alone), abs=1e-5)
-    said = [row["captions"][0]["text"] for row in found[24:]]
-    assert said == [model.caption([data])[0] for data in pictures]
+    captions = [row["captions"][0]["text"] for row in replies[24:]]
+    assert captions == [model.caption([data])[0] for data in pictures]
 
 
 def test_equal_ones_are_computed_once(model: MMGEM) -> None:
     with serving(model) as (client, _):
-        found = together(client, [("/v1/embeddings", {"input": "a red dog"})] * 12)
-        assert len({str(row["data"]) for row in found}) == 1
+        replies = together(client, [("/v1/embeddings", {"input": "a red dog"})] * 12)
+        assert len({str(row["data"]) for row in replies}) == 1
         assert 'mmgem_batch_items_sum{kind="text"} 1.0' in client.get("/metrics").text
 
 

@@ -23,7 +23,7 @@ from test_serve_routes import refused
 from mmgem import MMGEM
 from mmgem.cli.main import main
 from mmgem.errors import UsageError
-from mmgem.serve.errors import Refused
+from mmgem.serve.errors import APIError
 from mmgem.serve.remote import public_address
 from mmgem.serve.server import listen
 
@@ -108,8 +108,8 @@ def test_busy_is_said_and_when_to_come_again(model: MMGEM, monkeypatch: pytest.M
                 time.sleep(0.01)
             assert client.get("/healthz").status_code == 200  # never busy
             go.set()
-            told = [reply.result() for reply in replies]
-    busy = [reply for reply in told if reply.status_code == 429]
+            results = [reply.result() for reply in replies]
+    busy = [reply for reply in results if reply.status_code == 429]
     assert len(busy) == 1 and refused(busy[0]) == (429, "queue_full")
     assert int(busy[0].headers["retry-after"]) >= 1
 
@@ -171,14 +171,14 @@ def test_what_a_client_that_left_waited_for_is_dropped(model: MMGEM, monkeypatch
         batch = _Blocking(go)
         monkeypatch.setattr(model, "batch", batch)
         photo = json.dumps({"role": "user", "content": [image_part(picture())]})
-        asked = {
+        requests = {
             "/v1/embeddings": b'{"input": "cat"}',
             "/v1/chat/completions": b'{"stream": true, "messages": [%b]}' % photo.encode(),
         }
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(client.post, "/v1/embeddings", json={"input": "dog"})
             assert batch.reached.wait(10)
-            for path, body in asked.items():
+            for path, body in requests.items():
                 with socket.create_connection(address(client), 10) as raw:
                     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                     raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -223,7 +223,7 @@ def test_no_path_leads_out(client: httpx.Client) -> None:
     "host", ["127.0.0.1", "localhost", "10.1.2.3", "169.254.169.254", "::1", "::ffff:127.0.0.1", "0.0.0.0"]
 )
 def test_private_addresses_are_never_fetched(host: str) -> None:
-    with pytest.raises(Refused, match="not a public address"):
+    with pytest.raises(APIError, match="not a public address"):
         public_address(host, 80)
 
 
@@ -231,8 +231,8 @@ def test_remote_photos_only_where_allowed_and_public(client: httpx.Client, model
     url = f"http://127.0.0.1:{client.base_url.port}/healthz"
     assert refused(client.post("/caption", json={"image": url})) == (422, "bad_image")
     with serving(model, remote=True) as (allowing, _):
-        told = allowing.post("/caption", json={"image": url})
-        assert refused(told) == (422, "bad_image") and "not a public address" in told.text
+        reply = allowing.post("/caption", json={"image": url})
+        assert refused(reply) == (422, "bad_image") and "not a public address" in reply.text
         assert allowing.post("/caption", json={"image": data_uri(picture())}).status_code == 200
         assert "address" in allowing.post("/caption", json={"image": "file:///etc/passwd"}).text
 

@@ -38,28 +38,30 @@ def test_texts_and_images_in_one_list(client: openai.OpenAI, model: MMGEM) -> No
     data = picture()
     box = [0, 0, 24, 18]
     inputs = ["a red dog", image_part(data), {"type": "text", "text": "snow"}, image_part(data, box=box)]
-    found = client.embeddings.create(model="toy", input=inputs)  # type: ignore[arg-type]
-    wanted = [
+    reply = client.embeddings.create(model="toy", input=inputs)  # type: ignore[arg-type]
+    expected = [
         model.embed_texts(["a red dog"]),
         model.embed_images([data]),
         model.embed_texts(["snow"]),
         model.embed_images([data], [(0, 0, 24, 18)]),
     ]
-    assert np.array([row.embedding for row in found.data]) == pytest.approx(np.concatenate(wanted), abs=1e-5)
-    assert found.usage.prompt_tokens == 4 + 2 * model.network.prefix_length
+    assert np.array([row.embedding for row in reply.data]) == pytest.approx(
+        np.concatenate(expected), abs=1e-5
+    )
+    assert reply.usage.prompt_tokens == 4 + 2 * model.network.prefix_length
 
 
 def test_fewer_dimensions_are_unit_vectors_again(client: openai.OpenAI, model: MMGEM) -> None:
-    found = client.embeddings.create(model="toy", input="a red dog", dimensions=3, encoding_format="float")
-    wanted = model.embed_texts(["a red dog"])[0, :3]
-    assert found.data[0].embedding == pytest.approx(wanted / np.linalg.norm(wanted), abs=1e-5)
+    reply = client.embeddings.create(model="toy", input="a red dog", dimensions=3, encoding_format="float")
+    expected = model.embed_texts(["a red dog"])[0, :3]
+    assert reply.data[0].embedding == pytest.approx(expected / np.linalg.norm(expected), abs=1e-5)
 
 
 def test_a_caption_whole_and_in_words(client: openai.OpenAI, model: MMGEM) -> None:
     one, other = picture(1), picture(2)
-    wanted = "\n".join(model.caption([one, other]))
+    expected = "\n".join(model.caption([one, other]))
     whole = client.chat.completions.create(model="toy", messages=describing(one, other))  # type: ignore[arg-type]
-    assert whole.choices[0].message.content == wanted
+    assert whole.choices[0].message.content == expected
     stream = client.chat.completions.create(
         model="toy",
         messages=describing(one, other),  # type: ignore[arg-type]
@@ -67,7 +69,7 @@ def test_a_caption_whole_and_in_words(client: openai.OpenAI, model: MMGEM) -> No
         stream_options={"include_usage": True},
     )
     chunks = list(stream)
-    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == wanted
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected
     assert chunks[-1].usage is not None and chunks[-1].usage == whole.usage
     assert len(chunks) > 4
 

@@ -50,8 +50,8 @@ def test_sigterm_under_load(tiny_model_folder: Path, tmp_path: Path) -> None:
         return next(float(line.split()[1]) for line in lines if line.startswith("mmgem_active_requests "))
 
     with client, ThreadPoolExecutor(12) as pool:
-        asked = [pool.submit(ask, number) for number in range(12)]
-        while active() < 12 and not all(reply.done() for reply in asked):
+        replies = [pool.submit(ask, number) for number in range(12)]
+        while active() < 12 and not all(reply.done() for reply in replies):
             time.sleep(0.002)
         server.send_signal(signal.SIGTERM)
         began = time.monotonic()
@@ -59,6 +59,6 @@ def test_sigterm_under_load(tiny_model_folder: Path, tmp_path: Path) -> None:
         took = time.monotonic() - began
         assert took < 10
         # All were accepted; on a machine too slow to finish in time the last are told so.
-        assert {reply.result() for reply in asked} <= ({200} if took < 6 else {200, 503})
-        assert asked[0].result() == 200
+        assert {reply.result() for reply in replies} <= ({200} if took < 6 else {200, 503})
+        assert replies[0].result() == 200
     assert "Traceback" not in server.stderr.read()

@@ -25,7 +25,7 @@ from mmgem.search.search import PhotoIndex
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.self_retrieval.prompts import Prompts
-from mmgem.serve.image_input import Photo
+from mmgem.serve.image_input import PhotoSource
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def client(model: MMGEM, index: Path, corpus: SelfRetrieval) -> Iterator[httpx.C
 
 def ok(reply: httpx.Response) -> dict[str, Any]:
     assert reply.status_code == 200, reply.text
-    found: dict[str, Any] = reply.json()
-    return found
+    body: dict[str, Any] = reply.json()
+    return body
 
 
 def refused(reply: httpx.Response) -> tuple[int, str]:
@@ -91,26 +91,26 @@ def test_a_photo_and_its_small_copy_by_id(client: httpx.Client, index: Path) -> 
 
 
 def test_search_by_words_is_the_index_s_own(client: httpx.Client, index: Path, model: MMGEM) -> None:
-    wanted = PhotoIndex.open(index).search(model.embed_texts(["red dog"])[0], 3)
+    expected = PhotoIndex.open(index).search(model.embed_texts(["red dog"])[0], 3)
     hits = ok(client.post("/search", json={"text": "red dog", "k": 3}))["hits"]
-    assert [hit["name"] for hit in hits] == [hit.path.name for hit in wanted]
-    assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in wanted], abs=1e-4)
+    assert [hit["name"] for hit in hits] == [hit.path.name for hit in expected]
+    assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-4)
     assert (hits[0]["width"], hits[0]["height"]) == (48, 36)
 
 
 def test_search_of_regions_knows_place_words(client: httpx.Client, index: Path, model: MMGEM) -> None:
-    asked = ok(client.post("/search", json={"text": "a dog at the left", "regions": True}))
-    assert asked["query"] == {"text": "a dog", "where": {"across": -1, "down": None}}
+    reply = ok(client.post("/search", json={"text": "a dog at the left", "regions": True}))
+    assert reply["query"] == {"text": "a dog", "where": {"across": -1, "down": None}}
     again = ok(client.post("/search", json={"text": "a dog", "regions": True, "where": "left"}))
-    assert again["hits"] == asked["hits"]
-    assert all((hit["box"][0] + hit["box"][2]) / 2 < hit["width"] / 2 for hit in asked["hits"])
+    assert again["hits"] == reply["hits"]
+    assert all((hit["box"][0] + hit["box"][2]) / 2 < hit["width"] / 2 for hit in reply["hits"])
 
 
 def test_rerank_is_the_library_s(client: httpx.Client, index: Path, model: MMGEM) -> None:
-    wanted = model.rerank(PhotoIndex.open(index), "red dog", 4)
+    expected = model.rerank(PhotoIndex.open(index), "red dog", 4)
     hits = ok(client.post("/search", json={"text": "red dog", "k": 4, "rerank": True}))["hits"]
-    assert [hit["name"] for hit in hits] == [hit.path.name for hit in wanted]
-    assert [hit["log_prob"] for hit in hits] == pytest.approx([hit.log_prob for hit in wanted], abs=1e-3)
+    assert [hit["name"] for hit in hits] == [hit.path.name for hit in expected]
+    assert [hit["log_prob"] for hit in hits] == pytest.approx([hit.log_prob for hit in expected], abs=1e-3)
 
 
 @pytest.mark.parametrize("box", [None, [4, 4, 40, 30]])
@@ -158,25 +158,25 @@ def test_regions_come_from_the_index_or_are_found(client: httpx.Client, index: P
     boxes, _ = model.find_regions([path], 4)[0]
     assert [tuple(row["box"]) for row in stored] == boxes[:3]
     assert [row["caption"] for row in stored] == model.caption([path] * 3, boxes[:3])
-    found = ok(client.post("/regions", json={"image": data_uri(path.read_bytes()), "count": 3}))["regions"]
-    assert [tuple(row["box"]) for row in found] == boxes[:3]
+    regions = ok(client.post("/regions", json={"image": data_uri(path.read_bytes()), "count": 3}))["regions"]
+    assert [tuple(row["box"]) for row in regions] == boxes[:3]
 
 
 def test_heat_map_as_numbers_and_as_a_picture(client: httpx.Client, index: Path, model: MMGEM) -> None:
     path, photo = index.parent / "photos" / "0005.png", photos(client)["0005.png"]
-    told = ok(client.post("/heatmap", json={"photo": photo, "text": "red dog", "cells": 7}))
-    assert np.array(told["heat"]) == pytest.approx(model.heatmap(path, ["red dog"], 7)[0], abs=1e-3)
+    reply = ok(client.post("/heatmap", json={"photo": photo, "text": "red dog", "cells": 7}))
+    assert np.array(reply["heat"]) == pytest.approx(model.heatmap(path, ["red dog"], 7)[0], abs=1e-3)
     drawn = client.post("/heatmap", json={"photo": photo, "text": "red dog", "format": "png", "side": 64})
     assert Image.open(io.BytesIO(drawn.content)).size == (48, 36)
 
 
 def test_the_corpus_is_searched_and_asked(client: httpx.Client, corpus: SelfRetrieval) -> None:
-    (wanted,) = corpus.search(["dog near the boat"], 3)
-    found = ok(client.post("/corpus/search", json={"query": "dog near the boat", "k": 3}))
-    assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in wanted]
+    (expected,) = corpus.search(["dog near the boat"], 3)
+    reply = ok(client.post("/corpus/search", json={"query": "dog near the boat", "k": 3}))
+    assert [hit["id"] for hit in reply["hits"]] == [hit.id for hit in expected]
     answer = corpus.ask("dog near the boat")
-    told = ok(client.post("/corpus/ask", json={"query": "dog near the boat"}))
-    assert (told["answer"], told["source"]) == (answer.text, answer.source)
+    answer_reply = ok(client.post("/corpus/ask", json={"query": "dog near the boat"}))
+    assert (answer_reply["answer"], answer_reply["source"]) == (answer.text, answer.source)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_what_is_wrong_is_said_of_the_field(
 
 
 def test_a_photo_that_goes_while_it_is_sent(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    def removed(photo: Photo) -> str:
+    def removed(photo: PhotoSource) -> str:
         raise ImageError(f"{photo.data}: No such file or directory")
 
     photo = next(iter(photos(client).values()))
@@ -289,8 +289,8 @@ def test_what_is_not_served_is_said(model: MMGEM) -> None:
 
 
 def test_documents_and_figures(client: httpx.Client) -> None:
-    told = ok(client.get("/openapi.json"))
-    assert "/v1/embeddings" in told["paths"] and "SearchRequest" in told["components"]["schemas"]
+    openapi = ok(client.get("/openapi.json"))
+    assert "/v1/embeddings" in openapi["paths"] and "SearchRequest" in openapi["components"]["schemas"]
     page = client.get("/docs")
     assert "POST /heatmap" in page.text and "<script" not in page.text
     for header in ("content-security-policy", "x-content-type-options"):
@@ -303,7 +303,7 @@ def test_documents_and_figures(client: httpx.Client) -> None:
 def test_the_index_grows_while_it_is_served(
     model: MMGEM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmgem.serve.index_watcher._EVERY", 0.05)
+    monkeypatch.setattr("mmgem.serve.index_watcher._POLL_SECONDS", 0.05)
     save_photos(tmp_path / "photos", 3)
 
     def grow() -> None:

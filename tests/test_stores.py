@@ -14,8 +14,8 @@ from test_ann import DIM, add, units
 
 from mmgem.cli.main import main
 from mmgem.errors import SearchIndexError, UsageError
+from mmgem.search.index_store import HashedFile, IndexStore, NewContent
 from mmgem.search.search import Hit, PhotoIndex
-from mmgem.search.store import NewContent, SeenFile, Store
 from mmgem.search.stores import STORES, open_store
 from mmgem.search.stores.base import search_store, search_store_regions
 from mmgem.search.stores.push import push
@@ -38,17 +38,17 @@ def bring(out: Path, place: str) -> tuple[int, int, int]:
     return done.points, done.added, done.removed
 
 
-def same(found: list[Hit], wanted: list[Hit]) -> None:
-    assert [(hit.path, hit.box) for hit in found] == [(hit.path, hit.box) for hit in wanted]
-    assert [hit.score for hit in found] == pytest.approx([hit.score for hit in wanted], abs=1e-6)
+def same(hits: list[Hit], expected: list[Hit]) -> None:
+    assert [(hit.path, hit.box) for hit in hits] == [(hit.path, hit.box) for hit in expected]
+    assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-6)
 
 
 def one_vector(out: Path, vector: np.ndarray, names: Sequence[str], fingerprint: str = "f") -> None:
     """An index of photos that are copies of one, whose vector is (1, D)."""
-    with Store(out, fingerprint) as store:
+    with IndexStore(out, fingerprint) as store:
         store.set_source(out, "tiny")
         contents = [NewContent(bytes(16), vector, (None,))]
-        store.record(contents, [SeenFile(name, 1, 1, bytes(16)) for name in names])
+        store.record(contents, [HashedFile(name, 1, 1, bytes(16)) for name in names])
 
 
 def test_round_trip(out: Path, place: str) -> None:
@@ -62,8 +62,8 @@ def test_round_trip(out: Path, place: str) -> None:
         }
         assert len(back) == 120 and store.photos() == 30
         for path, box, vector in zip(index.paths, index.boxes, index.vectors, strict=True):
-            found, payload = back[str(path), box]
-            assert found.dtype == np.float32 and np.array_equal(found, vector)
+            stored_vector, payload = back[str(path), box]
+            assert stored_vector.dtype == np.float32 and np.array_equal(stored_vector, vector)
             assert (payload.width, payload.height, payload.region) == (20, 10, box is not None)
             assert (payload.fingerprint, payload.model, payload.folder) == ("f", "tiny", str(out))
         for query in units(4, seed=1):
@@ -88,7 +88,7 @@ def test_a_push_sends_what_is_new_and_removes_what_is_gone(out: Path, place: str
     bring(out, place)
     assert bring(out, place) == (120, 0, 0)
     add(out, units(8, seed=2), first=100, boxes=3)
-    with Store(out, "f") as index:
+    with IndexStore(out, "f") as index:
         index.forget(["00000.jpg"])
     assert bring(out, place) == (124, 8, 4)
     # The index of another folder in the same collection is left alone.
@@ -171,22 +171,22 @@ def test_commands(
     model_copy: Path,
 ) -> None:
     idx = tmp_path / "idx"
-    made = run("index", tiny_photos[0].parent, "--out", idx, "--regions", 2, "--model", tiny_model_folder)
-    assert made[0] == 0, made
-    code, said, err = run("store", "push", idx, place, "--json")
+    indexed = run("index", tiny_photos[0].parent, "--out", idx, "--regions", 2, "--model", tiny_model_folder)
+    assert indexed[0] == 0, indexed
+    code, out, err = run("store", "push", idx, place, "--json")
     assert code == 0, err
     counts = {"points": 18, "added": 18, "removed": 0, "skipped": []}
-    assert json.loads(said) | counts == json.loads(said) and err == ""
-    for asked in (
+    assert json.loads(out) | counts == json.loads(out) and err == ""
+    for query in (
         ["a red dog"],
         ["a red dog", "--regions"],
         ["--image", tiny_photos[2]],
         ["--image", tiny_photos[1], "--box", "2,2,30,30", "--regions"],
     ):
         for form in ([], ["--json"]):
-            code, said, err = run("store", "search", place, *asked, "-k", 3, *form)
+            code, out, err = run("store", "search", place, *query, "-k", 3, *form)
             assert code == 0, err
-            assert said == run("search", idx, *asked, "-k", 3, *form)[1]
+            assert out == run("search", idx, *query, "-k", 3, *form)[1]
     (model_copy / "preprocessor.json").write_text("{}")
     code, _, err = run("store", "search", place, "a dog", "--model", model_copy)
     assert code == 1 and "holds vectors of another model" in err

@@ -1,8 +1,8 @@
-"""Large collections, embedded and captioned part by part, in this process or by workers on Ray.
+"""Large collections, embedded and captioned partition by partition, in this process or by workers on Ray.
 
-The way of a photo: :mod:`mmgem.bulk.collection` finds and numbers it and says which part it is in,
-:mod:`mmgem.bulk.maker` makes that part, :mod:`mmgem.bulk.output` is the folder it goes to;
-:mod:`mmgem.bulk.on_ray` has several makers work at once, :mod:`mmgem.bulk.run` is the whole.
+The way of a photo: :mod:`mmgem.bulk.collection` finds and numbers it and says which partition it is in,
+:mod:`mmgem.bulk.worker` makes that partition, :mod:`mmgem.bulk.output` is the folder it goes to;
+:mod:`mmgem.bulk.on_ray` has several workers work at once, :mod:`mmgem.bulk.run` is the whole.
 """
 
 from mmgem.bulk.run import BulkReport, embed_collection

@@ -1,8 +1,8 @@
-"""What a collection is made of, and its photos by the part.
+"""What a collection is made of, and its photos by partitions.
 
 A collection is a folder of photos, or shards. Its photos are numbered by the order of their files' paths and
-their place in a shard, and a part is so many of them in a row: known before any work is done, so who makes
-a part, when and how often does not change what is in it.
+their place in a shard, and a partition is so many of them in a row: known before any work is done, so who
+makes a partition, when and how often does not change what is in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmgem.errors import DataError, UsageError
 from mmgem.utils.progress import track
 
 _UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_GROUPS = 2  # row groups of parquet held: a part ends in the one where the next begins
+_OPEN_ROW_GROUPS = 2  # row groups of parquet held: a partition ends in the one where the next begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Partition:
     """Photos ``first`` and on of a collection: those of ``spans``."""
 
     number: int
@@ -53,14 +53,14 @@ class Part:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Part:
+    def from_json(cls, text: str) -> Partition:
         """What :meth:`to_json` was called on."""
         value = json.loads(text)
         return cls(value["number"], value["first"], [Span(**span) for span in value["spans"]])
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class RawPhoto:
     """One photo as it lies there: ``item`` is its number in the collection; ``key`` its path in the folder,
     or what its shard calls it; ``data`` the bytes of the file, none if ``problem`` says why."""
 
@@ -72,7 +72,7 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
-class Collection:
+class PhotoCollection:
     """``spans``: all photos, whole shards. ``digest``: tells collections apart by the names and sizes of
     their files. ``problems``: what of the shards is left out, ``(shard, reason)``."""
 
@@ -84,46 +84,48 @@ class Collection:
     def __len__(self) -> int:
         return sum(map(len, self.spans))
 
-    def parts(self, size: int) -> list[Part]:
-        """The photos in parts of ``size``; the last may be smaller."""
-        parts: list[Part] = []
+    def partitions(self, size: int) -> list[Partition]:
+        """The photos in partitions of ``size``; the last may be smaller."""
+        partitions: list[Partition] = []
         spans: list[Span] = []
-        first = held = 0
-        for whole in self.spans:
-            at = whole.start
-            while at < whole.start + len(whole):
-                taken = min(size - held, whole.start + len(whole) - at)
-                spans.append(Span(whole.file, at, at + taken) if whole.stop else whole)
-                at, held = at + taken, held + taken
-                if held == size:
-                    parts.append(Part(len(parts), first, spans))
-                    first, spans, held = first + size, [], 0
-        return [*parts, Part(len(parts), first, spans)] if spans else parts
+        first = size_so_far = 0
+        for span_of_file in self.spans:
+            start = span_of_file.start
+            while start < span_of_file.start + len(span_of_file):
+                count = min(size - size_so_far, span_of_file.start + len(span_of_file) - start)
+                spans.append(
+                    Span(span_of_file.file, start, start + count) if span_of_file.stop else span_of_file
+                )
+                start, size_so_far = start + count, size_so_far + count
+                if size_so_far == size:
+                    partitions.append(Partition(len(partitions), first, spans))
+                    first, spans, size_so_far = first + size, [], 0
+        return [*partitions, Partition(len(partitions), first, spans)] if spans else partitions
 
 
-def find_collection(source: str | os.PathLike[str]) -> Collection:
+def find_collection(source: str | os.PathLike[str]) -> PhotoCollection:
     """The collection ``source``: a folder of photos with its subfolders, or shards as
     :func:`mmgem.data.shards.find_shards` finds them; those that are new are scanned.
 
     Raises UsageError if there is nothing, or loose photos and shards in one folder.
     """
     if not is_shards(source):
-        return _loose(Path(source))
+        return _collect_photos(Path(source))
     if Path(source).is_dir() and list_images(source):
         raise UsageError(f"{source}: has photos and shards; name the shards, like {source}/*.tar")
-    return _sharded(find_shards(source))
+    return _collect_shards(find_shards(source))
 
 
-def _loose(folder: Path) -> Collection:
+def _collect_photos(folder: Path) -> PhotoCollection:
     photos = list_images(folder)
     if not photos:
         raise UsageError(f"{folder}: no photos in this folder, and no shards")
     root = folder.absolute()
     spans = [Span(photo.absolute().relative_to(root).as_posix()) for photo in photos]
-    return Collection(root, spans, _digest(root, spans), [])
+    return PhotoCollection(root, spans, _digest(root, spans), [])
 
 
-def _sharded(paths: list[Path]) -> Collection:
+def _collect_shards(paths: list[Path]) -> PhotoCollection:
     paths = [path.absolute() for path in paths]
     root = Path(os.path.commonpath([path.parent for path in paths]))
     spans: list[Span] = []
@@ -140,7 +142,7 @@ def _sharded(paths: list[Path]) -> Collection:
             spans.append(Span(name, 0, len(shard)))
     if not spans:
         raise DataError(f"{paths[0]}: no photos{f', {problems[0][1]}' if problems else ''}")
-    return Collection(root, spans, _digest(root, spans), problems)
+    return PhotoCollection(root, spans, _digest(root, spans), problems)
 
 
 def _digest(root: Path, spans: list[Span]) -> str:
@@ -154,42 +156,48 @@ def _digest(root: Path, spans: list[Span]) -> str:
     return digest.hexdigest()
 
 
-class Reader:
-    """Reads the photos of parts; the last shard stays open."""
+class PhotoReader:
+    """Reads the photos of partitions; the last shard stays open."""
 
     def __init__(self, root: Path):
         self.root = root
-        self._groups = RowGroups(_GROUPS)
+        self._groups = RowGroups(_OPEN_ROW_GROUPS)
         self._shard: Shard | None = None
 
-    def photos(self, part: Part) -> Iterator[Photo]:
-        """Every photo of ``part``, in order.
+    def photos(self, partition: Partition) -> Iterator[RawPhoto]:
+        """Every photo of ``partition``, in order.
 
         Raises DataError if the disk, or what it is mounted from, fails: that is not the photo's fault.
         """
-        item = part.first
-        for span in part.spans:
-            for at in range(span.start, span.start + len(span)):
-                yield self._of_shard(span.file, at, item) if span.stop else self._loose(span.file, item)
+        item = partition.first
+        for span in partition.spans:
+            for index in range(span.start, span.start + len(span)):
+                yield (
+                    self._read_from_shard(span.file, index, item)
+                    if span.stop
+                    else self._read_file(span.file, item)
+                )
                 item += 1
 
-    def _loose(self, file: str, item: int) -> Photo:
+    def _read_file(self, file: str, item: int) -> RawPhoto:
         path = self.root / file
         try:
-            return Photo(item, file, None, path.read_bytes())
+            return RawPhoto(item, file, None, path.read_bytes())
         except _UNREADABLE as error:
-            return Photo(item, file, None, b"", error.strerror or str(error))
+            return RawPhoto(item, file, None, b"", error.strerror or str(error))
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
 
-    def _of_shard(self, file: str, at: int, item: int) -> Photo:
+    def _read_from_shard(self, file: str, index: int, item: int) -> RawPhoto:
         path = self.root / file
         if self._shard is None or self._shard.path != path:
             self._shard = open_photos(path, self._groups)
         try:
-            sample = self._shard.read(at)
+            sample = self._shard.read(index)
         except DataError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
                 raise
-            return Photo(item, self._shard.index.names[at], file, b"", str(error).removeprefix(f"{path}: "))
-        return Photo(item, sample.key, file, sample.photo)
+            return RawPhoto(
+                item, self._shard.index.names[index], file, b"", str(error).removeprefix(f"{path}: ")
+            )
+        return RawPhoto(item, sample.key, file, sample.photo)

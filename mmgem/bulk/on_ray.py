@@ -1,9 +1,9 @@
-"""Parts made by workers on Ray: a pool of actors of Ray Data, each with the model loaded once.
+"""Partitions made by workers on Ray: a pool of actors of Ray Data, each with the model loaded once.
 
-Which photos are in which part is settled before, and the file of a part is named by its number. So a part
-that Ray has made again, because the worker that made it was killed, replaces nothing and adds nothing.
-Workers share the CPUs evenly and torch gets no more threads than that. Errors come back as values: Ray would
-wrap them, and start a worker that fails for a good reason again and again.
+Which photos are in which partition is settled before, and the file of a partition is named by its number. So
+a partition that Ray has made again, because the worker that made it was killed, replaces nothing and adds
+nothing. Workers share the CPUs evenly and torch gets no more threads than that. Errors come back as values:
+Ray would wrap them, and start a worker that fails for a good reason again and again.
 """
 
 from __future__ import annotations
@@ -16,27 +16,33 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmgem import errors
-from mmgem.bulk.collection import Part
-from mmgem.bulk.maker import Job, Maker
+from mmgem.bulk.collection import Partition
+from mmgem.bulk.worker import BulkJob, Worker
 from mmgem.errors import MMGEMError, UsageError
 
 _STORE_BYTES = 128 << 20  # what passes between processes is small: names of photos
 
 
-class _Worker:
+class _RayWorker:
     """What runs in an actor."""
 
-    def __init__(self, job: Job, threads: int):
-        self.maker = Maker(job, threads)
+    def __init__(self, job: BulkJob, threads: int):
+        self.worker = Worker(job, threads)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make the part in ``row``; returns its number and how many photos were skipped, or the error."""
-        part = Part.from_json(row["part"])
+        """Make the partition in ``row``; returns its number and how many photos were skipped, or the
+        error."""
+        partition = Partition.from_json(row["part"])
         try:
-            return {"number": part.number, "skipped": self.maker.make(part), "kind": "", "error": ""}
+            return {
+                "number": partition.number,
+                "skipped": self.worker.write_partition(partition),
+                "kind": "",
+                "error": "",
+            }
         except MMGEMError as error:
-            kind = type(error).__name__
-            return {"number": part.number, "skipped": 0, "kind": kind, "error": str(error)}
+            error_type = type(error).__name__
+            return {"number": partition.number, "skipped": 0, "kind": error_type, "error": str(error)}
 
 
 def require_ray() -> Any:
@@ -51,49 +57,49 @@ def require_ray() -> Any:
     return ray
 
 
-def make_on_ray(
-    job: Job, parts: Sequence[Part], workers: int | None, address: str | None
-) -> Generator[tuple[Part, int]]:
-    """Make ``parts``; yields each as it is done, in any order, and how many of its photos were skipped.
+def write_on_ray(
+    job: BulkJob, partitions: Sequence[Partition], workers: int | None, address: str | None
+) -> Generator[tuple[Partition, int]]:
+    """Make ``partitions``; yields each as it is done, in any order, and how many of its photos were skipped.
     Raises what a worker raised."""
-    numbered = {part.number: part for part in parts}
-    with running(workers, address) as ray:
-        size, cpus = _pool(ray, workers, len(parts))
-        rows = [{"part": part.to_json()} for part in parts]
-        made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _Worker,
+    numbered = {partition.number: partition for partition in partitions}
+    with ray_session(workers, address) as ray:
+        size, cpus = _pool_size(ray, workers, len(partitions))
+        rows = [{"part": partition.to_json()} for partition in partitions]
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+            _RayWorker,
             fn_constructor_args=(job, cpus),
             compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
             num_cpus=cpus,
         )
-        for table in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for table in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in table.to_pylist():
                 if row["kind"]:
                     raise getattr(errors, row["kind"])(row["error"])
                 yield numbered[row["number"]], row["skipped"]
 
 
-def _pool(ray: Any, workers: int | None, parts: int) -> tuple[int, int]:
+def _pool_size(ray: Any, workers: int | None, partitions: int) -> tuple[int, int]:
     """How many workers, and how many CPUs each: as many as so many workers find on the cluster's nodes."""
     nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     if (workers or 1) > sum(nodes):
         raise UsageError(f"{workers or 1} workers need as many CPUs; the cluster has {sum(nodes)}")
-    size = min(workers or sum(nodes), parts)
+    size = min(workers or sum(nodes), partitions)
     return size, max(n for n in range(1, max(nodes) + 1) if sum(node // n for node in nodes) >= size)
 
 
 @contextmanager
-def running(workers: int | None = None, address: str | None = None) -> Iterator[Any]:
+def ray_session(workers: int | None = None, address: str | None = None) -> Iterator[Any]:
     """A Ray to work on: that at ``address``, else the one this process has begun, else a new one on this
     machine, with a CPU for each of ``workers`` and in silence. Gives the module."""
     ray = require_ray()
     if address is None and ray.is_initialized():
         yield ray
         return
-    many = workers if (workers or 0) > (os.cpu_count() or 1) else None
-    local = {"include_dashboard": False, "num_cpus": many, "object_store_memory": _STORE_BYTES}
+    cpus = workers if (workers or 0) > (os.cpu_count() or 1) else None
+    local = {"include_dashboard": False, "num_cpus": cpus, "object_store_memory": _STORE_BYTES}
     try:
-        with _silence():
+        with _silent_stderr():
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
@@ -112,16 +118,16 @@ def running(workers: int | None = None, address: str | None = None) -> Iterator[
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def _silent_stderr() -> Iterator[None]:
     """Keep Ray's core from writing to standard error: it is told to log to its files only, and the line in
     which it says so goes nowhere."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(devnull)

@@ -9,10 +9,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmgem.bulk.collection import Part, find_collection
-from mmgem.bulk.maker import Job, Maker
-from mmgem.bulk.on_ray import make_on_ray, require_ray
-from mmgem.bulk.output import Output, Skipped
+from mmgem.bulk.collection import Partition, find_collection
+from mmgem.bulk.on_ray import require_ray, write_on_ray
+from mmgem.bulk.output import OutputFolder, SkippedPhoto
+from mmgem.bulk.worker import BulkJob, Worker
 from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
 from mmgem.data.shards.parquet import require_pyarrow
 from mmgem.errors import ImageError, UsageError
@@ -21,15 +21,15 @@ from mmgem.utils.progress import Meter
 
 @dataclass(frozen=True, slots=True)
 class BulkReport:
-    """What is in the output after a run. ``photos``: rows in all parts; ``written``: of ``parts``, those that
-    this run made, with ``embedded`` photos in ``seconds``; ``skipped``: what was left out, of all runs;
-    ``died``: workers that were killed in the middle of a part in this run."""
+    """What is in the output after a run. ``photos``: rows in all partitions; ``written``: of ``parts``, those
+    that this run made, with ``embedded`` photos in ``seconds``; ``skipped``: what was left out, of all runs;
+    ``died``: workers that were killed in the middle of a partition in this run."""
 
     parts: int
     written: int
     photos: int
     embedded: int
-    skipped: list[Skipped]
+    skipped: list[SkippedPhoto]
     died: int
     seconds: float
 
@@ -43,12 +43,12 @@ def embed_collection(
     workers: int | None = None,
     address: str | None = None,
 ) -> BulkReport:
-    """Embed every photo of ``source`` into parquet parts in the folder ``out``, ``part_size`` photos each;
-    see :func:`mmgem.bulk.output.schema` for their columns. ``captions``: write a caption of each too.
+    """Embed every photo of ``source`` into parquet partitions in the folder ``out``, ``part_size`` photos
+    each; see :func:`mmgem.bulk.output.schema` for their columns. ``captions``: write a caption of each too.
 
     ``workers``: processes on Ray (None: one a CPU), 0: none, all is done here and Ray is not needed.
     ``address``: of a Ray cluster; None: Ray is started on this machine, or used if this process has begun it.
-    Parts that are there already are kept. The parts do not depend on who makes them.
+    Partitions that are there already are kept. The partitions do not depend on who makes them.
 
     Raises UsageError for arguments that cannot work, for an ``out`` made of other photos, by another model or
     with other options, and if Ray is missing; ImageError if not a single photo can be read.
@@ -60,48 +60,50 @@ def embed_collection(
     require_pyarrow()
     if workers != 0:
         require_ray()
-    collection, output = find_collection(source), Output(Path(out).absolute())
+    collection, output = find_collection(source), OutputFolder(Path(out).absolute())
     if output.out == collection.root:
         raise UsageError(f"{out}: the parts would lie among the photos; choose a folder of their own")
-    known = fingerprint(resolve(model))
+    model_fingerprint = fingerprint(resolve(model))
     settings = {
         "photos": len(collection),
         "collection": collection.digest,
-        "model": known,
+        "model": model_fingerprint,
         "captions": captions,
         "part_size": part_size,
     }
-    parts = collection.parts(part_size)
-    with output.opened(settings):
-        missing = [part for part in parts if not output.part(part.number).exists()]
-        began, embedded, left_out = time.perf_counter(), 0, 0
-        job = Job(collection.root, output.out, lasting_name(model), known, captions)
+    partitions = collection.partitions(part_size)
+    with output.locked(settings):
+        missing = [
+            partition for partition in partitions if not output.partition_file(partition.number).exists()
+        ]
+        began, embedded, skipped_count = time.perf_counter(), 0, 0
+        job = BulkJob(collection.root, output.out, lasting_name(model), model_fingerprint, captions)
         with (
-            closing(_made(job, missing, workers, address)) as made,
-            Meter("Embedding", len(parts), len(parts) - len(missing), " photos") as meter,
+            closing(_write_partitions(job, missing, workers, address)) as written,
+            Meter("Embedding", len(partitions), len(partitions) - len(missing), " photos") as meter,
         ):
-            for part, skipped in made:
-                embedded, left_out = embedded + len(part) - skipped, left_out + skipped
-                meter.advance(1, len(part), {"skipped": left_out})
+            for partition, skipped in written:
+                embedded, skipped_count = embedded + len(partition) - skipped, skipped_count + skipped
+                meter.advance(1, len(partition), {"skipped": skipped_count})
         seconds = time.perf_counter() - began
-        problems = [Skipped(None, None, shard, reason) for shard, reason in collection.problems]
-        photos, all_skipped, died = output.finish(parts, problems)
+        problems = [SkippedPhoto(None, None, shard, reason) for shard, reason in collection.problems]
+        photos, all_skipped, died = output.finish(partitions, problems)
     if not photos:
         raise ImageError(
             f"{source}: none of the {len(collection)} photos could be read; see {out}/skipped.jsonl"
         )
-    return BulkReport(len(parts), len(missing), photos, embedded, all_skipped, died, seconds)
+    return BulkReport(len(partitions), len(missing), photos, embedded, all_skipped, died, seconds)
 
 
-def _made(
-    job: Job, parts: Sequence[Part], workers: int | None, address: str | None
-) -> Generator[tuple[Part, int]]:
-    """Make ``parts``; yields each as it is done, and how many of its photos were skipped."""
-    if not parts:
+def _write_partitions(
+    job: BulkJob, partitions: Sequence[Partition], workers: int | None, address: str | None
+) -> Generator[tuple[Partition, int]]:
+    """Make ``partitions``; yields each as it is done, and how many of its photos were skipped."""
+    if not partitions:
         return
     if workers == 0:
-        maker = Maker(job)
-        for part in parts:
-            yield part, maker.make(part)
+        worker = Worker(job)
+        for partition in partitions:
+            yield partition, worker.write_partition(partition)
         return
-    yield from make_on_ray(job, parts, workers, address)
+    yield from write_on_ray(job, partitions, workers, address)

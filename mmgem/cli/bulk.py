@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, note_foreign, quiet_libraries
+from mmgem.cli.inputs import ModelOption, note_unsupported_photos, quiet_libraries
 from mmgem.cli.output import JsonOption, note, print_json
 
 
@@ -45,16 +45,16 @@ def bulk(
 
     report = embed_collection(source, out, model, captions, part_size, workers, address)
     if source.is_dir():
-        note_foreign(source)
+        note_unsupported_photos(source)
     if report.died:
         note(f"workers that died: {report.died}; their parts were made by others")
     if report.skipped:
         first = report.skipped[0]
-        place = ": ".join(name for name in (first.shard, first.key) if name)
-        note(f"skipped {len(report.skipped)}, {out}/skipped.jsonl lists them; first {place}: {first.reason}")
+        name = ": ".join(part for part in (first.shard, first.key) if part)
+        note(f"skipped {len(report.skipped)}, {out}/skipped.jsonl lists them; first {name}: {first.reason}")
     if as_json:
         counts = {name: getattr(report, name) for name in ("parts", "written", "photos", "embedded", "died")}
         print_json({**counts, "skipped": len(report.skipped), "seconds": round(report.seconds, 3)})
         return
-    kept = f" ({report.parts - report.written} were there)" if report.written < report.parts else ""
-    print(f"{out}: {report.photos} photos in {report.parts} parts{kept}, {report.seconds:.1f} s")
+    existing = f" ({report.parts - report.written} were there)" if report.written < report.parts else ""
+    print(f"{out}: {report.photos} photos in {report.parts} parts{existing}, {report.seconds:.1f} s")

@@ -9,10 +9,10 @@ from mmgem.cli.inputs import (
     BoxOption,
     FilesArgument,
     ModelOption,
-    each_photo,
     failed_json,
     find_photos,
     load_model,
+    map_photos,
     parse_box,
 )
 from mmgem.cli.output import JsonOption, line_printer, print_json
@@ -35,14 +35,14 @@ def caption(
     show = line_printer()
     captions: list[dict[str, str]] = []
     failed: list[tuple[Path, str]] = []
-    done = each_photo(
+    results = map_photos(
         photos,
         lambda batch: mmgem.caption(batch, [region] * len(batch), beams=beams),
         "Captioning",
         failed,
         region,
     )
-    for photo, text in done:
+    for photo, text in results:
         if as_json:
             captions.append({"file": str(photo), "caption": text})
         else:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmgem.cli.inputs import FilesArgument, ModelOption, each_photo, failed_json, find_photos, load_model
+from mmgem.cli.inputs import FilesArgument, ModelOption, failed_json, find_photos, load_model, map_photos
 from mmgem.cli.output import JsonOption, line_printer, print_json
 from mmgem.errors import UsageError, why
 
@@ -36,14 +36,14 @@ def classify(
     show = line_printer()
     rows: list[dict[str, Any]] = []
     failed: list[tuple[Path, str]] = []
-    for photo, vector in each_photo(
+    for photo, vector in map_photos(
         photos, lambda batch: list(mmgem.embed_images(batch)), "Classifying", failed
     ):
-        shares = probabilities(vector[None], prototypes, mmgem.temperature)[0]
-        guesses = [(names[i], float(shares[i])) for i in (-shares).argsort(kind="stable")[:top]]
+        probs = probabilities(vector[None], prototypes, mmgem.temperature)[0]
+        guesses = [(names[i], float(probs[i])) for i in (-probs).argsort(kind="stable")[:top]]
         if as_json:
-            told = [{"class": name, "probability": round(share, 6)} for name, share in guesses]
-            rows.append({"file": str(photo), "guesses": told})
+            guesses_json = [{"class": name, "probability": round(share, 6)} for name, share in guesses]
+            rows.append({"file": str(photo), "guesses": guesses_json})
         else:
             show("\t".join([str(photo), *(f"{name} {share:.0%}" for name, share in guesses)]))
     if as_json:
@@ -54,10 +54,10 @@ def read_classes(text: str) -> list[str]:
     """Names separated by commas, or the lines of a file. Raises UsageError for fewer than two."""
     path = Path(text)
     try:
-        parts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+        entries = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--classes {path}: cannot be read: {why(error)}") from error
-    names = list(dict.fromkeys(name for part in parts if (name := part.strip())))
+    names = list(dict.fromkeys(name for entry in entries if (name := entry.strip())))
     if len(names) < 2:
         raise UsageError(
             f"--classes {text!r}: give two or more names with commas between them, "

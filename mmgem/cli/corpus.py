@@ -97,8 +97,8 @@ def evaluate(
     if as_json:
         print_json(scores)
         return
-    more: dict[str, dict[str, float]] = scores.pop("baselines", {})
-    rows = {"this model": scores, **more}
+    baseline_scores: dict[str, dict[str, float]] = scores.pop("baselines", {})
+    rows = {"this model": scores, **baseline_scores}
     width = max(map(len, rows))
     columns = list(dict.fromkeys(c for row in rows.values() for c in row))
     print(" " * width + "".join(f"  {c:>17}" for c in columns))
@@ -127,11 +127,11 @@ def add(
     for path, reason in skipped:
         note(f"skipped {path}: {reason}")
     engine.add(passages)
-    told: dict[str, Any] = {"added": len(passages), "passages": len(engine.corpus.passages)}
+    counts: dict[str, Any] = {"added": len(passages), "passages": len(engine.corpus.passages)}
     if as_json:
-        print_json({**told, "seconds": round(time.monotonic() - started, 2)})
+        print_json({**counts, "seconds": round(time.monotonic() - started, 2)})
     else:
-        print(f"{told['added']} passages added, {told['passages']} in all")
+        print(f"{counts['added']} passages added, {counts['passages']} in all")
 
 
 def _load(model: str) -> SelfRetrieval:

@@ -56,12 +56,12 @@ def pack(
     from mmgem.data.shards.write import pack as write
 
     records = load_dataset(source, split=split)
-    made = write(records, out, format.value, per_shard or 0, shard_mb or 0, size or 0)
-    note_skipped(made.problems)
+    report = write(records, out, format.value, per_shard or 0, shard_mb or 0, size or 0)
+    note_skipped(report.problems)
     if as_json:
-        counts = {"samples": made.samples, "bytes": made.bytes, "kept": made.kept}
-        skipped = {"skipped": len(made.problems), "problems": made.problems}
-        print_json({"shards": [str(path) for path in made.shards], **counts, **skipped})
+        counts = {"samples": report.samples, "bytes": report.bytes, "kept": report.kept}
+        skipped = {"skipped": len(report.problems), "problems": report.problems}
+        print_json({"shards": [str(path) for path in report.shards], **counts, **skipped})
     else:
-        for path in made.shards:
+        for path in report.shards:
             print(path)

@@ -11,13 +11,13 @@ from mmgem.cli.inputs import (
     BoxOption,
     DimensionsOption,
     ModelOption,
-    each_photo,
     failed_json,
     find_photos,
     load_model,
+    map_photos,
     parse_box,
 )
-from mmgem.cli.output import JsonOption, make_room, note, print_json
+from mmgem.cli.output import JsonOption, note, prepare_output_file, print_json
 from mmgem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def embed(
     if not all(map(str.strip, texts)):
         raise UsageError("--text: the text is empty")
     if out is not None:
-        make_room(out, ".npy")
+        prepare_output_file(out, ".npy")
     photos = find_photos(files, region) if files else []
     if dimensions is not None:
         _check_dimensions(dimensions, model)
@@ -63,18 +63,18 @@ def embed(
     import numpy as np
 
     failed: list[tuple[Path, str]] = []
-    done = each_photo(
+    results = map_photos(
         photos,
         lambda batch: list(mmgem.embed_images(batch, [region] * len(batch), dimensions)),
         "Embedding",
         failed,
         region,
     )
-    found = list(done)
-    said = mmgem.embed_texts(texts, dimensions)
-    names = [("file", str(photo)) for photo, _ in found] + [("text", text) for text in texts]
+    photo_vectors = list(results)
+    text_vectors = mmgem.embed_texts(texts, dimensions)
+    names = [("file", str(photo)) for photo, _ in photo_vectors] + [("text", text) for text in texts]
     vectors = np.concatenate(
-        [np.array([vector for _, vector in found]).reshape(-1, said.shape[1]), said]
+        [np.array([vector for _, vector in photo_vectors]).reshape(-1, text_vectors.shape[1]), text_vectors]
     ).astype(np.float32)
     if out is not None:
         _save(out, vectors)
@@ -101,10 +101,10 @@ def _check_dimensions(dimensions: int, model: str) -> None:
 def _save(path: Path, vectors: np.ndarray) -> None:
     import numpy as np
 
-    part = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        with part.open("wb") as file:
+        with temporary.open("wb") as file:
             np.save(file, vectors)
-        part.replace(path)
+        temporary.replace(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error

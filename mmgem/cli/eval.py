@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mmgem.cli.inputs import BeamsOption, ModelOption, each_photo, load_model
+from mmgem.cli.inputs import BeamsOption, ModelOption, load_model, map_photos
 from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.errors import DataError, UsageError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmgem.data.records import Record
 
 _TASKS = ("retrieval", "caption", "classify", "region", "place", "longtext")
-_FOUND = 20  # regions of each photo, as in the index of the docs
+_REGIONS_A_PHOTO = 20  # regions of each photo, as in the index of the docs
 
 
 def evaluate(
@@ -52,14 +52,14 @@ def evaluate(
     """
     if task not in _TASKS:
         raise UsageError(f"no eval task {task!r}; there are {', '.join(_TASKS)}")
-    for option, given, of in (
+    for option, requested, option_task in (
         ("rerank", rerank, "retrieval"),
         ("captions", captions, "region"),
         ("pointing", pointing, "region"),
     ):
-        if given and task != of:
-            raise UsageError(f"--{option} is for eval {of}")
-    records, classes = _read(task, data, split, preset, root)
+        if requested and task != option_task:
+            raise UsageError(f"--{option} is for eval {option_task}")
+    records, classes = _load_records(task, data, split, preset, root)
     mmgem = load_model(model)
     skipped: list[tuple[Path, str]] = []
     if task == "retrieval":
@@ -82,7 +82,7 @@ def evaluate(
         _show(scores)
 
 
-def _read(
+def _load_records(
     task: str, data: Path | None, split: str | None, preset: str | None, root: Path | None
 ) -> tuple[list[Record], dict[str, str]]:
     """The records the task can use, and the class name of each label."""
@@ -104,12 +104,12 @@ def _read(
         return records, preset_classes(preset, root) if task == "classify" else {}
     assert data is not None
     everything = load_dataset(data, split=split)
-    wanted = {"classify": "label", "region": "regions", "place": "regions"}.get(task, "captions")
-    records = [record for record in everything if getattr(record, wanted)]
+    field = {"classify": "label", "region": "regions", "place": "regions"}.get(task, "captions")
+    records = [record for record in everything if getattr(record, field)]
     if not records:
-        raise DataError(f"{data}: no {wanted} in it, which eval {task} needs")
+        raise DataError(f"{data}: no {field} in it, which eval {task} needs")
     if left_out := len(everything) - len(records):
-        note(f"{left_out} of {len(everything)} records have no {wanted} and are left out")
+        note(f"{left_out} of {len(everything)} records have no {field} and are left out")
     return records, {label: label for label in sorted({str(record.label) for record in records})}
 
 
@@ -120,20 +120,20 @@ def _retrieval(
 
     from mmgem.evaluate.retrieval import retrieval_scores
 
-    kept, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
-    owner = np.repeat(np.arange(len(kept)), [len(record.captions) for record in kept])
-    said = [caption for record in kept for caption in record.captions]
-    images, texts = np.stack(vectors), mmgem.embed_texts(said)
-    plain = dict(retrieval_scores(images, texts, owner))
-    return _reranked(mmgem, images, texts, said, owner, plain) if rerank else plain
+    readable, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
+    image_of_caption = np.repeat(np.arange(len(readable)), [len(record.captions) for record in readable])
+    captions = [caption for record in readable for caption in record.captions]
+    images, texts = np.stack(vectors), mmgem.embed_texts(captions)
+    plain = dict(retrieval_scores(images, texts, image_of_caption))
+    return _reranked(mmgem, images, texts, captions, image_of_caption, plain) if rerank else plain
 
 
 def _reranked(
     mmgem: MMGEM,
     images: np.ndarray,
     texts: np.ndarray,
-    said: list[str],
-    owner: np.ndarray,
+    captions: list[str],
+    image_of_caption: np.ndarray,
     plain: dict[str, Any],
 ) -> dict[str, Any]:
     """The same after a second look at the best, and what one look costs."""
@@ -142,21 +142,21 @@ def _reranked(
     import numpy as np
 
     from mmgem.evaluate.retrieval import reranked_scores
-    from mmgem.search.rerank import PAIRS, Rerank, log_probs
+    from mmgem.search.rerank import PAIR_BATCH_SIZE, RerankOptions, log_probs
     from mmgem.utils.progress import track
 
-    options, ids, end = Rerank(), mmgem.tokenizer.encode_all(said), mmgem.tokenizer.end
+    options, ids, end = RerankOptions(), mmgem.tokenizer.encode_all(captions), mmgem.tokenizer.end
     seconds = 0.0
 
     def assess(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         nonlocal seconds
         began = time.perf_counter()
         order = np.argsort([len(ids[column]) for column in columns], kind="stable")  # like lengths pack
-        chunks = [order[at : at + PAIRS] for at in range(0, len(order), PAIRS)]
+        chunks = [order[at : at + PAIR_BATCH_SIZE] for at in range(0, len(order), PAIR_BATCH_SIZE)]
         given = np.empty(len(order), np.float32)
         for c in track(chunks, "Assessing", sizes=[len(c) for c in chunks], unit=" pairs"):
             given[c] = log_probs(
-                mmgem.network, images[rows[c]], [ids[i] for i in columns[c]], end, options.length
+                mmgem.network, images[rows[c]], [ids[i] for i in columns[c]], end, options.embedding_norm
             )
         seconds = options.candidates * (time.perf_counter() - began) / len(rows)
         # The images a text was assessed for are those nearest to it, but for few that it is nearest to.
@@ -164,7 +164,7 @@ def _reranked(
         cosines = (images[rows] * texts[columns]).sum(1)
         return options.scores(cosines, given, usual[columns], mmgem.temperature)
 
-    scores = reranked_scores(images, texts, owner, assess, options.candidates)
+    scores = reranked_scores(images, texts, image_of_caption, assess, options.candidates)
     without = {way: plain[way] for way in ("i2t", "t2i")}
     return {**scores, "cosine": without, "seconds_per_query": seconds}
 
@@ -174,11 +174,15 @@ def _captions(
 ) -> dict[str, Any]:
     from mmgem.evaluate.captions import caption_scores, grouped_caption_scores
 
-    kept, said = _results(records, lambda batch: mmgem.caption(batch, beams=beams), "Captioning", skipped)
-    references = [list(record.captions) for record in kept]
+    readable, captions = _results(
+        records, lambda batch: mmgem.caption(batch, beams=beams), "Captioning", skipped
+    )
+    references = [list(record.captions) for record in readable]
     if by_domain:
-        return dict(grouped_caption_scores(said, references, [record.meta["domain"] for record in kept]))
-    return dict(caption_scores(said, references))
+        return dict(
+            grouped_caption_scores(captions, references, [record.meta["domain"] for record in readable])
+        )
+    return dict(caption_scores(captions, references))
 
 
 def _classification(
@@ -189,9 +193,9 @@ def _classification(
     from mmgem.evaluate.classify import class_embeddings, classification_scores
 
     prototypes = class_embeddings(mmgem.embed_texts, list(classes.values()))
-    kept, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
+    readable, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
     rows = {label: row for row, label in enumerate(classes)}
-    labels = [rows[str(record.label)] for record in kept]
+    labels = [rows[str(record.label)] for record in readable]
     return dict(classification_scores(np.stack(vectors), prototypes, labels))
 
 
@@ -204,27 +208,27 @@ def _long_texts(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, s
     from mmgem.evaluate.retrieval import retrieval_scores
     from mmgem.inference.texts import embed_texts
 
-    kept, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
-    images, owner = np.stack(vectors), np.arange(len(kept))
-    sentences = [[s for caption in record.captions for s in split_sentences(caption)] for record in kept]
+    readable, vectors = _results(records, mmgem.embed_images, "Embedding", skipped)
+    images, image_of_text = np.stack(vectors), np.arange(len(readable))
+    sentences = [[s for caption in record.captions for s in split_sentences(caption)] for record in readable]
 
     def read(way: Literal["mean", "joined"]) -> dict[str, Any]:
         tokenizer = Tokenizer(mmgem.tokenizer.hf, replace(mmgem.tokenizer.prep, long_text=way))
         texts, lost = zip(*map(tokenizer.join, sentences), strict=True)
         rows = embed_texts(mmgem.network, tokenizer, texts, 4 * mmgem.batch)
-        return {**retrieval_scores(images, rows, owner), "shortened": sum(n > 0 for n in lost)}
+        return {**retrieval_scores(images, rows, image_of_text), "shortened": sum(n > 0 for n in lost)}
 
-    own = mmgem.tokenizer.prep.long_text
-    ways: dict[str, dict[str, Any]] = {own: read(own)}
-    other: Literal["mean", "joined"] = "joined" if own == "mean" else "mean"
+    own_way = mmgem.tokenizer.prep.long_text
+    ways: dict[str, dict[str, Any]] = {own_way: read(own_way)}
+    other: Literal["mean", "joined"] = "joined" if own_way == "mean" else "mean"
     try:
         ways[other] = read(other)
     except DataError as error:  # one sentence may be more than can be read in one piece
         note(f"left out the way {other!r}: {error}")
     first = mmgem.embed_texts([own_sentences[0] for own_sentences in sentences])
-    ways["first"] = dict(retrieval_scores(images, first, owner))
-    shown = {way: {"i2t": told["i2t"], "t2i": told["t2i"]} for way, told in ways.items()}
-    return {**ways[own], "ways": shown}
+    ways["first"] = dict(retrieval_scores(images, first, image_of_text))
+    shown = {way: {"i2t": scores["i2t"], "t2i": scores["t2i"]} for way, scores in ways.items()}
+    return {**ways[own_way], "ways": shown}
 
 
 def _regions(
@@ -242,9 +246,9 @@ def _regions(
 
     def each_box(batch: list[Path], work: Any) -> list[Any]:
         boxes = [region.box for photo in batch for region in described[photo]]
-        found = work([photo for photo in batch for _ in described[photo]], boxes)
+        box_results = work([photo for photo in batch for _ in described[photo]], boxes)
         ends = np.cumsum([len(described[photo]) for photo in batch])
-        return [found[end - len(described[p]) : end] for p, end in zip(batch, ends, strict=True)]
+        return [box_results[end - len(described[p]) : end] for p, end in zip(batch, ends, strict=True)]
 
     def see(photos: list[Path], boxes: list[Any]) -> list[tuple[np.ndarray, str]]:
         if not beams:
@@ -252,27 +256,27 @@ def _regions(
         return list(zip(*mmgem.describe(photos, boxes, beams=beams), strict=True))
 
     label = "Captioning boxes" if beams else "Embedding boxes"
-    kept, seen = _results(records, lambda batch: each_box(batch, see), label, skipped)
-    regions = [region for record in kept for region in described[record.image]]
-    vectors, said = zip(*(pair for own in seen for pair in own), strict=True)
-    things: dict[tuple[str, ...], int] = {}
-    of_region = [things.setdefault(region.captions, len(things)) for region in regions]
-    pairs = [(thing, text) for captions, thing in things.items() for text in captions]
+    readable, results = _results(records, lambda batch: each_box(batch, see), label, skipped)
+    regions = [region for record in readable for region in described[record.image]]
+    vectors, captions = zip(*(pair for photo_results in results for pair in photo_results), strict=True)
+    caption_ids: dict[tuple[str, ...], int] = {}
+    caption_of_region = [caption_ids.setdefault(region.captions, len(caption_ids)) for region in regions]
+    pairs = [(caption_id, text) for same, caption_id in caption_ids.items() for text in same]
     texts = mmgem.embed_texts([text for _, text in pairs])
     scores: dict[str, Any] = dict(
-        region_scores(np.stack(vectors), texts, of_region, [thing for thing, _ in pairs])
+        region_scores(np.stack(vectors), texts, caption_of_region, [caption_id for caption_id, _ in pairs])
     )
     if beams:
-        captioned = caption_scores(list(said), [list(region.captions) for region in regions])
+        captioned = caption_scores(list(captions), [list(region.captions) for region in regions])
         scores |= {name: value for name, value in captioned.items() if name != "images"}
     if with_heat:
         _, maps = _results(
-            kept,
+            readable,
             lambda batch: [mmgem.heatmap(p, [r.captions[0] for r in described[p]]) for p in batch],
             "Heat maps",
             skipped,
         )
-        sizes = [image_size(record.image) for record in kept for _ in described[record.image]]
+        sizes = [image_size(record.image) for record in readable for _ in described[record.image]]
         scores |= pointing(np.concatenate(maps), [r.box for r in regions], sizes)
     return scores
 
@@ -283,38 +287,43 @@ def _places(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, str]]
 
     from mmgem.data.images import image_size
     from mmgem.evaluate.regions import place_scores, quarter
-    from mmgem.search.places import Place, split_place
+    from mmgem.search.spatial_filter import SpatialFilter, split_query
 
-    kept, seen = _results(
-        records, lambda batch: mmgem.find_regions(batch, _FOUND), "Finding regions", skipped
+    readable, results = _results(
+        records, lambda batch: mmgem.find_regions(batch, _REGIONS_A_PHOTO), "Finding regions", skipped
     )
-    number = {record.image: i for i, record in enumerate(kept)}
-    sizes = [image_size(record.image) for record in kept]
-    found = [(v, np.array(boxes) / np.array(size * 2)) for (boxes, v), size in zip(seen, sizes, strict=True)]
-    asked: list[tuple[str, Place, int, int]] = []
+    number = {record.image: i for i, record in enumerate(readable)}
+    sizes = [image_size(record.image) for record in readable]
+    regions_of_image = [
+        (v, np.array(boxes) / np.array(size * 2)) for (boxes, v), size in zip(results, sizes, strict=True)
+    ]
+    questions: list[tuple[str, SpatialFilter, int, int]] = []
     for one, two in zip(records[::2], records[1::2], strict=False):
         if one.image not in number or two.image not in number:
             continue
         a, b = number[one.image], number[two.image]
-        there = {r.captions: quarter(r.box, sizes[b]) for r in two.regions if r.captions}
+        other_quarters = {r.captions: quarter(r.box, sizes[b]) for r in two.regions if r.captions}
         for region in one.regions:
-            here, other = quarter(region.box, sizes[a]), there.get(region.captions)
-            if other is None or here == other:
+            quarter_in_first, other = quarter(region.box, sizes[a]), other_quarters.get(region.captions)
+            if other is None or quarter_in_first == other:
                 continue
-            for words, right, wrong in ((here, a, b), (other, b, a)):
-                what, place = split_place(f"{region.captions[0].rstrip(' .')} at the {words}")
-                asked.append((what, place or Place(), right, wrong))
-    texts = mmgem.embed_texts([what for what, *_ in asked])
-    return dict(place_scores([(t, *rest) for t, (_, *rest) in zip(texts, asked, strict=True)], found))
+            for words, right, wrong in ((quarter_in_first, a, b), (other, b, a)):
+                text, where = split_query(f"{region.captions[0].rstrip(' .')} at the {words}")
+                questions.append((text, where or SpatialFilter(), right, wrong))
+    texts = mmgem.embed_texts([text for text, *_ in questions])
+    return dict(
+        place_scores([(t, *rest) for t, (_, *rest) in zip(texts, questions, strict=True)], regions_of_image)
+    )
 
 
 def _results(
     records: list[Record], work: Any, label: str, skipped: list[tuple[Path, str]]
 ) -> tuple[list[Record], list[Any]]:
     """The records whose photo could be read, and their results."""
-    done = list(each_photo([record.image for record in records], work, label, skipped, batch=32))
-    bad = {photo for photo, _ in skipped}
-    return [record for record in records if record.image not in bad], [result for _, result in done]
+    results = list(map_photos([record.image for record in records], work, label, skipped, batch=32))
+    skipped_photos = {photo for photo, _ in skipped}
+    readable = [record for record in records if record.image not in skipped_photos]
+    return readable, [result for _, result in results]
 
 
 def _show(scores: dict[str, Any], indent: str = "") -> None:

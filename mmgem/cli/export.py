@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mmgem.cli.inputs import each_photo, find_photos, quiet_libraries
+from mmgem.cli.inputs import find_photos, map_photos, quiet_libraries
 from mmgem.cli.output import note
 from mmgem.errors import UsageError
 from mmgem.utils.files import folder_bytes
@@ -83,5 +83,5 @@ def _embed(photos: list[Path], network: MMGEMNetwork, tokenizer: Tokenizer) -> n
     from mmgem.api import MMGEM
 
     mmgem = MMGEM(network, tokenizer)
-    rows = each_photo(photos, lambda batch: list(mmgem.embed_images(batch)), "Embedding", [])
+    rows = map_photos(photos, lambda batch: list(mmgem.embed_images(batch)), "Embedding", [])
     return np.stack([row for _, row in rows])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmgem.cli.inputs import ModelOption, load_model
-from mmgem.cli.output import JsonOption, make_room, note, print_json
+from mmgem.cli.output import JsonOption, note, prepare_output_file, print_json
 from mmgem.errors import UsageError
 from mmgem.utils.files import same_file
 
@@ -30,27 +30,27 @@ def heatmap(
     if not text.strip():
         raise UsageError("the text to look for is empty")
     if out is not None:
-        make_room(out, ".png", ".jpg", ".jpeg", ".webp")
+        prepare_output_file(out, ".png", ".jpg", ".jpeg", ".webp")
         if same_file(out, photo):
             raise UsageError(f"{out}: is the photo itself; write its heat map to another file")
     from mmgem.data.images import image_size
 
     width, height = image_size(photo)
     mmgem = load_model(model)
-    from mmgem.report.heatmap import draw_heat
+    from mmgem.report.heatmap import draw_heatmap
 
-    heat = mmgem.heatmap(photo, [text])[0]
-    row, column = divmod(int(heat.argmax()), heat.shape[1])
-    peak = [(column + 0.5) / heat.shape[1] * width, (row + 0.5) / heat.shape[0] * height]
+    cosines = mmgem.heatmap(photo, [text])[0]
+    row, column = divmod(int(cosines.argmax()), cosines.shape[1])
+    peak = [(column + 0.5) / cosines.shape[1] * width, (row + 0.5) / cosines.shape[0] * height]
     if out is not None:
         try:
-            draw_heat(photo, heat).save(out)
+            draw_heatmap(photo, cosines).save(out)
             note(f"wrote {out}")
         except OSError as error:
             raise UsageError(f"{out}: cannot be written: {error.strerror or error}") from error
-    score = float(heat.max())
+    score = float(cosines.max())
     if as_json:
-        found = {"peak": [round(x, 1) for x in peak], "score": round(score, 6)}
-        print_json({"file": str(photo), "text": text, **found, "heat": heat.round(4).tolist()})
+        peak_json = {"peak": [round(x, 1) for x in peak], "score": round(score, 6)}
+        print_json({"file": str(photo), "text": text, **peak_json, "heat": cosines.round(4).tolist()})
     else:
         print(f"peak at {peak[0]:.0f},{peak[1]:.0f} (similarity {score:.3f})")

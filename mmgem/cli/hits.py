@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmgem.cli.inputs import Box, look_at, parse_box
-from mmgem.cli.output import make_room, note, print_json
+from mmgem.cli.inputs import Box, check_photo, parse_box
+from mmgem.cli.output import note, prepare_output_file, print_json
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.utils.files import same_file
 
@@ -35,28 +35,28 @@ BuiltByOption = Annotated[
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class Query:
     """A text, or a photo or a box of one."""
 
     text: str | None
     image: Path | None = None
     box: Box | None = None
 
-    def vector(self, mmgem: MMGEM, words: str | None = None) -> np.ndarray:
-        """Its embedding (D,); ``words`` are the part of the text that is looked for."""
+    def embed(self, mmgem: MMGEM, text: str | None = None) -> np.ndarray:
+        """Its embedding (D,); ``text``: the part of its text that is looked for."""
         if self.text is not None:
-            return mmgem.embed_texts([words or self.text])[0]
+            return mmgem.embed_texts([text or self.text])[0]
         assert self.image is not None
         return mmgem.embed_images([self.image], [self.box])[0]
 
-    def answer(self, find: Callable[[int], list[Hit]], k: int) -> list[Hit]:
+    def search(self, find: Callable[[int], list[Hit]], k: int) -> list[Hit]:
         """The first ``k`` of what ``find(count)`` finds, without the photo that is asked for."""
         if self.image is None:
             return find(k)
         return [hit for hit in find(k + 1) if not same_file(hit.path, self.image)][:k]
 
 
-def parse_question(text: str | None, image: Path | None, box: str | None, html: Path | None) -> Question:
+def parse_query(text: str | None, image: Path | None, box: str | None, html: Path | None) -> Query:
     """What the command line asks for. Raises UsageError for nothing, or for more than one thing, for a box
     outside the photo and an ``html`` that cannot be; ImageError for what is no photo."""
     region = parse_box(box)
@@ -69,37 +69,37 @@ def parse_question(text: str | None, image: Path | None, box: str | None, html: 
     if image is not None and not image.is_file():
         raise UsageError(f"{image}: no such file")
     if image is not None:
-        look_at(image, region)
+        check_photo(image, region)
     if html is not None:
-        make_room(html, ".html", ".htm")
-    return Question(text, image, region)
+        prepare_output_file(html, ".html", ".htm")
+    return Query(text, image, region)
 
 
-def model_of(recorded: str, given: str | None, check: Callable[[str], None]) -> str:
-    """The name of the model to load: ``given``, else as ``recorded`` with the vectors. ``check`` is called
-    with its fingerprint, and raises if it is another. Needs no torch."""
+def resolve_model(recorded: str, requested: str | None, check: Callable[[str], None]) -> str:
+    """The name of the model to load: ``requested``, else as ``recorded`` with the vectors. ``check`` is
+    called with its fingerprint, and raises if it is another. Needs no torch."""
     from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
 
-    name = recorded if given is None else lasting_name(given)
+    name = recorded if requested is None else lasting_name(requested)
     try:
-        found = fingerprint(resolve(name))
+        model_fingerprint = fingerprint(resolve(name))
     except CheckpointError as error:
         raise CheckpointError(f"{error}; if the model has moved, say where it is with --model") from error
-    check(found)
+    check(model_fingerprint)
     return name
 
 
 def open_index(idx: Path, model: str | None, exact: bool = False) -> tuple[PhotoIndex, str]:
     """The index and the name of its model, checked to be the one that built it. Needs no torch."""
+    from mmgem.search.index_store import check_fingerprint
     from mmgem.search.search import PhotoIndex
-    from mmgem.search.store import check_fingerprint
 
     photos = PhotoIndex.open(idx, exact=exact)
-    return photos, model_of(photos.model, model, partial(check_fingerprint, idx, photos.fingerprint))
+    return photos, resolve_model(photos.model, model, partial(check_fingerprint, idx, photos.fingerprint))
 
 
-def tell(
-    question: Question,
+def print_hits(
+    query: Query,
     hits: Sequence[Hit],
     photos: Callable[[], int],
     html: Path | None,
@@ -109,36 +109,36 @@ def tell(
     """Print the hits, and write them as a page. ``photos`` counts what was searched; ``details`` are further
     fields of the hits that the JSON has."""
     if html is not None:
-        _write_page(html, question, hits)
+        _write_page(html, query, hits)
     if not as_json:
         for hit in hits:
             box = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
             print(f"{hit.score:.3f}\t{hit.path}{box}")
         return
-    asked: dict[str, Any] = {"text": question.text}
-    if question.image is not None:
-        asked = {"image": str(question.image), "box": question.box}
-    found = []
+    query_json: dict[str, Any] = {"text": query.text}
+    if query.image is not None:
+        query_json = {"image": str(query.image), "box": query.box}
+    hit_rows = []
     for hit in hits:
-        more = {name: getattr(hit, name) for name in details}
+        extra = {name: getattr(hit, name) for name in details}
         rounded = {
-            name: round(value, 6) if isinstance(value, float) else value for name, value in more.items()
+            name: round(value, 6) if isinstance(value, float) else value for name, value in extra.items()
         }
-        found.append({"file": str(hit.path), "score": round(hit.score, 6), **rounded})
-    print_json({"query": asked, "hits": found, "photos": photos()})
+        hit_rows.append({"file": str(hit.path), "score": round(hit.score, 6), **rounded})
+    print_json({"query": query_json, "hits": hit_rows, "photos": photos()})
 
 
-def _write_page(path: Path, question: Question, hits: Sequence[Hit]) -> None:
-    from mmgem.report.cards import Match, QueryRow, Report, SimilarRow
+def _write_page(path: Path, query: Query, hits: Sequence[Hit]) -> None:
+    from mmgem.report.data import Match, QueryRow, Report, SimilarRow
     from mmgem.report.html import write_report
 
     matches = [Match(hit.path, hit.score, hit.box) for hit in hits]
-    if question.text is not None:
-        report = Report(title=question.text, queries=[QueryRow(question.text, matches)])
+    if query.text is not None:
+        report = Report(title=query.text, queries=[QueryRow(query.text, matches)])
     else:
-        assert question.image is not None
-        title = f"Photos like {question.image.name}"
-        report = Report(title=title, similar=[SimilarRow(question.image, matches, question.box)])
+        assert query.image is not None
+        title = f"Photos like {query.image.name}"
+        report = Report(title=title, similar=[SimilarRow(query.image, matches, query.box)])
     for problem in write_report(path, report):
         note(f"left blank in {path}: {problem}")
     note(f"wrote {path}")

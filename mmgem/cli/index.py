@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, load_model, note_foreign
+from mmgem.cli.inputs import ModelOption, load_model, note_unsupported_photos
 from mmgem.cli.output import JsonOption, note, note_skipped, print_json
 from mmgem.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from mmgem.search.ann import Ann, GraphReport
+    from mmgem.search.hnsw import HNSWConfig, HNSWReport
     from mmgem.search.index import Embedder
 
 
@@ -29,14 +29,15 @@ def index(
         Path | None,
         typer.Option(metavar="DIR", help="What mmgem bulk wrote: photos in it are not embedded again."),
     ] = None,
-    ann: Annotated[
+    hnsw: Annotated[
         str | None,
         typer.Option(
             metavar="KIND",
-            help="Keep a graph for fast search among very many: int8, float16, float32 or binary; int8:256: "
-            "of so many dimensions; none: no more. Kept.",
+            help="Keep an HNSW index for fast search among very many, quantized to int8, float16, float32 or "
+            "binary; int8:256: of so many dimensions; none: no more. Kept.",
         ),
     ] = None,
+    ann: Annotated[str | None, typer.Option(hidden=True)] = None,  # the name of --hnsw until 0.1
     model: ModelOption = "tiny",
     as_json: JsonOption = False,
 ) -> None:
@@ -49,54 +50,60 @@ def index(
     null}.
     """
     from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
-    from mmgem.search.ann import Ann, drop_graph, require_usearch
+    from mmgem.search.hnsw import HNSWConfig, drop_hnsw_index, require_usearch
     from mmgem.search.index import update_index
     from mmgem.utils.progress import track
 
-    known = fingerprint(resolve(model))
-    wanted = None if ann in (None, "none") else Ann.parse(ann)
-    if wanted is not None:
+    model_fingerprint = fingerprint(resolve(model))
+    hnsw = ann if hnsw is None else hnsw
+    config = None if hnsw in (None, "none") else HNSWConfig.parse(hnsw)
+    if config is not None:
         require_usearch()
     report = update_index(
         out,
         folder,
-        _embedder(model, known, vectors),
-        known,
+        _embedder(model, model_fingerprint, vectors),
+        model_fingerprint,
         model=lasting_name(model),
         regions=regions,
         progress=partial(track, label="Indexing", unit=" photos"),
     )
-    note_foreign(folder)
+    note_unsupported_photos(folder)
     if not report.photos and not report.failed:
         raise UsageError(f"{folder}: no photos in this folder")
     note_skipped([f"{folder / bad.path}: {bad.reason}" for bad in report.failed])
     if not report.photos:
         raise ImageError(f"{folder}: none of the {len(report.failed)} photos could be read")
-    graph = None
-    if ann == "none":
-        drop_graph(out)
+    hnsw_report = None
+    if hnsw == "none":
+        drop_hnsw_index(out)
     else:
-        graph = _update_graph(out, wanted)
+        hnsw_report = _update_hnsw_index(out, config)
     if as_json:
         failed = [{"file": str(folder / bad.path), "reason": bad.reason} for bad in report.failed]
         counts = {
             name: getattr(report, name) for name in ("photos", "embedded", "reused", "unchanged", "removed")
         }
-        told = None
-        if graph is not None:
-            told = {"kind": str(graph.ann), "vectors": graph.rows, "added": graph.added, "bytes": graph.bytes}
-            told["seconds"] = round(graph.seconds, 3)
-        print_json({**counts, "failed": failed, "seconds": round(report.seconds, 3), "graph": told})
+        hnsw_json = None
+        if hnsw_report is not None:
+            hnsw_json = {
+                "kind": str(hnsw_report.config),
+                "vectors": hnsw_report.rows,
+                "added": hnsw_report.added,
+                "bytes": hnsw_report.bytes,
+            }
+            hnsw_json["seconds"] = round(hnsw_report.seconds, 3)
+        print_json({**counts, "failed": failed, "seconds": round(report.seconds, 3), "graph": hnsw_json})
         return
     failures = f", {len(report.failed)} not readable" if report.failed else ""
     print(
         f"{out}: {report.photos} photos ({report.embedded} embedded, {report.reused} moved or copied, "
         f"{report.unchanged} unchanged, {report.removed} removed){failures}, {report.seconds:.1f} s"
     )
-    if graph is not None:
+    if hnsw_report is not None:
         print(
-            f"{out}: {graph.ann} graph of {graph.rows} vectors ({graph.added} added), "
-            f"{graph.bytes / 1e6:.1f} MB, {graph.seconds:.1f} s"
+            f"{out}: {hnsw_report.config} HNSW index of {hnsw_report.rows} vectors "
+            f"({hnsw_report.added} added), {hnsw_report.bytes / 1e6:.1f} MB, {hnsw_report.seconds:.1f} s"
         )
 
 
@@ -108,24 +115,24 @@ def _embedder(model: str, fingerprint: str, vectors: Path | None) -> Callable[[]
 
     if vectors is None:
         return load
-    from mmgem.bulk.vectors import BulkVectors
+    from mmgem.bulk.precomputed import PrecomputedEmbedder
 
-    found = BulkVectors(vectors, fingerprint, load)
-    return lambda: found
+    embedder = PrecomputedEmbedder(vectors, fingerprint, load)
+    return lambda: embedder
 
 
-def _update_graph(out: Path, wanted: Ann | None) -> GraphReport | None:
-    """Bring the graph up to date; one that is there but was not asked for may stay behind."""
-    from mmgem.search.ann import update_graph
+def _update_hnsw_index(out: Path, config: HNSWConfig | None) -> HNSWReport | None:
+    """Bring the HNSW index up to date; one that is there but was not asked for may stay behind."""
+    from mmgem.search.hnsw import update_hnsw_index
     from mmgem.utils.progress import track
 
-    def shown(parts: Sequence[slice]) -> Iterator[slice]:
-        return track(parts, "Graph", [part.stop - part.start for part in parts], " vectors")
+    def shown(batches: Sequence[slice]) -> Iterator[slice]:
+        return track(batches, "HNSW index", [batch.stop - batch.start for batch in batches], " vectors")
 
     try:
-        return update_graph(out, wanted, progress=shown)
+        return update_hnsw_index(out, config, progress=shown)
     except UsageError as problem:
-        if wanted is not None:
+        if config is not None:
             raise
-        note(f"the graph stays as it was: {problem}")
+        note(f"the HNSW index stays as it was: {problem}")
         return None

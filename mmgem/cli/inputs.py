@@ -35,13 +35,13 @@ BeamsOption = Annotated[
 ]
 
 
-def note_foreign(folder: Path) -> None:
+def note_unsupported_photos(folder: Path) -> None:
     """Tell the user of photos in ``folder`` that nothing here decodes."""
     from mmgem.data.images import foreign_photos
 
-    if foreign := foreign_photos(folder):
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in foreign.items())
-        note(f"left out photos in formats that cannot be read, convert them first: {kinds}")
+    if unsupported := foreign_photos(folder):
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in unsupported.items())
+        note(f"left out photos in formats that cannot be read, convert them first: {counts}")
 
 
 def load_model(name: str, precision: Literal["float32", "bfloat16"] = "float32") -> MMGEM:
@@ -70,18 +70,18 @@ def find_photos(files: Sequence[Path], box: Box | None = None) -> list[Path]:
 
     photos: list[Path] = []
     for file in files:
-        found = list_images(file) if file.is_dir() else [file]
-        if not found:
+        listed = list_images(file) if file.is_dir() else [file]
+        if not listed:
             raise UsageError(f"{file}: no photos in this folder")
-        photos += found
+        photos += listed
     if not any(photo.exists() for photo in photos):
         raise ImageError(f"{photos[0]}: No such file or directory")
     if len(photos) == 1:
-        look_at(photos[0], box)
+        check_photo(photos[0], box)
     return photos
 
 
-def look_at(photo: Path, box: Box | None) -> None:
+def check_photo(photo: Path, box: Box | None) -> None:
     """Raise ImageError if the header of a photo cannot be read, UsageError if the box is not in it."""
     from mmgem.data.images import check_box, image_size
 
@@ -95,7 +95,7 @@ def parse_box(text: str | None) -> Box | None:
     if text is None:
         return None
     try:
-        x0, y0, x1, y1 = (float(part) for part in text.split(","))
+        x0, y0, x1, y1 = (float(number) for number in text.split(","))
     except ValueError as error:
         raise UsageError(f"--box {text}: must be four numbers x0,y0,x1,y1") from error
     if not all(map(math.isfinite, (x0, y0, x1, y1))) or x1 <= x0 or y1 <= y0:
@@ -103,15 +103,15 @@ def parse_box(text: str | None) -> Box | None:
     return x0, y0, x1, y1
 
 
-def each_photo(
+def map_photos(
     photos: Sequence[Path],
-    work: Callable[[list[Path]], Sequence[T]],
+    function: Callable[[list[Path]], Sequence[T]],
     label: str,
     failed: list[tuple[Path, str]],
     box: Box | None = None,
     batch: int = 16,
 ) -> Iterator[tuple[Path, T]]:
-    """Yield each photo and its result; ``work`` is given batches. Shows a bar.
+    """Yield each photo and its result; ``function`` is given batches. Shows a bar.
 
     A photo that cannot be read, or that ``box`` is outside of, is noted on standard error and added to
     ``failed`` with the reason. Raises ImageError once all are done if none is left.
@@ -125,10 +125,10 @@ def each_photo(
     def checked(batch: list[Path]) -> Sequence[T]:
         for photo in batch if box is not None else ():
             try:
-                look_at(photo, box)
+                check_photo(photo, box)
             except UsageError as error:
                 raise ImageError(f"{photo}: {error}") from error
-        return work(batch)
+        return function(batch)
 
     chunks = [list(photos[at : at + batch]) for at in range(0, len(photos), batch)]
     for chunk in track(chunks, label, sizes=[len(chunk) for chunk in chunks], unit=" photos"):

@@ -63,8 +63,8 @@ app.command("export", short_help="A small copy of a model, or one that is fast o
 app.command("pull", short_help="Fetch base weights or sample photos.")(pull)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(__version__)
         raise typer.Exit
 
@@ -120,9 +120,12 @@ def _report(error: Exception) -> int:
     if isinstance(error, MMGEMError):
         code = error.exit_code
     elif isinstance(error, _BadCommandLine):
-        said: Any = error
-        place = said.ctx.command_path if said.ctx is not None else "mmgem"
-        message, code = f"{said.format_message().rstrip('.')} (see {place} --help)", UsageError.exit_code
+        bad_line: Any = error
+        command = bad_line.ctx.command_path if bad_line.ctx is not None else "mmgem"
+        message, code = (
+            f"{bad_line.format_message().rstrip('.')} (see {command} --help)",
+            UsageError.exit_code,
+        )
     elif isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename is not None else ""
         message = f"{where}{error.strerror}"

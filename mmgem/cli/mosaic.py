@@ -34,9 +34,9 @@ def mosaic(
     path, problems = make_mosaics(load_dataset(data, split=split), out, count, seed, side, twins)
     note_skipped(problems)
     if as_json:
-        made = read_jsonl(path)
-        regions = sum(len(record.regions) for record in made)
-        counts = {"canvases": len(made), "regions": regions, "skipped": len(problems)}
+        records = read_jsonl(path)
+        regions = sum(len(record.regions) for record in records)
+        counts = {"canvases": len(records), "regions": regions, "skipped": len(problems)}
         print_json({"data": str(path), **counts})
     else:
         print(path)

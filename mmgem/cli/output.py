@@ -22,14 +22,14 @@ def note(text: str) -> None:
     print(f"mmgem: {text}", file=sys.stderr)
 
 
-def leave() -> NoReturn:
+def exit_now() -> NoReturn:
     """End the process at once and well, whatever its threads still do; results are shown first."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def make_room(file: Path, *suffixes: str) -> None:
+def prepare_output_file(file: Path, *suffixes: str) -> None:
     """Make the folder of a file that is to be written; before the work, so that none is lost. Raises
     ``UsageError`` if it cannot be, or ``file`` is a folder or has none of the ``suffixes``: a photo given by
     mistake is not overwritten."""

@@ -70,15 +70,15 @@ def plan(
     from mmgem.config.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    given = _hardware(loaded, hardware, (memory, flops, bandwidth), count, price)
+    requested = _hardware(loaded, hardware, (memory, flops, bandwidth), count, price)
     quiet_libraries()
     from mmgem.plan import plan as make
 
-    made = make(loaded, given, pairs, tokens)
+    report = make(loaded, requested, pairs, tokens)
     if as_json:
-        print_json(made.to_json())
+        print_json(report.to_json())
     else:
-        _show(made)
+        _show(report)
 
 
 def _hardware(
@@ -90,39 +90,39 @@ def _hardware(
 ) -> Hardware | None:
     from mmgem.plan.hardware import Hardware, known_hardware
 
-    given = [figure for figure in figures if figure is not None]
+    known_figures = [figure for figure in figures if figure is not None]
     if name is not None:
-        if given:
+        if known_figures:
             raise UsageError("--hardware excludes --memory, --flops and --bandwidth")
         return known_hardware(name, count, price)
-    if not given:
+    if not known_figures:
         if count != 1 or price is not None:
             raise UsageError("--count and --price: of what? Name the --hardware")
         return None
-    if len(given) < len(figures):
+    if len(known_figures) < len(figures):
         raise UsageError("--memory, --flops and --bandwidth go together")
-    memory, flops, bandwidth = given
+    memory, flops, bandwidth = known_figures
     device = "cpu" if recipe.train.device == "cpu" else "cuda"
     return Hardware("as given", memory, flops, flops, bandwidth, count, price, device)  # type: ignore[arg-type]
 
 
-def _show(made: Plan) -> None:
+def _show(report: Plan) -> None:
     from mmgem.plan.result import USABLE
 
-    for said in made.assumed:
-        print(f"assumed      {said}")
-    parts = ", ".join(f"{part} {n:,}" for part, n in made.parameters.items() if n and part != "total")
-    print(f"parameters   {made.parameters['total']:,}: {parts}")
-    groups = ", ".join(f"{group} {n:,}" for group, n in made.trained.items())
-    print(f"that train   {sum(made.trained.values()):,}: {groups}")
-    print(f"a step       {made.pairs:,} pairs of {made.images:,} images and boxes")
-    kinds = ", ".join(f"{kind} {size:.2f}" for kind, size in made.memory.items())
-    print(f"memory       {made.total_memory:.2f} GB a device: {kinds}")
-    types = ", ".join(f"{name} {n:.3g}" for name, n in made.operations.items())
-    print(f"operations   {made.operations_a_pair:.3g} TFLOP a pair; of a device's step, TFLOP: {types}")
-    if made.communication:
-        print(f"exchange     {made.communication:.2f} GB sent by a device in a step")
-    hardware, least = made.hardware, made.bounds
+    for assumption in report.assumed:
+        print(f"assumed      {assumption}")
+    parts = ", ".join(f"{part} {n:,}" for part, n in report.parameters.items() if n and part != "total")
+    print(f"parameters   {report.parameters['total']:,}: {parts}")
+    groups = ", ".join(f"{group} {n:,}" for group, n in report.trained.items())
+    print(f"that train   {sum(report.trained.values()):,}: {groups}")
+    print(f"a step       {report.pairs:,} pairs of {report.images:,} images and boxes")
+    kinds = ", ".join(f"{kind} {size:.2f}" for kind, size in report.memory.items())
+    print(f"memory       {report.total_memory:.2f} GB a device: {kinds}")
+    types = ", ".join(f"{name} {n:.3g}" for name, n in report.operations.items())
+    print(f"operations   {report.operations_a_pair:.3g} TFLOP a pair; of a device's step, TFLOP: {types}")
+    if report.communication:
+        print(f"exchange     {report.communication:.2f} GB sent by a device in a step")
+    hardware, least = report.hardware, report.bounds
     if hardware is None or least is None:
         return
     print(
@@ -130,18 +130,18 @@ def _show(made: Plan) -> None:
         f"{least.arithmetic:.3g}, memory traffic {least.traffic:.3g}, operator by operator "
         f"{least.operators:.3g}; photos {least.data:.3g} of one core"
     )
-    if made.days is not None and made.steps is not None:
-        cost = "" if made.cost is None else f", ${made.cost:,.0f}"
-        pairs = made.steps * made.pairs
-        print(f"run          {made.steps:,} steps, {pairs:,} pairs: at least {made.days:.3g} days{cost}")
+    if report.days is not None and report.steps is not None:
+        cost = "" if report.cost is None else f", ${report.cost:,.0f}"
+        pairs = report.steps * report.pairs
+        print(f"run          {report.steps:,} steps, {pairs:,} pairs: at least {report.days:.3g} days{cost}")
     usable = USABLE * hardware.memory
-    room = f"{made.total_memory:.1f} of {usable:.1f} GB ({USABLE:.0%} of {hardware.memory:g})"
-    print(f"it fits      {room}" if made.fits else f"too large    {room}")
-    for advice in made.advice:
+    room = f"{report.total_memory:.1f} of {usable:.1f} GB ({USABLE:.0%} of {hardware.memory:g})"
+    print(f"it fits      {room}" if report.fits else f"too large    {room}")
+    for advice in report.advice:
         print(
             f"  {advice.change}: {advice.memory_gb:.1f} GB, {1e3 * advice.seconds:.3g} ms a pair; "
-            f"{advice.cost}" + (" -> fits" if advice.fits and not made.fits else "")
+            f"{advice.cost}" + (" -> fits" if advice.fits and not report.fits else "")
         )
-    if not made.fits and not any(a.fits for a in made.advice):
-        least_memory = made.advice[-1].memory_gb if made.advice else made.total_memory
+    if not report.fits and not any(a.fits for a in report.advice):
+        least_memory = report.advice[-1].memory_gb if report.advice else report.total_memory
         print(f"  no change is enough: devices of {least_memory / USABLE:.0f} GB are needed")

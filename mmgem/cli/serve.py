@@ -11,7 +11,7 @@ import typer
 
 from mmgem.cli.hits import open_index
 from mmgem.cli.inputs import load_model
-from mmgem.cli.output import leave, note
+from mmgem.cli.output import exit_now, note
 from mmgem.errors import UsageError, why
 
 if TYPE_CHECKING:
@@ -64,33 +64,35 @@ def serve(
         raise UsageError(f'serving needs more packages: pip install "mmgem[serve]" ({error.name})') from error
     from mmgem.checkpoints.resolve import lasting_name
     from mmgem.serve.metrics import Metrics
-    from mmgem.serve.service import Options, Service
+    from mmgem.serve.service import Service, ServiceOptions
 
     name = model or (open_index(idx, None)[1] if idx is not None else "tiny")
     sock = listen(host, port)
     mmgem = load_model(lasting_name(name), precision)
-    learned = None
+    corpus_model = None
     if corpus is not None:
         from mmgem.self_retrieval.model import SelfRetrieval
 
-        learned = SelfRetrieval.from_pretrained(corpus)
-    options = Options(Path(name).name, Path(corpus).name if corpus else "", allow_remote)
-    service = Service(mmgem, options, limits, Metrics(), idx, learned)
-    here = sock.getsockname()
-    local = token is None and _loopback(here[0])
+        corpus_model = SelfRetrieval.from_pretrained(corpus)
+    options = ServiceOptions(Path(name).name, Path(corpus).name if corpus else "", allow_remote)
+    service = Service(mmgem, options, limits, Metrics(), idx, corpus_model)
+    socket_address = sock.getsockname()
+    local = token is None and _loopback(socket_address[0])
     if token is None and not local:
         note("warning: no token: whoever reaches this port can see the photos")
-    address = f"[{here[0]}]" if ":" in here[0] else here[0]
+    address = f"[{socket_address[0]}]" if ":" in socket_address[0] else socket_address[0]
 
     def started() -> None:
         photos = (
-            f"{len(service.watched.gallery)} photos of {idx}" if service.watched is not None else "no index"
+            f"{len(service.index_watcher.gallery)} photos of {idx}"
+            if service.index_watcher is not None
+            else "no index"
         )
-        print(f"http://{address}:{here[1]}", flush=True)
+        print(f"http://{address}:{socket_address[1]}", flush=True)
         note(f"serving {options.name}, {photos}; stop with Ctrl-C")
 
     make_server(service, token, origins, local, started).run(sockets=[sock])
-    leave()  # a photo or a batch nobody waits for may still be in a thread; nothing is left to save
+    exit_now()  # a photo or a batch nobody waits for may still be in a thread; nothing is left to save
 
 
 def _limits(changes: list[str]) -> Limits:
@@ -101,11 +103,11 @@ def _limits(changes: list[str]) -> Limits:
     from mmgem.serve.limits import Limits
 
     values: dict[str, float] = {}
-    whole = {field.name for field in fields(Limits) if isinstance(field.default, int)}
+    integer_names = {field.name for field in fields(Limits) if isinstance(field.default, int)}
     for change in changes:
         name, _, value = change.partition("=")
         try:
-            values[name] = int(value) if name in whole else float(value)
+            values[name] = int(value) if name in integer_names else float(value)
         except ValueError as error:
             raise ConfigError(f"--limit {change}: must be NAME=NUMBER") from error
     return from_dict(Limits, values)
@@ -130,12 +132,12 @@ def _token(file: Path | None) -> str | None:
 def _origin(url: str) -> str:
     """An origin as browsers send it. Raises ``UsageError`` for anything else."""
     if not re.fullmatch(
-        r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", found := url.lower().rstrip("/")
+        r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", origin := url.lower().rstrip("/")
     ):
         raise UsageError(
             f"--allow-origin {url}: must be a site like https://photos.example.org, without a path"
         )
-    return found
+    return origin
 
 
 def _loopback(address: str) -> bool:

@@ -15,9 +15,9 @@ from mmgem.cli.hits import (
     HtmlOption,
     ImageOption,
     QueryArgument,
-    model_of,
-    parse_question,
-    tell,
+    parse_query,
+    print_hits,
+    resolve_model,
 )
 from mmgem.cli.inputs import BoxOption, load_model
 from mmgem.cli.output import JsonOption, note_skipped, print_json
@@ -50,22 +50,22 @@ def push(
     {"points", "added", "removed", "skipped", "seconds"}.
     """
     from mmgem.search.stores import open_store
-    from mmgem.search.stores.push import push as bring
+    from mmgem.search.stores.push import push as push_index
     from mmgem.utils.progress import track
 
-    def shown(parts: Sequence[slice]) -> Iterator[slice]:
-        return track(parts, "Pushing", [part.stop - part.start for part in parts], " vectors")
+    def shown(batches: Sequence[slice]) -> Iterator[slice]:
+        return track(batches, "Pushing", [batch.stop - batch.start for batch in batches], " vectors")
 
     with open_store(place, name, create=True) as store:
-        done = bring(idx, store, shown)
-    note_skipped([f"{path}: its name is not valid text" for path in done.skipped])
+        report = push_index(idx, store, shown)
+    note_skipped([f"{path}: its name is not valid text" for path in report.skipped])
     if as_json:
-        counts = {name: getattr(done, name) for name in ("points", "added", "removed")}
-        print_json({**counts, "skipped": list(done.skipped), "seconds": round(done.seconds, 3)})
+        counts = {name: getattr(report, name) for name in ("points", "added", "removed")}
+        print_json({**counts, "skipped": list(report.skipped), "seconds": round(report.seconds, 3)})
     else:
         print(
-            f"{place} ({name}): {done.points} vectors ({done.added} added, {done.removed} removed), "
-            f"{done.seconds:.1f} s"
+            f"{place} ({name}): {report.points} vectors ({report.added} added, {report.removed} removed), "
+            f"{report.seconds:.1f} s"
         )
 
 
@@ -92,13 +92,13 @@ def search(
     from mmgem.search.stores import open_store
     from mmgem.search.stores.base import check_model, search_store, search_store_regions
 
-    question = parse_question(query, image, box, html)
+    parsed = parse_query(query, image, box, html)
     with open_store(place, name) as store:
         payload = store.any_payload() if store.dim() is not None else None
         if payload is None:
             raise UsageError(f"{store.place}: holds no photos; push an index with: mmgem store push")
-        mmgem = load_model(model_of(payload.model, model, partial(check_model, store, payload)))
+        mmgem = load_model(resolve_model(payload.model, model, partial(check_model, store, payload)))
         find = search_store_regions if regions else search_store
-        vector = question.vector(mmgem)
-        hits = question.answer(lambda count: find(store, vector, count, exact), k)
-        tell(question, hits, store.photos, html, as_json, ["box"] if regions else [])
+        vector = parsed.embed(mmgem)
+        hits = parsed.search(lambda count: find(store, vector, count, exact), k)
+        print_hits(parsed, hits, store.photos, html, as_json, ["box"] if regions else [])

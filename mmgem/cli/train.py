@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mmgem.cli.inputs import quiet_libraries
-from mmgem.cli.output import leave
+from mmgem.cli.output import exit_now
 
 
 def train(
@@ -37,4 +37,4 @@ def train(
         # Threads of gloo outlive FSDP's group, and one that frees a tensor while Python ends aborts the
         # process: torchrun then calls the run failed (pytorch/pytorch#179291).
         atexit._run_exitfuncs()
-        leave()
+        exit_now()

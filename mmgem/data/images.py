@@ -121,11 +121,11 @@ def check_box(box: Sequence[float], size: tuple[int, int]) -> None:
 def foreign_photos(folder: str | os.PathLike[str]) -> dict[str, int]:
     """How many files under ``folder`` are photos by their suffix, but in a format that cannot be read here
     (HEIC, camera raw and the like): suffix -> number. Hidden files and folders are skipped."""
-    found: Counter[str] = Counter()
+    suffix_counts: Counter[str] = Counter()
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found.update(Path(name).suffix.lower() for name in files if not name.startswith("."))
-    return {suffix: count for suffix, count in sorted(found.items()) if suffix in _FOREIGN}
+        suffix_counts.update(Path(name).suffix.lower() for name in files if not name.startswith("."))
+    return {suffix: count for suffix, count in sorted(suffix_counts.items()) if suffix in _FOREIGN}
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
@@ -139,22 +139,22 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     if not root.is_dir():
         raise UsageError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
     real_root = root.resolve()
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
+    images: list[Path] = []
+    visited: set[tuple[int, int]] = set()
     pending, linked = [root], list[Path]()
     while pending or linked:
-        place = pending.pop() if pending else linked.pop(0)
+        current = pending.pop() if pending else linked.pop(0)
         try:
-            stat = place.stat()
-            if (stat.st_dev, stat.st_ino) in seen:
+            stat = current.stat()
+            if (stat.st_dev, stat.st_ino) in visited:
                 continue
-            seen.add((stat.st_dev, stat.st_ino))
-            with os.scandir(place) as listing:
+            visited.add((stat.st_dev, stat.st_ino))
+            with os.scandir(current) as listing:
                 entries = sorted((e for e in listing if not e.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
-            if place == root:
+            if current == root:
                 raise UsageError(f"{root}: {error.strerror}") from error
-            warnings.warn(f"{place}: skipped, {error.strerror}", stacklevel=2)
+            warnings.warn(f"{current}: skipped, {error.strerror}", stacklevel=2)
             continue
         for entry in entries:
             if _is(entry, "dir"):
@@ -163,8 +163,8 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
                 elif not real_root.is_relative_to(Path(entry.path).resolve()):
                     linked.append(Path(entry.path))
             elif entry.name.lower().endswith(IMAGE_SUFFIXES) and _is(entry, "file"):
-                found.append(Path(entry.path))
-    return sorted(found)
+                images.append(Path(entry.path))
+    return sorted(images)
 
 
 def _is(entry: os.DirEntry[str], kind: str) -> bool:
@@ -175,16 +175,16 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
         return False
 
 
-def attempt(work: Callable[[list[S]], Sequence[T]], images: list[S]) -> list[T | ImageError]:
-    """What ``work`` makes of each image, or its error: a batch with a bad one is halved until that one is
+def attempt(function: Callable[[list[S]], Sequence[T]], images: list[S]) -> list[T | ImageError]:
+    """What ``function`` makes of each image, or its error: a batch with a bad one is halved until that one is
     alone."""
     try:
-        return list(work(images))
+        return list(function(images))
     except ImageError as error:
         if len(images) == 1:
             return [error]
     middle = len(images) // 2
-    return attempt(work, images[:middle]) + attempt(work, images[middle:])
+    return attempt(function, images[:middle]) + attempt(function, images[middle:])
 
 
 @cache

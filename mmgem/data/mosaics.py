@@ -23,13 +23,13 @@ from mmgem.utils.files import replace_folder
 from mmgem.utils.progress import track
 
 FILE = "mosaics.jsonl"
-_LEAST, _MOST = 2, 4
+_MIN_PHOTOS, _MAX_PHOTOS = 2, 4
 # Longest side of a photo as a share of the canvas, by how many there are.
 _SHARES = {2: (0.4, 0.65), 3: (0.35, 0.55), 4: (0.3, 0.48)}
 _TRIES, _SHRINK = 200, 0.93
 _QUALITY = 92
 
-Places = list[tuple[float, float, float, float]]
+Layout = list[tuple[float, float, float, float]]
 
 
 def make_mosaics(
@@ -45,8 +45,8 @@ def make_mosaics(
     other things than such a set; ``DataError`` if the photos cannot be read.
     """
     photos = [record for record in records if record.captions]
-    if len(photos) < _LEAST:
-        raise UsageError(f"{len(photos)} captioned photos are too few for mosaics; {_LEAST} are needed")
+    if len(photos) < _MIN_PHOTOS:
+        raise UsageError(f"{len(photos)} captioned photos are too few for mosaics; {_MIN_PHOTOS} are needed")
     if count < 1 or side < 32:
         raise UsageError("mosaics: count must be at least 1 and side at least 32 pixels")
     digits = max(6, len(str(count)))
@@ -81,18 +81,20 @@ def _plans(
 ) -> Iterator[tuple[list[int], np.random.Generator]]:
     """The photos of each canvas, and what draws its places: endless shuffled rounds of all photos."""
     deck: list[int] = []
-    turn = 0
+    round_number = 0
     chosen: list[int] = []
     for number in range(count):
         rng = np.random.default_rng((seed, number))
         if not (twins and number % 2):
-            want = min(photos, int(np.random.default_rng((seed, number, 1)).integers(_LEAST, _MOST + 1)))
+            photo_count = min(
+                photos, int(np.random.default_rng((seed, number, 1)).integers(_MIN_PHOTOS, _MAX_PHOTOS + 1))
+            )
             chosen = []
-            while len(chosen) < want:
+            while len(chosen) < photo_count:
                 at = next((i for i in reversed(range(len(deck))) if deck[i] not in chosen), None)
                 if at is None:  # the next round, beneath what is left of this one
-                    deck = np.random.default_rng((seed, turn, 2)).permutation(photos).tolist() + deck
-                    turn += 1
+                    deck = np.random.default_rng((seed, round_number, 2)).permutation(photos).tolist() + deck
+                    round_number += 1
                 else:
                     chosen.append(deck.pop(at))
         yield list(chosen), rng
@@ -101,20 +103,20 @@ def _plans(
 def _canvas(
     path: Path, photos: list[Record], rng: np.random.Generator, side: int, problems: dict[Path, str]
 ) -> Record | None:
-    opened: list[tuple[Record, Image.Image]] = []
+    decoded: list[tuple[Record, Image.Image]] = []
     for photo in photos:
         try:
-            opened.append((photo, open_image(photo.image, min_side=side)))
+            decoded.append((photo, open_image(photo.image, min_side=side)))
         except ImageError as error:
             problems[photo.image] = str(error)
-    if len(opened) < _LEAST:
+    if len(decoded) < _MIN_PHOTOS:
         return None
-    places = scatter(rng, [image.width / image.height for _, image in opened])
-    paper = tuple(int(c) for c in rng.integers(40, 216, 3))
-    canvas = Image.new("RGB", (side, side), paper)
+    layout = scatter(rng, [image.width / image.height for _, image in decoded])
+    background = tuple(int(c) for c in rng.integers(40, 216, 3))
+    canvas = Image.new("RGB", (side, side), background)
     regions = []
-    for (photo, image), place in zip(opened, places, strict=True):
-        x0, y0, x1, y1 = (round(share * side) for share in place)
+    for (photo, image), corners in zip(decoded, layout, strict=True):
+        x0, y0, x1, y1 = (round(share * side) for share in corners)
         canvas.paste(image.resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC, reducing_gap=2), (x0, y0))
         box: Box = (float(x0), float(y0), float(x1), float(y1))
         regions.append(Region(box, photo.captions, {"photo": str(photo.image)}))
@@ -122,7 +124,7 @@ def _canvas(
     return Record(path.resolve(), regions=tuple(regions), split=photos[0].split)
 
 
-def scatter(rng: np.random.Generator, ratios: Sequence[float]) -> Places:
+def scatter(rng: np.random.Generator, ratios: Sequence[float]) -> Layout:
     """Places that do not touch for photos of these width-to-height ``ratios``, as shares of the canvas."""
     low, high = _SHARES[len(ratios)]
     sides = rng.uniform(low, high, len(ratios))

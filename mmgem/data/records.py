@@ -116,12 +116,12 @@ def keep_split(records: list[Record], split: str | None, source: str | os.PathLi
     """Return the records of ``split`` (None: all). UsageError naming ``source`` and its splits if none."""
     if split is None:
         return records
-    kept = [record for record in records if record.split == split]
-    if not kept:
-        there = sorted({record.split for record in records if record.split is not None})
-        known = f"its splits are {', '.join(there)}" if there else "its records name no split"
-        raise UsageError(f"{source}: no split {split!r}; {known}")
-    return kept
+    selected = [record for record in records if record.split == split]
+    if not selected:
+        splits = sorted({record.split for record in records if record.split is not None})
+        explanation = f"its splits are {', '.join(splits)}" if splits else "its records name no split"
+        raise UsageError(f"{source}: no split {split!r}; {explanation}")
+    return selected
 
 
 def image_path(folder: str, name: str) -> Path:
@@ -172,13 +172,13 @@ def record_of(value: Any, folder: str) -> Record:
 
 
 def _regions(value: dict[str, Any]) -> tuple[Region, ...]:
-    listed = value.get("regions")
-    if listed is None:
+    region_values = value.get("regions")
+    if region_values is None:
         return ()
-    if type(listed) is not list:
-        raise ValueError(f"regions must be a list of objects, not {_kind(listed)}")
+    if type(region_values) is not list:
+        raise ValueError(f"regions must be a list of objects, not {_kind(region_values)}")
     regions = []
-    for i, region in enumerate(listed):
+    for i, region in enumerate(region_values):
         if type(region) is not dict:
             raise ValueError(f"regions[{i}] must be an object, not {_kind(region)}")
         try:

@@ -17,26 +17,26 @@ from mmgem.errors import UsageError
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
-def answer_scores(said: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+def answer_scores(answers: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return ``{"EM", "F1"}`` in percent, means over questions of the best match with any gold answer.
 
-    ``said``: an answer a question, "" for none; ``gold``: its right answers. As in SQuAD 2, where either side
-    has no words, both scores ask whether the other has none either. Raises ``UsageError`` without questions,
-    if there are not as many of one as of the other, and for a question without gold answers.
+    ``answers``: an answer a question, "" for none; ``gold``: its right answers. As in SQuAD 2, where either
+    side has no words, both scores ask whether the other has none either. Raises ``UsageError`` without
+    questions, if there are not as many of one as of the other, and for a question without gold answers.
     """
-    if len(said) != len(gold) or not said:
-        raise UsageError(f"{len(said)} answers for {len(gold)} questions; there must be one each")
+    if len(answers) != len(gold) or not answers:
+        raise UsageError(f"{len(answers)} answers for {len(gold)} questions; there must be one each")
     exact = f1 = 0.0
-    for n, (answer, right) in enumerate(zip(said, gold, strict=True)):
-        if isinstance(right, str):
+    for n, (answer, gold_answers) in enumerate(zip(answers, gold, strict=True)):
+        if isinstance(gold_answers, str):
             raise UsageError(f"question {n}: gold answers must be a list of strings, not one string")
-        if not right:
+        if not gold_answers:
             raise UsageError(f"question {n} has no gold answers; leave such questions out")
-        words = answer_words(answer)
-        rights = [answer_words(one) for one in right]
-        exact += words in rights
-        f1 += max(_f1(words, one) for one in rights)
-    return {"EM": 100 * exact / len(said), "F1": 100 * f1 / len(said)}
+        predicted_words = answer_words(answer)
+        gold_words = [answer_words(gold_answer) for gold_answer in gold_answers]
+        exact += predicted_words in gold_words
+        f1 += max(_f1(predicted_words, words) for words in gold_words)
+    return {"EM": 100 * exact / len(answers), "F1": 100 * f1 / len(answers)}
 
 
 def answer_words(answer: str) -> list[str]:
@@ -46,8 +46,8 @@ def answer_words(answer: str) -> list[str]:
     return _ARTICLES.sub(" ", bare).split()
 
 
-def _f1(said: list[str], right: list[str]) -> float:
-    if not said or not right:
-        return float(said == right)
-    shared = sum((Counter(said) & Counter(right)).values())
-    return 2 * shared / (len(said) + len(right))
+def _f1(predicted: list[str], reference: list[str]) -> float:
+    if not predicted or not reference:
+        return float(predicted == reference)
+    shared = sum((Counter(predicted) & Counter(reference)).values())
+    return 2 * shared / (len(predicted) + len(reference))

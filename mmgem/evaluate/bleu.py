@@ -23,16 +23,18 @@ def bleu(
     ``predictions`` are one list of words an image, ``references`` at least one list of words for each of
     them, in the same order.
     """
-    said = wanted = 0
+    predicted_length = reference_length = 0
     total, matched = [0] * longest, [0] * longest
     for words, refs in zip(predictions, references, strict=True):
-        said += len(words)
-        wanted += min((len(ref) for ref in refs), key=lambda length: (abs(length - len(words)), length))
+        predicted_length += len(words)
+        reference_length += min(
+            (len(ref) for ref in refs), key=lambda length: (abs(length - len(words)), length)
+        )
         ref_counts = [ngram_counts(ref, longest) for ref in refs]
         for gram, count in ngram_counts(words, longest).items():
             total[len(gram) - 1] += count
             matched[len(gram) - 1] += min(count, max(counts.get(gram, 0) for counts in ref_counts))
-    ratio = (said + _IN_COUNT) / (wanted + _IN_DIVISOR)
+    ratio = (predicted_length + _IN_COUNT) / (reference_length + _IN_DIVISOR)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     scores, product = [], 1.0
     for n in range(longest):

@@ -37,12 +37,12 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
             raise UsageError(f"references[{i}] is a string; give a list of captions for each image")
         if not any(map(str.strip, captions)):
             raise UsageError(f"references[{i}] is empty; every image needs a reference caption")
-    said = [ptb_words(caption) for caption in predictions]
-    refs = [[ptb_words(caption) for caption in captions] for captions in references]
-    scores = {f"BLEU@{n}": 100 * score for n, score in enumerate(bleu(said, refs), 1)}
-    scores["ROUGE_L"] = 100 * rouge_l(said, refs)
-    scores["CIDEr"] = 100 * sum(cider_d(said, refs)) / len(said)
-    scores["images"] = len(said)
+    predicted_words = [ptb_words(caption) for caption in predictions]
+    reference_words = [[ptb_words(caption) for caption in captions] for captions in references]
+    scores = {f"BLEU@{n}": 100 * score for n, score in enumerate(bleu(predicted_words, reference_words), 1)}
+    scores["ROUGE_L"] = 100 * rouge_l(predicted_words, reference_words)
+    scores["CIDEr"] = 100 * sum(cider_d(predicted_words, reference_words)) / len(predicted_words)
+    scores["images"] = len(predicted_words)
     return scores
 
 

@@ -39,38 +39,40 @@ def cider_d(
     ``predictions`` are one list of words an image, ``references`` at least one list of words for each of
     them, in the same order.
     """
-    counted = [[ngram_counts(ref, _LONGEST) for ref in refs] for refs in references]
+    reference_counts = [[ngram_counts(ref, _LONGEST) for ref in refs] for refs in references]
     documents: Counter[Gram] = Counter()
-    for counts in counted:
+    for counts in reference_counts:
         documents.update(set().union(*counts))
-    rarity = {gram: math.log(len(counted)) - math.log(number) for gram, number in documents.items()}
-    unseen = math.log(len(counted)) if counted else 0.0
+    idf = {gram: math.log(len(reference_counts)) - math.log(number) for gram, number in documents.items()}
+    idf_unseen = math.log(len(reference_counts)) if reference_counts else 0.0
     scores = []
-    for words, refs, counts in zip(predictions, references, counted, strict=True):
-        said = _vector(ngram_counts(words, _LONGEST), len(words), rarity, unseen)
-        near = 0.0
+    for words, refs, counts in zip(predictions, references, reference_counts, strict=True):
+        predicted = _vector(ngram_counts(words, _LONGEST), len(words), idf, idf_unseen)
+        similarity = 0.0
         for ref, count in zip(refs, counts, strict=True):
-            near += _similarity(said, _vector(count, len(ref), rarity, unseen))
-        scores.append(_SCALE * near / len(refs))
+            similarity += _similarity(predicted, _vector(count, len(ref), idf, idf_unseen))
+        scores.append(_SCALE * similarity / len(refs))
     return scores
 
 
-def _vector(counts: Mapping[Gram, int], words: int, rarity: Mapping[Gram, float], unseen: float) -> _Vector:
-    weights = {gram: count * rarity.get(gram, unseen) for gram, count in counts.items()}
+def _vector(counts: Mapping[Gram, int], words: int, idf: Mapping[Gram, float], idf_unseen: float) -> _Vector:
+    weights = {gram: count * idf.get(gram, idf_unseen) for gram, count in counts.items()}
     squares = [0.0] * _LONGEST
     for gram, weight in weights.items():
         squares[len(gram) - 1] += weight * weight
     return _Vector(weights, [math.sqrt(square) for square in squares], max(0, words - 1))
 
 
-def _similarity(said: _Vector, ref: _Vector) -> float:
+def _similarity(predicted: _Vector, reference: _Vector) -> float:
     """Mean over n of the clipped cosine, times the length penalty."""
     products = [0.0] * _LONGEST
-    for gram in said.weights.keys() & ref.weights.keys():
-        products[len(gram) - 1] += min(said.weights[gram], ref.weights[gram]) * ref.weights[gram]
+    for gram in predicted.weights.keys() & reference.weights.keys():
+        products[len(gram) - 1] += (
+            min(predicted.weights[gram], reference.weights[gram]) * reference.weights[gram]
+        )
     cosine = 0.0
-    for product, a, b in zip(products, said.norms, ref.norms, strict=True):
+    for product, a, b in zip(products, predicted.norms, reference.norms, strict=True):
         if product:
             cosine += product / (a * b)
-    penalty = math.exp(-((said.bigrams - ref.bigrams) ** 2) / (2 * _SIGMA**2))
+    penalty = math.exp(-((predicted.bigrams - reference.bigrams) ** 2) / (2 * _SIGMA**2))
     return penalty * cosine / _LONGEST

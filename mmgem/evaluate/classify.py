@@ -96,23 +96,24 @@ def classification_scores(images: Floats, classes: Floats, labels: npt.ArrayLike
     ``mean_per_class`` is top-1 within each class that has images, averaged over those classes. A tie with a
     wrong class counts as wrong. Raises UsageError for shapes or labels that do not fit.
     """
-    right = np.asarray(labels)
-    if right.shape != (len(images),) or not len(right) or not np.issubdtype(right.dtype, np.integer):
+    targets = np.asarray(labels)
+    if targets.shape != (len(images),) or not len(targets) or not np.issubdtype(targets.dtype, np.integer):
         raise UsageError(
-            f"labels must be {len(images)} integers, one an image, not {right.dtype} {right.shape}"
+            f"labels must be {len(images)} integers, one an image, not {targets.dtype} {targets.shape}"
         )
-    if right.min() < 0 or right.max() >= len(classes):
+    if targets.min() < 0 or targets.max() >= len(classes):
         raise UsageError(f"labels must be from 0 to {len(classes) - 1}, the classes' rows")
     cosines = _cosines(images, classes)
-    own = np.take_along_axis(cosines, right[:, None].astype(np.int64), axis=1)
-    ranks = np.count_nonzero(cosines >= own, axis=1)
-    seen = np.bincount(right, minlength=len(classes))
-    hits = np.bincount(right, weights=ranks <= 1, minlength=len(classes))
+    target_cosines = np.take_along_axis(cosines, targets[:, None].astype(np.int64), axis=1)
+    ranks = np.count_nonzero(cosines >= target_cosines, axis=1)
+    images_per_class = np.bincount(targets, minlength=len(classes))
+    correct_per_class = np.bincount(targets, weights=ranks <= 1, minlength=len(classes))
+    present = images_per_class > 0
     return {
         "top1": 100 * float(np.mean(ranks <= 1)),
         "top5": 100 * float(np.mean(ranks <= 5)),
-        "mean_per_class": 100 * float(np.mean(hits[seen > 0] / seen[seen > 0])),
-        "images": len(right),
+        "mean_per_class": 100 * float(np.mean(correct_per_class[present] / images_per_class[present])),
+        "images": len(targets),
     }
 
 

@@ -165,12 +165,12 @@ def load_preset(name: str, root: str | os.PathLike[str]) -> list[Record]:
     preset, folder = _preset(name), Path(root)
     source = _expected(preset, folder, preset.source, "data")
     if preset.task == "classify":
-        known = preset_classes(name, root)
+        class_names = preset_classes(name, root)
         records = read_class_folders(source)
         for record in records:
             if record.split is not None:
                 raise UsageError(f"{source}: has {record.split}/ but none of {', '.join(preset.source[:-1])}")
-            if record.label not in known:
+            if record.label not in class_names:
                 raise DataError(f"{record.image}: its class {record.label} is not in the class-name file")
         return records
     images = next((path for sub in preset.images if (path := folder / sub).is_dir()), None)
@@ -197,9 +197,9 @@ def preset_classes(name: str, root: str | os.PathLike[str]) -> dict[str, str]:
     preset, folder = _preset(name), Path(root)
     if preset.task != "classify":
         raise UsageError(f"{name}: a {preset.task} preset has no classes")
-    named = next((path for file in preset.classes if (path := folder / file).is_file()), None)
-    if named is not None:
-        return dict(sorted(_read_classes(named).items()))
+    names_file = next((path for file in preset.classes if (path := folder / file).is_file()), None)
+    if names_file is not None:
+        return dict(sorted(_read_classes(names_file).items()))
     if name == "imagenet":
         _expected(preset, folder, preset.classes, "class names")
     source = _expected(preset, folder, preset.source, "data")

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from mmgem.data.records import Box
 from mmgem.errors import UsageError
 from mmgem.evaluate.retrieval import ROUNDING, Floats, recalls
-from mmgem.search.places import Place
-from mmgem.search.search import placed_scores
+from mmgem.search.search import apply_spatial_filter
+from mmgem.search.spatial_filter import SpatialFilter
 
 _BLOCK = 512
 
@@ -95,21 +95,21 @@ def quarter(box: Box, size: tuple[int, int]) -> str:
 
 
 def place_scores(
-    questions: Sequence[tuple[Floats, Place, int, int]], found: Sequence[tuple[Floats, Floats]]
+    questions: Sequence[tuple[Floats, SpatialFilter, int, int]], regions: Sequence[tuple[Floats, Floats]]
 ) -> dict[str, float]:
     """``{"place", "questions"}``: in percent, how often what is asked for *at a place* is found in the right
     one of two images, by the best of the regions found in each, as region search ranks them.
 
-    ``questions``: text vector (D,), the place, the numbers of the right and of the wrong image; ``found``: of
-    each image the regions' unit vectors (n, D) and boxes (n, 4) in shares of the image. A draw is an error;
-    chance is 50. Raises UsageError without questions.
+    ``questions``: text vector (D,), the place, the numbers of the right and of the wrong image; ``regions``:
+    of each image the regions' unit vectors (n, D) and boxes (n, 4) in shares of the image. A draw is an
+    error; chance is 50. Raises UsageError without questions.
     """
     if not questions:
         raise UsageError("no thing lies in different quarters of two images: make them with mosaic --twins")
 
-    def best(text: Floats, place: Place, image: int) -> float:
-        vectors, boxes = found[image]
-        return float(placed_scores(vectors @ text, boxes, place).max(initial=-np.inf))
+    def best(text: Floats, where: SpatialFilter, image: int) -> float:
+        vectors, boxes = regions[image]
+        return float(apply_spatial_filter(vectors @ text, boxes, where).max(initial=-np.inf))
 
-    right = [best(text, place, one) > best(text, place, two) for text, place, one, two in questions]
+    right = [best(text, where, one) > best(text, where, two) for text, where, one, two in questions]
     return {"place": 100 * float(np.mean(right)), "questions": len(questions)}

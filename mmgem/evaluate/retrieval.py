@@ -65,12 +65,12 @@ def ranks(images: Floats, texts: Floats, image_of_text: npt.ArrayLike) -> tuple[
     _check_rows("texts", texts)
     if images.shape[1] != texts.shape[1]:
         raise UsageError(f"images have {images.shape[1]} dimensions, texts {texts.shape[1]}")
-    owner = _owners(image_of_text, len(images), len(texts))
+    image_of_each = _owners(image_of_text, len(images), len(texts))
     v, t = np.asarray(images, np.float32), np.asarray(texts, np.float32)
-    own = np.empty(len(t), np.float32)
+    text_scores = np.empty(len(t), np.float32)
     for block in _blocks(*t.shape):
-        own[block] = np.einsum("td,td->t", v[owner[block]], t[block])
-    return _ranks(lambda rows: v[rows] @ t.T, own - ROUNDING, owner, len(v))
+        text_scores[block] = np.einsum("td,td->t", v[image_of_each[block]], t[block])
+    return _ranks(lambda rows: v[rows] @ t.T, text_scores - ROUNDING, image_of_each, len(v))
 
 
 def ranks_from_matrix(scores: Floats, image_of_text: npt.ArrayLike) -> tuple[Ints, Ints]:
@@ -80,30 +80,30 @@ def ranks_from_matrix(scores: Floats, image_of_text: npt.ArrayLike) -> tuple[Int
     for block in _blocks(*scores.shape):
         if not np.isfinite(scores[block]).all():
             raise UsageError(f"scores are not finite in rows {block.start} to {block.stop - 1}")
-    owner = _owners(image_of_text, *scores.shape)
-    own = scores[owner, np.arange(len(owner))]
-    kind = np.result_type(scores.dtype, np.float32)
-    return _ranks(lambda rows: np.array(scores[rows], kind), own, owner, len(scores))
+    image_of_each = _owners(image_of_text, *scores.shape)
+    text_scores = scores[image_of_each, np.arange(len(image_of_each))]
+    dtype = np.result_type(scores.dtype, np.float32)
+    return _ranks(lambda rows: np.array(scores[rows], dtype), text_scores, image_of_each, len(scores))
 
 
 def _ranks(
-    block_scores: Callable[[slice], Floats], level: Floats, owner: Ints, images: int
+    block_scores: Callable[[slice], Floats], thresholds: Floats, image_of_each: Ints, images: int
 ) -> tuple[Ints, Ints]:
     """Ranks both ways.
 
-    ``block_scores(rows)`` gives new scores (rows, m); ``level`` (m,) is the score of each text with its own
-    image, or a little less: whatever reaches it is placed before.
+    ``block_scores(rows)`` gives new scores (rows, m); ``thresholds`` (m,) is the score of each text with its
+    own image, or a little less: whatever reaches it is placed before.
     """
-    order = np.argsort(owner, kind="stable")  # texts, those of one image together
-    starts = np.searchsorted(owner[order], np.arange(images + 1))
-    image_ranks, text_ranks = np.empty(images, np.int64), np.ones(len(owner), np.int64)
-    for block in _blocks(images, len(owner)):
-        mine = order[starts[block.start] : starts[block.stop]]
-        best = np.maximum.reduceat(level[mine], starts[block] - starts[block.start])
+    order = np.argsort(image_of_each, kind="stable")  # texts, those of one image together
+    starts = np.searchsorted(image_of_each[order], np.arange(images + 1))
+    image_ranks, text_ranks = np.empty(images, np.int64), np.ones(len(image_of_each), np.int64)
+    for block in _blocks(images, len(image_of_each)):
+        block_texts = order[starts[block.start] : starts[block.stop]]
+        best = np.maximum.reduceat(thresholds[block_texts], starts[block] - starts[block.start])
         scores = block_scores(block)
-        scores[owner[mine] - block.start, mine] = -np.inf
+        scores[image_of_each[block_texts] - block.start, block_texts] = -np.inf
         image_ranks[block] = 1 + np.count_nonzero(scores >= best[:, None], axis=1)
-        text_ranks += np.count_nonzero(scores >= level, axis=0)
+        text_ranks += np.count_nonzero(scores >= thresholds, axis=0)
     return image_ranks, text_ranks
 
 
@@ -196,9 +196,10 @@ def _owners(image_of_text: npt.ArrayLike, images: int, texts: int) -> Ints:
         )
     if owner.min() < 0 or owner.max() >= images:
         raise UsageError(f"image_of_text must be from 0 to {images - 1}, the images' rows")
-    lonely = np.flatnonzero(np.bincount(owner, minlength=images) == 0)
-    if len(lonely):
+    without_text = np.flatnonzero(np.bincount(owner, minlength=images) == 0)
+    if len(without_text):
         raise UsageError(
-            f"{len(lonely)} of {images} images have no text, the first is images[{lonely[0]}]; leave them out"
+            f"{len(without_text)} of {images} images have no text, the first is images[{without_text[0]}]; "
+            "leave them out"
         )
     return owner.astype(np.int64)

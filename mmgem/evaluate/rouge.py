@@ -23,7 +23,7 @@ def rouge_l(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[
         words = prediction or [""]
         common = [(common_length(words, ref or [""]), len(ref) or 1) for ref in refs]
         precision = max(length for length, _ in common) / len(words)
-        recall = max(length / of for length, of in common)
+        recall = max(length / reference_length for length, reference_length in common)
         divisor = recall + _BETA**2 * precision
         scores.append((1 + _BETA**2) * precision * recall / divisor if divisor else 0.0)
     return sum(scores) / len(scores)
@@ -31,12 +31,12 @@ def rouge_l(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[
 
 def common_length(a: Sequence[str], b: Sequence[str]) -> int:
     """Return the length of the longest common subsequence of two word lists."""
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for i, word in enumerate(a):
-        places[word] = places.get(word, 0) | 1 << i
-    every = (1 << len(a)) - 1
-    open_ = every
+        positions[word] = positions.get(word, 0) | 1 << i
+    all_bits = (1 << len(a)) - 1
+    unmatched = all_bits
     for word in b:
-        hits = open_ & places.get(word, 0)
-        open_ = ((open_ + hits) | (open_ - hits)) & every
-    return len(a) - open_.bit_count()
+        hits = unmatched & positions.get(word, 0)
+        unmatched = ((unmatched + hits) | (unmatched - hits)) & all_bits
+    return len(a) - unmatched.bit_count()

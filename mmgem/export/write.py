@@ -21,7 +21,7 @@ from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.graphs import quiet, write_onnx
 from mmgem.export.run import Facts, Kind, Precision, graph_folder, needs_extra, use_graphs
-from mmgem.inference.images import read
+from mmgem.inference.images import encode_feature_maps
 from mmgem.inference.pyramid import input_sizes
 from mmgem.inference.texts import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
@@ -142,7 +142,10 @@ def _agreement(network: MMGEMNetwork, tokenizer: Tokenizer, model: Path, facts: 
 def _embeddings(network: MMGEMNetwork, tokenizer: Tokenizer, sides: Sequence[int]) -> dict[str, np.ndarray]:
     found = {"texts": embed_texts(network, tokenizer, _SAMPLES, len(_SAMPLES))}
     if sides:
-        seen = [network.encode_image(read(network, tokenizer.prep, _pictures(), side)) for side in sides]
+        seen = [
+            network.encode_image(encode_feature_maps(network, tokenizer.prep, _pictures(), side))
+            for side in sides
+        ]
         found["images"] = unit_rows(torch.cat(seen)[:, 0])
     return found
 

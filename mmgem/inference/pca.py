@@ -7,16 +7,16 @@ import numpy as np
 
 from mmgem.errors import UsageError
 
-FITTED = 50_000
+MAX_FIT_ROWS = 50_000
 """Rows, at most, that axes are found from."""
 
 
 def pca_components(vectors: np.ndarray, dims: int) -> np.ndarray:
     """The ``dims`` orthogonal directions (D, dims) float32 in which rows (n, D) are longest, the longest
     first: eigenvectors of their second moments."""
-    some = np.asarray(vectors[:: max(1, len(vectors) // FITTED)], np.float32)
-    axes = np.linalg.eigh((some.T @ some).astype(np.float64))[1]  # the shortest first
-    return np.ascontiguousarray(axes[:, : -dims - 1 : -1], np.float32)
+    sample = np.asarray(vectors[:: max(1, len(vectors) // MAX_FIT_ROWS)], np.float32)
+    eigenvectors = np.linalg.eigh((sample.T @ sample).astype(np.float64))[1]  # the shortest first
+    return np.ascontiguousarray(eigenvectors[:, : -dims - 1 : -1], np.float32)
 
 
 def check_dimensions(dimensions: int | None, dim: int) -> None:

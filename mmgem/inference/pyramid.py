@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mmgem.config import Preprocessing
 
-_SLACK = 1.1  # a box this much smaller or larger than a photo may be is still of a known size
+_SIZE_TOLERANCE = 1.1  # a box this much smaller or larger than a photo may be is still of a known size
 
 
 def input_sizes(prep: Preprocessing) -> list[int]:
@@ -28,17 +28,19 @@ def global_sizes(prep: Preprocessing) -> list[int]:
     return sorted({prep.size, *prep.scales})
 
 
-def assign_pyramid_levels(shares: npt.ArrayLike, prep: Preprocessing) -> np.ndarray:
-    """``(n, len(all_sides))`` float32, rows of sum 1: how much each input side counts for each box.
+def assign_pyramid_levels(relative_sizes: npt.ArrayLike, prep: Preprocessing) -> np.ndarray:
+    """``(n, len(input_sizes))`` float32, rows of sum 1: how much each input side counts for each box.
 
-    ``shares``: ``(n,)`` floats, the square root of each box's share of the square the encoder reads. Sides at
-    which the box is as large as ``size`` and ``scales`` show a photo count alike; where there is none, the
-    side that comes nearest counts alone.
+    ``relative_sizes``: ``(n,)`` floats, the square root of each box's share of the square the encoder reads.
+    Sides at which the box is as large as ``size`` and ``scales`` show a photo count alike; where there is
+    none, the side that comes nearest counts alone.
     """
-    sides, whole = np.array(input_sizes(prep)), global_sizes(prep)
-    seen = np.asarray(shares, np.float64).reshape(-1, 1) * sides
-    known = (seen >= whole[0] / _SLACK) & (seen <= whole[-1] * _SLACK)
-    away = np.abs(np.log(np.maximum(seen, 1e-9) / prep.size))
-    nearest = np.eye(len(sides), dtype=bool)[away.argmin(1)]
-    chosen = np.where(known.any(1, keepdims=True), known, nearest).astype(np.float32)
-    return chosen / chosen.sum(1, keepdims=True)
+    sides, global_sides = np.array(input_sizes(prep)), global_sizes(prep)
+    shown_sizes = np.asarray(relative_sizes, np.float64).reshape(-1, 1) * sides
+    in_range = (shown_sizes >= global_sides[0] / _SIZE_TOLERANCE) & (
+        shown_sizes <= global_sides[-1] * _SIZE_TOLERANCE
+    )
+    log_distance = np.abs(np.log(np.maximum(shown_sizes, 1e-9) / prep.size))
+    nearest = np.eye(len(sides), dtype=bool)[log_distance.argmin(1)]
+    weights = np.where(in_range.any(1, keepdims=True), in_range, nearest).astype(np.float32)
+    return weights / weights.sum(1, keepdims=True)

@@ -16,29 +16,29 @@ from torch import Tensor
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.pooling import axis_weights
 
-_SIDES = (0.22, 0.3, 0.4, 0.52, 0.68)
-_RATIOS = (1.0, 0.6, 1.67)  # width to height
+_WINDOW_SIZES = (0.22, 0.3, 0.4, 0.52, 0.68)
+_ASPECT_RATIOS = (1.0, 0.6, 1.67)  # width to height
 _STRIDE = 0.25  # of the window's side
-_OVERLAP = 0.45
-_SURROUND = 2.0**0.5
+_IOU_THRESHOLD = 0.45
+_SURROUND_SCALE = 2.0**0.5
 
 
-def windows() -> Tensor:
+def sliding_windows() -> Tensor:
     """Boxes ``(n, 4)`` of many sizes and shapes all over a unit square, float32."""
-    made = []
-    for side in _SIDES:
-        for ratio in _RATIOS:
+    boxes = []
+    for side in _WINDOW_SIZES:
+        for ratio in _ASPECT_RATIOS:
             width, height = min(1.0, side * ratio**0.5), min(1.0, side / ratio**0.5)
             xs = np.linspace(0, 1 - width, max(2, round((1 - width) / (width * _STRIDE)) + 1))
             ys = np.linspace(0, 1 - height, max(2, round((1 - height) / (height * _STRIDE)) + 1))
-            made += [(x, y, x + width, y + height) for y in ys for x in xs]
-    return torch.tensor(made, dtype=torch.float32)
+            boxes += [(x, y, x + width, y + height) for y in ys for x in xs]
+    return torch.tensor(boxes, dtype=torch.float32)
 
 
-def surrounds(boxes: Tensor) -> Tensor:
+def surrounding_boxes(boxes: Tensor) -> Tensor:
     """The boxes of twice the area around ``boxes`` ``(n, 4)``, cut at the unit square."""
     middle, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    return torch.cat([middle - _SURROUND * half, middle + _SURROUND * half], 1).clamp(0, 1)
+    return torch.cat([middle - _SURROUND_SCALE * half, middle + _SURROUND_SCALE * half], 1).clamp(0, 1)
 
 
 def pool_windows(maps: Tensor, boxes: Tensor) -> Tensor:
@@ -55,40 +55,40 @@ def pool_windows(maps: Tensor, boxes: Tensor) -> Tensor:
 
 def embed_windows(network: MMGEMNetwork, maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings ``(B, n, D)`` of ``boxes`` and of the frames around them, not normalised."""
-    ground = surrounds(boxes)
-    inner, outer = pool_windows(maps, boxes), pool_windows(maps, ground)
-    small, large = _area(boxes), _area(ground)
-    share = (small / large).clamp(max=0.95)[None, :, None].to(maps)
-    frame = (outer - share * inner) / (1 - share)
-    return network.visual_projection(inner), network.visual_projection(frame)
+    surroundings = surrounding_boxes(boxes)
+    inside, around = pool_windows(maps, boxes), pool_windows(maps, surroundings)
+    inside_area, around_area = _area(boxes), _area(surroundings)
+    fraction = (inside_area / around_area).clamp(max=0.95)[None, :, None].to(maps)
+    surround = (around - fraction * inside) / (1 - fraction)
+    return network.visual_projection(inside), network.visual_projection(surround)
 
 
-def choose(boxes: Tensor, inner: Tensor, frame: Tensor, count: int) -> Tensor:
+def select_windows(boxes: Tensor, inside: Tensor, surround: Tensor, count: int) -> Tensor:
     """Numbers of the ``count`` windows of one image to keep, best first, none overlapping another much.
 
-    ``inner``, ``frame``: ``(n, D)`` of :func:`embed_windows`.
+    ``inside``, ``surround``: ``(n, D)`` of :func:`embed_windows`.
     """
-    score = 1 - F.cosine_similarity(inner, frame, dim=-1)
+    score = 1 - F.cosine_similarity(inside, surround, dim=-1)
     order = score.argsort(descending=True, stable=True)
-    overlap = overlaps(boxes)
-    kept: list[int] = []
-    free = torch.ones(len(boxes), dtype=torch.bool)
+    overlap = pairwise_iou(boxes)
+    keep: list[int] = []
+    available = torch.ones(len(boxes), dtype=torch.bool)
     for at in order.tolist():
-        if free[at]:
-            kept.append(at)
-            free &= overlap[at] < _OVERLAP
-            if len(kept) == count:
+        if available[at]:
+            keep.append(at)
+            available &= overlap[at] < _IOU_THRESHOLD
+            if len(keep) == count:
                 break
-    return torch.tensor(kept)
+    return torch.tensor(keep)
 
 
-def overlaps(boxes: Tensor) -> Tensor:
+def pairwise_iou(boxes: Tensor) -> Tensor:
     """Intersection over union ``(n, n)`` of boxes ``(n, 4)``."""
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    both = (high - low).clamp(min=0).prod(-1)
+    intersection = (high - low).clamp(min=0).prod(-1)
     area = _area(boxes)
-    return both / (area[:, None] + area[None] - both)
+    return intersection / (area[:, None] + area[None] - intersection)
 
 
 def _area(boxes: Tensor) -> Tensor:

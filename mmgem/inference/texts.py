@@ -46,13 +46,13 @@ def embed_pieces(
 ) -> np.ndarray:
     """:func:`embed_texts` of ``count`` texts whose pieces are token ``ids``, ``owners`` the number of the
     text of each (:meth:`~mmgem.data.tokens.Tokenizer.encode_parts`)."""
-    out = np.empty((len(ids), network.config.dim), np.float32)
+    piece_vectors = np.empty((len(ids), network.config.dim), np.float32)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for at in range(0, len(order), batch):
         rows = order[at : at + batch]
-        out[rows] = unit_rows(network.encode_text([ids[i] for i in rows]))
+        piece_vectors[rows] = unit_rows(network.encode_text([ids[i] for i in rows]))
     if len(ids) == count:
-        return out
-    total = np.zeros((count, network.config.dim), np.float32)
-    np.add.at(total, owners, out)
-    return unit_rows(torch.from_numpy(total))
+        return piece_vectors
+    text_vectors = np.zeros((count, network.config.dim), np.float32)
+    np.add.at(text_vectors, owners, piece_vectors)
+    return unit_rows(torch.from_numpy(text_vectors))

@@ -32,7 +32,7 @@ from mmgem.checkpoints.model_folder import write_model
 from mmgem.data.images import IMAGE_SUFFIXES
 from mmgem.data.transforms import normalise
 from mmgem.errors import UsageError
-from mmgem.inference.images import prepared, squares
+from mmgem.inference.images import map_images, preprocess_image
 from mmgem.inference.pyramid import global_sizes
 
 
@@ -93,7 +93,7 @@ class MMGEMModule(InputModule):
             features["text_rows"] = torch.tensor([texts[owner][0] for owner in owners])
         if images:
             prep = self.words.prep
-            read = prepared(partial(squares, prep), [image for _, image in images])
+            read = map_images(partial(preprocess_image, prep), [image for _, image in images])
             for side, pixels in zip(global_sizes(prep), zip(*read, strict=True), strict=True):
                 features[f"pixels_{side}"] = normalise(np.stack(pixels), prep)
             features["image_rows"] = torch.tensor([row for row, _ in images])

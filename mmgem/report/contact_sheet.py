@@ -15,13 +15,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmgem.data.images import ImageSource, image_size, open_image
 from mmgem.errors import ImageError, UsageError
-from mmgem.report.cards import QueryRow, SimilarRow
-from mmgem.search.store import Box
+from mmgem.report.data import QueryRow, SimilarRow
+from mmgem.search.index_store import Box
 
-_PAPER, _INK, _SOFT, _GEM, _EMPTY = "#fbfaf7", "#1e1d1a", "#69655c", "#0b6a57", "#e4e0d6"
+_BACKGROUND, _TEXT_COLOUR, _SCORE_COLOUR, _QUERY_COLOUR, _MISSING_COLOUR = (
+    "#fbfaf7",
+    "#1e1d1a",
+    "#69655c",
+    "#0b6a57",
+    "#e4e0d6",
+)
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 # All in pixels of a sheet 1280 wide; wider sheets scale them.
-_MARGIN, _GAP, _ROW_GAP, _TEXT, _SMALL_TEXT, _TALLEST = 40, 10, 34, 25, 14, 230
+_MARGIN, _GAP, _ROW_GAP, _TEXT, _SMALL_TEXT, _MAX_PHOTO_HEIGHT = 40, 10, 34, 25, 14, 230
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -41,32 +47,32 @@ def contact_sheet(
     left blank. Raises UsageError if there is nothing to draw, or if ``path`` or ``font`` cannot be used.
     """
     target = Path(path)
-    kind = _FORMATS.get(target.suffix.lower())
-    if kind is None:
+    image_format = _FORMATS.get(target.suffix.lower())
+    if image_format is None:
         raise UsageError(f"{target}: a contact sheet is one of {', '.join(sorted(_FORMATS))}")
     if not rows:
         raise UsageError(f"{target}: no rows to draw")
-    pen = _Pen(width / 1280, font)
-    strips = [pen.strip(row) for row in rows]
-    gap, margin = pen.px(_ROW_GAP), pen.px(_MARGIN)
-    height = 2 * margin + sum(strip.height for strip in strips) + gap * (len(strips) - 1)
-    sheet = Image.new("RGB", (width, height), _PAPER)
+    renderer = _RowRenderer(width / 1280, font)
+    row_images = [renderer.draw_row(row) for row in rows]
+    gap, margin = renderer.px(_ROW_GAP), renderer.px(_MARGIN)
+    height = 2 * margin + sum(row_image.height for row_image in row_images) + gap * (len(row_images) - 1)
+    sheet = Image.new("RGB", (width, height), _BACKGROUND)
     top = margin
-    for strip in strips:
-        sheet.paste(strip, (margin, top))
-        top += strip.height + gap
-    part = target.with_name(f"{target.name}.tmp")
+    for row_image in row_images:
+        sheet.paste(row_image, (margin, top))
+        top += row_image.height + gap
+    temporary = target.with_name(f"{target.name}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(part, kind, quality=88)
-        part.replace(target)
+        sheet.save(temporary, image_format, quality=88)
+        temporary.replace(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise UsageError(f"{target}: {error.strerror or error}") from error
-    return sorted(set(pen.problems))
+    return sorted(set(renderer.problems))
 
 
-class _Pen:
+class _RowRenderer:
     """Draws rows at one scale with one font."""
 
     def __init__(self, scale: float, font: str | os.PathLike[str] | None) -> None:
@@ -78,7 +84,7 @@ class _Pen:
         """Scale a length; at least one pixel."""
         return max(1, round(length * self.scale))
 
-    def strip(self, row: QueryRow | SimilarRow) -> Image.Image:
+    def draw_row(self, row: QueryRow | SimilarRow) -> Image.Image:
         """Draw one row: the query, its photos, their scores."""
         cells: list[tuple[ImageSource, Box | None, str]] = [
             (match.image, match.box, f"{match.score:.3f}") for match in row.matches
@@ -86,29 +92,41 @@ class _Pen:
         if isinstance(row, SimilarRow):
             cells.insert(0, (row.image, row.box, "like this one"))
         width = self.px(1280) - 2 * self.px(_MARGIN)
-        head = 0 if isinstance(row, SimilarRow) else self.px(_TEXT * 1.75)
+        header_height = 0 if isinstance(row, SimilarRow) else self.px(_TEXT * 1.75)
         gap = self.px(_GAP)
         sizes = [self._size(source) for source, _, _ in cells]
         ratios = [w / h for w, h in sizes]
-        tall = (width - gap * (len(cells) - 1)) / sum(ratios) if cells else 0
-        tall = max(1, round(min(tall, self.px(_TALLEST))))
-        strip = Image.new("RGB", (width, head + tall + self.px(_SMALL_TEXT * 1.9)), _PAPER)
-        draw = ImageDraw.Draw(strip)
+        photo_height = (width - gap * (len(cells) - 1)) / sum(ratios) if cells else 0
+        photo_height = max(1, round(min(photo_height, self.px(_MAX_PHOTO_HEIGHT))))
+        row_image = Image.new(
+            "RGB", (width, header_height + photo_height + self.px(_SMALL_TEXT * 1.9)), _BACKGROUND
+        )
+        draw = ImageDraw.Draw(row_image)
         if isinstance(row, QueryRow):
-            draw.text((0, 0), self._fit(f"“{row.text}”", width), _INK, self.text)
+            draw.text((0, 0), self._fit(f"“{row.text}”", width), _TEXT_COLOUR, self.text)
         left = 0.0
         for (source, box, label), size, ratio in zip(cells, sizes, ratios, strict=True):
-            place = (round(left), head, round(left + tall * ratio), head + tall)
-            strip.paste(self._photo(source, box, size, (place[2] - place[0], tall)), place[:2])
-            colour = _SOFT
+            edges = (
+                round(left),
+                header_height,
+                round(left + photo_height * ratio),
+                header_height + photo_height,
+            )
+            row_image.paste(self._photo(source, box, size, (edges[2] - edges[0], photo_height)), edges[:2])
+            colour = _SCORE_COLOUR
             if isinstance(row, SimilarRow) and left == 0:
-                colour = _GEM
+                colour = _QUERY_COLOUR
                 draw.rectangle(
-                    (place[0], place[1], place[2] - 1, place[3] - 1), outline=_GEM, width=self.px(3)
+                    (edges[0], edges[1], edges[2] - 1, edges[3] - 1), outline=_QUERY_COLOUR, width=self.px(3)
                 )
-            draw.text((place[0], head + tall + self.px(_SMALL_TEXT * 0.5)), label, colour, self.small)
-            left += tall * ratio + gap
-        return strip
+            draw.text(
+                (edges[0], header_height + photo_height + self.px(_SMALL_TEXT * 0.5)),
+                label,
+                colour,
+                self.small,
+            )
+            left += photo_height * ratio + gap
+        return row_image
 
     def _photo(
         self, source: ImageSource, box: Box | None, full: tuple[int, int], size: tuple[int, int]
@@ -118,7 +136,7 @@ class _Pen:
             image = open_image(source, min_side=max(size))
         except ImageError as error:
             self.problems.append(str(error))
-            return Image.new("RGB", size, _EMPTY)
+            return Image.new("RGB", size, _MISSING_COLOUR)
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
         if box is not None:
             x, y = size[0] / full[0], size[1] / full[1]

@@ -21,9 +21,18 @@ from PIL import Image
 
 from mmgem.data.images import ImageSource, image_size, open_image
 from mmgem.errors import ImageError, UsageError
-from mmgem.report.cards import Fact, HeatCard, Match, PhotoCard, QueryRow, RegionCard, Report, SimilarRow
-from mmgem.report.heatmap import draw_heat
-from mmgem.search.store import Box
+from mmgem.report.data import (
+    HeatmapCard,
+    LabelledValue,
+    Match,
+    PhotoCard,
+    QueryRow,
+    RegionCard,
+    Report,
+    SimilarRow,
+)
+from mmgem.report.heatmap import draw_heatmap
+from mmgem.search.index_store import Box
 from mmgem.utils.files import write_atomic
 
 # Longest side in pixels of a photo in a strip and on the wall or with regions.
@@ -38,7 +47,7 @@ _ICON = (
     'stroke-width="1.6" stroke-linejoin="round" aria-hidden="true"><path d="M7 3h10l5 6.5L12 21.5 2 9.5z"/>'
     '<path d="M2 9.5h20M7 3l2 6.5 3 12 3-12 2-6.5M9 9.5 12 3l3 6.5"/></svg>'
 )
-_GEM = _ICON.replace("#0b8a70", "currentColor").replace(' xmlns="http://www.w3.org/2000/svg"', "")
+_INLINE_ICON = _ICON.replace("#0b8a70", "currentColor").replace(' xmlns="http://www.w3.org/2000/svg"', "")
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> list[str]:
@@ -47,7 +56,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> list[str]:
     Returns a line for each photo that could not be decoded; the page shows a blank in its place. Raises
     UsageError if ``path`` cannot be written.
     """
-    pictures = _Pictures()
+    pictures = _PhotoEncoder()
     page = _page(report, pictures)
     target = Path(path)
     try:
@@ -59,7 +68,7 @@ def write_report(path: str | os.PathLike[str], report: Report) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
+class _EncodedPhoto:
     """An encoded photo: ``uri`` "" if it could not be decoded; ``size`` is (width, height) as stored."""
 
     uri: str
@@ -71,48 +80,50 @@ class _Picture:
         return f"{self.size[0] / self.size[1]:.4f}"
 
 
-class _Pictures:
+class _PhotoEncoder:
     """Encodes each photo once per size, and numbers the photos."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        self._made: dict[tuple[int, int], _Picture] = {}
+        self._encoded: dict[tuple[int, int], _EncodedPhoto] = {}
         self._keys: dict[object, int] = {}
 
-    def get(self, source: ImageSource, side: int) -> _Picture:
+    def get(self, source: ImageSource, side: int) -> _EncodedPhoto:
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
         key = self._keys.setdefault(name, len(self._keys))
-        if (key, side) not in self._made:
-            self._made[key, side] = self._make(source, side, key)
-        return self._made[key, side]
+        if (key, side) not in self._encoded:
+            self._encoded[key, side] = self._encode_photo(source, side, key)
+        return self._encoded[key, side]
 
-    def _make(self, source: ImageSource, side: int, key: int) -> _Picture:
+    def _encode_photo(self, source: ImageSource, side: int, key: int) -> _EncodedPhoto:
         try:
             size = image_size(source)
             image = open_image(source, min_side=side)
         except ImageError as error:
             self.problems.append(str(error))
-            return _Picture("", (4, 3), key)
+            return _EncodedPhoto("", (4, 3), key)
         image.thumbnail((side, side))
         return self._encode(image, size, key)
 
-    def heat(self, card: HeatCard, side: int) -> _Picture:
+    def heatmap(self, card: HeatmapCard, side: int) -> _EncodedPhoto:
         """The photo under its heat map; a picture of its own."""
         key = self._keys.setdefault(card, len(self._keys))
         try:
-            return self._encode(draw_heat(card.image, card.heat, side), image_size(card.image), key)
+            return self._encode(draw_heatmap(card.image, card.heatmap, side), image_size(card.image), key)
         except ImageError as error:
             self.problems.append(str(error))
-            return _Picture("", (4, 3), key)
+            return _EncodedPhoto("", (4, 3), key)
 
     @staticmethod
-    def _encode(image: Image.Image, size: tuple[int, int], key: int) -> _Picture:
+    def _encode(image: Image.Image, size: tuple[int, int], key: int) -> _EncodedPhoto:
         data = io.BytesIO()
         image.save(data, "JPEG", quality=_JPEG_QUALITY, optimize=True, progressive=True)
-        return _Picture(f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}", size, key)
+        return _EncodedPhoto(
+            f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}", size, key
+        )
 
 
-def _page(report: Report, pictures: _Pictures) -> str:
+def _page(report: Report, pictures: _PhotoEncoder) -> str:
     sections = [
         ("search", "Search", len(report.queries), _queries(report.queries, pictures)),
         (
@@ -123,7 +134,7 @@ def _page(report: Report, pictures: _Pictures) -> str:
         ),
         ("similar", "Photos like this one", len(report.similar), _similar(report.similar, pictures)),
         ("regions", "Regions", len(report.regions), _regions(report.regions, pictures)),
-        ("heat", "Where it is", len(report.heat), _heat(report.heat, pictures)),
+        ("heat", "Where it is", len(report.heatmaps), _heatmaps(report.heatmaps, pictures)),
         ("photos", "Photos", len(report.photos), _wall(report.photos, pictures)),
     ]
     sections = [section for section in sections if section[2]]
@@ -142,20 +153,20 @@ def _page(report: Report, pictures: _Pictures) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="mmgem">
-<title>{_text(report.title)}</title>
+<title>{_escape(report.title)}</title>
 <link rel="icon" href="data:image/svg+xml;base64,{base64.b64encode(_ICON.encode()).decode()}">
 <style>
 {style}</style>
 </head>
 <body>
 <header class="top">
-<p class="brand">{_GEM} mmgem</p>
+<p class="brand">{_INLINE_ICON} mmgem</p>
 <div class="intro">
 <div>
-<h1>{_text(report.title)}</h1>
+<h1>{_escape(report.title)}</h1>
 {_paragraph("lead", report.lead)}</div>
 {_mosaic(report.photos, pictures)}</div>
-{_facts("figures", report.figures)}{_facts("facts", report.facts)}</header>
+{_definition_list("figures", report.figures)}{_definition_list("facts", report.details)}</header>
 {nav}<main>
 {"".join(body for _, _, _, body in sections)}</main>
 {_footer(report)}<dialog aria-label="Enlarged photo"></dialog>
@@ -166,45 +177,45 @@ def _page(report: Report, pictures: _Pictures) -> str:
 """
 
 
-def _mosaic(cards: Sequence[PhotoCard], pictures: _Pictures) -> str:
+def _mosaic(cards: Sequence[PhotoCard], pictures: _PhotoEncoder) -> str:
     """Nine photos of the wall, or none, for the head of the page; decoration only."""
     uris = [pictures.get(card.image, _SMALL).uri for card in cards[: 2 * _MOSAIC]]
     tiles = [f'<img src="{uri}" alt="">' for uri in uris if uri][:_MOSAIC]
     return f'<div class="mosaic" aria-hidden="true">{"".join(tiles)}</div>\n' if len(tiles) == _MOSAIC else ""
 
 
-def _queries(rows: Sequence[QueryRow], pictures: _Pictures) -> str:
+def _queries(rows: Sequence[QueryRow], pictures: _PhotoEncoder) -> str:
     about = "Words against pixels: no tags, no file names. Numbers are cosine similarity."
     return _section("search", "Search", about, _query_rows(rows, pictures))
 
 
-def _region_queries(rows: Sequence[QueryRow], pictures: _Pictures) -> str:
+def _region_queries(rows: Sequence[QueryRow], pictures: _PhotoEncoder) -> str:
     about = (
         "The best box of each photo, found without a detector; words for a place in the photo restrict it."
     )
     return _section("places", "Search in photos", about, _query_rows(rows, pictures))
 
 
-def _query_rows(rows: Sequence[QueryRow], pictures: _Pictures) -> str:
+def _query_rows(rows: Sequence[QueryRow], pictures: _PhotoEncoder) -> str:
     top = _top_score(rows)
     return "".join(
-        f'<div class="row">\n<h3 class="query">{_text(row.text)}</h3>\n'
+        f'<div class="row">\n<h3 class="query">{_escape(row.text)}</h3>\n'
         f'<div class="strip">\n{_matches(row.matches, top, pictures)}</div>\n</div>\n'
         for row in rows
     )
 
 
-def _heat(cards: Sequence[HeatCard], pictures: _Pictures) -> str:
+def _heatmaps(cards: Sequence[HeatmapCard], pictures: _PhotoEncoder) -> str:
     body = ""
     for card in cards:
-        picture = pictures.heat(card, _SMALL)
+        picture = pictures.heatmap(card, _SMALL)
         photo = _photo(picture, f"Heat map of {card.text}", card.text)
-        body += f"{_figure('match', picture)}{photo}<figcaption>{_text(card.text)}</figcaption></figure>\n"
+        body += f"{_figure('match', picture)}{photo}<figcaption>{_escape(card.text)}</figcaption></figure>\n"
     about = "How well each place of the photo fits the words: colours span the map, so they say where."
     return _section("heat", "Where it is", about, f'<div class="row strip">\n{body}</div>\n')
 
 
-def _similar(rows: Sequence[SimilarRow], pictures: _Pictures) -> str:
+def _similar(rows: Sequence[SimilarRow], pictures: _PhotoEncoder) -> str:
     top = _top_score(rows)
     body = ""
     for row in rows:
@@ -219,7 +230,7 @@ def _similar(rows: Sequence[SimilarRow], pictures: _Pictures) -> str:
     return _section("similar", "Photos like this one", about, body)
 
 
-def _matches(matches: Sequence[Match], top: float, pictures: _Pictures) -> str:
+def _matches(matches: Sequence[Match], top: float, pictures: _PhotoEncoder) -> str:
     body = ""
     for rank, match in enumerate(matches, 1):
         picture = pictures.get(match.image, _SMALL)
@@ -230,7 +241,7 @@ def _matches(matches: Sequence[Match], top: float, pictures: _Pictures) -> str:
     return body
 
 
-def _regions(cards: Sequence[RegionCard], pictures: _Pictures) -> str:
+def _regions(cards: Sequence[RegionCard], pictures: _PhotoEncoder) -> str:
     body = ""
     for card in cards:
         picture = pictures.get(card.image, _LARGE)
@@ -238,7 +249,7 @@ def _regions(cards: Sequence[RegionCard], pictures: _Pictures) -> str:
         legend = ""
         for number, region in enumerate(card.regions):
             score = "" if region.score is None else f"<span>{region.score:.3f}</span>"
-            legend += f"<li>{_tag(number)}<p>{_text(region.caption)}</p>{score}</li>\n"
+            legend += f"<li>{_tag(number)}<p>{_escape(region.caption)}</p>{score}</li>\n"
         alt = card.caption or "Photo with numbered boxes"
         photo = _photo(picture, alt, card.caption, boxes)
         body += f"{_figure('large', picture)}{photo}<ol>\n{legend}</ol></figure>\n"
@@ -246,18 +257,18 @@ def _regions(cards: Sequence[RegionCard], pictures: _Pictures) -> str:
     return _section("regions", "Regions", about, f'<div class="regions">\n{body}</div>\n')
 
 
-def _wall(cards: Sequence[PhotoCard], pictures: _Pictures) -> str:
+def _wall(cards: Sequence[PhotoCard], pictures: _PhotoEncoder) -> str:
     body = ""
     for number, card in enumerate(cards, 1):
         picture = pictures.get(card.image, _LARGE)
         guesses = "".join(
-            f"<li><span>{_text(name)}</span>{_bar(share)}<span>{share:.0%}</span></li>"
+            f"<li><span>{_escape(name)}</span>{_bar(share)}<span>{share:.0%}</span></li>"
             for name, share in card.guesses
         )
         text = _paragraph("", card.caption) + (f'<ul class="guesses">{guesses}</ul>' if guesses else "")
         photo = _photo(picture, card.caption or card.name or f"Photo {number}", card.caption)
         body += (
-            f'<figure class="card large" data-name="{_text(card.name)}" style="--r:{picture.ratio}">{photo}'
+            f'<figure class="card large" data-name="{_escape(card.name)}" style="--r:{picture.ratio}">{photo}'
             f"<figcaption>{text}</figcaption></figure>\n"
         )
     search = (
@@ -270,7 +281,7 @@ def _wall(cards: Sequence[PhotoCard], pictures: _Pictures) -> str:
 
 
 def _footer(report: Report) -> str:
-    commands = "\n".join(f"<span>{_text(command)}</span>" for command in report.commands)
+    commands = "\n".join(f"<span>{_escape(command)}</span>" for command in report.commands)
     if commands:
         commands = (
             '<h2 id="made">How it was made</h2>\n<div class="commands">'
@@ -288,21 +299,21 @@ def _section(key: str, title: str, about: str, body: str) -> str:
     )
 
 
-def _figure(kind: str, picture: _Picture) -> str:
-    return f'<figure class="{kind}" style="--r:{picture.ratio}">'
+def _figure(css_class: str, picture: _EncodedPhoto) -> str:
+    return f'<figure class="{css_class}" style="--r:{picture.ratio}">'
 
 
-def _photo(picture: _Picture, alt: str, caption: str, overlay: str = "") -> str:
+def _photo(picture: _EncodedPhoto, alt: str, caption: str, overlay: str = "") -> str:
     """A photo that can be enlarged, with boxes over it; ``caption`` goes with the enlarged one."""
     if not picture.uri:
-        return f'<div class="gone">{_text(alt)}<br>(photo not readable)</div>'
+        return f'<div class="gone">{_escape(alt)}<br>(photo not readable)</div>'
     width, height = picture.size
     image = (
-        f'<img src="{picture.uri}" alt="{_text(alt)}" width="{width}" height="{height}" '
+        f'<img src="{picture.uri}" alt="{_escape(alt)}" width="{width}" height="{height}" '
         f'data-photo="{picture.key}" decoding="async">'
     )
     return (
-        f'<button class="zoom" type="button" data-caption="{_text(caption)}">'
+        f'<button class="zoom" type="button" data-caption="{_escape(caption)}">'
         f'<span class="frame" style="--r:{picture.ratio}">{image}{overlay}</span></button>'
     )
 
@@ -340,14 +351,14 @@ def _top_score(rows: Sequence[QueryRow] | Sequence[SimilarRow]) -> float:
     return max([match.score for row in rows for match in row.matches if match.score > 0], default=1.0)
 
 
-def _facts(kind: str, facts: Sequence[Fact]) -> str:
-    lines = "".join(f"<div><dt>{_text(f.label)}</dt><dd>{_text(f.value)}</dd></div>\n" for f in facts)
-    return f'<dl class="{kind}">\n{lines}</dl>\n' if lines else ""
+def _definition_list(css_class: str, entries: Sequence[LabelledValue]) -> str:
+    lines = "".join(f"<div><dt>{_escape(f.label)}</dt><dd>{_escape(f.value)}</dd></div>\n" for f in entries)
+    return f'<dl class="{css_class}">\n{lines}</dl>\n' if lines else ""
 
 
-def _paragraph(kind: str, text: str) -> str:
-    return f'<p class="{kind}">{_text(text)}</p>\n' if text else ""
+def _paragraph(css_class: str, text: str) -> str:
+    return f'<p class="{css_class}">{_escape(text)}</p>\n' if text else ""
 
 
-def _text(text: str) -> str:
+def _escape(text: str) -> str:
     return html.escape(text)

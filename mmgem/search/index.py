@@ -3,7 +3,7 @@
 Notable choices. A file whose size and modification time are as recorded is not opened, so a run with nothing
 to do is one walk over the folder. Any other file is hashed first, and embedded only if its bytes are new to
 the index. The model is made when the first photo needs it, never before. Work is recorded batch by batch
-(:mod:`mmgem.search.store`): a killed run loses at most one batch and the next run goes on from there.
+(:mod:`mmgem.search.index_store`): a killed run loses at most one batch and the next run goes on from there.
 A photo that cannot be decoded is recorded too, with the reason, and tried again when its bytes change.
 """
 
@@ -22,10 +22,10 @@ import numpy as np
 
 from mmgem.data.images import image_size, list_images
 from mmgem.errors import ImageError, SearchIndexError, UsageError
-from mmgem.search.store import Box, KnownPhoto, NewContent, SeenFile, Store
+from mmgem.search.index_store import Box, HashedFile, IndexStore, NewContent, StoredPhoto
 
 # Record files whose content is known already (moved, touched) at least this often.
-_FILES_PER_TRANSACTION = 1024
+_FILES_A_TRANSACTION = 1024
 
 
 class Embedder(Protocol):
@@ -46,7 +46,7 @@ class Embedder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class BadPhoto:
+class UnreadablePhoto:
     """A photo that is not in the index; ``path`` is relative to the folder."""
 
     path: str
@@ -68,7 +68,7 @@ class IndexReport:
     reused: int
     unchanged: int
     removed: int
-    failed: tuple[BadPhoto, ...]
+    failed: tuple[UnreadablePhoto, ...]
     seconds: float
 
 
@@ -101,11 +101,11 @@ def update_index(
     folder = folder.resolve()
     if out.resolve() == folder:
         raise UsageError(f"{out}: the index would lie among the photos; give --out a folder of its own")
-    found = _scan(folder)
-    with Store(out, fingerprint, regions) as store:
+    files_found = _scan(folder)
+    with IndexStore(out, fingerprint, regions) as store:
         _check_folder(store, out, folder)
         known = store.photos()
-        if known and not found:
+        if known and not files_found:
             raise SearchIndexError(
                 f"{folder}: no photos here, but {out} holds {len(known)}; "
                 f"delete {out} if they are really gone"
@@ -113,48 +113,48 @@ def update_index(
         store.set_source(folder, model)
         pending = [
             path
-            for path, stat in found.items()
+            for path, stat in files_found.items()
             if path not in known or (known[path].size, known[path].mtime_ns) != stat
         ]
-        gone = [path for path in known if path not in found]
-        store.forget(gone)
-        run = _Run(store, folder, make_embedder, fingerprint, known)
+        removed_paths = [path for path in known if path not in files_found]
+        store.forget(removed_paths)
+        run = _IndexUpdate(store, folder, make_embedder, fingerprint, known)
         for path in progress(pending):
             run.add(path)
-            if len(run.queue) >= batch or len(run.settled) >= _FILES_PER_TRANSACTION:
+            if len(run.queue) >= batch or len(run.recorded) >= _FILES_A_TRANSACTION:
                 run.flush()
         run.flush()
         store.compact()
         failed = dict(store.problems()) | run.unreadable
         photos = len(store.photos().keys() - failed.keys())
-    moved = sum((Counter(known[path].content for path in gone) & run.reused_by_new_paths).values())
+    moved = sum((Counter(known[path].content for path in removed_paths) & run.reused_by_new_paths).values())
     return IndexReport(
         photos=photos,
         embedded=run.embedded,
         reused=run.reused,
-        unchanged=len(found) - len(pending),
-        removed=len(gone) - moved,
-        failed=tuple(BadPhoto(path, reason) for path, reason in sorted(failed.items())),
+        unchanged=len(files_found) - len(pending),
+        removed=len(removed_paths) - moved,
+        failed=tuple(UnreadablePhoto(path, reason) for path, reason in sorted(failed.items())),
         seconds=time.perf_counter() - began,
     )
 
 
-class _Run:
+class _IndexUpdate:
     """The state of one update: ``queue`` waits for the model, ``settled`` only for a transaction."""
 
     def __init__(
         self,
-        store: Store,
+        store: IndexStore,
         folder: Path,
         make_embedder: Callable[[], Embedder],
         fingerprint: str,
-        known: dict[str, KnownPhoto],
+        known: dict[str, StoredPhoto],
     ) -> None:
         self.store, self.folder, self.known = store, folder, known
         self.make_embedder, self.fingerprint = make_embedder, fingerprint
         self.embedder: Embedder | None = None
-        self.queue: dict[bytes, list[SeenFile]] = {}
-        self.settled: list[SeenFile] = []
+        self.queue: dict[bytes, list[HashedFile]] = {}
+        self.recorded: list[HashedFile] = []
         self.unreadable: dict[str, str] = {}
         self.reused_by_new_paths: Counter[int] = Counter()
         self.embedded = self.reused = 0
@@ -162,7 +162,7 @@ class _Run:
     def add(self, path: str) -> None:
         """Hash one file and decide what it needs. One that cannot be read loses its entry."""
         try:
-            file = _read(self.folder, path)
+            file = _hash_file(self.folder, path)
         except OSError as error:
             self.store.forget([path])
             if not isinstance(error, FileNotFoundError):
@@ -172,7 +172,7 @@ class _Run:
         if content is None:
             self.queue.setdefault(file.digest, []).append(file)
             return
-        self.settled.append(file)
+        self.recorded.append(file)
         self.reused += 1
         if path not in self.known:
             self.reused_by_new_paths[content] += 1
@@ -183,7 +183,7 @@ class _Run:
         A file that changed while it was being embedded is left for the next run.
         """
         contents: list[NewContent] = []
-        files = self.settled
+        files = self.recorded
         if self.queue:
             firsts = [copies[0] for copies in self.queue.values()]
             results = self._embed([self.folder / file.path for file in firsts])
@@ -199,7 +199,7 @@ class _Run:
                     contents.append(NewContent(first.digest, vectors, boxes, size=size))
                     self.embedded += 1
         self.store.record(contents, files)
-        self.queue, self.settled = {}, []
+        self.queue, self.recorded = {}, []
 
     def _embed(self, paths: list[Path]) -> list[tuple[list[Box | None], np.ndarray] | str]:
         """Return the boxes (None: the whole, which comes first) and vectors (m, D) of each photo, or why it
@@ -210,13 +210,13 @@ class _Run:
         if self.embedder is None:
             self.embedder = self.make_embedder()
             if self.embedder.fingerprint != self.fingerprint:
-                made = self.embedder.fingerprint
+                actual = self.embedder.fingerprint
                 raise SearchIndexError(
-                    f"the model's fingerprint is {made}, not {self.fingerprint} as announced"
+                    f"the model's fingerprint is {actual}, not {self.fingerprint} as announced"
                 )
         try:
             vectors = np.asarray(self.embedder.embed_images(paths), np.float32)
-            found = self.embedder.find_regions(paths, count) if (count := self.store.regions) else []
+            regions = self.embedder.find_regions(paths, count) if (count := self.store.regions) else []
         except ImageError as error:
             if len(paths) == 1:
                 return [str(error).removeprefix(f"{paths[0]}: ")]
@@ -226,22 +226,24 @@ class _Run:
             raise SearchIndexError(
                 f"the model gave an array {vectors.shape}, not {(len(paths), self.embedder.dim)}"
             )
-        found = found or [([], vectors[:0])] * len(paths)
-        rows = [np.concatenate([v[None], more]) for v, (_, more) in zip(vectors, found, strict=True)]
+        regions = regions or [([], vectors[:0])] * len(paths)
+        rows = [np.concatenate([v[None], more]) for v, (_, more) in zip(vectors, regions, strict=True)]
         return [
-            ([None, *boxes], own) if np.isfinite(own).all() else "its embedding is not finite"
-            for own, (boxes, _) in zip(rows, found, strict=True)
+            ([None, *boxes], photo_vectors)
+            if np.isfinite(photo_vectors).all()
+            else "its embedding is not finite"
+            for photo_vectors, (boxes, _) in zip(rows, regions, strict=True)
         ]
 
 
 def _scan(folder: Path) -> dict[str, tuple[int, int]]:
     """Map the relative path of each photo under ``folder`` to (size in bytes, mtime in ns)."""
-    found = {}
+    stats = {}
     for path in list_images(folder):
         stat = _stat(path)
         if stat is not None:
-            found[str(path)[len(str(folder)) :].lstrip(os.sep).replace(os.sep, "/")] = stat
-    return found
+            stats[str(path)[len(str(folder)) :].lstrip(os.sep).replace(os.sep, "/")] = stat
+    return stats
 
 
 def _stat(path: Path) -> tuple[int, int] | None:
@@ -252,15 +254,15 @@ def _stat(path: Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _read(folder: Path, path: str) -> SeenFile:
+def _hash_file(folder: Path, path: str) -> HashedFile:
     with (folder / path).open("rb") as file:
         stat = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    return SeenFile(path, stat.st_size, stat.st_mtime_ns, digest)
+    return HashedFile(path, stat.st_size, stat.st_mtime_ns, digest)
 
 
-def _check_folder(store: Store, out: Path, folder: Path) -> None:
+def _check_folder(store: IndexStore, out: Path, folder: Path) -> None:
     """One folder per index; but a folder that moved is the same one."""
-    before = store.folder
-    if before is not None and before.is_dir() and not before.samefile(folder):
-        raise SearchIndexError(f"{out}: is the index of {before}; give {folder} an index of its own")
+    recorded = store.folder
+    if recorded is not None and recorded.is_dir() and not recorded.samefile(folder):
+        raise SearchIndexError(f"{out}: is the index of {recorded}; give {folder} an index of its own")

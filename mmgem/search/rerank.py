@@ -27,19 +27,19 @@ from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
 from mmgem.search.search import Hit, PhotoIndex
 
-PAIRS = 32  # in one pass of the LLM
-_HEAD_ROWS = 512  # text positions whose logits exist at once: 100 MB where there are 50,000 tokens
+PAIR_BATCH_SIZE = 32  # in one pass of the LLM
+_LOGIT_ROWS = 512  # text positions whose logits exist at once: 100 MB where there are 50,000 tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Rerank:
+class RerankOptions:
     """How the second look is taken; the defaults are ``tiny``'s, fitted on Flickr8k dev."""
 
     candidates: int = 16
     """The first of a search that are assessed, if no more are wanted."""
     weight: float = 0.4
     """Of log P(text | image) less its mean (nats), beside cosine / temperature."""
-    length: float = 5.6
+    embedding_norm: float = 5.6
     """Of the vectors V_in is made from: the mean length of ``tiny``'s image embeddings before they are
     normalised. Twice it does as well."""
 
@@ -52,7 +52,7 @@ class Rerank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assessed(Hit):
+class RerankedHit(Hit):
     """A hit whose score is one of :meth:`Rerank.scores`, with its cosine and log P(text | image) a token, end
     of text included, in nats."""
 
@@ -66,34 +66,34 @@ def rerank(
     index: PhotoIndex,
     text: str,
     k: int = 10,
-    options: Rerank | None = None,
-) -> list[Assessed]:
+    options: RerankOptions | None = None,
+) -> list[RerankedHit]:
     """The ``k`` best photos of ``index`` for ``text``, best first: found by cosine, at least
     ``options.candidates`` of them, and ordered by :meth:`Rerank.scores`; equal ones as they were found.
 
     Raises ``DataError`` for an empty text or one over ``max_text_tokens``, ``UsageError`` for ``k`` below 1
     and as :func:`log_probs` does.
     """
-    options = options or Rerank()
+    options = options or RerankOptions()
     (ids,) = tokenizer.encode_all([text])
-    query = embed_texts(network, tokenizer, [text], PAIRS)[0]
+    query = embed_texts(network, tokenizer, [text], PAIR_BATCH_SIZE)[0]
     hits = index.search(query, max(k, options.candidates) if k > 0 else k)
     if not hits:
         return []
     vectors = np.stack([index.vector_of(hit.path) for hit in hits])
-    given = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.length)
-    return assessed(hits, given, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
+    given = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.embedding_norm)
+    return rerank_hits(hits, given, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
 
 
-def assessed(
-    hits: Sequence[Hit], given: np.ndarray, tokens: int, temperature: float, options: Rerank
-) -> list[Assessed]:
+def rerank_hits(
+    hits: Sequence[Hit], given: np.ndarray, tokens: int, temperature: float, options: RerankOptions
+) -> list[RerankedHit]:
     """``hits`` of a text of so many ``tokens``, whose log P given each is ``given`` ``(n,)``, ordered by
     :meth:`Rerank.scores`."""
     cosines = np.array([hit.score for hit in hits], np.float32)
     scores = options.scores(cosines, given, given.mean(), temperature)
     return [
-        Assessed(
+        RerankedHit(
             hits[i].path, float(scores[i]), cosine=hits[i].score, log_prob=float(given[i]) / (tokens + 1)
         )
         for i in np.argsort(-scores, kind="stable")
@@ -114,9 +114,12 @@ def log_probs(
     visual = torch.from_numpy(length * vectors).to(network.emb_token.device)[:, None]
     parts = [
         text_log_probs(
-            network, network.project_visual_prefix(visual[at : at + PAIRS]), ids[at : at + PAIRS], end
+            network,
+            network.project_visual_prefix(visual[at : at + PAIR_BATCH_SIZE]),
+            ids[at : at + PAIR_BATCH_SIZE],
+            end,
         )
-        for at in range(0, len(ids), PAIRS)
+        for at in range(0, len(ids), PAIR_BATCH_SIZE)
     ]
     return torch.cat([torch.empty(0), *parts]).numpy()
 
@@ -126,10 +129,12 @@ def text_log_probs(network: MMGEMNetwork, prefixes: Tensor, ids: Sequence[Tensor
     """log P(text, end | prefix) in nats, summed over tokens: ``(n,)`` float32 on the CPU, for n prefixes
     ``(n, P, H)`` and a token sequence each; one pass of the LLM."""
     _, states = network.run(captions=ids, prefixes=prefixes)
-    stop = torch.tensor([end])
-    targets = torch.cat([t for tokens in ids for t in (tokens, stop)]).to(states.device)
+    end_token = torch.tensor([end])
+    targets = torch.cat([t for tokens in ids for t in (tokens, end_token)]).to(states.device)
     losses = [
-        F.cross_entropy(network.llm.logits(some).float(), wanted, reduction="none")
-        for some, wanted in zip(states.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
+        F.cross_entropy(network.llm.logits(state_rows).float(), target_ids, reduction="none")
+        for state_rows, target_ids in zip(states.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True)
     ]
-    return torch.stack([-own.sum() for own in torch.cat(losses).split([len(t) + 1 for t in ids])]).cpu()
+    return torch.stack(
+        [-token_losses.sum() for token_losses in torch.cat(losses).split([len(t) + 1 for t in ids])]
+    ).cpu()

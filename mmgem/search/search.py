@@ -1,9 +1,10 @@
-"""Search an index of photos, by the dot product of unit vectors: exact, or by a graph if the index keeps one.
+"""Search an index of photos, by the dot product of unit vectors: exact, or by an HNSW index if there is one.
 
 Notable choices. The vectors stay on the disk, memory-mapped: opening costs the list of paths only, and the
 system's page cache keeps the vectors between searches. One pass of a matrix product over all rows, then a
-partial sort, is exact and fast enough for hundreds of thousands of photos. A graph (:mod:`mmgem.search.ann`)
-says which rows to score instead: a few right ones may be missing, but what is found has its exact score.
+partial sort, is exact and fast enough for hundreds of thousands of photos. An HNSW index
+(:mod:`mmgem.search.hnsw`) says which rows to score instead: a few right ones may be missing, but what is
+found has its exact score.
 Equal scores are ordered by path, then box, so the same search always gives the same list.
 """
 
@@ -20,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.search.ann import Graph
-from mmgem.search.places import Place
-from mmgem.search.store import Box, Snapshot, check_fingerprint, read_store
+from mmgem.search.hnsw import HNSWIndex
+from mmgem.search.index_store import Box, IndexSnapshot, check_fingerprint, read_index
+from mmgem.search.spatial_filter import SpatialFilter
 
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
-_QUERIES_AT_ONCE = 32
-_PLACE_WEIGHT = np.float32(0.1)
+_QUERY_BATCH_SIZE = 32
+_SPATIAL_WEIGHT = np.float32(0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +46,24 @@ class PhotoIndex:
     fixed order shared by :attr:`paths`, :attr:`boxes` and :attr:`vectors`.
     """
 
-    def __init__(self, snapshot: Snapshot, folder: Path, graph: Graph | None = None) -> None:
-        """``graph``: one of ``snapshot``; None: every search is exact."""
+    def __init__(self, snapshot: IndexSnapshot, folder: Path, hnsw: HNSWIndex | None = None) -> None:
+        """``hnsw``: that of ``snapshot``; None: every search is exact."""
         self.folder = folder
-        self.graph = graph
+        self.hnsw = hnsw
         self.fingerprint = snapshot.fingerprint
         self.model = snapshot.model
         self.regions = snapshot.regions
         self._stored = snapshot.vectors
-        self._places = snapshot.places
+        self._relative_boxes = snapshot.relative_boxes
         self._entries = snapshot.entries
         self._rows = np.array([row for row, _, _ in snapshot.entries], np.int64)
         # Entries of row r are _starts[r] : _starts[r + 1]; none for a row no photo points to.
-        self._starts = np.searchsorted(self._rows, np.arange(len(self._stored) + 1))
-        boxed = snapshot.boxed if snapshot.boxed is not None else np.zeros(len(self._stored), bool)
-        dead = np.diff(self._starts) == 0
-        self._not_photos, self._not_boxes = boxed | dead, ~boxed | dead
+        self._entry_starts = np.searchsorted(self._rows, np.arange(len(self._stored) + 1))
+        is_region = (
+            snapshot.is_region if snapshot.is_region is not None else np.zeros(len(self._stored), bool)
+        )
+        dead = np.diff(self._entry_starts) == 0
+        self._not_photos, self._not_boxes = is_region | dead, ~is_region | dead
 
     @classmethod
     def open(
@@ -73,20 +76,20 @@ class PhotoIndex:
         """Open the index at ``path``; ``folder`` says where the photos are if they have moved since.
 
         Without ``folder`` they are where they were when indexed or, if that is gone, at the same place
-        relative to the index. If the index keeps a graph it is used, unless ``exact``; one that cannot be
-        is a warning, and the search is exact. Raises SearchIndexError if the index is missing or damaged, or
+        relative to the index. An HNSW index that it keeps is used, unless ``exact``; one that cannot be is a
+        warning, and the search is exact. Raises SearchIndexError if the index is missing or damaged, or
         if ``fingerprint`` is given and the index was built by another model.
         """
         out = Path(path)
-        snapshot = read_store(out)
+        snapshot = read_index(out)
         if fingerprint is not None:
             check_fingerprint(out, snapshot.fingerprint, fingerprint)
-        graph = None
+        hnsw = None
         try:
-            graph = None if exact else Graph.open(out, snapshot)
+            hnsw = None if exact else HNSWIndex.open(out, snapshot)
         except (SearchIndexError, UsageError) as problem:
             warnings.warn(f"{problem}; searching all vectors until then", stacklevel=2)
-        return cls(snapshot, snapshot.folder if folder is None else Path(folder), graph)
+        return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -126,14 +129,14 @@ class PhotoIndex:
         """The boxes of a photo in the index in pixels of the upright photo, the most telling first; raises
         UsageError if it is not in it."""
         first, key = self._find(path)
-        found: list[Box] = []
+        boxes: list[Box] = []
         for row in range(first + 1, len(self._stored)):  # the rows of its boxes come right after its own
-            entries = self._entries[self._starts[row] : self._starts[row + 1]]
-            own = [box for _, name, text in entries if name == key and (box := _box(text))]
-            if not own:
+            entries = self._entries[self._entry_starts[row] : self._entry_starts[row + 1]]
+            row_boxes = [box for _, name, text in entries if name == key and (box := _box(text))]
+            if not row_boxes:
                 break
-            found += own
-        return found
+            boxes += row_boxes
+        return boxes
 
     def search(self, vector: np.ndarray, k: int = 10) -> list[Hit]:
         """Return the ``k`` entries most similar to ``vector`` (D,), best first; all if there are fewer.
@@ -143,50 +146,54 @@ class PhotoIndex:
         """
         return next(self._search(np.asarray(vector, np.float32)[None], k), [])
 
-    def search_regions(self, vector: np.ndarray, k: int = 10, place: Place | None = None) -> list[Hit]:
+    def search_regions(
+        self, vector: np.ndarray, k: int = 10, where: SpatialFilter | None = None
+    ) -> list[Hit]:
         """Return the best box of each of the ``k`` photos with the best boxes for ``vector`` (D,).
 
-        ``place``: only boxes there count, and the nearer to its middle the better: up to 0.1 is added to the
+        ``where``: only boxes there count, and the nearer to its middle the better: up to 0.1 is added to the
         cosine. Raises UsageError as :meth:`search` does, and if the index was made without regions.
         """
-        return self.search_regions_many(np.asarray(vector, np.float32)[None], k, [place])[0]
+        return self.search_regions_many(np.asarray(vector, np.float32)[None], k, [where])[0]
 
     def search_regions_many(
-        self, vectors: np.ndarray, k: int = 10, places: Sequence[Place | None] | None = None
+        self, vectors: np.ndarray, k: int = 10, where: Sequence[SpatialFilter | None] | None = None
     ) -> list[list[Hit]]:
-        """Search for each row of ``vectors`` (q, D) at its place: as :meth:`search_regions`, but faster than
-        one at a time."""
+        """Search for each row of ``vectors`` (q, D) with its filter: as :meth:`search_regions`, but faster
+        than one at a time."""
         if not self.regions:
             raise UsageError(
                 "this index has no regions; make one with: mmgem index DIR --out NEW.idx --regions 20"
             )
-        queries = self._checked(np.asarray(vectors, np.float32), k)
-        where = list(places) if places is not None else [None] * len(queries)
-        found: list[list[Hit]] = []
-        for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            some = slice(start, start + _QUERIES_AT_ONCE)
-            found += self._best_boxes(queries[some], k, where[some])
-        return found
+        queries = self._check_queries(np.asarray(vectors, np.float32), k)
+        filters = list(where) if where is not None else [None] * len(queries)
+        hits: list[list[Hit]] = []
+        for start in range(0, len(queries), _QUERY_BATCH_SIZE):
+            batch = slice(start, start + _QUERY_BATCH_SIZE)
+            hits += self._best_boxes(queries[batch], k, filters[batch])
+        return hits
 
-    def _best_boxes(self, queries: np.ndarray, k: int, places: Sequence[Place | None]) -> list[list[Hit]]:
-        """The best box of each of the k best photos, for each of ``queries`` (q, D) at its place."""
-        products = cache(lambda: queries @ self._stored.T)  # one pass over the vectors, if needed
+    def _best_boxes(
+        self, queries: np.ndarray, k: int, filters: Sequence[SpatialFilter | None]
+    ) -> list[list[Hit]]:
+        """The best box of each of the k best photos, for each of ``queries`` (q, D) with its filter."""
+        score_matrix = cache(lambda: queries @ self._stored.T)  # one pass over the vectors, if needed
 
         def search(number: int) -> list[Hit]:
-            place = places[number]
+            where = filters[number]
             scores: np.ndarray | None = None
 
             def best(depth: int) -> list[Hit]:
                 nonlocal scores
-                if scores is None and place is None:
-                    (near,) = self._by_graph(queries[number, None], depth, boxed=True)
-                    if near is not None:
-                        return self._hits(*near)
+                if scores is None and where is None:
+                    (ranked,) = self._hnsw_search(queries[number, None], depth, regions=True)
+                    if ranked is not None:
+                        return self._hits(*ranked)
                 if scores is None:
-                    scores = products()[number]
-                    if place is not None:
-                        assert self._places is not None
-                        scores = placed_scores(scores, self._places, place)
+                    scores = score_matrix()[number]
+                    if where is not None:
+                        assert self._relative_boxes is not None
+                        scores = apply_spatial_filter(scores, self._relative_boxes, where)
                     scores[self._not_boxes] = -np.inf
                 rows = top_rows(scores, depth)
                 return self._hits(rows, scores[rows])
@@ -200,42 +207,42 @@ class PhotoIndex:
         return list(self._search(np.asarray(vectors, np.float32), k))
 
     def _search(self, queries: np.ndarray, k: int) -> Iterator[list[Hit]]:
-        self._checked(queries, k)
+        self._check_queries(queries, k)
         if len(self) == 0:
             yield from ([] for _ in queries)
             return
-        for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            some = queries[start : start + _QUERIES_AT_ONCE]
-            found = self._by_graph(some, k)
-            left = [number for number, pair in enumerate(found) if pair is None]
-            scores = some[left] @ self._stored.T
+        for start in range(0, len(queries), _QUERY_BATCH_SIZE):
+            batch = queries[start : start + _QUERY_BATCH_SIZE]
+            ranked = self._hnsw_search(batch, k)
+            exact_numbers = [number for number, result in enumerate(ranked) if result is None]
+            scores = batch[exact_numbers] @ self._stored.T
             scores[:, self._not_photos] = -np.inf
-            for number, row in zip(left, scores, strict=True):
+            for number, row in zip(exact_numbers, scores, strict=True):
                 rows = top_rows(row, k)
-                found[number] = rows, row[rows]
-            yield from (self._hits(*pair)[:k] for pair in found if pair is not None)
+                ranked[number] = rows, row[rows]
+            yield from (self._hits(*result)[:k] for result in ranked if result is not None)
 
-    def _by_graph(
-        self, queries: np.ndarray, depth: int, boxed: bool = False
+    def _hnsw_search(
+        self, queries: np.ndarray, depth: int, regions: bool = False
     ) -> list[tuple[np.ndarray, np.ndarray] | None]:
         """For each of ``queries`` (q, D) the rows and scores of the ``depth`` best photos, or boxes, that the
-        graph leads to or does not know yet; None where the search has to be exact."""
-        near = None if self.graph is None else self.graph.near(queries, depth, boxed)
-        if self.graph is None or near is None:
+        HNSW index leads to or does not have yet; None where the search has to be exact."""
+        candidates = None if self.hnsw is None else self.hnsw.candidates(queries, depth, regions)
+        if self.hnsw is None or candidates is None:
             return [None] * len(queries)
         total = len(self._stored)
-        new = np.arange(self.graph.rows, total)
-        hidden = self._not_boxes if boxed else self._not_photos
-        best: list[tuple[np.ndarray, np.ndarray] | None] = []
-        for query, rows in zip(queries, near, strict=True):
-            rows = np.concatenate([np.sort(rows[rows < total]), new])
-            rows = rows[~hidden[rows]]
+        unindexed_rows = np.arange(self.hnsw.rows, total)
+        excluded = self._not_boxes if regions else self._not_photos
+        ranked: list[tuple[np.ndarray, np.ndarray] | None] = []
+        for query, rows in zip(queries, candidates, strict=True):
+            rows = np.concatenate([np.sort(rows[rows < total]), unindexed_rows])
+            rows = rows[~excluded[rows]]
             scores = self._stored[rows] @ query
             top = top_rows(scores, depth)
-            best.append((rows[top], scores[top]) if len(top) >= depth else None)
-        return best
+            ranked.append((rows[top], scores[top]) if len(top) >= depth else None)
+        return ranked
 
-    def _checked(self, queries: np.ndarray, k: int) -> np.ndarray:
+    def _check_queries(self, queries: np.ndarray, k: int) -> np.ndarray:
         if k < 1:
             raise UsageError(f"k must be at least 1, not {k}")
         if len(self) and (queries.ndim != 2 or queries.shape[1] != self._stored.shape[1]):
@@ -246,20 +253,20 @@ class PhotoIndex:
 
     def _hits(self, rows: np.ndarray, scores: np.ndarray) -> list[Hit]:
         """The entries of ``rows`` (n,), whose scores are ``scores``, best first."""
-        found = []
+        entries = []
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            for _, path, box in self._entries[self._starts[row] : self._starts[row + 1]]:
-                found.append((-score, path, _box(box) or ()))
+            for _, path, box in self._entries[self._entry_starts[row] : self._entry_starts[row + 1]]:
+                entries.append((-score, path, _box(box) or ()))
         return [
-            Hit(self.folder / os.fsdecode(path), -score, box or None) for score, path, box in sorted(found)
+            Hit(self.folder / os.fsdecode(path), -score, box or None) for score, path, box in sorted(entries)
         ]
 
     def _find(self, path: str | os.PathLike[str]) -> tuple[int, bytes]:
         """The row of a photo and its path as it is stored."""
-        wanted = Path(path)
-        if wanted.is_absolute() and wanted.is_relative_to(self.folder):
-            wanted = wanted.relative_to(self.folder)
-        key = os.fsencode(wanted.as_posix())
+        relative = Path(path)
+        if relative.is_absolute() and relative.is_relative_to(self.folder):
+            relative = relative.relative_to(self.folder)
+        key = os.fsencode(relative.as_posix())
         if key not in self._row_of_photo:
             raise UsageError(f"{path}: not in this index of {self.folder}")
         return self._row_of_photo[key], key
@@ -283,11 +290,11 @@ def best_of_each_photo(best: Callable[[int], list[Hit]], k: int) -> list[Hit]:
         depth *= 4
 
 
-def placed_scores(scores: np.ndarray, boxes: np.ndarray, place: Place) -> np.ndarray:
-    """Scores ``(n,)`` of ``boxes`` ``(n, 4)`` (shares of their photo) for what is asked for at ``place``: the
+def apply_spatial_filter(scores: np.ndarray, boxes: np.ndarray, where: SpatialFilter) -> np.ndarray:
+    """Scores ``(n,)`` of ``boxes`` ``(n, 4)`` (shares of their photo) for what passes ``where``: the
     nearer to its middle the better, by up to 0.1; ``-inf`` outside."""
-    fit = place.fit(boxes)
-    return np.where(fit > 0, scores + _PLACE_WEIGHT * fit, -np.inf)
+    bonus = where.scores(boxes)
+    return np.where(bonus > 0, scores + _SPATIAL_WEIGHT * bonus, -np.inf)
 
 
 def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
@@ -297,8 +304,8 @@ def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
     rows = np.flatnonzero(scores > -np.inf)
     if k >= len(rows):
         return rows
-    kept = scores[rows]
-    return rows[kept >= np.partition(kept, len(kept) - k)[len(kept) - k]]
+    finite = scores[rows]
+    return rows[finite >= np.partition(finite, len(finite) - k)[len(finite) - k]]
 
 
 def _box(text: str | None) -> Box | None:

@@ -6,34 +6,36 @@ from html import escape
 from typing import Any
 
 
-def reference(document: dict[str, Any]) -> str:
+def render_api_docs(openapi: dict[str, Any]) -> str:
     """HTML of an OpenAPI document: every route, what it takes and what it gives."""
-    schemas = document["components"]["schemas"]
+    schemas = openapi["components"]["schemas"]
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(document['info']['title'])}: HTTP API</title>",
-        f"<h1>{escape(document['info']['title'])} {escape(document['info']['version'])}</h1>",
-        f"<p>{escape(document['info']['description'])} For programs: ",
+        f"<title>{escape(openapi['info']['title'])}: HTTP API</title>",
+        f"<h1>{escape(openapi['info']['title'])} {escape(openapi['info']['version'])}</h1>",
+        f"<p>{escape(openapi['info']['description'])} For programs: ",
         "<a href='openapi.json'>openapi.json</a>.</p>",
     ]
-    for path, methods in document["paths"].items():
+    for path, methods in openapi["paths"].items():
         for method, route in methods.items():
             parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>")
             parts.append(f"<p>{escape(route.get('description', ''))}</p>")
             parts.append(_fields("Query", route.get("parameters", [])))
-            for kind, content in route.get("requestBody", {}).get("content", {}).items():
-                parts.append(f"<p>Takes <code>{escape(kind)}</code> {_type(content['schema'])}</p>")
-            for kind, content in route["responses"].get("200", {}).get("content", {}).items():
-                parts.append(f"<p>Gives <code>{escape(kind)}</code> {_type(content.get('schema', {}))}</p>")
+            for media_type, content in route.get("requestBody", {}).get("content", {}).items():
+                parts.append(f"<p>Takes <code>{escape(media_type)}</code> {_type(content['schema'])}</p>")
+            for media_type, content in route["responses"].get("200", {}).get("content", {}).items():
+                parts.append(
+                    f"<p>Gives <code>{escape(media_type)}</code> {_type(content.get('schema', {}))}</p>"
+                )
     parts.append("<h1>Objects</h1>")
     for name, schema in sorted(schemas.items()):
         parts.append(
             f'<h2 id="{escape(name)}">{escape(name)}</h2><p>{escape(schema.get("description", ""))}</p>'
         )
-        needed = schema.get("required", [])
+        required = schema.get("required", [])
         rows = [
-            {"name": field, "schema": value, "required": field in needed}
+            {"name": field, "schema": value, "required": field in required}
             for field, value in schema.get("properties", {}).items()
         ]
         parts.append(_fields("Field", rows))
@@ -56,9 +58,9 @@ def _type(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         name = escape(schema["$ref"].rsplit("/", 1)[-1])
         return f'<a href="#{name}">{name}</a>'
-    for several in ("anyOf", "oneOf"):
-        if several in schema:
-            return " or ".join(_type(one) for one in schema[several])
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            return " or ".join(_type(one) for one in schema[union])
     if "prefixItems" in schema:
         return "[" + ", ".join(_type(one) for one in schema["prefixItems"]) + "]"
     if schema.get("type") == "array":
@@ -66,8 +68,8 @@ def _type(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(escape(repr(value)) for value in schema["enum"])
     bounds = [
-        f"{said} {schema[key]}"
-        for key, said in (
+        f"{word} {schema[key]}"
+        for key, word in (
             ("minimum", "from"),
             ("maximum", "to"),
             ("minLength", "length from"),

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, the page, errors, and the gate around it all."""
+"""The ASGI application: routes, the page, errors, and the middleware around it all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from mmgem import __version__
-from mmgem.serve.api_docs import reference
-from mmgem.serve.errors import Refused, handle_errors
-from mmgem.serve.middleware import Gate
-from mmgem.serve.request_body import document
+from mmgem.serve.api_docs import render_api_docs
+from mmgem.serve.errors import APIError, handle_errors
+from mmgem.serve.middleware import AdmissionMiddleware
+from mmgem.serve.request_body import set_openapi
 from mmgem.serve.routes import corpus, openai, photos, system, vision
 from mmgem.serve.service import Service
 
@@ -25,8 +25,9 @@ PAGE = Path(__file__).parent / "page"
 
 def make_app(
     service: Service, token: str | None = None, origins: Sequence[str] = (), local: bool = False
-) -> tuple[ASGIApp, Gate]:
-    """The application that serves ``service``, and its gate. Arguments as those of :class:`Gate`."""
+) -> tuple[ASGIApp, AdmissionMiddleware]:
+    """The application that serves ``service``, and its middleware. Arguments as those of
+    :class:`AdmissionMiddleware`."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -46,23 +47,25 @@ def make_app(
     handle_errors(app)
     for routes in (system, photos, vision, corpus, openai):
         app.include_router(routes.router)
-    document(app)
+    set_openapi(app)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(reference(app.openapi()))
+        return HTMLResponse(render_api_docs(app.openapi()))
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         index = PAGE / "index.html"
         if not index.is_file():
-            raise Refused(404, "not_found", "no page here; the API is described at /docs")
+            raise APIError(404, "not_found", "no page here; the API is described at /docs")
         return FileResponse(index)
 
     if PAGE.is_dir():
         app.mount("/static", StaticFiles(directory=PAGE))
-    gate = Gate(app, service.limits, service.metrics, token, origins, local)
+    admission = AdmissionMiddleware(app, service.limits, service.metrics, token, origins, local)
     if not origins:
-        return gate, gate
+        return admission, admission
     allowed = ["Authorization", "Content-Type"]
-    return CORSMiddleware(gate, list(origins), allow_methods=["GET", "POST"], allow_headers=allowed), gate
+    return CORSMiddleware(
+        admission, list(origins), allow_methods=["GET", "POST"], allow_headers=allowed
+    ), admission

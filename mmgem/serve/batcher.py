@@ -1,7 +1,7 @@
-"""Micro-batching: one thread computes, and what waits for it is joined into batches of a kind.
+"""Micro-batching: one thread computes, and what waits for it is joined into batches of a type.
 
 Notable choices. Nothing ever waits for a batch to fill: the thread takes what is there, so an idle server
-answers at once and a busy one batches by itself. Only items of one kind and group, which cost about as much
+answers at once and a busy one batches by itself. Only items of one type and group, which cost about as much
 each, join. The next batch is that with the largest age of its oldest item, times the root of its size: a full
 batch goes before a small one that has waited up to six times as long, and nobody starves. What nobody waits
 for any more is dropped. One bad item among others fails alone: its batch is run again in halves.
@@ -29,27 +29,27 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Kind(Generic[Item, Result]):
-    """A kind of work. ``run`` maps a batch to a result each; ``most`` items, and ``budget`` of their costs
-    together, make a batch."""
+class JobType(Generic[Item, Result]):
+    """A type of jobs. ``function`` maps a batch of items to a result each; a batch has ``max_batch_size``
+    items at most, whose costs sum up to ``max_batch_cost`` at most."""
 
     name: str
-    run: Callable[[list[Item]], Sequence[Result]]
-    most: int = 32
-    budget: int = 1 << 60
+    function: Callable[[list[Item]], Sequence[Result]]
+    max_batch_size: int = 32
+    max_batch_cost: int = 1 << 60
 
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    since: float
+    enqueued_at: float
     item: Any
     cost: int
     future: asyncio.Future[Any]
 
 
 @dataclass(eq=False)
-class _Line:
-    kind: Kind[Any, Any]
+class _Queue:
+    job_type: JobType[Any, Any]
     jobs: deque[_Job] = field(default_factory=deque)
 
 
@@ -59,91 +59,93 @@ class Batcher:
     def __init__(self, name: str, metrics: Metrics) -> None:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
-        self._ready = threading.Condition()
-        self._lines: dict[Hashable, _Line] = {}
+        self._changed = threading.Condition()
+        self._queues: dict[Hashable, _Queue] = {}
         self._closed: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name=f"mmgem-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run_batches, name=f"mmgem-{name}", daemon=True)
         self._thread.start()
 
     async def submit(
-        self, kind: Kind[Item, Result], item: Item, group: Hashable = None, cost: int = 1
+        self, job_type: JobType[Item, Result], item: Item, group: Hashable = None, cost: int = 1
     ) -> Result:
         """Compute one item in some batch. Only items of one ``group`` share it; ``cost`` is in the unit of
-        the kind's budget. Raises what the kind raises for this item."""
+        ``max_batch_cost``. Raises what the function raises for this item."""
         if self._closed is not None:
             raise self._closed
         future: asyncio.Future[Result] = self._loop.create_future()
         # Long ones do not hold up short ones: beyond 256, only within a factor of two.
-        length = cost.bit_length() if cost > 256 else 0
-        with self._ready:
-            line = self._lines.setdefault((kind, group, length), _Line(kind))
-            line.jobs.append(_Job(time.monotonic(), item, cost, future))
-            self._ready.notify()
-        self._metrics.waiting.labels(kind.name).inc()
+        length_bucket = cost.bit_length() if cost > 256 else 0
+        with self._changed:
+            queue = self._queues.setdefault((job_type, group, length_bucket), _Queue(job_type))
+            queue.jobs.append(_Job(time.monotonic(), item, cost, future))
+            self._changed.notify()
+        self._metrics.waiting.labels(job_type.name).inc()
         try:
             return await future
         finally:
-            self._metrics.waiting.labels(kind.name).dec()
+            self._metrics.waiting.labels(job_type.name).dec()
 
     def close(self, error: Exception) -> None:
         """Fail what waits with ``error``; the batch that is running finishes."""
-        with self._ready:
+        with self._changed:
             self._closed = error
-            waiting = [job.future for line in self._lines.values() for job in line.jobs]
-            self._lines.clear()
-            self._ready.notify()
+            waiting = [job.future for queue in self._queues.values() for job in queue.jobs]
+            self._queues.clear()
+            self._changed.notify()
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
 
-    def _work(self) -> None:
+    def _run_batches(self) -> None:
         while True:
-            with self._ready:
-                while not self._lines and self._closed is None:
-                    self._ready.wait()
+            with self._changed:
+                while not self._queues and self._closed is None:
+                    self._changed.wait()
                 if self._closed is not None:
                     return
-                kind, jobs = self._take()
+                job_type, jobs = self._next_batch()
             if not jobs:
                 continue
             began = time.perf_counter()
-            results = _run(kind, [job.item for job in jobs])
-            self._metrics.batch(kind.name, len(jobs), time.perf_counter() - began)
+            results = _run_batch(job_type, [job.item for job in jobs])
+            self._metrics.batch(job_type.name, len(jobs), time.perf_counter() - began)
             self._loop.call_soon_threadsafe(_deliver, jobs, results)
             del jobs, results  # nothing of a batch outlives it
 
-    def _take(self) -> tuple[Kind[Any, Any], list[_Job]]:
+    def _next_batch(self) -> tuple[JobType[Any, Any], list[_Job]]:
         """The jobs of the next batch. Called with the lock held."""
         now = time.monotonic()
 
-        def urgency(line: _Line) -> float:
-            return (now - line.jobs[0].since) * math.sqrt(min(len(line.jobs), line.kind.most))
+        def urgency(queue: _Queue) -> float:
+            return (now - queue.jobs[0].enqueued_at) * math.sqrt(
+                min(len(queue.jobs), queue.job_type.max_batch_size)
+            )
 
-        key, line = max(self._lines.items(), key=lambda entry: urgency(entry[1]))
-        kind, taken, cost = line.kind, list[_Job](), 0
-        while line.jobs and len(taken) < kind.most:
-            if taken and cost + line.jobs[0].cost > kind.budget:
+        key, queue = max(self._queues.items(), key=lambda entry: urgency(entry[1]))
+        job_type, batch, cost = queue.job_type, list[_Job](), 0
+        while queue.jobs and len(batch) < job_type.max_batch_size:
+            if batch and cost + queue.jobs[0].cost > job_type.max_batch_cost:
                 break
-            job = line.jobs.popleft()
+            job = queue.jobs.popleft()
             if not job.future.done():
-                taken.append(job)
+                batch.append(job)
                 cost += job.cost
-        if not line.jobs:
-            del self._lines[key]
-        return kind, taken
+        if not queue.jobs:
+            del self._queues[key]
+        return job_type, batch
 
 
-def _run(kind: Kind[Any, Any], items: list[Any]) -> list[Any]:
+def _run_batch(job_type: JobType[Any, Any], items: list[Any]) -> list[Any]:
     """A result or an exception for each item."""
     try:
-        return list(kind.run(items))
+        return list(job_type.function(items))
     except Exception as error:
         if len(items) == 1:
             if not isinstance(error, MMGEMError):
-                _log.exception("%s failed", kind.name)
+                _log.exception("%s failed", job_type.name)
             return [error]
     middle = len(items) // 2
-    return _run(kind, items[:middle]) + _run(kind, items[middle:])
+    return _run_batch(job_type, items[:middle]) + _run_batch(job_type, items[middle:])
 
 
 def _deliver(jobs: list[_Job], results: list[Any]) -> None:

@@ -15,14 +15,14 @@ from mmgem.config import Preprocessing
 from mmgem.data.images import image_header, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.errors import ImageError
-from mmgem.inference.images import open_for
+from mmgem.inference.images import open_for_sizes
 from mmgem.inference.pyramid import input_sizes
-from mmgem.serve.errors import Refused
+from mmgem.serve.errors import APIError
 from mmgem.serve.limits import Limits
 from mmgem.serve.remote import fetch
 
 _DATA = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
-_SCANS = 200  # of a JPEG; each is another pass over all its pixels, and real ones have a dozen
+_MAX_JPEG_SCANS = 200  # of a JPEG; each is another pass over all its pixels, and real ones have a dozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
+class PhotoSource:
     """A photo that may be decoded. ``key`` is equal for equal photos; ``index_id`` is its id if it is of the
     index."""
 
@@ -43,106 +43,106 @@ class Photo:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class DecodedPhoto:
     """A decoded photo, and the size of the one it was decoded from, in pixels."""
 
     image: Image.Image
     size: tuple[int, int]
 
-    def inside(self, box: Box) -> Box:
+    def to_decoded(self, box: Box) -> Box:
         """A box of the photo -> the same of :attr:`image`."""
         across, down = self.image.width / self.size[0], self.image.height / self.size[1]
         return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
-    def outside(self, box: Box) -> Box:
+    def to_original(self, box: Box) -> Box:
         """A box of :attr:`image` -> the same of the photo."""
         across, down = self.size[0] / self.image.width, self.size[1] / self.image.height
         x0, y0, x1, y1 = box[0] * across, box[1] * down, box[2] * across, box[3] * down
         return round(x0, 1), round(y0, 1), round(x1, 1), round(y1, 1)
 
 
-def take(image: str | Upload, limits: Limits, remote: bool) -> Photo:
-    """A photo somebody sent. Raises ``Refused``, and ``ImageError`` if it is none."""
+def load_sent_photo(image: str | Upload, limits: Limits, remote: bool) -> PhotoSource:
+    """A photo somebody sent. Raises ``APIError``, and ``ImageError`` if it is none."""
     if isinstance(image, Upload):
         data = image.data
-    elif found := _DATA.match(image[:256]):
+    elif match := _DATA.match(image[:256]):
         try:
-            data = base64.b64decode(image[found.end() :], validate=True)
+            data = base64.b64decode(image[match.end() :], validate=True)
         except (binascii.Error, ValueError) as error:
-            raise Refused(422, "bad_image", "the data URI is not valid base64", "image") from error
+            raise APIError(422, "bad_image", "the data URI is not valid base64", "image") from error
     elif remote:
         data = fetch(image, int(limits.body_mb * 1e6), limits.seconds)
     else:
         message = "must be a data URI (data:image/...;base64,...); addresses are not fetched here"
-        raise Refused(422, "bad_image", message, "image")
+        raise APIError(422, "bad_image", message, "image")
     _check(data, limits)
-    return Photo(data, hashlib.blake2b(data, digest_size=16).hexdigest())
+    return PhotoSource(data, hashlib.blake2b(data, digest_size=16).hexdigest())
 
 
-def take_indexed(path: Path, photo: str, limits: Limits) -> Photo:
-    """A photo of the index. Raises ``Refused`` (404) if its file is gone or is no photo any more."""
+def load_indexed_photo(path: Path, photo: str, limits: Limits) -> PhotoSource:
+    """A photo of the index. Raises ``APIError`` (404) if its file is gone or is no photo any more."""
     try:
         stat = path.stat()
         _check(path, limits)
     except (OSError, ImageError) as error:
-        raise gone(photo) from error
-    return Photo(path, f"{photo} {stat.st_size} {stat.st_mtime_ns}", photo)
+        raise photo_gone(photo) from error
+    return PhotoSource(path, f"{photo} {stat.st_size} {stat.st_mtime_ns}", photo)
 
 
-def gone(photo: str) -> Refused:
+def photo_gone(photo: str) -> APIError:
     """The file of a photo of the index cannot be read."""
-    return Refused(
+    return APIError(
         404, "not_found", f"photo {photo} is in the index, but its file is gone or damaged", "photo"
     )
 
 
-def open_for_boxes(photo: Photo, prep: Preprocessing) -> Opened:
+def decode_for_boxes(photo: PhotoSource, prep: Preprocessing) -> DecodedPhoto:
     """Decode a photo large enough for boxes of any size. Raises ``ImageError``."""
-    image = open_for(input_sizes(prep), photo.data)
-    return Opened(image, size_of(photo, image))
+    image = open_for_sizes(input_sizes(prep), photo.data)
+    return DecodedPhoto(image, photo_size(photo, image))
 
 
-def size_of(photo: Photo, decoded: Image.Image | None = None) -> tuple[int, int]:
+def photo_size(photo: PhotoSource, decoded: Image.Image | None = None) -> tuple[int, int]:
     """Width and height in pixels of the upright photo; ``decoded`` saves decoding it for that."""
     if decoded is None or image_header(photo.data)[0] == "JPEG":  # the only ones decoded smaller
         return image_size(photo.data)
     return decoded.size
 
 
-def thumbnail(photo: Photo, side: int) -> bytes:
+def thumbnail(photo: PhotoSource, side: int) -> bytes:
     """A JPEG whose longest side is at most ``side`` pixels. Raises ``ImageError``."""
     from io import BytesIO
 
     image = open_image(photo.data, min_side=side)
     image.thumbnail((side, side))
-    out = BytesIO()
-    image.save(out, "JPEG", quality=82)
-    return out.getvalue()
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=82)
+    return buffer.getvalue()
 
 
-def media_type(photo: Photo) -> str:
+def media_type(photo: PhotoSource) -> str:
     """The MIME type of the file, by its content."""
     return Image.MIME.get(image_header(photo.data)[0], "application/octet-stream")
 
 
 def _check(data: bytes | Path, limits: Limits) -> None:
-    kind, (width, height) = image_header(data)
+    image_format, (width, height) = image_header(data)
     if width * height > limits.megapixels * 1e6:
         message = f"{width} x {height} pixels are over {limits.megapixels:g} megapixels"
-        raise Refused(413, "too_many_pixels", message, "image")
-    if kind == "JPEG" and isinstance(data, bytes) and data.count(b"\xff\xda") > _SCANS:
-        raise Refused(422, "bad_image", f"a JPEG of more than {_SCANS} scans", "image")
+        raise APIError(413, "too_many_pixels", message, "image")
+    if image_format == "JPEG" and isinstance(data, bytes) and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise APIError(422, "bad_image", f"a JPEG of more than {_MAX_JPEG_SCANS} scans", "image")
 
 
 __all__ = [
-    "Opened",
-    "Photo",
+    "DecodedPhoto",
+    "PhotoSource",
     "Upload",
-    "gone",
+    "decode_for_boxes",
+    "load_indexed_photo",
+    "load_sent_photo",
     "media_type",
-    "open_for_boxes",
-    "size_of",
-    "take",
-    "take_indexed",
+    "photo_gone",
+    "photo_size",
     "thumbnail",
 ]

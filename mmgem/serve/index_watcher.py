@@ -11,15 +11,15 @@ from functools import cached_property
 from pathlib import Path
 
 from mmgem.errors import SearchIndexError
+from mmgem.search.index_store import database_file
 from mmgem.search.search import PhotoIndex
-from mmgem.search.store import database_file
-from mmgem.serve.errors import Refused
+from mmgem.serve.errors import APIError
 from mmgem.serve.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-_EVERY = 2.0  # seconds between two looks at the files
-_RELAX = 20  # at most this share (1/20) of the time goes into opening the index again
+_POLL_SECONDS = 2.0  # seconds between two looks at the files
+_MIN_PAUSE_RATIO = 20  # at most this share (1/20) of the time goes into opening the index again
 
 
 class Gallery:
@@ -40,13 +40,13 @@ class Gallery:
         return list(self.photos)
 
     def name(self, photo: str) -> str:
-        """The name of a photo by its id. Raises ``Refused`` (404)."""
+        """The name of a photo by its id. Raises ``APIError`` (404)."""
         if photo not in self.photos:
-            raise Refused(404, "not_found", f"no photo {photo} in the index", "photo")
+            raise APIError(404, "not_found", f"no photo {photo} in the index", "photo")
         return self.photos[photo]
 
     def path(self, photo: str) -> Path:
-        """Where a photo is. Raises ``Refused`` (404)."""
+        """Where a photo is. Raises ``APIError`` (404)."""
         return self.index.folder / self.name(photo)
 
     def id_of(self, path: Path) -> str:
@@ -58,32 +58,32 @@ def _photo_id(name: str) -> str:
     return hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
 
 
-class Watched:
+class IndexWatcher:
     """An index folder and its newest state, :attr:`gallery`; a request keeps the one it started with."""
 
     def __init__(self, out: Path, fingerprint: str, metrics: Metrics) -> None:
         """Raises ``SearchIndexError`` if the index is missing, damaged or another model's."""
         self._out, self._fingerprint, self._metrics = out, fingerprint, metrics
-        self._seen = self._stamp()
+        self._opened_stamp = self._stamp()
         self.gallery = self._open(1)
 
     async def watch(self) -> None:
         """Open the index again whenever its files change, until cancelled."""
-        pause = _EVERY
+        pause = _POLL_SECONDS
         while True:
             await asyncio.sleep(pause)
             stamp = self._stamp()
-            if stamp == self._seen:
+            if stamp == self._opened_stamp:
                 continue
             began = time.perf_counter()
             try:
                 self.gallery = await asyncio.to_thread(self._open, self.gallery.generation + 1)
-                self._seen = stamp
+                self._opened_stamp = stamp
             except SearchIndexError as error:  # half written, or gone: the state at hand still serves
                 _log.warning("the index could not be opened again: %s", error)
             except Exception:  # a bug must not end the watching
                 _log.exception("the index could not be opened again")
-            pause = max(_EVERY, _RELAX * (time.perf_counter() - began))
+            pause = max(_POLL_SECONDS, _MIN_PAUSE_RATIO * (time.perf_counter() - began))
 
     def _open(self, generation: int) -> Gallery:
         gallery = Gallery(PhotoIndex.open(self._out, fingerprint=self._fingerprint), generation)

@@ -22,34 +22,41 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        own = self.registry
+        registry = self.registry
         self.requests = Counter(
-            "mmgem_requests", "Requests answered.", ["route", "method", "status"], registry=own
+            "mmgem_requests", "Requests answered.", ["route", "method", "status"], registry=registry
         )
         self.seconds = Histogram(
             "mmgem_request_seconds",
             "From the whole body to the reply's end.",
             ["route"],
             buckets=_SECONDS,
-            registry=own,
+            registry=registry,
         )
-        self.active = Gauge("mmgem_active_requests", "Requests in work or waiting.", registry=own)
-        self.waiting = Gauge("mmgem_waiting_items", "Items in or before a batch.", ["kind"], registry=own)
+        self.active = Gauge("mmgem_active_requests", "Requests in work or waiting.", registry=registry)
+        self.waiting = Gauge(
+            "mmgem_waiting_items", "Items in or before a batch.", ["kind"], registry=registry
+        )
         self.batch_items = Histogram(
             "mmgem_batch_items",
             "Items joined in a batch.",
             ["kind"],
             buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=own,
+            registry=registry,
         )
         self.batch_seconds = Histogram(
-            "mmgem_batch_seconds", "What a batch took.", ["kind"], buckets=_SECONDS, registry=own
+            "mmgem_batch_seconds", "What a batch took.", ["kind"], buckets=_SECONDS, registry=registry
         )
         self.reused = Counter(
-            "mmgem_reused", "Results that were recent or in flight already.", ["kind", "how"], registry=own
+            "mmgem_reused",
+            "Results that were recent or in flight already.",
+            ["kind", "how"],
+            registry=registry,
         )
-        self.photos = Gauge("mmgem_index_photos", "Photos that can be found.", registry=own)
-        self.generation = Gauge("mmgem_index_generation", "How often the index was opened.", registry=own)
+        self.photos = Gauge("mmgem_index_photos", "Photos that can be found.", registry=registry)
+        self.generation = Gauge(
+            "mmgem_index_generation", "How often the index was opened.", registry=registry
+        )
 
     def batch(self, kind: str, items: int, seconds: float) -> None:
         """Count one batch."""

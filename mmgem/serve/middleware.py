@@ -18,14 +18,14 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmgem.serve.errors import Refused, error_reply, refusal
+from mmgem.serve.errors import APIError, error_reply, to_api_error
 from mmgem.serve.limits import Limits
 from mmgem.serve.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-_OPEN = ("/", "/healthz", "/readyz")
-_UNLIMITED = (*_OPEN, "/metrics")
+_NO_TOKEN_PATHS = ("/", "/healthz", "/readyz")
+_UNLIMITED_PATHS = (*_NO_TOKEN_PATHS, "/metrics")
 _HEADERS = [
     (
         b"content-security-policy",
@@ -38,7 +38,7 @@ _HEADERS = [
 ]
 
 
-class Gate:
+class AdmissionMiddleware:
     """ASGI middleware around the whole application.
 
     ``token``: what clients must show, None: nothing. ``origins``: other sites whose pages may ask.
@@ -59,14 +59,14 @@ class Gate:
         self.token = None if token is None else token.encode()
         self.origins, self.local = origins, local
         self.stopping = False
-        self._active, self._held = 0, 0
-        self._reading: set[asyncio.Timeout] = set()
-        self._took = 1.0  # what a request took of late, in seconds
+        self._active, self._body_bytes = 0, 0
+        self._body_timers: set[asyncio.Timeout] = set()
+        self._recent_seconds = 1.0  # what a request took of late, in seconds
 
     def stop(self) -> None:
         """Take no more requests; bodies that are still coming are given up."""
         self.stopping = True
-        for timer in self._reading:
+        for timer in self._body_timers:
             timer.reschedule(asyncio.get_running_loop().time())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,75 +78,75 @@ class Gate:
         method = scope["method"]
         if method == "HEAD":
             scope = {**scope, "method": "GET"}
-        reply = _Reply(send)
+        reply = _ResponseWatcher(send)
         began = time.perf_counter()
         body = bytearray()
         try:
             self._admit(scope)
-            if _open(scope["path"], _UNLIMITED):
+            if _is_exempt(scope["path"], _UNLIMITED_PATHS):
                 return await self.app(scope, receive, reply.send)
-            await self._read(scope, receive, body)
+            await self._read_body(scope, receive, body)
             began = time.perf_counter()
-            await self._answer(scope, _replay(bytes(body), receive), reply)
-            self._took += 0.1 * (time.perf_counter() - began - self._took)
-        except _Gone:
+            await self._run_app(scope, _replay(bytes(body), receive), reply)
+            self._recent_seconds += 0.1 * (time.perf_counter() - began - self._recent_seconds)
+        except _ClientDisconnected:
             pass
         except Exception as error:
-            told = refusal(error)
-            if told.status == 500:
+            api_error = to_api_error(error)
+            if api_error.status == 500:
                 _log.exception("%s %s", method, scope["path"])
             if not reply.status:
-                await error_reply(told)(scope, receive, reply.send)
+                await error_reply(api_error)(scope, receive, reply.send)
         finally:
-            self._held -= len(body)
+            self._body_bytes -= len(body)
             self._count(scope, method, reply.status, time.perf_counter() - began)
         return None
 
     def _admit(self, scope: Scope) -> None:
         headers = dict(scope["headers"])
-        if self.stopping and not _open(scope["path"], _OPEN):
-            raise Refused(503, "shutting_down", "the server is shutting down")
+        if self.stopping and not _is_exempt(scope["path"], _NO_TOKEN_PATHS):
+            raise APIError(503, "shutting_down", "the server is shutting down")
         if self.local and not _is_local(headers.get(b"host", b"")):
-            raise Refused(403, "forbidden_host", "ask by the name localhost, or give the server a token")
+            raise APIError(403, "forbidden_host", "ask by the name localhost, or give the server a token")
         origin = headers.get(b"origin", b"").decode("latin-1")
         foreign = headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
         if foreign and headers.get(b"sec-fetch-mode") != b"navigate" and origin not in self.origins:
-            raise Refused(403, "forbidden_origin", "pages of other sites may not ask; see --allow-origin")
-        if self.token is None or _open(scope["path"], _OPEN):
+            raise APIError(403, "forbidden_origin", "pages of other sites may not ask; see --allow-origin")
+        if self.token is None or _is_exempt(scope["path"], _NO_TOKEN_PATHS):
             return
-        kind, _, shown = headers.get(b"authorization", b"").partition(b" ")
-        if kind.lower() != b"bearer" or not hmac.compare_digest(shown.strip(), self.token):
-            raise Refused(401, "invalid_api_key", "no token or a wrong one: Authorization: Bearer TOKEN")
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self.token):
+            raise APIError(401, "invalid_api_key", "no token or a wrong one: Authorization: Bearer TOKEN")
 
-    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
+    async def _read_body(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         """Fill ``body``, counting it among what is held as it comes."""
-        most = int(self.limits.body_mb * 1e6)
+        max_bytes = int(self.limits.body_mb * 1e6)
         length = dict(scope["headers"]).get(b"content-length", b"")
         timer = asyncio.timeout(self.limits.body_seconds)
         try:
             async with timer:
-                self._reading.add(timer)
-                over = length.isdigit() and int(length) > most
+                self._body_timers.add(timer)
+                too_large = length.isdigit() and int(length) > max_bytes
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _Gone
+                        raise _ClientDisconnected
                     body += (chunk := message.get("body", b""))
-                    self._held += len(chunk)
-                    if over or len(body) > most:
-                        raise Refused(413, "too_large", f"the body is over {self.limits.body_mb:g} MB")
-                    if self._held > self.limits.bodies_mb * 1e6:
+                    self._body_bytes += len(chunk)
+                    if too_large or len(body) > max_bytes:
+                        raise APIError(413, "too_large", f"the body is over {self.limits.body_mb:g} MB")
+                    if self._body_bytes > self.limits.bodies_mb * 1e6:
                         raise self._busy()
                     if not message.get("more_body"):
                         return
         except TimeoutError as error:
             if self.stopping:
-                raise Refused(503, "shutting_down", "the server is shutting down") from error
-            raise Refused(408, "slow_body", "the body did not arrive in time") from error
+                raise APIError(503, "shutting_down", "the server is shutting down") from error
+            raise APIError(408, "slow_body", "the body did not arrive in time") from error
         finally:
-            self._reading.discard(timer)
+            self._body_timers.discard(timer)
 
-    async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
+    async def _run_app(self, scope: Scope, receive: Receive, reply: _ResponseWatcher) -> None:
         if self._active >= self.limits.queue:
             raise self._busy()
         self._active += 1
@@ -160,15 +160,17 @@ class Gate:
                     watching.cancel()
         except TimeoutError as error:
             if reply.gone:
-                raise _Gone from error
+                raise _ClientDisconnected from error
             message = f"no answer within {self.limits.seconds:g} s"
-            raise Refused(504, "deadline", message) from error
+            raise APIError(504, "deadline", message) from error
         finally:
             self._active -= 1
             self.metrics.active.set(self._active)
 
-    def _busy(self) -> Refused:
-        return Refused(429, "queue_full", "busy; try again later", retry=max(1, round(self._took)))
+    def _busy(self) -> APIError:
+        return APIError(
+            429, "queue_full", "busy; try again later", retry_after=max(1, round(self._recent_seconds))
+        )
 
     def _count(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         # Only routes that exist, or anybody could make the metrics grow without end.
@@ -178,11 +180,11 @@ class Gate:
         self.metrics.seconds.labels(route).observe(seconds)
 
 
-class _Gone(Exception):
+class _ClientDisconnected(Exception):
     """The client has left."""
 
 
-class _Reply:
+class _ResponseWatcher:
     """What goes out: its status, and our headers on it. Once it starts, the deadline is met. ``gone``: its
     client left before that."""
 
@@ -207,7 +209,7 @@ class _Reply:
         await self._send(message)
 
 
-def _open(path: str, paths: Collection[str]) -> bool:
+def _is_exempt(path: str, paths: Collection[str]) -> bool:
     return path in paths or path.startswith("/static/")
 
 
@@ -224,7 +226,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     """A ``receive`` that gives the body in one piece, then what else comes."""
     parts: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Message:
+    async def receive_again() -> Message:
         return parts.pop() if parts else await receive()
 
-    return again
+    return receive_again

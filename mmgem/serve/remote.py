@@ -15,50 +15,50 @@ import time
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from mmgem.serve.errors import Refused
+from mmgem.serve.errors import APIError
 
-_REDIRECTS = 3
+_MAX_REDIRECTS = 3
 _CHUNK = 1 << 16
 
 
-def fetch(url: str, most: int, seconds: float) -> bytes:
-    """The bytes at ``url``, ``most`` of them at most, within ``seconds``. Raises ``Refused``."""
-    ends = time.monotonic() + seconds
-    for _ in range(1 + _REDIRECTS):
+def fetch(url: str, max_bytes: int, seconds: float) -> bytes:
+    """The bytes at ``url``, ``max_bytes`` of them at most, within ``seconds``. Raises ``APIError``."""
+    deadline = time.monotonic() + seconds
+    for _ in range(1 + _MAX_REDIRECTS):
         try:
-            data, url = _get(url, most, ends)
+            data, url = _get(url, max_bytes, deadline)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _bad(f"cannot be fetched: {error or type(error).__name__}") from error
+            raise _fetch_error(f"cannot be fetched: {error or type(error).__name__}") from error
         if data is not None:
             return data
-    raise _bad(f"redirected more than {_REDIRECTS} times")
+    raise _fetch_error(f"redirected more than {_MAX_REDIRECTS} times")
 
 
 def public_address(host: str, port: int) -> str:
-    """The address to connect to. Raises ``Refused`` if the name is unknown or any of its addresses is not a
+    """The address to connect to. Raises ``APIError`` if the name is unknown or any of its addresses is not a
     public one."""
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise _bad(f"{host}: no such host") from error
-    addresses = [str(entry[4][0]) for entry in found]
+        raise _fetch_error(f"{host}: no such host") from error
+    addresses = [str(entry[4][0]) for entry in entries]
     for address in addresses:
-        plain = ipaddress.ip_address(address.partition("%")[0])
-        inner = getattr(plain, "ipv4_mapped", None) or getattr(plain, "sixtofour", None) or plain
-        if not (plain.is_global and inner.is_global) or plain.is_multicast:
-            raise _bad(f"{host}: not a public address")
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        embedded = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None) or ip
+        if not (ip.is_global and embedded.is_global) or ip.is_multicast:
+            raise _fetch_error(f"{host}: not a public address")
     return addresses[0]
 
 
-def _get(url: str, most: int, ends: float) -> tuple[bytes | None, str]:
+def _get(url: str, max_bytes: int, deadline: float) -> tuple[bytes | None, str]:
     """The body, or None and where to look instead."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise _bad("must be an http or https address, without a user name")
+        raise _fetch_error("must be an http or https address, without a user name")
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
     address = public_address(parts.hostname, port)
-    connection = _Pinned(parts.hostname, port, address, secure, _left(ends))
+    connection = _PinnedConnection(parts.hostname, port, address, secure, _seconds_left(deadline))
     try:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", target, headers={"User-Agent": "mmgem", "Accept": "image/*"})
@@ -66,30 +66,30 @@ def _get(url: str, most: int, ends: float) -> tuple[bytes | None, str]:
         if reply.status in (301, 302, 303, 307, 308):
             return None, urljoin(url, reply.headers.get("Location", ""))
         if reply.status != 200:
-            raise _bad(f"the other server says {reply.status}")
+            raise _fetch_error(f"the other server says {reply.status}")
         data = bytearray()
         while chunk := reply.read1(_CHUNK):
             data += chunk
-            if len(data) > most:
-                raise Refused(413, "too_large", f"the photo is over {most / 1e6:g} MB", "image")
-            _left(ends)
+            if len(data) > max_bytes:
+                raise APIError(413, "too_large", f"the photo is over {max_bytes / 1e6:g} MB", "image")
+            _seconds_left(deadline)
         return bytes(data), url
     finally:
         connection.close()
 
 
-def _left(ends: float) -> float:
-    left = ends - time.monotonic()
-    if left <= 0:
-        raise _bad("took too long")
-    return left
+def _seconds_left(deadline: float) -> float:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise _fetch_error("took too long")
+    return remaining
 
 
-def _bad(message: str) -> Refused:
-    return Refused(422, "bad_image", f"remote image: {message}", "image")
+def _fetch_error(message: str) -> APIError:
+    return APIError(422, "bad_image", f"remote image: {message}", "image")
 
 
-class _Pinned(http.client.HTTPConnection):
+class _PinnedConnection(http.client.HTTPConnection):
     """A connection to ``address`` for ``host``."""
 
     def __init__(self, host: str, port: int, address: str, secure: bool, timeout: float) -> None:

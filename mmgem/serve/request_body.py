@@ -14,94 +14,96 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from mmgem.serve.errors import Refused
+from mmgem.serve.errors import APIError
 from mmgem.serve.image_input import Upload
 
-Body = TypeVar("Body", bound=BaseModel)
+BodyModel = TypeVar("BodyModel", bound=BaseModel)
 
 _REF = "#/components/schemas/{model}"
-_FILE = "image"
-_FIELDS = 64
+_FILE_FIELD = "image"
+_MAX_FIELDS = 64
 _documented: set[type[BaseModel]] = set()
 
 
-def takes(model: type[BaseModel], form: bool = False) -> dict[str, Any]:
+def body_schema(model: type[BaseModel], form: bool = False) -> dict[str, Any]:
     """The ``openapi_extra`` of a route that reads ``model``; ``form``: from a form as well."""
     _documented.add(model)
     schema = {"schema": {"$ref": _REF.format(model=model.__name__)}}
     content: dict[str, Any] = {"application/json": schema}
     if form:
         described = model.model_json_schema(ref_template=_REF)
-        fields = described["properties"] | {_FILE: {"type": "string", "format": "binary"}}
+        fields = described["properties"] | {_FILE_FIELD: {"type": "string", "format": "binary"}}
         content["multipart/form-data"] = {
             "schema": {"type": "object", "properties": fields, "required": described.get("required", [])}
         }
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def read(request: Request, model: type[Body], form: bool = False) -> Body:
-    """The body as ``model``. Raises ``Refused``, and pydantic's ``ValidationError``."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "application/json":
+async def parse_body(request: Request, model: type[BodyModel], form: bool = False) -> BodyModel:
+    """The body as ``model``. Raises ``APIError``, and pydantic's ``ValidationError``."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
         return model.model_validate_json(await request.body(), strict=True)
-    if form and kind == "multipart/form-data":
-        return model.model_validate(await _fields(request, model))
-    ways = "application/json or multipart/form-data" if form else "application/json"
-    raise Refused(415, "unsupported_media_type", f"Content-Type must be {ways}")
+    if form and media_type == "multipart/form-data":
+        return model.model_validate(await _form_fields(request, model))
+    accepted = "application/json or multipart/form-data" if form else "application/json"
+    raise APIError(415, "unsupported_media_type", f"Content-Type must be {accepted}")
 
 
-async def _fields(request: Request, model: type[BaseModel]) -> dict[str, Any]:
+async def _form_fields(request: Request, model: type[BaseModel]) -> dict[str, Any]:
     """What a form says: text as it is, everything else as JSON."""
     try:
-        sent = await request.form(max_files=1, max_fields=_FIELDS)
+        form = await request.form(max_files=1, max_fields=_MAX_FIELDS)
     except (MultiPartException, HTTPException) as error:
         message = getattr(error, "message", None) or getattr(error, "detail", "")
-        raise Refused(400, "bad_form", f"the form cannot be read: {message}") from error
-    found: dict[str, Any] = {}
-    for name, value in sent.multi_items():
-        if name in found:
-            raise Refused(422, "invalid_value", f"{name}: given twice", name)
+        raise APIError(400, "bad_form", f"the form cannot be read: {message}") from error
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name in fields:
+            raise APIError(422, "invalid_value", f"{name}: given twice", name)
         if isinstance(value, UploadFile):
-            if name != _FILE:
-                raise Refused(422, "invalid_value", f"{name}: only {_FILE} is a file", name)
-            found[name] = Upload(await value.read())
-        elif name in _texts(model):
-            found[name] = value
+            if name != _FILE_FIELD:
+                raise APIError(422, "invalid_value", f"{name}: only {_FILE_FIELD} is a file", name)
+            fields[name] = Upload(await value.read())
+        elif name in _string_fields(model):
+            fields[name] = value
         else:
-            found[name] = _json(value)
-    return found
+            fields[name] = _parse_json(value)
+    return fields
 
 
 @cache
-def _texts(model: type[BaseModel]) -> set[str]:
+def _string_fields(model: type[BaseModel]) -> set[str]:
     """The fields that may be texts."""
     properties = model.model_json_schema()["properties"].items()
     return {
         name
         for name, schema in properties
-        if "string" in (kind.get("type") for kind in (schema, *schema.get("anyOf", [])))
+        if "string" in (schema_type.get("type") for schema_type in (schema, *schema.get("anyOf", [])))
     }
 
 
-def _json(value: str) -> Any:
+def _parse_json(value: str) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError):
         return value  # for the model to refuse
 
 
-def document(app: FastAPI) -> None:
-    """Give ``app`` an OpenAPI document that knows the bodies of :func:`takes`."""
+def set_openapi(app: FastAPI) -> None:
+    """Give ``app`` an OpenAPI document that knows the bodies of :func:`body_schema`."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            made = get_openapi(
+            schema = get_openapi(
                 title=app.title, version=app.version, description=app.description, routes=app.routes
             )
-            wanted: Any = [(model, "validation") for model in sorted(_documented, key=lambda m: m.__name__)]
-            _, bodies = models_json_schema(wanted, ref_template=_REF)
-            made.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
-            app.openapi_schema = made
+            documented: Any = [
+                (model, "validation") for model in sorted(_documented, key=lambda m: m.__name__)
+            ]
+            _, bodies = models_json_schema(documented, ref_template=_REF)
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(bodies["$defs"])
+            app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

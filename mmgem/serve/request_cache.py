@@ -12,13 +12,13 @@ from mmgem.serve.metrics import Metrics
 Result = TypeVar("Result")
 
 
-class Once(Generic[Result]):
+class RequestCache(Generic[Result]):
     """Results by key: the ``size`` last used ones are kept."""
 
     def __init__(self, name: str, size: int, metrics: Metrics) -> None:
         self._name, self._size, self._metrics = name, size, metrics
         self._recent: OrderedDict[Hashable, Result] = OrderedDict()
-        self._flying: dict[Hashable, _Flight] = {}
+        self._in_flight: dict[Hashable, _InFlight] = {}
 
     async def get(self, key: Hashable, make: Callable[[], Awaitable[Result]]) -> Result:
         """The result for ``key``, made by ``make`` if it is neither recent nor on its way.
@@ -29,25 +29,25 @@ class Once(Generic[Result]):
             self._recent.move_to_end(key)
             self._metrics.reused.labels(self._name, "recent").inc()
             return self._recent[key]
-        flight = self._flying.get(key)
-        if flight is None:
-            flight = self._flying[key] = _Flight(asyncio.ensure_future(make()))
-            flight.task.add_done_callback(lambda task: self._land(key, task))
+        in_flight = self._in_flight.get(key)
+        if in_flight is None:
+            in_flight = self._in_flight[key] = _InFlight(asyncio.ensure_future(make()))
+            in_flight.task.add_done_callback(lambda task: self._finish(key, task))
         else:
             self._metrics.reused.labels(self._name, "in flight").inc()
-        flight.waiting += 1
+        in_flight.waiters += 1
         try:
-            return await asyncio.shield(flight.task)
+            return await asyncio.shield(in_flight.task)
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                flight.task.cancel()
-                self._flying.pop(key, None)
+            in_flight.waiters -= 1
+            if not in_flight.waiters and not in_flight.task.done():
+                in_flight.task.cancel()
+                self._in_flight.pop(key, None)
 
-    def _land(self, key: Hashable, task: asyncio.Future[Any]) -> None:
-        flight = self._flying.get(key)
-        if flight is not None and flight.task is task:
-            del self._flying[key]
+    def _finish(self, key: Hashable, task: asyncio.Future[Any]) -> None:
+        in_flight = self._in_flight.get(key)
+        if in_flight is not None and in_flight.task is task:
+            del self._in_flight[key]
         if task.cancelled() or task.exception() is not None or not self._size:
             return
         self._recent[key] = task.result()
@@ -55,6 +55,6 @@ class Once(Generic[Result]):
             self._recent.popitem(last=False)
 
 
-class _Flight:
+class _InFlight:
     def __init__(self, task: asyncio.Future[Any]) -> None:
-        self.task, self.waiting = task, 0
+        self.task, self.waiters = task, 0

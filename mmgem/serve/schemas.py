@@ -402,7 +402,7 @@ class ChatMessage(BaseModel):
 
     role: Literal["assistant"]
     content: str
-    refusal: None
+    to_api_error: None
 
 
 class Choice(BaseModel):

@@ -13,8 +13,8 @@ import uvicorn
 
 from mmgem.errors import UsageError
 from mmgem.serve.app import make_app
-from mmgem.serve.middleware import Gate
-from mmgem.serve.protocol import impatient
+from mmgem.serve.middleware import AdmissionMiddleware
+from mmgem.serve.protocol import limited_protocol
 from mmgem.serve.service import Service
 
 _SPARE = 1.0  # seconds at the end of the stop to tell those who waited in vain
@@ -42,12 +42,13 @@ def make_server(
 ) -> uvicorn.Server:
     """A server to ``run(sockets=[...])`` until SIGTERM, SIGINT or its ``should_exit``; it calls ``started``
     once it answers. Requests that were accepted are finished, for ``stop_seconds`` at most; what still waits
-    then is answered with 503. Other arguments as those of :class:`~mmgem.serve.middleware.Gate`."""
+    then is answered with 503. Other arguments as those of
+    :class:`~mmgem.serve.middleware.AdmissionMiddleware`."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    app, gate = make_app(service, token, origins, local)
+    app, admission = make_app(service, token, origins, local)
     config = uvicorn.Config(
         app,
-        http=impatient(service.limits),
+        http=limited_protocol(service.limits),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -55,24 +56,28 @@ def make_server(
         server_header=False,
         timeout_graceful_shutdown=service.limits.stop_seconds,  # type: ignore[arg-type]  # goes to wait_for
     )
-    return _Server(config, service, gate, started)
+    return _Server(config, service, admission, started)
 
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, config: uvicorn.Config, service: Service, gate: Gate, started: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        admission: AdmissionMiddleware,
+        started: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self._service, self._gate, self._started = service, gate, started
+        self._service, self._admission, self._started = service, admission, started
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._gate.stop()
+        self._admission.stop()
         later = max(0.0, self._service.limits.stop_seconds - _SPARE)
-        asyncio.get_running_loop().call_later(later, self._service.give_up)
+        asyncio.get_running_loop().call_later(later, self._service.stop)
         await super().shutdown(sockets)
 
     @contextmanager

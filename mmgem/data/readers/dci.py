@@ -41,21 +41,21 @@ def read_dci(folder: str | os.PathLike[str], images: str | os.PathLike[str] | No
         raise UsageError(f"{folder}: {'no JSON files in it' if folder.is_dir() else 'no such folder'}")
     left_out = LeftOut(folder)
     splits = _splits(files[0].parent)
-    found = []
+    images_found = []
     for file in files:
         data = load_json(file)
         with in_file(file):
-            found.append((file, *_image(data, left_out)))
-    place, _ = images_folder(
+            images_found.append((file, *_image(data, left_out)))
+    image_root, _ = images_folder(
         files[0],
         Path(images) if images is not None else None,
-        [[name for _, name, *_ in found]],
+        [[name for _, name, *_ in images_found]],
         ["photos"],
     )
     left_out.warn()
     return [
-        Record(image_path(place, name), captions, splits.get(file.name), regions=regions, meta=meta)
-        for file, name, captions, regions, meta in found
+        Record(image_path(image_root, name), captions, splits.get(file.name), regions=regions, meta=meta)
+        for file, name, captions, regions, meta in images_found
     ]
 
 
@@ -70,8 +70,8 @@ def dci_folder(folder: Path) -> Path | None:
 
 def _files(folder: Path) -> list[Path]:
     """The annotation files of the first folder that has any."""
-    for place in (folder / "complete", folder / "annotations", folder):
-        if files := sorted(file for file in place.glob("*.json") if file.name != _SPLITS):
+    for candidate in (folder / "complete", folder / "annotations", folder):
+        if files := sorted(file for file in candidate.glob("*.json") if file.name != _SPLITS):
             return files
     return []
 
@@ -101,9 +101,9 @@ def _image(data: Any, left_out: LeftOut) -> tuple[str, tuple[str, ...], tuple[Re
     regions = []
     for key, mask in field(data, "mask_data", dict).items():
         with within(f"mask_data[{key!r}]"):
-            box, said = _mask(mask, size, left_out)
-        if box is not None and said:
-            regions.append(Region(box, said, {"mask": key}))
+            box, phrases = _mask(mask, size, left_out)
+        if box is not None and phrases:
+            regions.append(Region(box, phrases, {"mask": key}))
     meta = {"summaries": field(data, "summaries", dict)} if data.get("summaries") is not None else {}
     return name, (caption,) if caption else (), tuple(regions), meta
 

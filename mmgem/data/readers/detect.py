@@ -51,10 +51,10 @@ def load_dataset(
     an unknown split, a folder with several datasets or with none, and ``images`` where it has no meaning.
     """
     path = Path(path)
-    found = _in_folder(path, images) if path.is_dir() else _reader(path, images)
-    if isinstance(found, str):
-        raise DataError(f"{path}: not a dataset ({_KNOWN}): {found}")
-    return keep_split(found(), split, path)
+    reader = _in_folder(path, images) if path.is_dir() else _reader(path, images)
+    if isinstance(reader, str):
+        raise DataError(f"{path}: not a dataset ({_KNOWN}): {reader}")
+    return keep_split(reader(), split, path)
 
 
 def _reader(path: Path, images: str | os.PathLike[str] | None) -> _Reader | str:
@@ -89,27 +89,32 @@ def _json_reader(path: Path, text: str, images: Path | None) -> _Reader | str:
         return read_jsonl(path)
 
     value: Any
-    listing = text.lstrip().startswith("[")
+    is_list = text.lstrip().startswith("[")
     try:
-        value = next(json_items(text), None) if listing else json.JSONDecoder().raw_decode(text.lstrip())[0]
+        value = next(json_items(text), None) if is_list else json.JSONDecoder().raw_decode(text.lstrip())[0]
     except (ValueError, RecursionError) as error:
         return jsonl if path.suffix.lower() == ".jsonl" else f"it is not valid JSON: {error}"
     if path.suffix.lower() == ".jsonl":
         return jsonl
-    if listing:
+    if is_list:
         return _list_reader(path, text, value, images)
     if value.keys() >= DCI_MARKS:
         return lambda: read_dci(path, images)
     if "image" in value:
         return jsonl
-    listed = value.get("images")
-    if isinstance(listed, list) and listed and isinstance(listed[0], dict):
-        if "sentences" in listed[0]:
+    image_entries = value.get("images")
+    if isinstance(image_entries, list) and image_entries and isinstance(image_entries[0], dict):
+        if "sentences" in image_entries[0]:
             return lambda: karpathy_records(value, path, images)
-        marks = value.get("annotations")
-        if isinstance(marks, list) and marks and isinstance(marks[0], dict) and "caption" in marks[0]:
+        annotations = value.get("annotations")
+        if (
+            isinstance(annotations, list)
+            and annotations
+            and isinstance(annotations[0], dict)
+            and "caption" in annotations[0]
+        ):
             return lambda: coco_records(value, path, images)
-        if marks:
+        if annotations:
             return "it is COCO-like, but its annotations are not captions"
     return f"it is a JSON object with the keys {', '.join(list(value)[:8]) or '(none)'}"
 
@@ -148,14 +153,14 @@ def _in_folder(folder: Path, images: str | os.PathLike[str] | None) -> _Reader:
     refuse_pickles(folder)
     if images is not None:
         raise UsageError(f"{folder}: no annotation file in it, so an images folder has no meaning")
-    found = list_images(folder)
-    if not found:
+    listed = list_images(folder)
+    if not listed:
         kinds = Counter(entry.suffix.lower() or "no suffix" for entry in names if entry.is_file())
-        there = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no files"
-        raise UsageError(f"{folder}: no dataset file ({_KNOWN}) and no images in it; at its top: {there}")
-    if any(image.with_suffix(".txt").is_file() for image in found):
+        summary = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "no files"
+        raise UsageError(f"{folder}: no dataset file ({_KNOWN}) and no images in it; at its top: {summary}")
+    if any(image.with_suffix(".txt").is_file() for image in listed):
         return lambda: read_caption_folder(folder)
-    classes = {image.relative_to(folder).parts[0] for image in found if image.parent != folder}
-    if len(classes) > 1 and all(image.parent != folder for image in found):
+    classes = {image.relative_to(folder).parts[0] for image in listed if image.parent != folder}
+    if len(classes) > 1 and all(image.parent != folder for image in listed):
         return lambda: read_class_folders(folder)
     return lambda: read_caption_folder(folder)

@@ -53,17 +53,17 @@ def images_folder(
     if images is not None:
         if not images.is_dir():
             raise UsageError(f"{images}: {'not a folder' if images.exists() else 'no such folder'}")
-        places = [images]
+        candidates = [images]
     else:
-        places = [
+        candidates = [
             base / sub
             for base in (path.absolute().parent, path.absolute().parent.parent)
             for sub in subfolders
         ]
-    for place in places:
+    for candidate in candidates:
         for number, names in enumerate(layouts):
-            if any(is_file(place / name) for name in names[:_SAMPLE]):
-                return str(place.resolve()), number
+            if any(is_file(candidate / name) for name in names[:_SAMPLE]):
+                return str(candidate.resolve()), number
     if images is not None:
         return str(images.resolve()), 0
     raise UsageError(
@@ -86,10 +86,10 @@ def grouped(
     """
     captions: dict[str, list[str]] = {}
     for name, caption in pairs:
-        heard = captions.setdefault(name, [])
+        image_captions = captions.setdefault(name, [])
         if caption := tidy(caption):
-            heard.append(caption)
+            image_captions.append(caption)
     return [
-        Record(image_path(folder, name), tuple(heard), split=splits.get(name) if splits else None)
-        for name, heard in captions.items()
+        Record(image_path(folder, name), tuple(image_captions), split=splits.get(name) if splits else None)
+        for name, image_captions in captions.items()
     ]

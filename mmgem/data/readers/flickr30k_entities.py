@@ -40,13 +40,13 @@ def read_flickr30k_entities(
     """
     folder = Path(folder)
     left_out = LeftOut(folder)
-    said, drawn = _names(folder / "Sentences", ".txt"), _names(folder / "Annotations", ".xml")
-    names = sorted(said & drawn)
-    left_out.counts["half"] = len(said ^ drawn)
+    with_sentences, with_boxes = _names(folder / "Sentences", ".txt"), _names(folder / "Annotations", ".xml")
+    names = sorted(with_sentences & with_boxes)
+    left_out.counts["half"] = len(with_sentences ^ with_boxes)
     if not names:
         raise DataError(f"{folder}: no image has both a text in Sentences and an XML file in Annotations")
     splits = _splits(folder)
-    place, _ = images_folder(
+    image_root, _ = images_folder(
         folder / "Sentences",
         Path(images) if images is not None else None,
         [[f"{name}.jpg" for name in names]],
@@ -62,16 +62,18 @@ def read_flickr30k_entities(
             for entity, box in boxes.items()
             if phrases.get(entity)
         )
-        records.append(Record(image_path(place, f"{name}.jpg"), captions, splits.get(name), regions=regions))
+        records.append(
+            Record(image_path(image_root, f"{name}.jpg"), captions, splits.get(name), regions=regions)
+        )
     left_out.warn()
     return records
 
 
 def entities_folder(folder: Path) -> Path | None:
     """Return ``folder`` if it has the two folders, its parent if it is ``Sentences``, None otherwise."""
-    for place in [folder.parent, folder] if folder.name == "Sentences" else [folder]:
-        if (place / "Annotations").is_dir() and (place / "Sentences").is_dir():
-            return place
+    for candidate in [folder.parent, folder] if folder.name == "Sentences" else [folder]:
+        if (candidate / "Annotations").is_dir() and (candidate / "Sentences").is_dir():
+            return candidate
     return None
 
 
@@ -117,19 +119,23 @@ def _boxes(path: Path, left_out: LeftOut) -> dict[str, Box]:
         raise DataError(f"{path}: not valid XML: {error}") from error
     boxes: dict[str, Box] = {}
     with in_file(path):
-        shape = root.find("size")
-        size = (0.0, 0.0) if shape is None else (_pixels(shape, "width"), _pixels(shape, "height"))
-        for i, thing in enumerate(root.findall("object")):
+        size_element = root.find("size")
+        size = (
+            (0.0, 0.0)
+            if size_element is None
+            else (_pixels(size_element, "width"), _pixels(size_element, "height"))
+        )
+        for i, annotated_object in enumerate(root.findall("object")):
             with within(f"object {i}"):
-                names = [tidy(name.text or "") for name in thing.findall("name")]
+                names = [tidy(name.text or "") for name in annotated_object.findall("name")]
                 if not all(names) or not names:
                     raise ValueError("name must be an entity's number, one or more")
-                drawn = thing.find("bndbox")
-                if drawn is None:
-                    if thing.find("nobndbox") is None and thing.find("scene") is None:
+                bndbox = annotated_object.find("bndbox")
+                if bndbox is None:
+                    if annotated_object.find("nobndbox") is None and annotated_object.find("scene") is None:
                         raise ValueError("must have bndbox, or nobndbox and scene")
                     continue
-                x0, y0, x1, y1 = (_pixels(drawn, side) for side in ("xmin", "ymin", "xmax", "ymax"))
+                x0, y0, x1, y1 = (_pixels(bndbox, side) for side in ("xmin", "ymin", "xmax", "ymax"))
             if box := left_out.box(x0 - 1, y0 - 1, x1, y1, size if min(size) > 0 else None):
                 for name in names:
                     boxes[name] = _around(boxes[name], box) if name in boxes else box

@@ -78,7 +78,7 @@ def _records(refs: Any, path: Path, images: Path | None) -> list[Record]:
     left_out = LeftOut(path)
     instances = path.with_name("instances.json")
     pictures, annotations = _instances(instances)
-    found: dict[tuple[int, str], list[Region]] = {}
+    regions_by_image: dict[tuple[int, str], list[Region]] = {}
     with in_file(path):
         if type(refs) is not list or not refs:
             raise ValueError("must be a JSON list of refs, and not empty")
@@ -93,17 +93,19 @@ def _records(refs: Any, path: Path, images: Path | None) -> list[Record]:
                     raise ValueError(f"no image {image_id} with an annotation {ann_id} in {instances.name}")
                 with in_file(instances), within(f"annotation {ann_id}"):
                     box = _box(annotations[ann_id], pictures[image_id][1], left_out)
-                regions = found.setdefault((image_id, split), [])
-                if box is not None and (said := left_out.phrases(captions)):
+                regions = regions_by_image.setdefault((image_id, split), [])
+                if box is not None and (phrases := left_out.phrases(captions)):
                     meta = {"ref_id": field(ref, "ref_id", int), "ann_id": ann_id}
-                    regions.append(Region(box, said, meta))
-    names = [pictures[image_id][0] for image_id, _ in found]
+                    regions.append(Region(box, phrases, meta))
+    names = [pictures[image_id][0] for image_id, _ in regions_by_image]
     later = [name.rpartition("_")[2] for name in names]
     folder, layout = images_folder(path, images, [names, later], _FOLDERS)
     left_out.warn()
     return [
         Record(image_path(folder, name), split=split, regions=tuple(regions), meta={"image_id": image_id})
-        for ((image_id, split), regions), name in zip(found.items(), (names, later)[layout], strict=True)
+        for ((image_id, split), regions), name in zip(
+            regions_by_image.items(), (names, later)[layout], strict=True
+        )
     ]
 
 
@@ -120,10 +122,10 @@ def _box(annotation: dict[str, Any], size: Size | None, left_out: LeftOut) -> Bo
     if annotation.get("iscrowd") is not None and field(annotation, "iscrowd", int):
         left_out.counts["crowd"] += 1
         return None
-    listed = field(annotation, "bbox", list)
-    if len(listed) != 4:
-        raise ValueError(f"bbox must be [x, y, width, height], not a list of {len(listed)}")
-    x, y, width, height = (pixels(value, f"bbox[{i}]") for i, value in enumerate(listed))
+    bbox = field(annotation, "bbox", list)
+    if len(bbox) != 4:
+        raise ValueError(f"bbox must be [x, y, width, height], not a list of {len(bbox)}")
+    x, y, width, height = (pixels(value, f"bbox[{i}]") for i, value in enumerate(bbox))
     return left_out.box(x, y, x + width, y + height, size)
 
 

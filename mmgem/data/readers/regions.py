@@ -68,9 +68,9 @@ class LeftOut:
 
     def warn(self) -> None:
         """Say in one UserWarning what was left out, if anything was."""
-        said = [f"{n} {_ODD[kind][n > 1]}" for kind in _ODD if (n := self.counts[kind])]
-        if said:
-            warnings.warn(f"{self.source}: left out {', '.join(said)}", stacklevel=2)
+        counts_text = [f"{n} {_ODD[kind][n > 1]}" for kind in _ODD if (n := self.counts[kind])]
+        if counts_text:
+            warnings.warn(f"{self.source}: left out {', '.join(counts_text)}", stacklevel=2)
 
 
 @contextmanager
@@ -97,8 +97,8 @@ def field(entry: Any, key: str, *types: type) -> Any:
         raise ValueError(f"must be an object, not {json.dumps(entry)[:40]}")
     value = entry.get(key)
     if type(value) not in types:
-        wanted = " or ".join(dict.fromkeys(_NAMES[wanted] for wanted in types))
-        raise ValueError(f"{key} must be {wanted}, not {json.dumps(value)[:40]}")
+        expected = " or ".join(dict.fromkeys(_NAMES[expected] for expected in types))
+        raise ValueError(f"{key} must be {expected}, not {json.dumps(value)[:40]}")
     return value
 
 
@@ -128,22 +128,22 @@ def json_items(text: str) -> Iterator[Any]:
     Raises ValueError if it is not a JSON list, when the place is reached.
     """
     decoder = json.JSONDecoder()
-    at = _skip(text, 0)
-    if text[at : at + 1] != "[":
+    position = _skip(text, 0)
+    if text[position : position + 1] != "[":
         raise ValueError("must be a JSON list")
-    at = _skip(text, at + 1)
-    more = text[at : at + 1] != "]"
-    while more:
+    position = _skip(text, position + 1)
+    has_more = text[position : position + 1] != "]"
+    while has_more:
         try:
-            value, at = decoder.raw_decode(text, at)
+            value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not valid JSON: {error}") from error
         yield value
-        at = _skip(text, at)
-        more = text[at : at + 1] == ","
-        at = _skip(text, at + more)
-    if text[at : at + 1] != "]" or text[at + 1 :].strip():
-        raise ValueError(f"not valid JSON: the list does not end well at character {at}")
+        position = _skip(text, position)
+        has_more = text[position : position + 1] == ","
+        position = _skip(text, position + has_more)
+    if text[position : position + 1] != "]" or text[position + 1 :].strip():
+        raise ValueError(f"not valid JSON: the list does not end well at character {position}")
 
 
 def load_json(path: Path) -> Any:

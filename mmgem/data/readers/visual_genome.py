@@ -54,16 +54,16 @@ def visual_genome_records(text: str, path: Path, images: Path | None) -> list[Re
     """Turn the text of a region description file into records; ``path`` is where it came from."""
     left_out = LeftOut(path)
     sizes = _sizes(path.with_name("image_data.json"))
-    found: list[tuple[int | str, tuple[Region, ...]]] = []
+    entries: list[tuple[int | str, tuple[Region, ...]]] = []
     with in_file(path):
         for i, entry in enumerate(json_items(text)):
             with within(f"image {i} of the list"):
                 image_id = _image_id(entry)
-                listed = field(entry, "regions", list)
-                found.append((image_id, _regions(listed, sizes.get(image_id), left_out)))
-    if not found:
+                region_entries = field(entry, "regions", list)
+                entries.append((image_id, _regions(region_entries, sizes.get(image_id), left_out)))
+    if not entries:
         raise DataError(f"{path}: no images in the file")
-    folder, halves = _where(path, images, [f"{image_id}.jpg" for image_id, _ in found])
+    folder, halves = _where(path, images, [f"{image_id}.jpg" for image_id, _ in entries])
     left_out.warn()
     return [
         Record(
@@ -71,13 +71,13 @@ def visual_genome_records(text: str, path: Path, images: Path | None) -> list[Re
             regions=regions,
             meta={"image_id": image_id},
         )
-        for image_id, regions in found
+        for image_id, regions in entries
     ]
 
 
-def _regions(listed: list[Any], size: Size | None, left_out: LeftOut) -> tuple[Region, ...]:
+def _regions(region_entries: list[Any], size: Size | None, left_out: LeftOut) -> tuple[Region, ...]:
     phrases: dict[Box, dict[str, None]] = {}
-    for i, entry in enumerate(listed):
+    for i, entry in enumerate(region_entries):
         try:
             x, y = number(entry, "x"), number(entry, "y")
             width, height = number(entry, "width"), number(entry, "height")
@@ -89,7 +89,7 @@ def _regions(listed: list[Any], size: Size | None, left_out: LeftOut) -> tuple[R
             phrases.setdefault(box, {})[phrase] = None
         elif box is not None:
             left_out.counts["blank"] += 1
-    return tuple(Region(box, tuple(said)) for box, said in phrases.items())
+    return tuple(Region(box, tuple(captions)) for box, captions in phrases.items())
 
 
 def _sizes(path: Path) -> dict[int | str, Size]:
@@ -110,8 +110,8 @@ def _sizes(path: Path) -> dict[int | str, Size]:
 
 
 def _image_id(entry: Any) -> int | str:
-    named = "image_id" if type(entry) is dict and "id" not in entry else "id"
-    image_id: int | str = field(entry, named, int, str)
+    key = "image_id" if type(entry) is dict and "id" not in entry else "id"
+    image_id: int | str = field(entry, key, int, str)
     return image_id
 
 
@@ -119,9 +119,9 @@ def _where(path: Path, images: Path | None, names: list[str]) -> tuple[str, dict
     """The images' folder, and for each name that is in it or in one of the halves, the path from there."""
     layouts = [[f"{half}/{name}" for name in names[:_SAMPLE]] for half in _HALVES] + [names[:_SAMPLE]]
     folder, _ = images_folder(path, images, layouts, [])
-    there: dict[str, str] = {}
+    path_of_image: dict[str, str] = {}
     for half in (".", *_HALVES):
-        place = Path(folder, half)
-        if place.is_dir():
-            there |= {entry.name: f"{half}/{entry.name}" for entry in place.iterdir()}
-    return folder, there
+        half_folder = Path(folder, half)
+        if half_folder.is_dir():
+            path_of_image |= {entry.name: f"{half}/{entry.name}" for entry in half_folder.iterdir()}
+    return folder, path_of_image

@@ -53,13 +53,13 @@ def prefetched(batches: Steps, steps: Iterable[int], workers: int) -> Iterator[B
         worker_init_fn=_begin,
         generator=torch.Generator(),  # the caller's random numbers are left alone
     )
-    tell = getattr(batches, "count", None)
-    for made in loader:
-        if isinstance(made, MMGEMError):
-            raise made
-        batch = _unpacked(made)
-        if tell is not None:
-            tell(getattr(batch, "broken", []))
+    count_broken = getattr(batches, "count", None)
+    for item in loader:
+        if isinstance(item, MMGEMError):
+            raise item
+        batch = _unpacked(item)
+        if count_broken is not None:
+            count_broken(getattr(batch, "broken", []))
         yield batch
 
 

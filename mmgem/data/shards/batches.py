@@ -21,13 +21,13 @@ from mmgem.data.batches import Batch, name_of
 from mmgem.data.images import open_image
 from mmgem.data.sampling import round_robin_sample
 from mmgem.data.shards.shard import Sample
-from mmgem.data.shards.stream import Place, ShardStream
+from mmgem.data.shards.stream import ShardPosition, ShardStream
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import join_sentences, mirror_text, normalise, to_square, view_geometry
 from mmgem.distributed.partition import check_enough, shard_slice
 from mmgem.errors import ConfigError, DataError, ImageError
 
-Broken = tuple[Place, str]
+Broken = tuple[ShardPosition, str]
 
 
 @dataclass
@@ -81,9 +81,9 @@ class StreamBatches:
         check_enough(self.size, "images", world_size)
         whole = stream.samples // self.size
         self.per_epoch: float = whole if tail == "drop" else stream.samples / self.size
-        self._broken: dict[int, dict[Place, str]] = {}
+        self._broken: dict[int, dict[ShardPosition, str]] = {}
 
-    def places(self, step: int) -> list[Place]:
+    def places(self, step: int) -> list[ShardPosition]:
         """The samples of all ranks in ``step``."""
         start = self._start(step)
         return self.stream.places(start, start + self.size)
@@ -97,20 +97,20 @@ class StreamBatches:
     def __getitem__(self, step: int) -> StreamBatch:
         start, places = self._start(step), self.places(step)
         broken: list[Broken] = []
-        tried: dict[int, _Item | None] = {}
+        decoded: dict[int, _Item | None] = {}
 
         def item(at: int) -> _Item | None:
-            if at not in tried:
-                tried[at] = self._item(places[at], start + at, broken)
-            return tried[at]
+            if at not in decoded:
+                decoded[at] = self._item(places[at], start + at, broken)
+            return decoded[at]
 
         items: list[_Item] = []
-        for own in range(self.size)[shard_slice(self.size, self.rank, self.world_size)]:
-            others = (item((own + next_) % self.size) for next_ in range(self.size))
-            found = next((other for other in others if other is not None), None)
-            if found is None:
+        for position_in_step in range(self.size)[shard_slice(self.size, self.rank, self.world_size)]:
+            candidates = (item((position_in_step + next_) % self.size) for next_ in range(self.size))
+            usable = next((candidate for candidate in candidates if candidate is not None), None)
+            if usable is None:
                 raise DataError(f"step {step}: none of its samples can be used; the first: {broken[0][1]}")
-            items.append(found)
+            items.append(usable)
         self.count(broken)
         return self._assemble(items, broken)
 
@@ -119,9 +119,9 @@ class StreamBatches:
         """What was broken: the shards' own problems, then a line for each shard with samples that could not
         be used since."""
         lines = list(self.stream.problems)
-        for shard, found in sorted(self._broken.items()):
-            first = next(iter(found.values())).removeprefix(f"{self.stream.paths[shard].absolute()}: ")
-            lines.append(f"{self.stream.paths[shard]}: {len(found)} unusable; the first: {first}")
+        for shard, reasons in sorted(self._broken.items()):
+            first = next(iter(reasons.values())).removeprefix(f"{self.stream.paths[shard].absolute()}: ")
+            lines.append(f"{self.stream.paths[shard]}: {len(reasons)} unusable; the first: {first}")
         return lines
 
     def count(self, broken: Sequence[Broken]) -> None:
@@ -129,7 +129,7 @@ class StreamBatches:
         for place, why in broken:
             self._broken.setdefault(place.shard, {}).setdefault(place, why)
 
-    def _item(self, place: Place, position: int, broken: list[Broken]) -> _Item | None:
+    def _item(self, place: ShardPosition, position: int, broken: list[Broken]) -> _Item | None:
         """The sample at a position of the order in one of its views, or None if it cannot be used."""
         try:
             sample = self.stream.read(place)
@@ -154,7 +154,7 @@ class StreamBatches:
             return None
 
     def _texts(
-        self, sample: Sample, place: Place, position: int, rng: np.random.Generator, mirrored: bool
+        self, sample: Sample, place: ShardPosition, position: int, rng: np.random.Generator, mirrored: bool
     ) -> tuple[list[Tensor], list[int], str]:
         """Tokens and names of the texts of a sample, and why some of its captions could not be among them."""
         captions = sample.record.captions
@@ -184,9 +184,9 @@ class StreamBatches:
         (ids,) = self.tokenizer.encode_all([mirror_text(text) if mirrored else text])
         return ids
 
-    def _turn(self, place: Place, epoch: int, count: int, want: int) -> list[int]:
+    def _turn(self, position: ShardPosition, epoch: int, count: int, want: int) -> list[int]:
         """All captions of a sample, those first whose turn it is: ``want`` an epoch, in shuffled rounds."""
-        picked = round_robin_sample((self.stream.order.seed, *place), epoch, count, want)
+        picked = round_robin_sample((self.stream.order.seed, *position), epoch, count, want)
         return picked + [c for c in range(count) if c not in picked]
 
     def _assemble(self, items: list[_Item], broken: list[Broken]) -> StreamBatch:

@@ -24,16 +24,16 @@ def make_record(fields: dict[str, Any], name: str, place: Path, lines: Sequence[
     nor a label nor a region with a caption.
     """
     rest = dict(fields)
-    said = rest.pop("captions", None)
-    if said is None:
-        said = [line for line in lines if line.strip()]
+    captions_value = rest.pop("captions", None)
+    if captions_value is None:
+        captions_value = [line for line in lines if line.strip()]
         other = next((key for key in CAPTIONS[1:] if rest.get(key)), None)
-        if not said and other is not None:
-            said = rest.pop(other)
-    captions = _texts(said)
-    own = rest.pop("image", None)
-    if isinstance(own, str) and own.strip("/ ") and "\0" not in own and "://" not in own:
-        name = own
+        if not captions_value and other is not None:
+            captions_value = rest.pop(other)
+    captions = _texts(captions_value)
+    own_name = rest.pop("image", None)
+    if isinstance(own_name, str) and own_name.strip("/ ") and "\0" not in own_name and "://" not in own_name:
+        name = own_name
     name = name.rpartition("://")[2].lstrip("/")
     label = rest.pop("label", None)
     if isinstance(label, int):
@@ -46,9 +46,9 @@ def make_record(fields: dict[str, Any], name: str, place: Path, lines: Sequence[
     return record
 
 
-def _texts(said: Any) -> list[Any]:
-    listed = said if isinstance(said, list) else [said]
-    texts = [item.get("raw", item.get("caption")) if isinstance(item, dict) else item for item in listed]
+def _texts(captions_value: Any) -> list[Any]:
+    items = captions_value if isinstance(captions_value, list) else [captions_value]
+    texts = [item.get("raw", item.get("caption")) if isinstance(item, dict) else item for item in items]
     return [text for text in texts if text is not None and not (isinstance(text, str) and not text.strip())]
 
 

@@ -66,10 +66,10 @@ def find_shards(path: str | os.PathLike[str], split: str | None = None) -> list[
         raise UsageError(f"{path}: no shards in this folder ({', '.join(SUFFIXES)})")
     if split:
         named = re.compile(re.escape(split) + r"(?:[-_.]?\d.*)?", re.DOTALL)
-        kept = [file for file in shards if named.fullmatch(file.stem)]
-        if not kept:
+        selected = [file for file in shards if named.fullmatch(file.stem)]
+        if not selected:
             raise UsageError(f"{path}: no shards of split {split!r}; the first is {shards[0].name}")
-        return kept
+        return selected
     return shards
 
 

@@ -46,15 +46,15 @@ def indexed(path: Path, columns: int, scan: Callable[[Path], Index], kind: str =
     stamp = [_VERSION, columns, os.fsdecode(path), stat.st_size, stat.st_mtime_ns]
     digest = hashlib.blake2b(os.fsencode(path), digest_size=12).hexdigest()
     file = cache_home() / "shards" / f"{digest}-{columns}{kind}.index"
-    found = _load(file, stamp, columns)
-    if found is None:
+    index = _load(file, stamp, columns)
+    if index is None:
         try:
-            found = scan(path)
+            index = scan(path)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from error
         with suppress(OSError):
-            _save(file, stamp, found)
-    return found
+            _save(file, stamp, index)
+    return index
 
 
 def _load(file: Path, stamp: list[Any], columns: int) -> Index | None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mmgem.errors import DataError, UsageError
 
-_KEPT = 3  # windows; a batch may span two
+_CACHED_WINDOWS = 3  # windows; a batch may span two
 
 
 class Order:
@@ -34,16 +34,16 @@ class Order:
 
     def places(self, start: int, stop: int) -> np.ndarray:
         """``(stop - start, 2)`` int64: block, and which of its samples, at each position of the order."""
-        parts = []
+        slices = []
         while start < stop:
-            epoch, place = divmod(start, self.samples)
+            epoch, offset = divmod(start, self.samples)
             _, ends = self._epoch(epoch)
-            number = int(np.searchsorted(ends, place, side="right"))
+            number = int(np.searchsorted(ends, offset, side="right"))
             first = int(ends[number - 1]) if number else 0
-            taken = self._window(epoch, number)[place - first : place - first + stop - start]
-            parts.append(taken)
-            start += len(taken)
-        return np.concatenate(parts) if parts else np.empty((0, 2), np.int64)
+            rows = self._window(epoch, number)[offset - first : offset - first + stop - start]
+            slices.append(rows)
+            start += len(rows)
+        return np.concatenate(slices) if slices else np.empty((0, 2), np.int64)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The blocks of an epoch in order, and where each window ends."""
@@ -65,7 +65,7 @@ class Order:
         return self._windows[key]
 
 
-def _keep(kept: OrderedDict, key: object, value: object) -> None:
-    while len(kept) >= _KEPT:
-        kept.popitem(last=False)
-    kept[key] = value
+def _keep(cache: OrderedDict, key: object, value: object) -> None:
+    while len(cache) >= _CACHED_WINDOWS:
+        cache.popitem(last=False)
+    cache[key] = value

@@ -30,21 +30,21 @@ OURS = b"mmgem"
 
 
 class RowGroups:
-    """The last ``most`` row groups that were read, of whichever files."""
+    """The last ``max_groups`` row groups that were read, of whichever files."""
 
-    def __init__(self, most: int = 8):
-        self.most = most
-        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
+    def __init__(self, max_groups: int = 8):
+        self.max_groups = max_groups
+        self._cache: OrderedDict[tuple[str, int], Any] = OrderedDict()
 
     def get(self, key: tuple[str, int], read: Callable[[], Any]) -> Any:
         """The group ``key``; ``read`` is called if it is not kept."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
+        if key in self._cache:
+            self._cache.move_to_end(key)
         else:
-            while len(self._kept) >= self.most:
-                self._kept.popitem(last=False)
-            self._kept[key] = read()
-        return self._kept[key]
+            while len(self._cache) >= self.max_groups:
+                self._cache.popitem(last=False)
+            self._cache[key] = read()
+        return self._cache[key]
 
 
 class ParquetShard(Shard):
@@ -67,7 +67,7 @@ class ParquetShard(Shard):
             data, key, record = columns.sample(fields, self.index.names[i])
         except (OSError, ValueError, IndexError) as error:
             raise DataError(
-                f"{self.path}: {self.index.names[i]}: {_line(error)}; has the file changed?"
+                f"{self.path}: {self.index.names[i]}: {_one_line(error)}; has the file changed?"
             ) from error
         return Sample(key, data, record)
 
@@ -142,28 +142,28 @@ def _scan(path: Path, photos_only: bool) -> Index:
         columns = _Columns(path, file.schema_arrow, photos_only)
         number = 0
         for group in range(file.num_row_groups):
-            begun = len(rows)
+            first_row = len(rows)
             try:
                 table = file.read_row_group(group, columns=columns.texts, use_threads=False)
                 absent, paths = _photos(file, group, columns)
             except (OSError, ValueError) as error:
-                problems.append(f"{path}: row group {group}: {_line(error)}")
+                problems.append(f"{path}: row group {group}: {_one_line(error)}")
                 number += file.metadata.row_group(group).num_rows
                 continue
-            for at in range(file.metadata.row_group(group).num_rows):
-                row = {name: table.column(name)[at].as_py() for name in table.column_names}
-                name = paths[at] or f"{number:08}"
+            for row_number in range(file.metadata.row_group(group).num_rows):
+                row = {name: table.column(name)[row_number].as_py() for name in table.column_names}
+                name = paths[row_number] or f"{number:08}"
                 try:
-                    if at in absent:
+                    if row_number in absent:
                         raise ValueError("no bytes of a photo")
                     _, record = columns.record(row, name)
-                    rows.append([int(bool(record.captions)), group, at])
+                    rows.append([int(bool(record.captions)), group, row_number])
                     names.append(name)
                 except ValueError as error:
                     problems.append(f"{path}: row {number}: {error}")
                 number += 1
-            if len(rows) > begun:
-                blocks.append(len(rows) - begun)
+            if len(rows) > first_row:
+                blocks.append(len(rows) - first_row)
     finally:
         file.close()
     return Index(np.array(rows, np.int64).reshape(len(rows), 3), names, blocks, problems)
@@ -172,19 +172,21 @@ def _scan(path: Path, photos_only: bool) -> Index:
 def _photos(file: Any, group: int, columns: _Columns) -> tuple[set[int], list[str | None]]:
     """Rows of a group without bytes of a photo, and what the photos are called. The bytes themselves are read
     only if the file says that some are absent, or does not say."""
-    facts = file.metadata.row_group(group)
-    inside = {facts.column(c).path_in_schema: facts.column(c) for c in range(facts.num_columns)}
+    row_group = file.metadata.row_group(group)
+    column_chunks = {
+        row_group.column(c).path_in_schema: row_group.column(c) for c in range(row_group.num_columns)
+    }
     leaf = f"{columns.photo}.bytes" if columns.struct else columns.photo
-    statistics = inside[leaf].statistics if leaf in inside else None
+    statistics = column_chunks[leaf].statistics if leaf in column_chunks else None
     absent: set[int] = set()
     if statistics is None or not statistics.has_null_count or statistics.null_count:
-        held = file.read_row_group(group, columns=[leaf], use_threads=False).column(columns.photo)
-        for at, value in enumerate(held):
+        values = file.read_row_group(group, columns=[leaf], use_threads=False).column(columns.photo)
+        for at, value in enumerate(values):
             data = value.as_py()
             if not (data.get("bytes") if isinstance(data, dict) else data):
                 absent.add(at)
-    paths: list[str | None] = [None] * facts.num_rows
-    if f"{columns.photo}.path" in inside:
+    paths: list[str | None] = [None] * row_group.num_rows
+    if f"{columns.photo}.path" in column_chunks:
         read = file.read_row_group(group, columns=[f"{columns.photo}.path"], use_threads=False)
         paths = [(row or {}).get("path") for row in read.column(columns.photo).to_pylist()]
     return absent, paths
@@ -195,7 +197,7 @@ def _open(path: Path) -> Any:
     try:
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a whole parquet file ({_line(error)})") from error
+        raise DataError(f"{path}: not a whole parquet file ({_one_line(error)})") from error
 
 
 def require_pyarrow() -> Any:
@@ -231,5 +233,5 @@ def _label_names(metadata: dict[bytes, bytes]) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

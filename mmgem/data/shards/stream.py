@@ -19,7 +19,7 @@ from mmgem.errors import DataError, UsageError
 from mmgem.utils.progress import track
 
 
-class Place(NamedTuple):
+class ShardPosition(NamedTuple):
     """A sample: number of its shard, and of the sample in it."""
 
     shard: int
@@ -42,9 +42,9 @@ class ShardStream:
         """
         self.paths, self.window = list(paths), window
         self.problems: list[str] = []
-        owners: list[int] = []
+        shard_of_block: list[int] = []
         counts: list[int] = []
-        firsts: list[int] = []
+        first_samples: list[int] = []
         for n, path in enumerate(track(self.paths, "shards")):
             try:
                 shard = open_shard(path)
@@ -53,11 +53,11 @@ class ShardStream:
                 continue
             self.problems += shard.problems
             ends = np.cumsum([0, *shard.blocks])
-            seen = np.concatenate([[0], np.cumsum(shard.captioned)])[ends]
-            owners += [n] * len(shard.blocks)
-            firsts += seen[:-1].tolist()
-            counts += np.diff(seen).tolist()
-        self._owners, self._firsts = np.array(owners, np.int64), np.array(firsts, np.int64)
+            captioned_before = np.concatenate([[0], np.cumsum(shard.captioned)])[ends]
+            shard_of_block += [n] * len(shard.blocks)
+            first_samples += captioned_before[:-1].tolist()
+            counts += np.diff(captioned_before).tolist()
+        self._owners, self._firsts = np.array(shard_of_block, np.int64), np.array(first_samples, np.int64)
         names = [path.name for path in self.paths]
         try:
             self.order = Order(counts, seed, window)
@@ -65,8 +65,8 @@ class ShardStream:
             first = f"; the first problem: {self.problems[0]}" if self.problems else ""
             raise DataError(f"{error}{first}") from error
         self.samples = self.order.samples
-        facts = json.dumps([names, owners, counts, seed, window])
-        self.fingerprint = hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+        identity = json.dumps([names, shard_of_block, counts, seed, window])
+        self.fingerprint = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
         self._start()
 
     def _start(self) -> None:
@@ -80,23 +80,25 @@ class ShardStream:
         vars(self).update(state)
         self._start()
 
-    def places(self, start: int, stop: int) -> list[Place]:
+    def places(self, start: int, stop: int) -> list[ShardPosition]:
         """The samples at positions ``start`` to ``stop`` of the order; epochs follow each other in it. Their
         numbers count those with captions only."""
-        found = self.order.places(start, stop)
-        blocks = found[:, 0]
-        numbers = self._firsts[blocks] + found[:, 1]
-        return [Place(s, n) for s, n in zip(self._owners[blocks].tolist(), numbers.tolist(), strict=True)]
+        block_samples = self.order.places(start, stop)
+        blocks = block_samples[:, 0]
+        numbers = self._firsts[blocks] + block_samples[:, 1]
+        return [
+            ShardPosition(s, n) for s, n in zip(self._owners[blocks].tolist(), numbers.tolist(), strict=True)
+        ]
 
-    def read(self, place: Place) -> Sample:
-        """The sample at ``place``. Raises ``DataError`` if it can be read no longer."""
-        if place.shard not in self._opened:
+    def read(self, position: ShardPosition) -> Sample:
+        """The sample at ``position``. Raises ``DataError`` if it can be read no longer."""
+        if position.shard not in self._opened:
             while len(self._opened) > self.window:
                 self._opened.popitem(last=False)
-            shard = open_shard(self.paths[place.shard], self._groups)
-            self._opened[place.shard] = shard, np.flatnonzero(shard.captioned)
-        self._opened.move_to_end(place.shard)
-        shard, captioned = self._opened[place.shard]
-        if place.sample >= len(captioned):
+            shard = open_shard(self.paths[position.shard], self._groups)
+            self._opened[position.shard] = shard, np.flatnonzero(shard.captioned)
+        self._opened.move_to_end(position.shard)
+        shard, captioned = self._opened[position.shard]
+        if position.sample >= len(captioned):
             raise DataError(f"{shard.path}: has changed since it was first opened")
-        return shard.read(int(captioned[place.sample]))
+        return shard.read(int(captioned[position.sample]))

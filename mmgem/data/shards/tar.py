@@ -32,7 +32,7 @@ _BLOCK = tarfile.BLOCKSIZE
 
 _COLUMNS = 3 + 2 * len(_TEXTS)
 
-Place = tuple[int, int]  # offset and size
+ByteRange = tuple[int, int]  # offset and size
 
 
 class TarShard(Shard):
@@ -48,11 +48,11 @@ class TarShard(Shard):
         photo, *texts = zip(numbers[::2], numbers[1::2], strict=True)
         try:
             with self.path.open("rb") as file:
-                data = _read(file, photo)
+                data = _read_range(file, photo)
                 parts = {
-                    kind: _read(file, place)
-                    for kind, place in zip(_TEXTS, texts, strict=True)
-                    if place[0] >= 0
+                    kind: _read_range(file, byte_range)
+                    for kind, byte_range in zip(_TEXTS, texts, strict=True)
+                    if byte_range[0] >= 0
                 }
             return Sample(_split(name)[0], data, _record(self.path, name, parts))
         except (OSError, ValueError) as error:
@@ -71,7 +71,7 @@ class TarPhotos(Shard):
         _, offset, size = self.index.rows[i].tolist()
         try:
             with self.path.open("rb") as file:
-                return Sample(_split(name)[0], _read(file, (offset, size)), Record(self.path / name))
+                return Sample(_split(name)[0], _read_range(file, (offset, size)), Record(self.path / name))
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: {name}: {error}; has the file changed?") from error
 
@@ -82,9 +82,9 @@ class _Group:
 
     first: str
     name: str | None = None
-    photo: Place = (-1, 0)
-    places: dict[str, Place] = field(default_factory=dict)
-    parts: dict[str, bytes] = field(default_factory=dict)
+    photo: ByteRange = (-1, 0)
+    ranges: dict[str, ByteRange] = field(default_factory=dict)
+    texts: dict[str, bytes] = field(default_factory=dict)
 
 
 def _scan(path: Path) -> Index:
@@ -97,13 +97,13 @@ def _scan(path: Path) -> Index:
             problems.append(f"{path}: {group.first}: no photo beside it")
             continue
         try:
-            record = _record(path, group.name, group.parts)
+            record = _record(path, group.name, group.texts)
         except ValueError as error:
             problems.append(f"{path}: {group.name}: {error}")
             continue
         row = [int(bool(record.captions)), *group.photo]
         for kind in _TEXTS:
-            row += group.places.get(kind, (-1, 0))
+            row += group.ranges.get(kind, (-1, 0))
         rows.append(row)
         names.append(group.name)
     table = np.array(rows, np.int64).reshape(len(rows), _COLUMNS)
@@ -143,17 +143,17 @@ def _groups(path: Path, file: BinaryIO, problems: list[str]) -> list[_Group]:
         if not is_photo and kind not in _TEXTS:
             continue
         group = latest.get(key)
-        if group is None or kind in group.places:
+        if group is None or kind in group.ranges:
             group = latest[key] = _Group(member.name)
             groups.append(group)
         place = (member.offset_data, member.size)
-        group.places[kind] = place
+        group.ranges[kind] = place
         if not is_photo:
             if member.size > _MOST_TEXT:
                 problems.append(f"{path}: {member.name}: {member.size} bytes are too many for a text")
             else:
                 file.seek(member.offset_data)
-                group.parts[kind] = file.read(member.size)
+                group.texts[kind] = file.read(member.size)
         elif group.name is None:
             group.name, group.photo = member.name, place
     return groups
@@ -197,19 +197,19 @@ def _split(name: str) -> tuple[str, str]:
     return (match[1], match[2].lower()) if match else ("", "")
 
 
-def _read(file: BinaryIO, place: Place) -> bytes:
-    file.seek(place[0])
-    data = file.read(place[1])
-    if len(data) < place[1]:
+def _read_range(file: BinaryIO, byte_range: ByteRange) -> bytes:
+    file.seek(byte_range[0])
+    data = file.read(byte_range[1])
+    if len(data) < byte_range[1]:
         raise ValueError("cut off")
     return data
 
 
-def _record(path: Path, name: str, parts: dict[str, bytes]) -> Record:
+def _record(path: Path, name: str, text_bytes: dict[str, bytes]) -> Record:
     """The record of the photo ``name`` from the text members beside it; ValueError says what is wrong."""
     kind = ""
     try:
-        texts = {kind: parts[kind].decode("utf-8-sig") for kind in parts}
+        texts = {kind: text_bytes[kind].decode("utf-8-sig") for kind in text_bytes}
         fields = {}
         if "json" in texts:
             kind = "its .json: "

@@ -98,18 +98,18 @@ def pack(
             _Pack(out, split, rows, format, per_shard, shard_mb or _SHARD_MB, size)
             for split, rows in splits.items()
         ]
-        todo = [(one, number) for one in packs for number in one.missing()]
-        sizes = [stop - start for start, stop in (one.plan[number] for one, number in todo)]
-        for one, number in track(todo, "packing", sizes=sizes, unit=" photos"):
-            one.write(number)
+        todo = [(split_pack, number) for split_pack in packs for number in split_pack.missing()]
+        sizes = [stop - start for start, stop in (split_pack.plan[number] for split_pack, number in todo)]
+        for split_pack, number in track(todo, "packing", sizes=sizes, unit=" photos"):
+            split_pack.write(number)
     except OSError as error:
         raise UsageError(f"{error.filename or out}: {error.strerror}") from error
-    made = Packed(kept=sum(len(one.plan) for one in packs) - len(todo))
-    for one in packs:
-        one.tell(made)
-    if not made.samples:
-        raise DataError(f"{out}: nothing could be packed; the first: {made.problems[0]}")
-    return made
+    report = Packed(kept=sum(len(split_pack.plan) for split_pack in packs) - len(todo))
+    for split_pack in packs:
+        split_pack.add_to(report)
+    if not report.samples:
+        raise DataError(f"{out}: nothing could be packed; the first: {report.problems[0]}")
+    return report
 
 
 class _Pack:
@@ -133,15 +133,15 @@ class _Pack:
         for record, weight in zip(records, weights, strict=True):
             digest.update(self._json(record) + str(weight).encode())
         self.log = out / f"{split}.pack.json"
-        self.facts: dict[str, Any] = {"input": digest.hexdigest(), "shards": {}}
+        self.log_entries: dict[str, Any] = {"input": digest.hexdigest(), "shards": {}}
         if self.log.exists():
-            found = _read_log(self.log)
-            if found["input"] != self.facts["input"]:
+            recorded = _read_log(self.log)
+            if recorded["input"] != self.log_entries["input"]:
                 raise UsageError(
                     f"{self.log}: the shards here are of other data or options; remove them or choose "
                     "another folder"
                 )
-            self.facts = found
+            self.log_entries = recorded
         elif any(out.glob(f"{glob.escape(split)}-[0-9]*.{format}")):
             raise UsageError(f"{out}: has shards of split {split!r} already, made by something else")
 
@@ -154,8 +154,8 @@ class _Pack:
         return [n for n in range(len(self.plan)) if not self._done(self.path(n))]
 
     def _done(self, path: Path) -> bool:
-        facts = self.facts["shards"].get(path.name)
-        return facts is not None and _file_size(path) == facts["bytes"]
+        shard_facts = self.log_entries["shards"].get(path.name)
+        return shard_facts is not None and _file_size(path) == shard_facts["bytes"]
 
     def write(self, number: int) -> None:
         """Write a shard, then that it is written."""
@@ -184,20 +184,20 @@ class _Pack:
         finally:
             with suppress(OSError):
                 temporary.unlink()
-        facts = {"samples": count, "bytes": _file_size(path), "skipped": problems}
-        self.facts["shards"][path.name] = facts
-        self.facts["shards"] = dict(sorted(self.facts["shards"].items()))
-        write_atomic(self.log, json.dumps(self.facts, indent=1) + "\n")
+        shard_facts = {"samples": count, "bytes": _file_size(path), "skipped": problems}
+        self.log_entries["shards"][path.name] = shard_facts
+        self.log_entries["shards"] = dict(sorted(self.log_entries["shards"].items()))
+        write_atomic(self.log, json.dumps(self.log_entries, indent=1) + "\n")
 
-    def tell(self, made: Packed) -> None:
-        """Add what was written to ``made``."""
+    def add_to(self, report: Packed) -> None:
+        """Add what was written to ``report``."""
         for number in range(len(self.plan)):
             path = self.path(number)
-            facts = self.facts["shards"][path.name]
-            made.shards.append(path)
-            made.samples += facts["samples"]
-            made.bytes += facts["bytes"]
-            made.problems += facts["skipped"]
+            shard_facts = self.log_entries["shards"][path.name]
+            report.shards.append(path)
+            report.samples += shard_facts["samples"]
+            report.bytes += shard_facts["bytes"]
+            report.problems += shard_facts["skipped"]
 
     def _row(self, at: int) -> _Row:
         record = self.records[at]
@@ -230,12 +230,12 @@ def _plan(weights: list[int], per_shard: int, shard_mb: float) -> list[tuple[int
     """First and last + 1 of the records of each shard."""
     if per_shard:
         return [(at, min(at + per_shard, len(weights))) for at in range(0, len(weights), per_shard)]
-    starts, held = [0], 0.0
+    starts, megabytes_held = [0], 0.0
     for at, weight in enumerate(weights):
-        if held and held + weight > shard_mb * 1e6:
+        if megabytes_held and megabytes_held + weight > shard_mb * 1e6:
             starts.append(at)
-            held = 0.0
-        held += weight
+            megabytes_held = 0.0
+        megabytes_held += weight
     return list(zip(starts, [*starts[1:], len(weights)], strict=True))
 
 
@@ -249,18 +249,18 @@ def _shrink(photo: bytes, size: int) -> tuple[bytes, tuple[float, float]]:
     ratio = size / min(width, height)
     new = (max(1, round(width * ratio)), max(1, round(height * ratio)))
     image = open_image(photo, min_side=2 * size).resize(new, Image.Resampling.BICUBIC)
-    held = io.BytesIO()
-    image.save(held, "JPEG", quality=_QUALITY)
-    return held.getvalue(), (new[0] / width, new[1] / height)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue(), (new[0] / width, new[1] / height)
 
 
 def _write_tar(file: BinaryIO, rows: Iterator[_Row]) -> None:
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for row in rows:
-            said = "".join(f"{' '.join(caption.split())}\n" for caption in row.value["captions"])
+            caption_lines = "".join(f"{' '.join(caption.split())}\n" for caption in row.value["captions"])
             members = [(row.suffix, row.photo), (".json", json.dumps(row.value).encode())]
-            if said:
-                members.append((".txt", said.encode()))
+            if caption_lines:
+                members.append((".txt", caption_lines.encode()))
             for suffix, data in members:
                 member = tarfile.TarInfo(row.key + suffix)  # the time is 0, the owner nobody
                 member.size = len(data)
@@ -287,10 +287,13 @@ def _write_parquet(file: BinaryIO, rows: Iterator[_Row]) -> None:
 def _parquet_row(row: _Row) -> dict[str, Any]:
     value = dict(row.value)
     path = value.pop("image").encode("utf-8", "backslashreplace").decode()
-    made = {"key": row.key, "image": {"bytes": row.photo, "path": path}}
-    made |= {name: value.pop(name, None) for name in ("captions", "split", "label")}
+    columns = {"key": row.key, "image": {"bytes": row.photo, "path": path}}
+    columns |= {name: value.pop(name, None) for name in ("captions", "split", "label")}
     regions = value.pop("regions", None)
-    return made | {"regions": regions and json.dumps(regions), "meta": json.dumps(value) if value else None}
+    return columns | {
+        "regions": regions and json.dumps(regions),
+        "meta": json.dumps(value) if value else None,
+    }
 
 
 _WRITERS = {"tar": _write_tar, "parquet": _write_parquet}
@@ -313,9 +316,9 @@ def _file_size(path: Path) -> int:
 
 def _read_log(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-        if isinstance(found["input"], str) and isinstance(found["shards"], dict):
-            return found
+        log = json.loads(path.read_text())
+        if isinstance(log["input"], str) and isinstance(log["shards"], dict):
+            return log
         raise ValueError("not what mmgem writes")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}); remove it and the shards of its split") from error

@@ -27,7 +27,7 @@ def open_store(place: str, name: str, create: bool = False) -> VectorStore:
     """
     kind, _, where = place.partition(":")
     if kind not in STORES or not where:
-        forms = " or ".join(f"{known}:WHERE" for known in STORES)
+        forms = " or ".join(f"{name_of_kind}:WHERE" for name_of_kind in STORES)
         raise UsageError(f"{place!r} is no store; give {forms}")
-    module, _, made = STORES[kind].partition(":")
-    return getattr(importlib.import_module(module), made)(where, name, create)
+    module, _, class_name = STORES[kind].partition(":")
+    return getattr(importlib.import_module(module), class_name)(where, name, create)

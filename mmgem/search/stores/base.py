@@ -20,10 +20,10 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from mmgem.errors import SearchIndexError
+from mmgem.search.index_store import Box
 from mmgem.search.search import Hit, best_of_each_photo
-from mmgem.search.store import Box
 
-_SPARE = 16  # found beyond what is wanted, so that equal scores at the end are not left to chance
+_EXTRA_CANDIDATES = 16  # found beyond what is wanted, so that equal scores at the end are not left to chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Points:
 
 
 @contextmanager
-def named(place: str, *failures: type[Exception]) -> Iterator[None]:
+def errors_naming(place: str, *failures: type[Exception]) -> Iterator[None]:
     """Turn what a store's library complains about into a SearchIndexError of one line, with ``place``."""
     try:
         yield
@@ -162,12 +162,12 @@ def search_store_regions(
 
 def _hits(store: VectorStore, vector: np.ndarray, count: int, region: bool, exact: bool) -> list[Hit]:
     """``count`` hits and some more, best first; all if there are fewer."""
-    found = store.nearest(vector, count + _SPARE, region, exact)
-    if not found.ids:
+    points = store.nearest(vector, count + _EXTRA_CANDIDATES, region, exact)
+    if not points.ids:
         return []
-    scores = (found.vectors @ vector).tolist()
-    best = sorted(
+    scores = (points.vectors @ vector).tolist()
+    ranked = sorted(
         (-score, os.fsencode(payload.path), payload.box or ())
-        for score, payload in zip(scores, found.payloads, strict=True)
+        for score, payload in zip(scores, points.payloads, strict=True)
     )
-    return [Hit(Path(os.fsdecode(path)), -score, box or None) for score, path, box in best]
+    return [Hit(Path(os.fsdecode(path)), -score, box or None) for score, path, box in ranked]

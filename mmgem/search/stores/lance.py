@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.search.stores.base import Payload, Points, VectorStore, named
+from mmgem.search.stores.base import Payload, Points, VectorStore, errors_naming
 
 
 class LanceStore(VectorStore):
@@ -32,7 +32,7 @@ class LanceStore(VectorStore):
         folder = None if "://" in where else Path(where).expanduser()
         if folder is not None and not create and not folder.is_dir():
             raise SearchIndexError(f"{self.place}: no such folder; mmgem store push makes it")
-        with self._named():
+        with self._errors_naming():
             self._db = lancedb.connect(where if folder is None else folder)
             try:
                 self._table: Any = self._db.open_table(name)
@@ -63,16 +63,16 @@ class LanceStore(VectorStore):
             "fingerprint": pa.string(),
             "model": pa.string(),
         }
-        with self._named():
+        with self._errors_naming():
             self._table = self._db.create_table(self._name, schema=pa.schema(list(columns.items())))
 
     def any_payload(self) -> Payload | None:
-        found = self._read(self._table.search().limit(1))
-        return found.payloads[0] if found.ids else None
+        points = self._run_query(self._table.search().limit(1))
+        return points.payloads[0] if points.ids else None
 
     def ids(self, folder: str) -> set[str]:
-        with self._named():
-            rows = self._table.search().where(f"folder = {_quoted(folder)}").select(["id"])
+        with self._errors_naming():
+            rows = self._table.search().where(f"folder = {_sql_string(folder)}").select(["id"])
             return set(rows.limit(self._table.count_rows()).to_arrow()["id"].to_pylist())
 
     def add(self, points: Points) -> None:
@@ -85,18 +85,18 @@ class LanceStore(VectorStore):
             "id": list(points.ids),
             "vector": pa.FixedSizeListArray.from_arrays(flat, points.vectors.shape[1]),
         }
-        with self._named():
+        with self._errors_naming():
             rows = pa.table(columns, schema=self._table.schema)
             self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(
                 rows
             )
 
     def remove(self, ids: Sequence[str]) -> None:
-        with self._named():
-            self._table.delete(f"id IN ({', '.join(map(_quoted, ids))})")
+        with self._errors_naming():
+            self._table.delete(f"id IN ({', '.join(map(_sql_string, ids))})")
 
     def read(self) -> Iterator[Points]:
-        with self._named():
+        with self._errors_naming():
             batches = self._table.search().limit(self._table.count_rows()).to_batches(self.batch)
             for batch in batches:
                 yield _points(batch)
@@ -104,21 +104,21 @@ class LanceStore(VectorStore):
     def nearest(self, vector: np.ndarray, count: int, region: bool, exact: bool) -> Points:
         query = self._table.search(vector, vector_column_name="vector").distance_type("dot")
         query = query.where(f"region = {str(region).lower()}", prefilter=True).limit(count)
-        return self._read(query.bypass_vector_index() if exact else query)
+        return self._run_query(query.bypass_vector_index() if exact else query)
 
     def photos(self) -> int:
-        with self._named():
+        with self._errors_naming():
             return self._table.count_rows("region = false")
 
     def close(self) -> None:
         self._table = None
 
-    def _read(self, query: Any) -> Points:
-        with self._named():
+    def _run_query(self, query: Any) -> Points:
+        with self._errors_naming():
             return _points(query.to_arrow())
 
-    def _named(self) -> AbstractContextManager[None]:
-        return named(self.place, OSError, RuntimeError, ValueError)
+    def _errors_naming(self) -> AbstractContextManager[None]:
+        return errors_naming(self.place, OSError, RuntimeError, ValueError)
 
 
 def _points(rows: Any) -> Points:
@@ -127,5 +127,5 @@ def _points(rows: Any) -> Points:
     return Points(rows["id"].to_pylist(), vectors, [Payload.read(row) for row in rows.to_pylist()])
 
 
-def _quoted(text: str) -> str:
+def _sql_string(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"

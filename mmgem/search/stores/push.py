@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from mmgem.errors import SearchIndexError
-from mmgem.search.store import Snapshot, read_store
+from mmgem.search.index_store import IndexSnapshot, read_index
 from mmgem.search.stores.base import Payload, Points, VectorStore, check_model
 
-_REMOVED_AT_ONCE = 1000
+_REMOVE_BATCH_SIZE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,37 +49,37 @@ def push(
     model or length.
     """
     began = time.perf_counter()
-    snapshot = read_store(out, sizes=True)
+    snapshot = read_index(out, sizes=True)
     if not snapshot.entries:
         raise SearchIndexError(f"{out}: the index holds no photos")
     dim = snapshot.vectors.shape[1]
-    if (there := store.dim()) is None:
+    if (store_dim := store.dim()) is None:
         store.create(dim)
-    elif there != dim:
-        raise SearchIndexError(f"{store.place}: holds vectors of {there} numbers, {out} of {dim}")
+    elif store_dim != dim:
+        raise SearchIndexError(f"{store.place}: holds vectors of {store_dim} numbers, {out} of {dim}")
     elif (payload := store.any_payload()) is not None:
         check_model(store, payload, snapshot.fingerprint)
-    folder, wanted, skipped = str(snapshot.folder), {}, []
+    folder, number_by_id, skipped = str(snapshot.folder), {}, []
     for number, (row, path, box) in enumerate(snapshot.entries):
         try:
             path.decode()
         except UnicodeDecodeError:
             skipped += [os.fsdecode(path)] if box is None else []
         else:
-            wanted[_identify(snapshot, row, path, box)] = number
-    have = store.ids(folder)
-    stale = sorted(have - wanted.keys())
-    for at in range(0, len(stale), _REMOVED_AT_ONCE):
-        store.remove(stale[at : at + _REMOVED_AT_ONCE])
-    missing = [(name, number) for name, number in wanted.items() if name not in have]
+            number_by_id[_point_id(snapshot, row, path, box)] = number
+    stored_ids = store.ids(folder)
+    stale = sorted(stored_ids - number_by_id.keys())
+    for at in range(0, len(stale), _REMOVE_BATCH_SIZE):
+        store.remove(stale[at : at + _REMOVE_BATCH_SIZE])
+    missing = [(name, number) for name, number in number_by_id.items() if name not in stored_ids]
     step = store.batch
-    for part in progress([slice(at, min(at + step, len(missing))) for at in range(0, len(missing), step)]):
-        store.add(_points(snapshot, folder, missing[part]))
+    for batch in progress([slice(at, min(at + step, len(missing))) for at in range(0, len(missing), step)]):
+        store.add(_points(snapshot, folder, missing[batch]))
     seconds = time.perf_counter() - began
-    return PushReport(len(wanted), len(missing), len(stale), tuple(skipped), seconds)
+    return PushReport(len(number_by_id), len(missing), len(stale), tuple(skipped), seconds)
 
 
-def _identify(snapshot: Snapshot, row: int, path: bytes, box: str | None) -> str:
+def _point_id(snapshot: IndexSnapshot, row: int, path: bytes, box: str | None) -> str:
     """The id of an entry, a UUID: the same for the same thing."""
     parts = [os.fsencode(snapshot.folder), path, (box or "").encode(), snapshot.fingerprint.encode()]
     digest = hashlib.blake2b(b"\0".join(parts), digest_size=16)
@@ -87,7 +87,7 @@ def _identify(snapshot: Snapshot, row: int, path: bytes, box: str | None) -> str
     return str(uuid.UUID(bytes=digest.digest()))
 
 
-def _points(snapshot: Snapshot, folder: str, entries: Sequence[tuple[str, int]]) -> Points:
+def _points(snapshot: IndexSnapshot, folder: str, entries: Sequence[tuple[str, int]]) -> Points:
     """The points of some (id, number of the entry)."""
     assert snapshot.sizes is not None
     payloads, rows = [], []

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.search.stores.base import Payload, Points, VectorStore, named
+from mmgem.search.stores.base import Payload, Points, VectorStore, errors_naming
 
 _PAGE = 10_000  # ids read at once
 _TIMEOUT = 60  # seconds a request may take
@@ -39,7 +39,7 @@ class QdrantStore(VectorStore):
         folder = Path(where).expanduser()
         if not self._remote and not create and not folder.is_dir():
             raise SearchIndexError(f"{self.place}: no such folder; mmgem store push makes it")
-        with self._named():
+        with self._errors_naming():
             if self._remote:
                 key = os.environ.get("QDRANT_API_KEY")
                 self._client: Any = QdrantClient(url=where, api_key=key, timeout=_TIMEOUT)
@@ -47,7 +47,7 @@ class QdrantStore(VectorStore):
                 self._client = QdrantClient(path=str(folder))
 
     def dim(self) -> int | None:
-        with self._named():
+        with self._errors_naming():
             if not self._client.collection_exists(self._name):
                 return None
             size = getattr(self._client.get_collection(self._name).config.params.vectors, "size", None)
@@ -57,20 +57,20 @@ class QdrantStore(VectorStore):
 
     def create(self, dim: int) -> None:
         models = self._models
-        with self._named():
-            kind = models.VectorParams(size=dim, distance=models.Distance.DOT)
-            self._client.create_collection(self._name, vectors_config=kind)
+        with self._errors_naming():
+            vectors_config = models.VectorParams(size=dim, distance=models.Distance.DOT)
+            self._client.create_collection(self._name, vectors_config=vectors_config)
             if self._remote:
                 for field, schema in (("folder", "keyword"), ("region", "bool")):
                     self._client.create_payload_index(self._name, field, field_schema=schema)
 
     def any_payload(self) -> Payload | None:
-        with self._named():
-            found, _ = self._client.scroll(self._name, limit=1, with_payload=True)
-            return Payload.read(found[0].payload) if found else None
+        with self._errors_naming():
+            records, _ = self._client.scroll(self._name, limit=1, with_payload=True)
+            return Payload.read(records[0].payload) if records else None
 
     def ids(self, folder: str) -> set[str]:
-        return {str(point.id) for page in self._pages(_PAGE, self._where(folder=folder)) for point in page}
+        return {str(point.id) for page in self._pages(_PAGE, self._filter(folder=folder)) for point in page}
 
     def add(self, points: Points) -> None:
         batch = self._models.Batch(
@@ -78,11 +78,11 @@ class QdrantStore(VectorStore):
             vectors=points.vectors.tolist(),
             payloads=[payload.fields() for payload in points.payloads],
         )
-        with self._named():
+        with self._errors_naming():
             self._client.upsert(self._name, points=batch, wait=True)
 
     def remove(self, ids: Sequence[str]) -> None:
-        with self._named():
+        with self._errors_naming():
             self._client.delete(self._name, points_selector=self._models.PointIdsList(points=list(ids)))
 
     def read(self) -> Iterator[Points]:
@@ -90,27 +90,27 @@ class QdrantStore(VectorStore):
             yield self._points(page)
 
     def nearest(self, vector: np.ndarray, count: int, region: bool, exact: bool) -> Points:
-        how = {"search_params": self._models.SearchParams(exact=True)} if exact and self._remote else {}
-        with self._named():
-            found = self._client.query_points(
+        options = {"search_params": self._models.SearchParams(exact=True)} if exact and self._remote else {}
+        with self._errors_naming():
+            response = self._client.query_points(
                 self._name,
                 query=vector.tolist(),
                 limit=count,
-                query_filter=self._where(region=region),
+                query_filter=self._filter(region=region),
                 with_payload=True,
                 with_vectors=True,
-                **how,
+                **options,
             )
-            return self._points(found.points)
+            return self._points(response.points)
 
     def photos(self) -> int:
-        with self._named():
-            return self._client.count(self._name, count_filter=self._where(region=False), exact=True).count
+        with self._errors_naming():
+            return self._client.count(self._name, count_filter=self._filter(region=False), exact=True).count
 
     def close(self) -> None:
         self._client.close()
 
-    def _where(self, **fields: Any) -> Any:
+    def _filter(self, **fields: Any) -> Any:
         models = self._models
         return models.Filter(
             must=[
@@ -119,25 +119,25 @@ class QdrantStore(VectorStore):
             ]
         )
 
-    def _pages(self, size: int, where: Any, **what: bool) -> Iterator[list[Any]]:
-        what = {"with_payload": False, "with_vectors": False} | what
+    def _pages(self, size: int, scroll_filter: Any, **options: bool) -> Iterator[list[Any]]:
+        options = {"with_payload": False, "with_vectors": False} | options
         after = None
         while True:
-            with self._named():
+            with self._errors_naming():
                 page, after = self._client.scroll(
-                    self._name, scroll_filter=where, limit=size, offset=after, **what
+                    self._name, scroll_filter=scroll_filter, limit=size, offset=after, **options
                 )
             yield page
             if after is None:
                 return
 
-    def _points(self, found: Sequence[Any]) -> Points:
-        vectors = np.array([point.vector for point in found], np.float32)
-        with self._named():
-            payloads = [Payload.read(point.payload) for point in found]
-        return Points([str(point.id) for point in found], vectors, payloads)
+    def _points(self, records: Sequence[Any]) -> Points:
+        vectors = np.array([point.vector for point in records], np.float32)
+        with self._errors_naming():
+            payloads = [Payload.read(point.payload) for point in records]
+        return Points([str(point.id) for point in records], vectors, payloads)
 
-    def _named(self) -> AbstractContextManager[None]:
+    def _errors_naming(self) -> AbstractContextManager[None]:
         from qdrant_client.http.exceptions import ApiException
 
-        return named(self.place, ApiException, OSError, RuntimeError, ValueError)
+        return errors_naming(self.place, ApiException, OSError, RuntimeError, ValueError)

@@ -9,7 +9,7 @@ from fastapi import Request
 from mmgem.serve.errors import ErrorReply
 from mmgem.serve.service import Service
 
-_SAID = {
+_ERROR_DESCRIPTIONS = {
     400: "The body cannot be read.",
     401: "No token, or a wrong one.",
     403: "Asked by a page of another site.",
@@ -23,7 +23,8 @@ _SAID = {
     504: "It took too long.",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorReply, "description": said} for status, said in _SAID.items()
+    status: {"model": ErrorReply, "description": description}
+    for status, description in _ERROR_DESCRIPTIONS.items()
 }
 """What any route may reply instead; for the OpenAPI document."""
 

@@ -8,31 +8,31 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mmgem.serve.replies import json_reply
-from mmgem.serve.request_body import read, takes
+from mmgem.serve.request_body import body_schema, parse_body
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import AnswerReply, AskRequest, PassagesReply, QuestionRequest
 
 router = APIRouter(prefix="/corpus", tags=["texts"], responses=ERRORS)
 
 
-@router.post("/search", responses={200: {"model": PassagesReply}}, openapi_extra=takes(QuestionRequest))
+@router.post("/search", responses={200: {"model": PassagesReply}}, openapi_extra=body_schema(QuestionRequest))
 async def search(request: Request) -> Response:
     """The passages that answer a question."""
     began = time.perf_counter()
-    wanted = await read(request, QuestionRequest)
-    hits = [vars(hit) for hit in await service_of(request).passages(wanted.query, wanted.k)]
-    return json_reply({"query": wanted.query, "hits": hits, "seconds": round(time.perf_counter() - began, 4)})
+    body = await parse_body(request, QuestionRequest)
+    hits = [vars(hit) for hit in await service_of(request).passages(body.query, body.k)]
+    return json_reply({"query": body.query, "hits": hits, "seconds": round(time.perf_counter() - began, 4)})
 
 
-@router.post("/ask", responses={200: {"model": AnswerReply}}, openapi_extra=takes(AskRequest))
+@router.post("/ask", responses={200: {"model": AnswerReply}}, openapi_extra=body_schema(AskRequest))
 async def ask(request: Request) -> Response:
     """The answer to a question, with its passages."""
     began = time.perf_counter()
-    wanted = await read(request, AskRequest)
-    answer = await service_of(request).answer(wanted.query, wanted.k)
+    body = await parse_body(request, AskRequest)
+    answer = await service_of(request).answer(body.query, body.k)
     return json_reply(
         {
-            "query": wanted.query,
+            "query": body.query,
             "answer": answer.text,
             "source": answer.source,
             "hits": [vars(hit) for hit in answer.hits],

@@ -17,9 +17,9 @@ from starlette.responses import Response, StreamingResponse
 
 from mmgem.inference.texts import truncate_embeddings
 from mmgem.serve import limits
-from mmgem.serve.errors import Refused, problem, refusal
+from mmgem.serve.errors import APIError, error_json, to_api_error
 from mmgem.serve.replies import json_reply, to_json
-from mmgem.serve.request_body import read, takes
+from mmgem.serve.request_body import body_schema, parse_body
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import (
     ChatReply,
@@ -31,7 +31,7 @@ from mmgem.serve.schemas import (
     ModelsReply,
     TextPart,
 )
-from mmgem.serve.service import Service, all_of
+from mmgem.serve.service import Service, gather
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
 
@@ -53,23 +53,25 @@ async def model(request: Request, model: str) -> Response:
     return json_reply(_model(service_of(request)))
 
 
-@router.post("/embeddings", responses={200: {"model": EmbeddingReply}}, openapi_extra=takes(EmbeddingRequest))
+@router.post(
+    "/embeddings", responses={200: {"model": EmbeddingReply}}, openapi_extra=body_schema(EmbeddingRequest)
+)
 async def embeddings(request: Request) -> Response:
     """Unit vectors of texts and photos: the dot product of two is their similarity.
 
     ``dimensions``: only the first so many numbers, of unit length again. ``tiny`` loses
     little by that, a model that was never turned to its axes (``mmgem export --order``) much.
     """
-    service, wanted = service_of(request), await read(request, EmbeddingRequest)
-    _check_model(service, wanted.model)
-    if (wanted.dimensions or 1) > service.model.dim:
-        raise Refused(422, "invalid_value", f"dimensions: at most {service.model.dim}", "dimensions")
-    inputs = [wanted.input] if isinstance(wanted.input, str) else wanted.input
-    found = await all_of(*(_embed(service, item) for item in inputs))
-    vectors = truncate_embeddings(np.stack([vector for vector, _ in found]), wanted.dimensions)
-    tokens = sum(count for _, count in found)
+    service, body = service_of(request), await parse_body(request, EmbeddingRequest)
+    _check_model(service, body.model)
+    if (body.dimensions or 1) > service.model.dim:
+        raise APIError(422, "invalid_value", f"dimensions: at most {service.model.dim}", "dimensions")
+    inputs = [body.input] if isinstance(body.input, str) else body.input
+    results = await gather(*(_embed(service, item) for item in inputs))
+    vectors = truncate_embeddings(np.stack([vector for vector, _ in results]), body.dimensions)
+    tokens = sum(count for _, count in results)
     rows: list[Any]
-    if wanted.encoding_format == "base64":
+    if body.encoding_format == "base64":
         rows = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in vectors]
     else:
         rows = vectors.tolist()
@@ -86,46 +88,48 @@ async def embeddings(request: Request) -> Response:
 @router.post(
     "/chat/completions",
     responses={200: {"model": ChatReply, "content": {"text/event-stream": {}}}},
-    openapi_extra=takes(ChatRequest),
+    openapi_extra=body_schema(ChatRequest),
 )
 async def chat(request: Request) -> Response:
     """A caption of the photos of the last message that has some, a line each.
 
     The model describes; it reads no instructions.
     """
-    service, wanted = service_of(request), await read(request, ChatRequest)
-    _check_model(service, wanted.model)
-    parts = next(
+    service, body = service_of(request), await parse_body(request, ChatRequest)
+    _check_model(service, body.model)
+    image_parts = next(
         (
-            found
-            for message in reversed(wanted.messages)
+            message_parts
+            for message in reversed(body.messages)
             if isinstance(message.content, list)
-            and (found := [part for part in message.content if isinstance(part, ImagePart)])
+            and (message_parts := [part for part in message.content if isinstance(part, ImagePart)])
         ),
         [],
     )
-    if not 1 <= len(parts) <= limits.BOXES:
-        told = f"give 1 to {limits.BOXES} photos as image_url parts: this model describes photos"
-        raise Refused(422, "invalid_value", told, "messages")
-    asked = wanted.max_completion_tokens or wanted.max_tokens or _TOKENS
-    tokens = min(asked, limits.CAPTION_TOKENS)
+    if not 1 <= len(image_parts) <= limits.BOXES:
+        reason = f"give 1 to {limits.BOXES} photos as image_url parts: this model describes photos"
+        raise APIError(422, "invalid_value", reason, "messages")
+    requested = body.max_completion_tokens or body.max_tokens or _TOKENS
+    tokens = min(requested, limits.CAPTION_TOKENS)
     name = f"chatcmpl-{uuid.uuid4().hex}"
-    if wanted.stream:
-        usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
-        return StreamingResponse(_stream(service, name, parts, tokens, usage), media_type="text/event-stream")
-    said = await _describe(service, parts, tokens)
+    if body.stream:
+        usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        return StreamingResponse(
+            _stream(service, name, image_parts, tokens, usage), media_type="text/event-stream"
+        )
+    text = await _describe(service, image_parts, tokens)
     return json_reply(
         {
-            **_head(service, name, "chat.completion"),
+            **_reply_head(service, name, "chat.completion"),
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": said, "refusal": None},
+                    "message": {"role": "assistant", "content": text, "refusal": None},
                     "logprobs": None,
                     "finish_reason": "stop",
                 }
             ],
-            "usage": _usage(service, said, len(parts)),
+            "usage": _usage(service, text, len(image_parts)),
         }
     )
 
@@ -146,8 +150,8 @@ async def _describe(service: Service, parts: list[ImagePart], tokens: int) -> st
             return await service.visual(photo)
         return (await service.visual_boxes(photo, [part.box]))[0]
 
-    said = await service.captions(await all_of(*(visual(part) for part in parts)), _BEAMS, tokens)
-    return "\n".join(said)
+    captions = await service.captions(await gather(*(visual(part) for part in parts)), _BEAMS, tokens)
+    return "\n".join(captions)
 
 
 async def _stream(
@@ -157,42 +161,42 @@ async def _stream(
 
     def event(delta: dict[str, Any], finish: str | None = None) -> bytes:
         choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
-        return _event({**_head(service, name, "chat.completion.chunk"), "choices": choices})
+        return _sse_event({**_reply_head(service, name, "chat.completion.chunk"), "choices": choices})
 
     yield event({"role": "assistant", "content": ""})
     try:
         async with asyncio.timeout(service.limits.seconds):
-            said = await _describe(service, parts, tokens)
+            text = await _describe(service, parts, tokens)
     except TimeoutError:
-        late = Refused(504, "deadline", f"no answer within {service.limits.seconds:g} s")
-        yield _event(problem(late))
+        late = APIError(504, "deadline", f"no answer within {service.limits.seconds:g} s")
+        yield _sse_event(error_json(late))
         return
     except Exception as error:
-        told = refusal(error)
-        if told.status == 500:
+        api_error = to_api_error(error)
+        if api_error.status == 500:
             _log.exception("a stream failed")
-        yield _event(problem(told))
+        yield _sse_event(error_json(api_error))
         return
-    for word in re.findall(r"\s*\S+", said):
+    for word in re.findall(r"\s*\S+", text):
         yield event({"content": word})
     yield event({}, "stop")
     if usage:
-        head = _head(service, name, "chat.completion.chunk")
-        yield _event({**head, "choices": [], "usage": _usage(service, said, len(parts))})
+        head = _reply_head(service, name, "chat.completion.chunk")
+        yield _sse_event({**head, "choices": [], "usage": _usage(service, text, len(parts))})
     yield b"data: [DONE]\n\n"
 
 
-def _event(value: dict[str, Any]) -> bytes:
+def _sse_event(value: dict[str, Any]) -> bytes:
     return b"data: " + to_json(value) + b"\n\n"
 
 
-def _head(service: Service, name: str, kind: str) -> dict[str, Any]:
+def _reply_head(service: Service, name: str, kind: str) -> dict[str, Any]:
     return {"id": name, "object": kind, "created": int(time.time()), "model": service.options.name}
 
 
-def _usage(service: Service, said: str, photos: int) -> dict[str, int]:
+def _usage(service: Service, text: str, photos: int) -> dict[str, int]:
     prompt = photos * service.model.network.prefix_length
-    written = sum(map(len, service.tokenizer.pieces([said])))
+    written = sum(map(len, service.tokenizer.pieces([text])))
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
@@ -202,5 +206,5 @@ def _model(service: Service) -> dict[str, Any]:
 
 def _check_model(service: Service, name: str | None) -> None:
     if name not in (None, service.options.name):
-        told = f"the model here is {service.options.name}, not {name}"
-        raise Refused(404, "model_not_found", told, "model")
+        message = f"the model here is {service.options.name}, not {name}"
+        raise APIError(404, "model_not_found", message, "model")

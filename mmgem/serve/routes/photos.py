@@ -9,7 +9,7 @@ from starlette.responses import FileResponse, Response
 
 from mmgem.errors import ImageError
 from mmgem.serve import limits
-from mmgem.serve.image_input import gone, media_type
+from mmgem.serve.image_input import media_type, photo_gone
 from mmgem.serve.replies import json_reply
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import PhotosReply
@@ -45,14 +45,14 @@ async def photos(
 async def photo_file(request: Request, photo: PhotoPath) -> Response:
     """The file of a photo."""
     service = service_of(request)
-    found = await service.photo(None, photo)
+    source = await service.photo(None, photo)
     path = service.gallery.path(photo)
     try:
-        kind = await service.in_thread(media_type, found)
+        media = await service.in_thread(media_type, source)
         stat = await service.in_thread(path.stat)
     except (OSError, ImageError) as error:  # removed since it was looked at
-        raise gone(photo) from error
-    return FileResponse(path, media_type=kind, headers=_CACHE, stat_result=stat)
+        raise photo_gone(photo) from error
+    return FileResponse(path, media_type=media, headers=_CACHE, stat_result=stat)
 
 
 @router.get(

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from mmgem import __version__
 from mmgem.serve import limits
-from mmgem.serve.errors import Refused
+from mmgem.serve.errors import APIError
 from mmgem.serve.replies import json_reply
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import Info, Status
@@ -28,7 +28,7 @@ async def healthz() -> Response:
 async def readyz(request: Request) -> Response:
     """Requests can be answered; 503 while the server shuts down."""
     if not service_of(request).ready:
-        raise Refused(503, "shutting_down", "the server is shutting down")
+        raise APIError(503, "shutting_down", "the server is shutting down")
     return json_reply({"status": "ready"})
 
 
@@ -36,7 +36,7 @@ async def readyz(request: Request) -> Response:
 async def info(request: Request) -> Response:
     """What this server can do."""
     service = service_of(request)
-    gallery = service.watched.gallery if service.watched is not None else None
+    gallery = service.index_watcher.gallery if service.index_watcher is not None else None
     corpus = service.corpus
     return json_reply(
         {

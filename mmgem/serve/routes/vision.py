@@ -14,14 +14,14 @@ from torch import Tensor
 
 from mmgem.data.records import Box
 from mmgem.evaluate.classify import PROMPTS, class_embeddings, classify, fill_prompt
-from mmgem.report.heatmap import draw_heat
-from mmgem.search.places import parse_place, split_place
+from mmgem.report.heatmap import draw_heatmap
 from mmgem.search.search import Hit
+from mmgem.search.spatial_filter import parse_spatial_filter, split_query
 from mmgem.serve import limits
-from mmgem.serve.image_input import Photo
+from mmgem.serve.image_input import PhotoSource
 from mmgem.serve.index_watcher import Gallery
 from mmgem.serve.replies import json_reply
-from mmgem.serve.request_body import read, takes
+from mmgem.serve.request_body import body_schema, parse_body
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import (
     CaptionReply,
@@ -43,64 +43,66 @@ _BEAMS = 3
 
 
 @router.post(
-    "/search", responses={200: {"model": SearchReply}}, openapi_extra=takes(SearchRequest, form=True)
+    "/search", responses={200: {"model": SearchReply}}, openapi_extra=body_schema(SearchRequest, form=True)
 )
 async def search(request: Request) -> Response:
     """Find photos of the index, or boxes of them, by words or by a photo."""
     began = time.perf_counter()
-    service, wanted = service_of(request), await read(request, SearchRequest, form=True)
+    service, body = service_of(request), await parse_body(request, SearchRequest, form=True)
     gallery = service.gallery
-    if wanted.text is not None:
-        query, hits = await _by_words(service, gallery, wanted.text, wanted)
+    if body.text is not None:
+        query, hits = await _by_words(service, gallery, body.text, body)
     else:
-        query, hits = await _by_photo(service, gallery, wanted)
-    found = [await _hit(service, gallery, hit) for hit in hits]
-    return _timed(began, query=query, hits=found, photos=len(gallery))
+        query, hits = await _by_photo(service, gallery, body)
+    hit_rows = [await _hit(service, gallery, hit) for hit in hits]
+    return _timed_reply(began, query=query, hits=hit_rows, photos=len(gallery))
 
 
 @router.post(
-    "/caption", responses={200: {"model": CaptionReply}}, openapi_extra=takes(CaptionRequest, form=True)
+    "/caption", responses={200: {"model": CaptionReply}}, openapi_extra=body_schema(CaptionRequest, form=True)
 )
 async def caption(request: Request) -> Response:
     """Describe a photo, or boxes of it, in a sentence each."""
     began = time.perf_counter()
-    service, wanted = service_of(request), await read(request, CaptionRequest, form=True)
-    photo = await service.photo(wanted.image, wanted.photo)
-    boxes: Sequence[Box | None] = wanted.boxes or [None]
-    if wanted.boxes is None:
+    service, body = service_of(request), await parse_body(request, CaptionRequest, form=True)
+    photo = await service.photo(body.image, body.photo)
+    boxes: Sequence[Box | None] = body.boxes or [None]
+    if body.boxes is None:
         visuals: Sequence[Tensor] = [await service.visual(photo)]
     else:
-        visuals = (await service.visual_boxes(photo, wanted.boxes)).unbind()
-    said = await service.captions(visuals, wanted.beams)
-    rows = [{"box": box, "text": text} for box, text in zip(boxes, said, strict=True)]
-    return await _sized(began, service, photo, captions=rows)
+        visuals = (await service.visual_boxes(photo, body.boxes)).unbind()
+    captions = await service.captions(visuals, body.beams)
+    rows = [{"box": box, "text": text} for box, text in zip(boxes, captions, strict=True)]
+    return await _sized_reply(began, service, photo, captions=rows)
 
 
 @router.post(
-    "/classify", responses={200: {"model": ClassifyReply}}, openapi_extra=takes(ClassifyRequest, form=True)
+    "/classify",
+    responses={200: {"model": ClassifyReply}},
+    openapi_extra=body_schema(ClassifyRequest, form=True),
 )
 async def classes(request: Request) -> Response:
     """Say which of the classes a photo shows."""
     began = time.perf_counter()
-    service, wanted = service_of(request), await read(request, ClassifyRequest, form=True)
-    names = list(dict.fromkeys(wanted.classes))
+    service, body = service_of(request), await parse_body(request, ClassifyRequest, form=True)
+    names = list(dict.fromkeys(body.classes))
     prompts = [fill_prompt(template, name) for name in names for template in PROMPTS]
-    photo = await service.photo(wanted.image, wanted.photo)
-    vector = await service.vector(photo, wanted.box)
+    photo = await service.photo(body.image, body.photo)
+    vector = await service.vector(photo, body.box)
     rows, _ = await service.texts(prompts)
     prototypes = class_embeddings(lambda _: rows, names)
-    shares = classify(vector[None], prototypes, service.model.temperature)[0]
-    best = (-shares).argsort(kind="stable")[: wanted.top]
-    guesses = [{"class": names[i], "probability": round(float(shares[i]), 6)} for i in best]
-    return _timed(began, guesses=guesses)
+    probabilities = classify(vector[None], prototypes, service.model.temperature)[0]
+    best = (-probabilities).argsort(kind="stable")[: body.top]
+    guesses = [{"class": names[i], "probability": round(float(probabilities[i]), 6)} for i in best]
+    return _timed_reply(began, guesses=guesses)
 
 
 @router.post(
-    "/regions", responses={200: {"model": RegionsReply}}, openapi_extra=takes(RegionsRequest, form=True)
+    "/regions", responses={200: {"model": RegionsReply}}, openapi_extra=body_schema(RegionsRequest, form=True)
 )
 async def regions_of(request: Request) -> Response:
     """Boxes of a photo that show something of their own, with captions on demand."""
-    return await _regions(service_of(request), await read(request, RegionsRequest, form=True))
+    return await _regions(service_of(request), await parse_body(request, RegionsRequest, form=True))
 
 
 @router.get("/regions", responses={200: {"model": RegionsReply}})
@@ -117,58 +119,58 @@ async def regions_of_indexed(
 @router.post(
     "/heatmap",
     responses={200: {"model": HeatmapReply, "content": {"image/png": {}}}},
-    openapi_extra=takes(HeatmapRequest, form=True),
+    openapi_extra=body_schema(HeatmapRequest, form=True),
 )
 async def heatmap(request: Request) -> Response:
     """Where in a photo a text is: numbers, or the photo under their colours."""
     began = time.perf_counter()
-    service, wanted = service_of(request), await read(request, HeatmapRequest, form=True)
-    photo = await service.photo(wanted.image, wanted.photo)
-    heat = await service.heat(photo, wanted.text, wanted.cells)
-    if wanted.format == "png":
-        return Response(await service.in_thread(_png, photo, heat, wanted.side), media_type="image/png")
-    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    service, body = service_of(request), await parse_body(request, HeatmapRequest, form=True)
+    photo = await service.photo(body.image, body.photo)
+    cosines = await service.heatmap(photo, body.text, body.cells)
+    if body.format == "png":
+        return Response(await service.in_thread(_png, photo, cosines, body.side), media_type="image/png")
+    row, column = divmod(int(cosines.argmax()), cosines.shape[1])
     width, height = await service.size(photo)
-    peak = [(column + 0.5) / heat.shape[1] * width, (row + 0.5) / heat.shape[0] * height]
-    return await _sized(
+    peak = [(column + 0.5) / cosines.shape[1] * width, (row + 0.5) / cosines.shape[0] * height]
+    return await _sized_reply(
         began,
         service,
         photo,
-        heat=heat.round(4).astype(float).round(4).tolist(),
+        heat=cosines.round(4).astype(float).round(4).tolist(),
         peak=[round(x, 1) for x in peak],
-        score=round(float(heat.max()), 6),
+        score=round(float(cosines.max()), 6),
     )
 
 
 async def _by_words(
-    service: Service, gallery: Gallery, text: str, wanted: SearchRequest
+    service: Service, gallery: Gallery, text: str, body: SearchRequest
 ) -> tuple[dict[str, Any], list[Hit]]:
-    place = None
-    if wanted.regions:
-        text, place = (text, parse_place(wanted.where)) if wanted.where else split_place(text)
-    asked = {"text": text, "where": place and {"across": place.across, "down": place.down}}
-    if wanted.rerank:
-        return asked, await service.rerank(gallery, text, wanted.k)
+    where = None
+    if body.regions:
+        text, where = (text, parse_spatial_filter(body.where)) if body.where else split_query(text)
+    query = {"text": text, "where": where and {"across": where.across, "down": where.down}}
+    if body.rerank:
+        return query, await service.rerank(gallery, text, body.k)
     vectors, _ = await service.texts([text])
-    return asked, await service.search(gallery, vectors[0], wanted.k, wanted.regions, place)
+    return query, await service.search(gallery, vectors[0], body.k, body.regions, where)
 
 
 async def _by_photo(
-    service: Service, gallery: Gallery, wanted: SearchRequest
+    service: Service, gallery: Gallery, body: SearchRequest
 ) -> tuple[dict[str, Any], list[Hit]]:
-    photo = await service.photo(wanted.image, wanted.photo)
-    place = None if wanted.where is None else parse_place(wanted.where)
-    vector = await service.vector(photo, wanted.box)
-    hits = await service.search(gallery, vector, wanted.k + 1, wanted.regions, place)
-    asked = {"photo": wanted.photo} if wanted.photo is not None else {"image": True}
-    others = [hit for hit in hits if wanted.photo is None or gallery.id_of(hit.path) != wanted.photo]
-    return {**asked, "box": wanted.box}, others[: wanted.k]
+    photo = await service.photo(body.image, body.photo)
+    where = None if body.where is None else parse_spatial_filter(body.where)
+    vector = await service.vector(photo, body.box)
+    hits = await service.search(gallery, vector, body.k + 1, body.regions, where)
+    query = {"photo": body.photo} if body.photo is not None else {"image": True}
+    others = [hit for hit in hits if body.photo is None or gallery.id_of(hit.path) != body.photo]
+    return {**query, "box": body.box}, others[: body.k]
 
 
 async def _hit(service: Service, gallery: Gallery, hit: Hit) -> dict[str, Any]:
     photo = gallery.id_of(hit.path)
-    width, height = await service.shown_size(gallery, photo) or (None, None)
-    more = {name: getattr(hit, name, None) for name in ("cosine", "log_prob")}
+    width, height = await service.indexed_photo_size(gallery, photo) or (None, None)
+    rerank_scores = {name: getattr(hit, name, None) for name in ("cosine", "log_prob")}
     return {
         "id": photo,
         "name": gallery.name(photo),
@@ -176,32 +178,32 @@ async def _hit(service: Service, gallery: Gallery, hit: Hit) -> dict[str, Any]:
         "width": width,
         "height": height,
         "box": hit.box,
-        **{name: value if value is None else round(value, 6) for name, value in more.items()},
+        **{name: value if value is None else round(value, 6) for name, value in rerank_scores.items()},
     }
 
 
-async def _regions(service: Service, wanted: RegionsRequest) -> Response:
+async def _regions(service: Service, body: RegionsRequest) -> Response:
     began = time.perf_counter()
-    photo = await service.photo(wanted.image, wanted.photo)
-    boxes = await service.regions(photo, wanted.count)
-    said: list[str | None] = [None] * len(boxes)
-    if wanted.captions and boxes:
+    photo = await service.photo(body.image, body.photo)
+    boxes = await service.regions(photo, body.count)
+    captions: list[str | None] = [None] * len(boxes)
+    if body.captions and boxes:
         visuals = await service.visual_boxes(photo, boxes)
-        said = list(await service.captions(visuals.unbind(), _BEAMS))
-    rows = [{"box": box, "caption": text} for box, text in zip(boxes, said, strict=True)]
-    return await _sized(began, service, photo, regions=rows)
+        captions = list(await service.captions(visuals.unbind(), _BEAMS))
+    rows = [{"box": box, "caption": text} for box, text in zip(boxes, captions, strict=True)]
+    return await _sized_reply(began, service, photo, regions=rows)
 
 
-async def _sized(began: float, service: Service, photo: Photo, **values: Any) -> Response:
+async def _sized_reply(began: float, service: Service, photo: PhotoSource, **values: Any) -> Response:
     width, height = await service.size(photo)
-    return _timed(began, width=width, height=height, **values)
+    return _timed_reply(began, width=width, height=height, **values)
 
 
-def _timed(began: float, **values: Any) -> Response:
+def _timed_reply(began: float, **values: Any) -> Response:
     return json_reply({**values, "seconds": round(time.perf_counter() - began, 4)})
 
 
-def _png(photo: Photo, heat: np.ndarray, side: int) -> bytes:
-    out = io.BytesIO()
-    draw_heat(photo.data, heat, side).save(out, "PNG")
-    return out.getvalue()
+def _png(photo: PhotoSource, cosines: np.ndarray, side: int) -> bytes:
+    buffer = io.BytesIO()
+    draw_heatmap(photo.data, cosines, side).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -3,7 +3,7 @@
     IDX/photos.sqlite3   the manifest: what was seen where, and which content owns which vectors
     IDX/vectors-G.f32    generation G of the vectors: little-endian float32, row r at byte 4·dim·r
     IDX/lock             held by the one process that writes
-    IDX/ann/             a graph for fast search, if one is kept (:mod:`mmgem.search.ann`)
+    IDX/ann/             an HNSW index for fast search, if one is kept (:mod:`mmgem.search.hnsw`)
 
 Notable choices. A vector belongs to a *content* (the hash of a file's bytes), a path merely points to one: so
 a photo that moves, is touched or is stored twice is never embedded again, and a content may own several rows
@@ -11,8 +11,8 @@ a photo that moves, is touched or is stored twice is never embedded again, and a
 names their rows: killed at any moment, the index is as the last transaction left it, and the next run
 overwrites the unnamed tail. The manifest keeps a rollback journal rather than a write-ahead log, so that the
 folder can be copied and read from read-only media. Nothing is ever changed in place under a reader's memory
-map: rows nobody points to are skipped, and go when :meth:`Store.compact` starts the next generation. Paths
-are stored as bytes, relative to the folder of photos and with forward slashes.
+map: rows nobody points to are skipped, and go when :meth:`IndexStore.compact` starts the next generation.
+Paths are stored as bytes, relative to the folder of photos and with forward slashes.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ CREATE TABLE rows (row INTEGER PRIMARY KEY, content INTEGER NOT NULL REFERENCES 
 CREATE INDEX rows_content ON rows(content);
 """
 # Compact when this many rows, and a quarter of all, belong to no photo.
-_SLACK_ROWS = 1024
+_MIN_DEAD_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class SeenFile:
+class HashedFile:
     """A photo file as it was read: ``path`` relative to the folder, ``size`` in bytes, and its hash."""
 
     path: str
@@ -64,7 +64,7 @@ class SeenFile:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownPhoto:
+class StoredPhoto:
     """What the manifest holds of a path; ``content`` is its content's number."""
 
     size: int
@@ -86,14 +86,15 @@ class NewContent:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Snapshot:
+class IndexSnapshot:
     """One consistent state of an index.
 
     ``vectors`` (R, D) float32 is memory-mapped and may hold rows that no photo points to. ``entries`` are
     (row, path, box as JSON or None), sorted by row, then path. ``regions`` is how many boxes a photo has at
-    most; where there are any, ``boxed`` (R,) bool says which rows are boxes, and ``places`` (R, 4) float32
-    where, in shares of their photo. ``generation`` changes when rows get other numbers. ``sizes`` (R, 2)
-    int32, if asked for, is the width and height of the upright photo in pixels, 0 where it is not known.
+    most; where there are any, ``is_region`` (R,) bool says which rows are boxes, and ``relative_boxes``
+    (R, 4) float32 where, in shares of their photo. ``generation`` changes when rows get other numbers.
+    ``sizes`` (R, 2) int32, if asked for, is the width and height of the upright photo in pixels, 0 where it
+    is not known.
     """
 
     fingerprint: str
@@ -102,13 +103,13 @@ class Snapshot:
     vectors: np.ndarray
     entries: list[tuple[int, bytes, str | None]]
     regions: int = 0
-    boxed: np.ndarray | None = None
-    places: np.ndarray | None = None
+    is_region: np.ndarray | None = None
+    relative_boxes: np.ndarray | None = None
     generation: int = 0
     sizes: np.ndarray | None = None
 
 
-class Store:
+class IndexStore:
     """The one writer of an index folder; a context manager. Each call that changes something is atomic.
 
     Raises SearchIndexError if the folder cannot be written, is damaged, is being written by another process
@@ -120,18 +121,18 @@ class Store:
         self._out = out
         if out.exists() and not out.is_dir():
             raise SearchIndexError(f"{out}: is a file; an index is a folder")
-        with _named(out):
+        with _errors_naming(out):
             out.mkdir(parents=True, exist_ok=True)
         self._lock = write_lock(out)
         try:
-            with _named(out):
+            with _errors_naming(out):
                 self._db = _connect(database_file(out), create=True)
                 self._prepare(fingerprint, regions)
         except BaseException:
             self._lock.close()
             raise
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> IndexStore:
         return self
 
     def __exit__(
@@ -143,39 +144,39 @@ class Store:
     @property
     def folder(self) -> Path | None:
         """Folder of the indexed photos as last recorded (absolute); None for a new index."""
-        with _named(self._out):
-            return _path(_meta(self._db, "folder"))
+        with _errors_naming(self._out):
+            return _decode_path(_read_meta(self._db, "folder"))
 
     @property
     def regions(self) -> int:
         """Boxes a photo, at most."""
-        with _named(self._out):
-            return int(_meta(self._db, "regions"))
+        with _errors_naming(self._out):
+            return int(_read_meta(self._db, "regions"))
 
     def set_source(self, folder: Path, model: str) -> None:
         """Record where the photos are (absolute, and relative to the index) and the model's name."""
-        wanted: dict[str, object] = {"folder": os.fsencode(folder), "model": model}
+        meta: dict[str, object] = {"folder": os.fsencode(folder), "model": model}
         with suppress(ValueError):  # another drive on Windows: no relative path exists
-            wanted["folder_from_index"] = os.fsencode(os.path.relpath(folder, self._out.resolve()))
-        if any(_meta(self._db, key) != value for key, value in wanted.items()):
+            meta["folder_from_index"] = os.fsencode(os.path.relpath(folder, self._out.resolve()))
+        if any(_read_meta(self._db, key) != value for key, value in meta.items()):
             with self._transaction():
-                self._set_meta(wanted)
+                self._set_meta(meta)
 
-    def photos(self) -> dict[str, KnownPhoto]:
+    def photos(self) -> dict[str, StoredPhoto]:
         """Return every recorded path, failed ones included."""
-        with _named(self._out):
+        with _errors_naming(self._out):
             rows = self._db.execute("SELECT path, size, mtime_ns, content FROM photos")
-            return {os.fsdecode(path): KnownPhoto(*rest) for path, *rest in rows}
+            return {os.fsdecode(path): StoredPhoto(*rest) for path, *rest in rows}
 
     def content(self, digest: bytes) -> int | None:
         """Return the number of the content with this hash, or None if it has not been seen."""
-        with _named(self._out):
-            found = self._db.execute("SELECT id FROM contents WHERE digest = ?", (digest,)).fetchone()
-        return None if found is None else found[0]
+        with _errors_naming(self._out):
+            row = self._db.execute("SELECT id FROM contents WHERE digest = ?", (digest,)).fetchone()
+        return None if row is None else row[0]
 
     def problems(self) -> list[tuple[str, str]]:
         """Return (path, reason) of every recorded photo that cannot be embedded, sorted by path."""
-        with _named(self._out):
+        with _errors_naming(self._out):
             rows = self._db.execute(
                 "SELECT path, problem FROM photos JOIN contents ON contents.id = photos.content"
                 " WHERE problem IS NOT NULL ORDER BY path"
@@ -189,7 +190,7 @@ class Store:
             with self._transaction():
                 self._db.executemany("DELETE FROM photos WHERE path = ?", keys)
 
-    def record(self, contents: Sequence[NewContent], files: Sequence[SeenFile]) -> None:
+    def record(self, contents: Sequence[NewContent], files: Sequence[HashedFile]) -> None:
         """Add contents and point files to contents (new or already there), in one transaction."""
         if not files:
             return
@@ -212,8 +213,8 @@ class Store:
 
     def compact(self) -> None:
         """Leave out the rows no photo points to, if they are many: write the next generation of vectors."""
-        with _named(self._out):
-            total = self._rows()
+        with _errors_naming(self._out):
+            total = self._row_count()
             live = [
                 row
                 for (row,) in self._db.execute(
@@ -221,12 +222,12 @@ class Store:
                 )
             ]
         dead = total - len(live)
-        if dead < _SLACK_ROWS or dead * 4 < total:
+        if dead < _MIN_DEAD_ROWS or dead * 4 < total:
             return
-        old, generation = self._vectors_file(), int(_meta(self._db, "generation")) + 1
+        old, generation = self._vectors_file(), int(_read_meta(self._db, "generation")) + 1
         new = _vectors_file(self._out, generation)
-        stored = _map(old, total, int(_meta(self._db, "dim")))
-        with _named(new), new.open("wb") as file:
+        stored = _memmap(old, total, int(_read_meta(self._db, "dim")))
+        with _errors_naming(new), new.open("wb") as file:
             for start in range(0, len(live), 4096):
                 file.write(stored[live[start : start + 4096]].tobytes())
             file.flush()
@@ -243,16 +244,16 @@ class Store:
 
     def _prepare(self, fingerprint: str, regions: int | None) -> None:
         """Make a new manifest, or check that this one is ours; sweep what a killed compaction left."""
-        if _version(self._db, self._out) == 0:
+        if _check_version(self._db, self._out) == 0:
             with self._transaction():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._set_meta({"fingerprint": fingerprint, "generation": 0, "regions": regions or 0})
                 self._db.execute(f"PRAGMA user_version = {_FORMAT}")
-        check_fingerprint(self._out, _meta(self._db, "fingerprint"), fingerprint)
-        if regions is not None and regions != (made := _meta(self._db, "regions")):
+        check_fingerprint(self._out, _read_meta(self._db, "fingerprint"), fingerprint)
+        if regions is not None and regions != (recorded := _read_meta(self._db, "regions")):
             raise SearchIndexError(
-                f"{self._out}: was made with {made} regions a photo, not {regions}; use another index"
+                f"{self._out}: was made with {recorded} regions a photo, not {regions}; use another index"
             )
         for stray in self._out.glob("vectors-*.f32"):
             if stray != self._vectors_file():
@@ -261,7 +262,7 @@ class Store:
 
     def _append(self, vectors: np.ndarray) -> int:
         """Write rows (n, D) float32 after the last named one, synced to disk; return the first's number."""
-        dim = _meta(self._db, "dim")
+        dim = _read_meta(self._db, "dim")
         if dim is None:
             with self._transaction():
                 self._set_meta({"dim": vectors.shape[1]})
@@ -269,9 +270,9 @@ class Store:
             raise SearchIndexError(
                 f"{self._out}: holds vectors of {dim} numbers, the model gives {vectors.shape[1]}"
             )
-        first = self._rows()
+        first = self._row_count()
         path = self._vectors_file()
-        with _named(path), path.open("r+b" if path.exists() else "w+b") as file:
+        with _errors_naming(path), path.open("r+b" if path.exists() else "w+b") as file:
             file.seek(0, os.SEEK_END)
             if file.tell() < first * vectors.shape[1] * 4:
                 raise _damaged(path)
@@ -282,19 +283,19 @@ class Store:
             os.fsync(file.fileno())
         return first
 
-    def _rows(self) -> int:
+    def _row_count(self) -> int:
         """How many rows of the vectors' file have been named; they are 0, 1, 2 …"""
         return _count_rows(self._db)
 
     def _vectors_file(self) -> Path:
-        return _vectors_file(self._out, int(_meta(self._db, "generation")))
+        return _vectors_file(self._out, int(_read_meta(self._db, "generation")))
 
     def _set_meta(self, values: dict[str, object]) -> None:
         self._db.executemany("REPLACE INTO meta VALUES (?, ?)", list(values.items()))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _named(self._out):
+        with _errors_naming(self._out):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -309,7 +310,7 @@ def database_file(out: Path) -> Path:
     return out / _DATABASE
 
 
-def read_store(out: Path, sizes: bool = False) -> Snapshot:
+def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
     """Read an index folder, also while another process adds to it; ``sizes``: those of the photos too.
 
     Raises SearchIndexError if it is missing, unfinished or damaged.
@@ -317,66 +318,73 @@ def read_store(out: Path, sizes: bool = False) -> Snapshot:
     database = database_file(out)
     if not database.is_file():
         raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
-    with _named(out), closing(_connect(database, create=False)) as db:
-        if _version(db, out) == 0:
+    with _errors_naming(out), closing(_connect(database, create=False)) as db:
+        if _check_version(db, out) == 0:
             raise SearchIndexError(f"{out}: an index that was never finished; run mmgem index again")
         # Within one transaction: no writer can remove this generation of vectors before it is mapped.
         db.execute("BEGIN")
         entries = db.execute(
             "SELECT row, path, box FROM rows JOIN photos ON photos.content = rows.content ORDER BY row, path"
         ).fetchall()
-        generation, regions, rows = int(_meta(db, "generation")), int(_meta(db, "regions")), _count_rows(db)
-        boxed, places = _regions(db, rows) if regions else (None, None)
-        return Snapshot(
-            fingerprint=_meta(db, "fingerprint"),
-            model=_meta(db, "model") or "",
-            folder=_folder(db, out),
-            vectors=_map(_vectors_file(out, generation), rows, int(_meta(db, "dim") or 0)),
+        generation, regions, rows = (
+            int(_read_meta(db, "generation")),
+            int(_read_meta(db, "regions")),
+            _count_rows(db),
+        )
+        is_region, relative_boxes = _read_regions(db, rows) if regions else (None, None)
+        return IndexSnapshot(
+            fingerprint=_read_meta(db, "fingerprint"),
+            model=_read_meta(db, "model") or "",
+            folder=_photo_folder(db, out),
+            vectors=_memmap(_vectors_file(out, generation), rows, int(_read_meta(db, "dim") or 0)),
             entries=entries,
             regions=regions,
-            boxed=boxed,
-            places=places,
+            is_region=is_region,
+            relative_boxes=relative_boxes,
             generation=generation,
-            sizes=_sizes(db, rows) if sizes else None,
+            sizes=_read_sizes(db, rows) if sizes else None,
         )
 
 
-def _regions(db: sqlite3.Connection, rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _read_regions(db: sqlite3.Connection, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Which rows are boxes, (rows,) bool, and the box of each in shares of its photo, (rows, 4) float32;
     0, 0, 1, 1 for a whole photo."""
-    boxed, places = np.zeros(rows, bool), np.tile(np.array([0, 0, 1, 1], np.float32), (rows, 1))
-    found = db.execute(
+    is_region, relative_boxes = np.zeros(rows, bool), np.tile(np.array([0, 0, 1, 1], np.float32), (rows, 1))
+    region_rows = db.execute(
         "SELECT row, box, width, height FROM rows JOIN contents ON contents.id = content"
         " WHERE box IS NOT NULL"
     )
-    for row, box, width, height in found:
+    for row, box, width, height in region_rows:
         x0, y0, x1, y1 = json.loads(box)
-        boxed[row], places[row] = True, (x0 / width, y0 / height, x1 / width, y1 / height)
-    return boxed, places
+        is_region[row], relative_boxes[row] = True, (x0 / width, y0 / height, x1 / width, y1 / height)
+    return is_region, relative_boxes
 
 
-def _sizes(db: sqlite3.Connection, rows: int) -> np.ndarray:
+def _read_sizes(db: sqlite3.Connection, rows: int) -> np.ndarray:
     sizes = np.zeros((rows, 2), np.int32)
-    found = db.execute(
+    size_rows = db.execute(
         "SELECT row, width, height FROM rows JOIN contents ON contents.id = content WHERE width IS NOT NULL"
     )
-    for row, *size in found:
+    for row, *size in size_rows:
         sizes[row] = size
     return sizes
 
 
-def check_fingerprint(out: Path, built: str, wanted: str) -> None:
+def check_fingerprint(out: Path, indexed: str, expected: str) -> None:
     """Raise SearchIndexError unless the index was built by the model that is about to use it."""
-    if built != wanted:
+    if indexed != expected:
         raise SearchIndexError(
-            f"{out}: was built by another model ({built}, not {wanted}); use that model, "
+            f"{out}: was built by another model ({indexed}, not {expected}); use that model, "
             f"or rebuild: delete {out} and run mmgem index again"
         )
 
 
-def _folder(db: sqlite3.Connection, out: Path) -> Path:
+def _photo_folder(db: sqlite3.Connection, out: Path) -> Path:
     """Where the photos are: as recorded or, if that is gone, at the same place relative to the index."""
-    folder, relative = _path(_meta(db, "folder")), _path(_meta(db, "folder_from_index"))
+    folder, relative = (
+        _decode_path(_read_meta(db, "folder")),
+        _decode_path(_read_meta(db, "folder_from_index")),
+    )
     if folder is None:
         return out
     if relative is not None and not folder.is_dir() and (out / relative).is_dir():
@@ -393,14 +401,14 @@ def _connect(path: Path, create: bool) -> sqlite3.Connection:
 def write_lock(out: Path) -> sqlite3.Connection:
     """Take the writer's lock of the index in the folder ``out``. Raises SearchIndexError if another process
     has it."""
-    with _named(out):
+    with _errors_naming(out):
         lock = lock_folder(out)
     if lock is None:
         raise SearchIndexError(f"{out}: another process is writing this index")
     return lock
 
 
-def _version(db: sqlite3.Connection, out: Path) -> int:
+def _check_version(db: sqlite3.Connection, out: Path) -> int:
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _FORMAT):
         raise SearchIndexError(
@@ -409,12 +417,12 @@ def _version(db: sqlite3.Connection, out: Path) -> int:
     return version
 
 
-def _meta(db: sqlite3.Connection, key: str) -> Any:
-    found = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return None if found is None else found[0]
+def _read_meta(db: sqlite3.Connection, key: str) -> Any:
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else row[0]
 
 
-def _path(stored: bytes | None) -> Path | None:
+def _decode_path(stored: bytes | None) -> Path | None:
     return None if stored is None else Path(os.fsdecode(stored))
 
 
@@ -426,11 +434,11 @@ def _vectors_file(out: Path, generation: int) -> Path:
     return out / f"vectors-{generation}.f32"
 
 
-def _map(path: Path, rows: int, dim: int) -> np.ndarray:
+def _memmap(path: Path, rows: int, dim: int) -> np.ndarray:
     """Memory-map ``rows`` rows of ``dim`` numbers, read-only; raises SearchIndexError if there are fewer."""
     if rows == 0:
         return np.zeros((0, dim), np.float32)
-    with _named(path):
+    with _errors_naming(path):
         if path.stat().st_size < rows * dim * 4:
             raise _damaged(path)
         return np.asarray(np.memmap(path, "<f4", "r", shape=(rows, dim)))
@@ -443,7 +451,7 @@ def _damaged(path: Path) -> SearchIndexError:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def _errors_naming(path: Path) -> Iterator[None]:
     """Turn what the disk or SQLite complains about into a SearchIndexError that names ``path``."""
     try:
         yield

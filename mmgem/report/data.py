@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmgem.data.images import ImageSource
-from mmgem.search.store import Box
+from mmgem.search.index_store import Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fact:
+class LabelledValue:
     """A line about the model or the run, or a figure to show large: ``Fact("photos a second", "41")``."""
 
     label: str
@@ -80,31 +80,31 @@ class RegionCard:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeatCard:
-    """A photo, a text, and how well each place fits it: ``heat`` (h, w), rows from the top."""
+class HeatmapCard:
+    """A photo, a text, and how well each place fits it: ``heatmap`` (h, w), rows from the top."""
 
     image: ImageSource
     text: str
-    heat: np.ndarray
+    heatmap: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """A page to show: empty parts are left out.
 
-    ``figures`` are shown large and should be few; ``facts`` are lines. ``commands`` are shell commands,
+    ``figures`` are shown large and should be few; ``details`` are lines. ``commands`` are shell commands,
     exactly those that made the page. ``note`` ends the page.
     """
 
     title: str
     lead: str = ""
-    figures: Sequence[Fact] = ()
-    facts: Sequence[Fact] = ()
+    figures: Sequence[LabelledValue] = ()
+    details: Sequence[LabelledValue] = ()
     queries: Sequence[QueryRow] = ()
     similar: Sequence[SimilarRow] = ()
     region_queries: Sequence[QueryRow] = ()
     regions: Sequence[RegionCard] = ()
-    heat: Sequence[HeatCard] = ()
+    heatmaps: Sequence[HeatmapCard] = ()
     photos: Sequence[PhotoCard] = ()
     commands: Sequence[str] = ()
     note: str = ""
