@@ -3,8 +3,8 @@
     mmgem --plugin examples/task_siglip_margin.py train recipes/tiny.toml \
         data.train=my/captions.jsonl siglip_margin.margin.margin=0.1
 
-with ``[siglip_margin]`` in the place of ``[image_text]``. Chunks, several processes, resuming and ``mmgem plan``
-work as for any task, because its loss is a term over embeddings.
+with ``[siglip_margin]`` in the place of ``[image_text]``. Chunks, several processes, resuming and
+``mmgem plan`` work as for any task, because its loss is a term over embeddings.
 """
 
 from dataclasses import dataclass, field

@@ -148,7 +148,8 @@ def test_a_bad_line_of_the_corpus_stops_training(tmp_path: Path, capfd: pytest.C
     )
     lm = toys.base_models(tmp_path)[0]
     (tmp_path / "r.toml").write_text(
-        f'[self_retrieval]\npassages = "{tmp_path / "c.jsonl"}"\n[init]\nllm = "{lm}"\n[preprocessing]\nsize = 32\n'
+        f'[self_retrieval]\npassages = "{tmp_path / "c.jsonl"}"\n[init]\nllm = "{lm}"\n'
+        "[preprocessing]\nsize = 32\n"
         f'[model]\ndim = 8\nencoder = {{ kind = "none", config = {{ size = 32 }} }}\n'
         f'[train]\nout = "{tmp_path / "out"}"\n'
     )

@@ -46,7 +46,8 @@ RECIPES = {
     "paper": _IMAGES,
     "tiny_regions": f"{_DATA}mosaics = 4\nregion_share = 0.4\n"
     f'[init]\ncheckpoint = "runs/tiny/model"\n{_ENCODER}',
-    "xquad": '[self_retrieval]\npassages = "my/corpus.jsonl"\nqueries = ["my/queries.jsonl"]\nbatch_size = 16\n'
+    "xquad": '[self_retrieval]\npassages = "my/corpus.jsonl"\nqueries = ["my/queries.jsonl"]\n'
+    "batch_size = 16\n"
     f'{_BASES}[model.encoder]\nkind = "none"\nconfig = {{ size = 32 }}\n',
 }
 _COMMON = """[preprocessing]

@@ -1,8 +1,8 @@
 """One training step's gradients, whatever the tasks are: in one pass a part, or cached in chunks.
 
 With ``train.grad_cache_chunk_size`` a batch is embedded chunk by chunk without keeping activations, the loss
-is taken over all of it, and each chunk is run again, with the same random numbers, against the gradient of its
-embeddings (gradient caching, Gao et al. 2021, arXiv 2101.06983). What a task's losses need for that is its
+is taken over all of it, and each chunk is run again, with the same random numbers, against the gradient of
+its embeddings (gradient caching, Gao et al. 2021, arXiv 2101.06983). What a task's losses need for that is its
 :class:`~mmgem.tasks.base.GradCache`. ``mmgem plan`` goes through the same functions.
 """
 

@@ -32,8 +32,8 @@ _MASKED = -1e4
 @dataclass
 class GatheredBatch:
     """The images and texts of all processes. ``images`` ``(V, D)``, ``texts`` ``(N, D)``: unit rows;
-    ``owner`` ``(N,)``: the image of each text; ``photos``, ``keys``, ``teacher``: as in a batch. ``v``, ``n``: the
-    images and texts of this rank."""
+    ``owner`` ``(N,)``: the image of each text; ``photos``, ``keys``, ``teacher``: as in a batch. ``v``,
+    ``n``: the images and texts of this process."""
 
     images: Tensor
     texts: Tensor
