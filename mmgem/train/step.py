@@ -2,8 +2,8 @@
 
 With ``train.grad_cache_chunk_size`` a batch is embedded chunk by chunk without keeping activations, the loss
 is taken over all of it, and each chunk is run again, with the same random numbers, against the gradient of
-its embeddings (gradient caching, Gao et al. 2021, arXiv 2101.06983). What a task's losses need for that is its
-:class:`~mmgem.tasks.base.GradCache`. ``mmgem plan`` goes through the same functions.
+its embeddings (gradient caching, Gao et al. 2021, arXiv 2101.06983). What the losses of a task need for that
+is its :class:`~mmgem.tasks.base.GradCache`. ``mmgem plan`` goes through the same functions.
 """
 
 from __future__ import annotations
