@@ -1,6 +1,7 @@
 """Typed configuration: what a model is, how it is trained, and the recipes that say so."""
 
 from mmgem.config.schema import (
+    ConnectorConfig,
     CorpusConfig,
     DataConfig,
     EncoderConfig,
@@ -18,6 +19,7 @@ from mmgem.config.schema import (
 )
 
 __all__ = [
+    "ConnectorConfig",
     "CorpusConfig",
     "DataConfig",
     "EncoderConfig",

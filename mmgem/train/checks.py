@@ -19,7 +19,9 @@ from mmgem.config.ranges import check_ranges
 from mmgem.data.shards import is_shards
 from mmgem.data.turns import check_enough
 from mmgem.distributed.world import World
+from mmgem.encoders import encoder_class
 from mmgem.errors import ConfigError
+from mmgem.models.connectors import connector_class
 from mmgem.train.state import difference
 
 
@@ -30,8 +32,11 @@ def check(recipe: Recipe, world: World) -> None:
     images, corpus = data.train is not None, recipe.corpus.passages is not None
     if not images and not corpus:
         raise ConfigError("data.train: missing (and so is corpus.passages)")
-    if images and recipe.model.encoder.kind == "none":
-        raise ConfigError('data.train: a model with model.encoder.kind = "none" reads no images')
+    encoder = encoder_class(recipe.model.encoder)
+    connector_class(recipe.model.connector)
+    if images and not encoder.sees_images:
+        kind = recipe.model.encoder.kind
+        raise ConfigError(f'data.train: a model with model.encoder.kind = "{kind}" reads no images')
     changed = difference(to_dict(Recipe(TrainConfig(train.out))), to_dict(recipe))
     for idle, fields, why in _idle(recipe):
         for name in changed if idle else ():
@@ -63,8 +68,8 @@ def check_compiler() -> None:
 
 def check_encoder(recipe: Recipe, encoder: EncoderConfig) -> None:
     """Raise ``ConfigError`` if an encoder is to train of which ``recipe`` caches the last map."""
-    whole = encoder.kind == "transformers" or encoder.freeze_until is None
-    if recipe.optim.lr_encoder > 0 and recipe.data.cached and whole:
+    kind = encoder_class(encoder)
+    if recipe.optim.lr_encoder > 0 and recipe.data.cached and not kind.trains_when_cached(encoder):
         raise ConfigError(
             "optim.lr_encoder: a cached encoder trains only above model.encoder.freeze_until (EfficientNet); "
             "set that, or data.cached = false"
@@ -87,8 +92,8 @@ def _idle(recipe: Recipe) -> Iterator[tuple[bool, str, str]]:
     yield shards, "objective.vocabulary_sample", "needs loose files: of shards the words are not known before"
     boxes = "data.mosaics data.region_size"
     yield not data.region_share, boxes, "counts only if data.region_share is above 0"
-    efficient = recipe.model.encoder.kind == "efficientnet_lite0"
-    yield not efficient, "model.encoder.freeze_until", "counts for EfficientNet only"
+    stages = encoder_class(recipe.model.encoder).can_freeze_stages
+    yield not stages, "model.encoder.freeze_until", "counts for EfficientNet and others with stages only"
     parts = "init.encoder init.llm init.layers init.keep_layers init.quantize_embeddings"
     yield init.checkpoint is not None, parts, "init.checkpoint excludes it, and brings its own"
     yield init.layers is not None, "init.keep_layers", "excludes init.layers"
