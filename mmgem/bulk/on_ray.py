@@ -19,6 +19,7 @@ from mmgem import errors
 from mmgem.bulk.collection import Part
 from mmgem.bulk.maker import Job, Maker
 from mmgem.errors import MMGEMError, UsageError
+from mmgem.utils.plugins import VARIABLE
 
 _STORE_BYTES = 128 << 20  # what passes between processes is small: names of photos
 
@@ -91,6 +92,7 @@ def running(workers: int | None = None, address: str | None = None) -> Iterator[
         yield ray
         return
     many = workers if (workers or 0) > (os.cpu_count() or 1) else None
+    plugins = {"env_vars": {VARIABLE: os.environ[VARIABLE]}} if os.environ.get(VARIABLE) else None
     local = {"include_dashboard": False, "num_cpus": many, "object_store_memory": _STORE_BYTES}
     try:
         with _silence():
@@ -98,6 +100,7 @@ def running(workers: int | None = None, address: str | None = None) -> Iterator[
                 address=address or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                runtime_env=plugins,
                 **({} if address else local),
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
