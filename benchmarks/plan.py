@@ -42,7 +42,7 @@ def make_bases(folder: Path, **narrower: int) -> None:
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from mmgem.encoders.efficientnet_lite import EfficientNetLite
+    from mmgem.encoders.efficientnet import EfficientNetLite
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(**SMOLLM2 | narrower)

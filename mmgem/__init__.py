@@ -18,6 +18,7 @@ from mmgem.errors import (
     SearchIndexError,
     UsageError,
 )
+from mmgem.utils.plugins import load_plugin
 
 if TYPE_CHECKING:
     from mmgem.api import MMGEM
@@ -37,6 +38,7 @@ __all__ = [
     "SelfRetrieval",
     "UsageError",
     "__version__",
+    "load_plugin",
 ]
 
 

@@ -10,7 +10,7 @@ import toys
 
 from mmgem.checkpoints.model_folder import load_model, save_model
 from mmgem.config import OptimConfig
-from mmgem.encoders.base import TransformersEncoder
+from mmgem.encoders.transformers_vision import TransformersEncoder
 from mmgem.errors import ConfigError
 from mmgem.inference.captioning import generate_captions
 from mmgem.models.llm import LLM

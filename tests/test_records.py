@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import json
 import os
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgem.data.records import Record, Region, keep_split, read_jsonl, write_jsonl
+from mmgem.data.records import Media, Record, Region, keep_split, read_jsonl, write_jsonl
 from mmgem.errors import DataError, UsageError
 
 
@@ -40,7 +42,7 @@ def test_all_fields(tmp_path):
     }
     (record,) = read_jsonl(put(tmp_path / "d.jsonl", line))
     assert record == Record(
-        image=tmp_path / "images" / "1.jpg",
+        media=Media("image", (tmp_path / "images" / "1.jpg",)),
         captions=("A dog .", "Zwei Hunde \u2028 🐕"),
         split="train",
         label="dog",
@@ -277,3 +279,14 @@ def test_round_trip(tmp_path_factory, records):
     file = tmp_path_factory.getbasetemp() / "round_trip.jsonl"
     write_jsonl(file, records)
     assert read_jsonl(file) == records
+
+
+def test_an_image_is_media_of_one_source(tmp_path):
+    record = Record(tmp_path / "1.jpg", ("A dog.",), label="dog")
+    assert record.media == Media("image", (tmp_path / "1.jpg",)) and record.image == tmp_path / "1.jpg"
+    assert Record(record.media, ("A dog.",), label="dog") == record
+    assert replace(record, captions=()) == Record(tmp_path / "1.jpg", label="dog")
+    assert pickle.loads(pickle.dumps(record)) == record  # as workers get it
+    clip = Record(Media("video", (tmp_path / "1.mp4",)))
+    with pytest.raises(UsageError, match=r"1\.mp4: video is no image"):
+        _ = clip.image

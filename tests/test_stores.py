@@ -132,7 +132,7 @@ def test_names_that_are_not_text_are_left_out(tmp_path: Path, place: str) -> Non
 
 def test_no_store(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("faiss:x", "qdrant", "lance:"):
-        with pytest.raises(UsageError, match="is no store; give qdrant:WHERE or lance:WHERE"):
+        with pytest.raises(UsageError, match="is no store; give lance:WHERE or qdrant:WHERE"):
             open_store(wrong, "t")
     with pytest.raises(SearchIndexError, match="no such folder"):
         open_store(place, "t")

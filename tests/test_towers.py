@@ -6,7 +6,7 @@ import pytest
 import torch
 import toys
 
-from mmgem.encoders.efficientnet_lite import SameConv
+from mmgem.encoders.efficientnet import SameConv
 
 
 @pytest.mark.parametrize(("kernel", "stride", "groups"), [(1, 1, 1), (3, 1, 8), (5, 2, 8), (3, 2, 1)])

@@ -19,6 +19,7 @@ from mmgem import errors
 from mmgem.bulk.collection import Partition
 from mmgem.bulk.worker import BulkJob, Worker
 from mmgem.errors import MMGEMError, UsageError
+from mmgem.utils.plugins import VARIABLE
 
 _STORE_BYTES = 128 << 20  # what passes between processes is small: names of photos
 
@@ -97,6 +98,7 @@ def ray_session(workers: int | None = None, address: str | None = None) -> Itera
         yield ray
         return
     cpus = workers if (workers or 0) > (os.cpu_count() or 1) else None
+    plugins = {"env_vars": {VARIABLE: os.environ[VARIABLE]}} if os.environ.get(VARIABLE) else None
     local = {"include_dashboard": False, "num_cpus": cpus, "object_store_memory": _STORE_BYTES}
     try:
         with _silent_stderr():
@@ -104,6 +106,7 @@ def ray_session(workers: int | None = None, address: str | None = None) -> Itera
                 address=address or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                runtime_env=plugins,
                 **({} if address else local),
             )
     except (ConnectionError, RuntimeError, ValueError) as error:

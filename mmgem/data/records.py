@@ -38,15 +38,48 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One image of a dataset; ``image`` is an absolute path that need not exist."""
+class Media:
+    """What a record is of: ``kind`` says what the files ``sources`` hold; an image has one."""
 
-    image: Path
+    kind: str
+    sources: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Record:
+    """One item of a dataset: what it is of, and what is said of it."""
+
+    media: Media
     captions: tuple[str, ...] = ()
     split: str | None = None
     label: str | None = None
     regions: tuple[Region, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __init__(
+        self,
+        media: Media | Path,
+        captions: tuple[str, ...] = (),
+        split: str | None = None,
+        label: str | None = None,
+        regions: tuple[Region, ...] = (),
+        meta: dict[str, Any] | None = None,
+    ):
+        """``media``: also the path of an image, absolute; the file need not exist."""
+        put = object.__setattr__
+        put(self, "media", media if isinstance(media, Media) else Media("image", (media,)))
+        put(self, "captions", captions)
+        put(self, "split", split)
+        put(self, "label", label)
+        put(self, "regions", regions)
+        put(self, "meta", {} if meta is None else meta)
+
+    @property
+    def image(self) -> Path:
+        """The path of the image. Raises ``UsageError`` for another kind of media."""
+        if self.media.kind != "image":
+            raise UsageError(f"{self.media.sources[0]}: {self.media.kind} is no image")
+        return self.media.sources[0]
 
 
 def read_jsonl(path: str | os.PathLike[str], split: str | None = None) -> list[Record]:

@@ -1,30 +1,80 @@
-"""Vision encoders: pixels in, a feature map ``(B, H, W, C)`` out.
+"""What every encoder is: pixels in, a feature map ``(B, H, W, C)`` out.
 
-Every encoder is cut in two: ``frozen_stem`` (pixels to features that never change while it is frozen, so
-they are
-computed once and cached) and ``trainable_head`` (the rest, which may train). ``upper(lower(x))`` is the
-encoder.
+An encoder is cut in two: ``frozen_stem`` (pixels to features that never change while it is frozen, so they
+are computed once and cached) and ``trainable_head`` (the rest, which may train); one after the other they are
+the encoder. To add one, subclass :class:`Encoder` in a file of its own and register the class in
+:data:`mmgem.encoders.ENCODERS`; what it does not say itself has the defaults below.
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from mmgem.encoders.efficientnet_lite import EfficientNetLite
-from mmgem.errors import ConfigError, UsageError
+from mmgem.config import EncoderConfig
+from mmgem.errors import ConfigError
 
 
 class Encoder(nn.Module):
-    """A vision encoder cut in two. ``channels`` is C of the map, ``size`` its input side in pixels."""
+    """A vision encoder cut in two. ``channels`` is C of the map, ``size`` its input side in pixels.
+
+    The constructor takes the fields of ``model.encoder.config``, and ``freeze_until`` if
+    ``can_freeze_stages``.
+    """
 
     channels: int
     size: int
+    sees_images: ClassVar[bool] = True
+    """False: it stands in for an encoder in a model of texts only."""
+    can_freeze_stages: ClassVar[bool] = False
+    """Whether ``model.encoder.freeze_until`` says where it is cut."""
+    pulled_weights: ClassVar[tuple[str, ...]] = ()
+    """Names of base weights that ``mmgem pull`` brings, for ``init.encoder``."""
     training_dtype = torch.float32
     """What it computes in while it trains; its weights and its map stay in float32."""
+
+    @classmethod
+    def build(cls, config: EncoderConfig) -> Self:
+        """The encoder of ``config``, with random weights. Raises ``ConfigError`` naming the field."""
+        options = dict(config.config)
+        if cls.can_freeze_stages:
+            options["freeze_until"] = config.freeze_until
+        cls.check_freezing(config)
+        try:
+            inspect.signature(cls).bind(**options)
+        except TypeError as error:
+            raise ConfigError(f"model.encoder.config: {error}") from error
+        return cls(**options)
+
+    @classmethod
+    def check_freezing(cls, config: EncoderConfig) -> None:
+        """Raise ``ConfigError`` if ``config`` cuts an encoder that has no stages."""
+        if config.freeze_until is not None and not cls.can_freeze_stages:
+            raise ConfigError(
+                f"model.encoder.freeze_until: an encoder of kind {config.kind!r} has no stages to cut at"
+            )
+
+    @classmethod
+    def base_config(cls, source: str, config: EncoderConfig) -> EncoderConfig:
+        """``config`` with what only the base weights ``source`` (a folder or a hub id) say of it; weights are
+        not read. Raises ``ConfigError``."""
+        return config
+
+    @classmethod
+    def load_base(cls, source: str, config: EncoderConfig) -> tuple[dict[str, Tensor], EncoderConfig]:
+        """The base weights ``source``, by the encoder's own names, and ``config`` completed by them. No
+        weights: it starts as it is built. Raises ``CheckpointError`` or ``ConfigError``."""
+        return {}, config
+
+    @classmethod
+    def trains_when_cached(cls, config: EncoderConfig) -> bool:
+        """Whether something of it lies above what is cached, so that it can train all the same."""
+        if cls.can_freeze_stages:
+            return config.freeze_until is not None
+        return cls.trainable_head is not Encoder.trainable_head
 
     def frozen_stem(self, pixels: Tensor) -> Tensor:
         """``(B, 3, S, S)`` float, normalised -> features ``(B, h, w, c)``, the part that can be cached."""
@@ -42,106 +92,3 @@ class Encoder(nn.Module):
     def frozen_parameters(self) -> list[nn.Parameter]:
         """Parameters used by :meth:`frozen_stem`; frozen whenever its output is cached."""
         return list(self.parameters())
-
-
-class NoEncoder(Encoder):
-    """In the place of an encoder in a model of texts only: it has no parameters and refuses images."""
-
-    channels = 0
-
-    def __init__(self, size: int = 224):
-        super().__init__()
-        self.size = size
-
-    def frozen_stem(self, pixels: Tensor) -> Tensor:
-        """Raise ``UsageError``."""
-        raise UsageError("this model reads texts only: it has no vision encoder")
-
-
-class EfficientNetLiteEncoder(Encoder):
-    """EfficientNet-Lite0. ``freeze_until``: how many of its 16 blocks belong to ``frozen_stem`` (None: the
-    whole net)."""
-
-    def __init__(self, freeze_until: int | None = None, size: int = 224, stem: int = 32, head: int = 1280):
-        super().__init__()
-        self.net = EfficientNetLite(stem=stem, head=head)
-        if freeze_until is not None and not 0 <= freeze_until <= len(self.net.blocks):
-            raise ConfigError(
-                f"model.encoder.freeze_until: {freeze_until} is not between 0 and {len(self.net.blocks)}"
-            )
-        self.freeze_until, self.size, self.channels = freeze_until, size, head
-
-    def frozen_stem(self, pixels: Tensor) -> Tensor:
-        """Stem and the first ``freeze_until`` blocks."""
-        x = self.net.stem.relu6(pixels.contiguous(memory_format=torch.channels_last))
-        for block in self.net.blocks[: self.freeze_until]:
-            x = block(x)
-        if self.freeze_until is None:
-            x = self.net.head.relu6(x)
-        return x.permute(0, 2, 3, 1)
-
-    def trainable_head(self, features: Tensor) -> Tensor:
-        """The remaining blocks and the 1280-channel head."""
-        if self.freeze_until is None:
-            return features
-        x = features.permute(0, 3, 1, 2)
-        for block in self.net.blocks[self.freeze_until :]:
-            x = block(x)
-        return self.net.head.relu6(x).permute(0, 2, 3, 1)
-
-    def frozen_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the stem and the first ``freeze_until`` blocks."""
-        if self.freeze_until is None:
-            return list(self.parameters())
-        return [*self.net.stem.parameters(), *self.net.blocks[: self.freeze_until].parameters()]
-
-
-class TransformersEncoder(Encoder):
-    """Any transformers vision model with a patch grid (CLIP, SigLIP, DINOv2/v3, ViT) or a feature map
-    (ConvNeXt, ResNet). Class and register tokens are dropped: they come first in all of them.
-
-    ``config``: the model's own, and optionally ``size``, the input side where it is not ``image_size``."""
-
-    def __init__(self, config: dict[str, Any]):
-        super().__init__()
-        from transformers import AutoConfig, AutoModel
-
-        options = dict(config)
-        model_type = options.pop("model_type", None)
-        if model_type is None:
-            raise ConfigError("model.encoder.config: model_type is missing")
-        size = options.pop("size", None)
-        try:
-            hf_config = AutoConfig.for_model(model_type, **options)
-            self.net = AutoModel.from_config(hf_config)
-        except (ValueError, KeyError) as error:
-            raise ConfigError(f"model.encoder.config: {error}") from error
-        native = getattr(hf_config, "image_size", 224)
-        native = native if isinstance(native, int) else max(native)
-        self.size = size or native
-        self.native = native
-        # Some models resize their position table by themselves, others only if told to.
-        self.told = "interpolate_pos_encoding" in inspect.signature(self.net.forward).parameters
-        self.channels = getattr(hf_config, "hidden_size", None) or hf_config.hidden_sizes[-1]
-        patch = getattr(hf_config, "patch_size", None)
-        self.patch = patch if isinstance(patch, int) else None
-
-    def train(self, mode: bool = True) -> TransformersEncoder:
-        """As every module; but batch norm keeps its statistics, which no rank and no resumed run could
-        share."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
-
-    def frozen_stem(self, pixels: Tensor) -> Tensor:
-        """The whole model; its last hidden state as a map."""
-        options = {"interpolate_pos_encoding": True} if self.told and pixels.shape[-1] != self.native else {}
-        states = self.net(pixel_values=pixels, **options).last_hidden_state
-        if states.ndim == 4:
-            return states.permute(0, 2, 3, 1)
-        if self.patch is None:
-            raise ConfigError("model.encoder.config: patch_size is missing, so tokens cannot become a map")
-        height, width = pixels.shape[-2] // self.patch, pixels.shape[-1] // self.patch
-        return states[:, states.shape[1] - height * width :].unflatten(1, (height, width))

@@ -10,18 +10,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmgem.models.connectors.base import Connector
 from mmgem.models.network import MMGEMNetwork
 
 
 @torch.no_grad()
 def turn(network: MMGEMNetwork, axes: np.ndarray) -> None:
-    """Let embeddings ``v`` become ``v @ axes``; ``axes`` is orthogonal, (D, D) float32."""
+    """Let embeddings ``v`` become ``v @ axes``; ``axes`` is orthogonal, (D, D) float32.
+    Raises ``UsageError`` if the connector cannot take it."""
     rotation = torch.from_numpy(axes)
+    if isinstance(network.visual_connector, Connector):
+        network.visual_connector.rotate_input(rotation)  # first: it may refuse
     for projection in (network.visual_projection, network.text_projection):
         if isinstance(projection, nn.Sequential):  # h1 of a model of texts is none
             last = projection[-1]
             assert isinstance(last, nn.Linear)
             last.weight.copy_(rotation.T @ last.weight)
             last.bias.copy_(last.bias @ rotation)
-    if isinstance(network.visual_connector, nn.Linear):
-        network.visual_connector.weight.copy_(network.visual_connector.weight @ rotation)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.errors import ConfigError
+from mmgem.utils.hf_config import export_config as export_config
 
 
 class LLM(nn.Module):
@@ -115,14 +116,6 @@ def autocast(like: Tensor, dtype: torch.dtype) -> torch.autocast:
     changes nothing."""
     lower = dtype != torch.float32
     return torch.autocast(like.device.type, dtype if lower else torch.bfloat16, enabled=lower)
-
-
-def export_config(config: Any) -> dict[str, Any]:
-    """The plain dict of a transformers ``config``, from which ``AutoConfig.for_model`` makes it again."""
-    plain = config.to_diff_dict()
-    for key in ("_name_or_path", "transformers_version", "dtype", "architectures", "quantization_config"):
-        plain.pop(key, None)
-    return {**plain, "model_type": config.model_type}
 
 
 def find_blocks(lm: nn.Module) -> nn.ModuleList:

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.config import ModelConfig
-from mmgem.encoders.base import EfficientNetLiteEncoder, Encoder, NoEncoder, TransformersEncoder
+from mmgem.encoders import encoder_class
+from mmgem.encoders.base import Encoder
+from mmgem.models.connectors import connector_class
+from mmgem.models.connectors.base import Connector
 from mmgem.models.llm import LLM
 from mmgem.models.packing import Packing, pack, pack_shared_prefix
 from mmgem.models.pooling import pool_boxes, pool_full
@@ -40,22 +43,18 @@ class MMGEMNetwork(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.encoder: Encoder
-        if config.encoder.kind == "efficientnet_lite0":
-            self.encoder = EfficientNetLiteEncoder(config.encoder.freeze_until, **config.encoder.config)
-        elif config.encoder.kind == "none":
-            self.encoder = NoEncoder(**config.encoder.config)
-        else:
-            self.encoder = TransformersEncoder(config.encoder.config)
+        self.encoder: Encoder = encoder_class(config.encoder).build(config.encoder)
         self.llm = LLM(config.llm.config)
         width = self.llm.width
         self.visual_projection: nn.Module = nn.Identity()
-        self.visual_connector: nn.Module = nn.Identity()
-        if self.encoder.channels:
+        self.visual_connector: Connector | nn.Identity = nn.Identity()
+        if self.encoder.sees_images:
             self.visual_projection = projection(
                 config.projection, self.encoder.channels, config.dim, config.dropout
             )
-            self.visual_connector = nn.Linear(config.dim, config.visual_tokens * width)
+            self.visual_connector = connector_class(config.connector).build(
+                config.dim, width, config.visual_tokens, config.connector.config
+            )
         self.text_projection = projection("linear", width, config.dim)
         self.emb_token = nn.Parameter(torch.empty(width))
         self.cap_token = nn.Parameter(torch.empty(width))
@@ -74,9 +73,8 @@ class MMGEMNetwork(nn.Module):
             std = float(self.llm.embed(torch.arange(min(self.llm.vocabulary, 4096))).std())
         nn.init.normal_(self.emb_token, std=std)
         nn.init.normal_(self.cap_token, std=std)
-        if isinstance(self.visual_connector, nn.Linear):
-            nn.init.normal_(self.visual_connector.weight, std=std / math.sqrt(self.config.dim))
-            nn.init.zeros_(self.visual_connector.bias)
+        if isinstance(self.visual_connector, Connector):
+            self.visual_connector.init_weights(std)
 
     def loss_parameters(self) -> list[nn.Parameter]:
         """What belongs to losses alone, scalars all: the contrastive temperature and bias."""
@@ -116,7 +114,7 @@ class MMGEMNetwork(nn.Module):
 
     def project_visual_prefix(self, visual: Tensor) -> Tensor:
         """V_in: :meth:`encode_image` output ``(B, 1 + tiles, D)`` -> LLM input vectors ``(B, P, H)``."""
-        return self.visual_connector(visual).reshape(len(visual), self.prefix_length, self.llm.width)
+        return self.visual_connector(visual)
 
     def encode_text(self, ids: list[Tensor]) -> Tensor:
         """Text embeddings ``(B, D)``, not normalised, of B token sequences (each 1-D int64)."""

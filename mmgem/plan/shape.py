@@ -13,12 +13,14 @@ from mmgem.checkpoints.download import SOURCES, cache_folder
 from mmgem.checkpoints.initialize import continued
 from mmgem.checkpoints.model_folder import check_size
 from mmgem.checkpoints.resolve import read_config, resolve
-from mmgem.config import ModelConfig, Preprocessing, Recipe
+from mmgem.config import EncoderConfig, ModelConfig, Preprocessing, Recipe
 from mmgem.data.tokens import Tokenizer
+from mmgem.encoders import encoder_class
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.models.llm import export_config, truncate
+from mmgem.models.llm import truncate
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.parameter_count import meta_model
+from mmgem.utils.hf_config import export_config
 
 
 @dataclass(frozen=True)
@@ -69,28 +71,22 @@ def model_shape(recipe: Recipe) -> ModelShape:
                 f"init.llm: {init.llm} is not here: mmgem pull tiny, or describe model.llm.config"
             )
         source = str(folder if folder.is_dir() else init.llm)
-        llm = dataclasses.replace(llm, config=llm.config | export_config(_base(source, "init.llm")))
+        llm = dataclasses.replace(llm, config=llm.config | export_config(_base(source)))
         keep = init.keep_layers or range(init.layers or 0)
     config = dataclasses.replace(recipe.model, encoder=_encoder(recipe), llm=llm)
     return ModelShape(config, recipe.preprocessing, keep, folder if folder.is_dir() else None)
 
 
-def _encoder(recipe: Recipe) -> Any:
-    encoder = recipe.model.encoder
-    if encoder.kind != "transformers" or "model_type" in encoder.config:
-        return encoder
-    found = _base(recipe.init.encoder, "init.encoder")
-    base = export_config(getattr(found, "vision_config", found))
-    return dataclasses.replace(encoder, config=base | encoder.config)
+def _encoder(recipe: Recipe) -> EncoderConfig:
+    return encoder_class(recipe.model.encoder).base_config(recipe.init.encoder, recipe.model.encoder)
 
 
-def _base(name: str, field: str) -> Any:
-    """The configuration of base weights: a folder, or a hub id (of which nothing else is fetched)."""
+def _base(name: str) -> Any:
+    """The configuration of the base LLM: a folder, or a hub id (of which nothing else is fetched)."""
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         told = str(error).strip().splitlines()[0]
-        part = field.removeprefix("init.")
-        raise ConfigError(f"{field}: {name}: {told}; or describe model.{part}.config") from error
+        raise ConfigError(f"init.llm: {name}: {told}; or describe model.llm.config") from error

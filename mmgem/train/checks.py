@@ -19,7 +19,9 @@ from mmgem.config.compare import difference
 from mmgem.config.ranges import check_ranges
 from mmgem.data.shards import is_shards
 from mmgem.distributed.world import World
+from mmgem.encoders import encoder_class
 from mmgem.errors import ConfigError
+from mmgem.models.connectors import connector_class
 from mmgem.tasks.base import Task, tasks_of
 
 
@@ -27,6 +29,8 @@ def check(recipe: Recipe, world: World) -> list[Task[Any]]:
     """The tasks of ``recipe``. Raises ``ConfigError`` naming the field if it cannot train in ``world``."""
     check_ranges(recipe)
     tasks = tasks_of(recipe)
+    encoder_class(recipe.model.encoder)
+    connector_class(recipe.model.connector)
     train = recipe.train
     changed = difference(to_dict(Recipe(TrainConfig(train.out))), to_dict(recipe))
     for idle, fields, why in _idle(recipe, tasks):
@@ -73,8 +77,8 @@ def _idle(recipe: Recipe, tasks: Sequence[Task[Any]]) -> Iterator[tuple[bool, st
     yield not shards, "data.workers data.window", "counts for shards; data.train is loose files"
     boxes = "data.mosaics data.region_size"
     yield not data.region_share, boxes, "counts only if data.region_share is above 0"
-    efficient = recipe.model.encoder.kind == "efficientnet_lite0"
-    yield not efficient, "model.encoder.freeze_until", "counts for EfficientNet only"
+    stages = encoder_class(recipe.model.encoder).can_freeze_stages
+    yield not stages, "model.encoder.freeze_until", "counts for EfficientNet and others with stages only"
     parts = "init.encoder init.llm init.layers init.keep_layers init.quantize_embeddings"
     yield init.checkpoint is not None, parts, "init.checkpoint excludes it, and brings its own"
     yield init.layers is not None, "init.keep_layers", "excludes init.layers"

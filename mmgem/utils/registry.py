@@ -1,7 +1,7 @@
 """What can be chosen by name, here and in other packages: tasks, encoders, connectors, stores.
 
 Ours are named by where they lie and imported when they are asked for; those of other packages are entry
-points of a group, or registered by a module that was imported before (``mmgem --plugin FILE``).
+points of a group, or registered by a plugin (``mmgem --plugin FILE``, see :mod:`mmgem.utils.plugins`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from mmgem.errors import ConfigError
+from mmgem.utils.plugins import load_named_plugins
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
+        if name not in self._made and name not in self._places:
+            load_named_plugins()
         if name not in self._made:
             if name not in self._places:
                 self._places |= {e.name: e.value for e in entry_points(group=self.group)}
@@ -55,6 +58,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return name in set(self)
 
     def __iter__(self) -> Iterator[str]:
+        load_named_plugins()
         outside = {e.name for e in entry_points(group=self.group)}
         return iter(sorted(self._made.keys() | self._places.keys() | outside))
 

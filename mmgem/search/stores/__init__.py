@@ -1,21 +1,27 @@
 """Vector stores: an index pushed to where other processes and machines can search it.
 
 A place is ``KIND:WHERE``, as ``qdrant:http://localhost:6333`` or ``lance:vectors/``; a kind is a file here
-with a class of its own, and a line in :data:`STORES`.
+with a class of its own, and a line in :data:`STORES`; one of your own registers itself there.
 """
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 
 from mmgem.errors import UsageError
 from mmgem.search.stores.base import VectorStore
+from mmgem.utils.registry import Registry
 
-STORES = {
-    "qdrant": "mmgem.search.stores.qdrant:QdrantStore",
-    "lance": "mmgem.search.stores.lance:LanceStore",
-}
-"""Where the class of each kind is."""
+STORES: Registry[Callable[[str, str, bool], VectorStore]] = Registry(
+    "vector store",
+    {
+        "qdrant": "mmgem.search.stores.qdrant:QdrantStore",
+        "lance": "mmgem.search.stores.lance:LanceStore",
+    },
+    "mmgem.stores",
+)
+"""What opens a store of each kind: it takes WHERE, the collection's name, and whether to make a folder that does
+not exist."""
 
 
 def open_store(place: str, name: str, create: bool = False) -> VectorStore:
@@ -28,6 +34,5 @@ def open_store(place: str, name: str, create: bool = False) -> VectorStore:
     kind, _, where = place.partition(":")
     if kind not in STORES or not where:
         forms = " or ".join(f"{name_of_kind}:WHERE" for name_of_kind in STORES)
-        raise UsageError(f"{place!r} is no store; give {forms}")
-    module, _, class_name = STORES[kind].partition(":")
-    return getattr(importlib.import_module(module), class_name)(where, name, create)
+        raise UsageError(f"{place!r} is no store; give {forms} (one of your own is made known by --plugin)")
+    return STORES[kind](where, name, create)

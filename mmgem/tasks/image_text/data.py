@@ -21,6 +21,7 @@ from mmgem.data.shards.batches import StreamBatches
 from mmgem.data.shards.stream import ShardStream
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import SINGLE_PROCESS, World
+from mmgem.encoders import encoder_class
 from mmgem.encoders.feature_cache import cache_features
 from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.models.network import MMGEMNetwork
@@ -42,8 +43,8 @@ def check_files(data: DataConfig) -> None:
 
 def check_encoder(recipe: Recipe, encoder: EncoderConfig) -> None:
     """Raise ``ConfigError`` if an encoder is to train of which ``recipe`` caches the last map."""
-    whole = encoder.kind == "transformers" or encoder.freeze_until is None
-    if recipe.optim.lr_encoder > 0 and recipe.data.cached and whole:
+    kind = encoder_class(encoder)
+    if recipe.optim.lr_encoder > 0 and recipe.data.cached and not kind.trains_when_cached(encoder):
         raise ConfigError(
             "optim.lr_encoder: a cached encoder trains only above model.encoder.freeze_until (EfficientNet); "
             "set that, or data.cached = false"

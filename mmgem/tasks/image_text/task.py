@@ -16,6 +16,7 @@ from mmgem.data.shards.ahead import Ahead
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.partition import check_enough
 from mmgem.distributed.world import World
+from mmgem.encoders import encoder_class
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize, Task, Terms
@@ -71,8 +72,9 @@ class ImageTextTask(Task[Batch]):
         data, train = self.recipe.data, self.recipe.train
         if data.train is None:
             raise ConfigError("data.train: missing")
-        if self.recipe.model.encoder.kind == "none":
-            raise ConfigError('data.train: a model with model.encoder.kind = "none" reads no images')
+        if not encoder_class(self.recipe.model.encoder).sees_images:
+            kind = self.recipe.model.encoder.kind
+            raise ConfigError(f'data.train: a model with model.encoder.kind = "{kind}" reads no images')
         if 0 < data.region_size < 32:
             raise ConfigError(f"data.region_size: {data.region_size} is neither 0 nor 32 pixels or more")
         boxes = round(train.batch_size * data.region_share)

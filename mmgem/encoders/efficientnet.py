@@ -8,9 +8,18 @@ inference, faster, and the form that fine-tunes well on small batches (frozen st
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from mmgem.config import EncoderConfig
+from mmgem.encoders.base import Encoder
+from mmgem.errors import CheckpointError, ConfigError
 
 # (expansion, kernel, stride, out channels, repeats); stem and last stage are not scaled in Lite0.
 LITE0_STAGES = (
@@ -129,3 +138,62 @@ def fold_batch_norm(weights: dict[str, Tensor], eps: float = 1e-3) -> dict[str, 
         out[f"{target}.weight"] = w * scale[:, None, None, None]
         out[f"{target}.bias"] = weights[f"{bn}.bias"] - weights[f"{bn}.running_mean"] * scale
     return out
+
+
+class EfficientNetLiteEncoder(Encoder):
+    """EfficientNet-Lite0. ``freeze_until``: how many of its 16 blocks belong to ``frozen_stem`` (None: the
+    whole net)."""
+
+    can_freeze_stages = True
+    pulled_weights = ("efficientnet_lite0",)
+
+    def __init__(self, freeze_until: int | None = None, size: int = 224, stem: int = 32, head: int = 1280):
+        super().__init__()
+        self.net = EfficientNetLite(stem=stem, head=head)
+        if freeze_until is not None and not 0 <= freeze_until <= len(self.net.blocks):
+            raise ConfigError(
+                f"model.encoder.freeze_until: {freeze_until} is not between 0 and {len(self.net.blocks)}"
+            )
+        self.freeze_until, self.size, self.channels = freeze_until, size, head
+
+    @classmethod
+    def load_base(cls, source: str, config: EncoderConfig) -> tuple[dict[str, Tensor], EncoderConfig]:
+        """Weights of a folder that ``mmgem pull`` made. Raises ``ConfigError`` for another, and
+        ``CheckpointError`` for damaged weights and for those of another shape."""
+        folder = Path(source)
+        facts = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        if facts.get("kind") != "efficientnet_lite0":
+            raise ConfigError(f"init.encoder: {folder} does not hold EfficientNet-Lite0 weights")
+        encoder = cls.build(config)
+        try:
+            encoder.net.load_state_dict(load_file(str(folder / "model.safetensors")))
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder / 'model.safetensors'}: {error}") from error
+        except RuntimeError as error:
+            wrong = [line.strip() for line in str(error).splitlines()[1:2]]
+            raise CheckpointError(f"{folder}: tensors do not fit the model: {' '.join(wrong)}") from error
+        return encoder.state_dict(), config
+
+    def frozen_stem(self, pixels: Tensor) -> Tensor:
+        """Stem and the first ``freeze_until`` blocks."""
+        x = self.net.stem.relu6(pixels.contiguous(memory_format=torch.channels_last))
+        for block in self.net.blocks[: self.freeze_until]:
+            x = block(x)
+        if self.freeze_until is None:
+            x = self.net.head.relu6(x)
+        return x.permute(0, 2, 3, 1)
+
+    def trainable_head(self, features: Tensor) -> Tensor:
+        """The remaining blocks and the 1280-channel head."""
+        if self.freeze_until is None:
+            return features
+        x = features.permute(0, 3, 1, 2)
+        for block in self.net.blocks[self.freeze_until :]:
+            x = block(x)
+        return self.net.head.relu6(x).permute(0, 2, 3, 1)
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the stem and the first ``freeze_until`` blocks."""
+        if self.freeze_until is None:
+            return list(self.parameters())
+        return [*self.net.stem.parameters(), *self.net.blocks[: self.freeze_until].parameters()]

@@ -1,0 +1,70 @@
+"""Plugins: Python files or modules that register things of one's own when they are imported.
+
+Only who starts a process names them, by ``mmgem --plugin`` or the variable ``MMGEM_PLUGINS``, which processes
+that are started from there inherit. A recipe or a model folder never does: data are not programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from mmgem.errors import MMGEMError, UsageError
+
+VARIABLE = "MMGEM_PLUGINS"
+"""Plugins to load, separated as the folders of ``PATH`` are."""
+
+
+def load_plugin(plugin: str | os.PathLike[str]) -> ModuleType:
+    """Import a Python file (``*.py``) or a module by its name, once, and name it in ``MMGEM_PLUGINS`` for the
+    processes that this one starts. Raises ``UsageError`` with what is wrong with it."""
+    name = os.fspath(plugin)
+    if name.endswith(".py"):
+        name = str(Path(name).resolve())
+    module = _load(name)
+    known = _named()
+    if name not in known:
+        os.environ[VARIABLE] = os.pathsep.join([*known, name])
+    return module
+
+
+def load_named_plugins() -> None:
+    """Load what ``MMGEM_PLUGINS`` names. Raises ``UsageError`` as :func:`load_plugin` does."""
+    for name in _named():
+        _load(name)
+
+
+def _named() -> list[str]:
+    return [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
+
+
+def _load(name: str) -> ModuleType:
+    try:
+        return _import_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+    except MMGEMError as error:
+        raise UsageError(f"plugin {name}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"plugin {name}: {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"mmgem_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise UsageError("no such file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
