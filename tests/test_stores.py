@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_ann import DIM, add, units
+from test_hnsw import DIM, add, units
 
 from mmgem.cli.main import main
 from mmgem.errors import SearchIndexError, UsageError

@@ -20,8 +20,8 @@ STORES: Registry[Callable[[str, str, bool], VectorStore]] = Registry(
     },
     "mmgem.stores",
 )
-"""What opens a store of each kind: it takes WHERE, the collection's name, and whether to make a folder that does
-not exist."""
+"""What opens a store of each kind: it takes WHERE, the collection's name, and whether to make a folder that
+does not exist."""
 
 
 def open_store(place: str, name: str, create: bool = False) -> VectorStore:
@@ -33,6 +33,6 @@ def open_store(place: str, name: str, create: bool = False) -> VectorStore:
     """
     kind, _, where = place.partition(":")
     if kind not in STORES or not where:
-        forms = " or ".join(f"{name_of_kind}:WHERE" for name_of_kind in STORES)
+        forms = " or ".join(f"{known}:WHERE" for known in STORES)
         raise UsageError(f"{place!r} is no store; give {forms} (one of your own is made known by --plugin)")
     return STORES[kind](where, name, create)
