@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgem.data.prose import sentences, split_prose
+from mmgem.data.sentences import passage_sentences, split_prose
 from mmgem.errors import DataError, UsageError
 from mmgem.self_retrieval.documents import split_document
 from mmgem.self_retrieval.passages import Passage, Query, load_corpus, load_queries
@@ -313,21 +313,21 @@ def test_sentences_joined_are_the_text(text: str) -> None:
 
 def test_sentences_to_memorise() -> None:
     eight, three = prose(1, 8)[0], prose(1, 3)[0]
-    assert sentences(f"{eight} {eight}") == [eight, eight]
-    assert sentences(f"{eight} {three}") == [f"{eight} {three}"]
-    assert sentences(f"{three} {eight}") == [f"{three} {eight}"]
+    assert passage_sentences(f"{eight} {eight}") == [eight, eight]
+    assert passage_sentences(f"{eight} {three}") == [f"{eight} {three}"]
+    assert passage_sentences(f"{three} {eight}") == [f"{three} {eight}"]
     full = prose(1, 48)[0]
-    assert sentences(f"{full} {three} {eight}") == [full, f"{three} {eight}"]
-    assert sentences(f"{full} {three}") == [full]
-    assert sentences(three) == [three]
-    assert sentences("") == []
-    assert sentences(" ".join(map(str, range(10))), least=20, most=4) == ["0 1 2 3"]
-    assert [len(s.split()) for s in sentences(prose(1, 100)[0])] == [33, 33, 34]
+    assert passage_sentences(f"{full} {three} {eight}") == [full, f"{three} {eight}"]
+    assert passage_sentences(f"{full} {three}") == [full]
+    assert passage_sentences(three) == [three]
+    assert passage_sentences("") == []
+    assert passage_sentences(" ".join(map(str, range(10))), least=20, most=4) == ["0 1 2 3"]
+    assert [len(s.split()) for s in passage_sentences(prose(1, 100)[0])] == [33, 33, 34]
 
 
 @given(st.lists(st.integers(2, 120), min_size=1, max_size=6))
 def test_sentences_have_as_many_words_as_asked(lengths: list[int]) -> None:
-    found = sentences(" ".join(prose(1, n, i)[0] for i, n in enumerate(lengths)))
+    found = passage_sentences(" ".join(prose(1, n, i)[0] for i, n in enumerate(lengths)))
     if sum(lengths) >= 6:
         assert all(6 <= len(s.split()) <= 49 for s in found)
     assert found

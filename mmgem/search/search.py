@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mmgem.data.records import Box
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search.hnsw import HNSWIndex
-from mmgem.search.index_store import Box, IndexSnapshot, check_fingerprint, read_index
+from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
 from mmgem.search.spatial_filter import SpatialFilter
 
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.

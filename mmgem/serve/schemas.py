@@ -34,7 +34,7 @@ def _one_of(message: str) -> Discriminator:
     return Discriminator(_branch, "wrong_kind", message)
 
 
-Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+BoxField = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 """x0, y0, x1, y1 in pixels of the upright photo."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=limits.TEXT_CHARS, pattern=r"\S")]
 PhotoId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -72,7 +72,7 @@ class SearchRequest(Request):
     text: Text | None = None
     image: Sent | None = None
     photo: PhotoId | None = None
-    box: Box | None = None
+    box: BoxField | None = None
     k: int = Field(10, ge=1, le=limits.HITS)
     regions: bool = False
     where: str | None = None
@@ -94,7 +94,7 @@ class SearchRequest(Request):
 class CaptionRequest(PhotoRequest):
     """A photo, or boxes of it, to describe."""
 
-    boxes: list[Box] | None = Field(None, min_length=1, max_length=limits.BOXES)
+    boxes: list[BoxField] | None = Field(None, min_length=1, max_length=limits.BOXES)
     beams: int = Field(3, ge=1, le=8)
 
 
@@ -102,7 +102,7 @@ class ClassifyRequest(PhotoRequest):
     """A photo and what it may show."""
 
     classes: list[Text] = Field(min_length=2, max_length=limits.CLASSES)
-    box: Box | None = None
+    box: BoxField | None = None
     top: int = Field(3, ge=1, le=limits.CLASSES)
 
 
@@ -199,7 +199,7 @@ class HitReply(PhotoName):
     score: float
     width: int | None
     height: int | None
-    box: Box | None
+    box: BoxField | None
     cosine: float | None
     log_prob: float | None
 
@@ -222,7 +222,7 @@ class Sized(Timed):
 class Caption(BaseModel):
     """A sentence about a box, or about the whole photo (null)."""
 
-    box: Box | None
+    box: BoxField | None
     text: str
 
 
@@ -248,7 +248,7 @@ class ClassifyReply(Timed):
 class Region(BaseModel):
     """A box and, if asked for, what it shows."""
 
-    box: Box
+    box: BoxField
     caption: str | None
 
 
@@ -314,7 +314,7 @@ class ImagePart(BaseModel):
 
     type: Literal["image_url"]
     image_url: ImageUrl
-    box: Box | None = None
+    box: BoxField | None = None
 
 
 _Text = Annotated[TextPart, Tag("(text)")]
