@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
 from mmgem.export.compress import quantization_bits
 from mmgem.export.run import Backend, use_graphs, wanted_graphs
+from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.inference.captioning import describe
 from mmgem.inference.images import encode_images, find_regions, text_heatmaps
 from mmgem.inference.texts import embed_texts, truncate_embeddings, unit_rows
@@ -151,34 +153,44 @@ class MMGEM:
         self,
         images: Sequence[ImageSource],
         boxes: Sequence[Box | None] | None = None,
-        beams: int = 3,
-        max_tokens: int = 30,
-        assess: float = 0.15,
+        beams: int = CAPTION_DEFAULTS.beams,
+        max_tokens: int = CAPTION_DEFAULTS.max_tokens,
+        clip_rescore_weight: float = CAPTION_DEFAULTS.clip_rescore_weight,
+        assess: float | None = None,
     ) -> list[str]:
         """Describe each image, or one box of each, in a sentence. ``beams=1`` is greedy decoding.
 
-        ``assess``: how much the model's own embedding of what beam search found decides which is said, added
-        to log P a token as a multiple of cosine over temperature; 0: log P alone.
+        ``max_tokens``: where a caption that goes on is cut. ``clip_rescore_weight``: how much the model's own
+        embedding of what beam search found decides which is said, added to log P a token as a multiple of
+        cosine over temperature; 0: log P alone. ``assess``: its name of before, deprecated. Raises
+        ``UsageError`` for ``beams`` or ``max_tokens`` below 1, and as :meth:`embed_images` does.
         """
-        return self.describe(images, boxes, beams, max_tokens, assess)[1]
+        weight = _clip_rescore_weight(clip_rescore_weight, assess)
+        options = CaptionOptions(beams, max_tokens, clip_rescore_weight=weight)
+        return self._describe(images, boxes, options)[1]
 
-    @torch.inference_mode()
     def describe(
         self,
         images: Sequence[ImageSource],
         boxes: Sequence[Box | None] | None = None,
-        beams: int = 3,
-        max_tokens: int = 30,
-        assess: float = 0.15,
+        beams: int = CAPTION_DEFAULTS.beams,
+        max_tokens: int = CAPTION_DEFAULTS.max_tokens,
+        clip_rescore_weight: float = CAPTION_DEFAULTS.clip_rescore_weight,
+        assess: float | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """:meth:`embed_images` and :meth:`caption` in one pass of the encoder: ``(n, D)`` float32 of unit
         length, and a caption each."""
-        if beams < 1 or max_tokens < 1:
-            raise UsageError("beams and max_tokens must be at least 1")
+        weight = _clip_rescore_weight(clip_rescore_weight, assess)
+        return self._describe(images, boxes, CaptionOptions(beams, max_tokens, clip_rescore_weight=weight))
+
+    @torch.inference_mode()
+    def _describe(
+        self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None, options: CaptionOptions
+    ) -> tuple[np.ndarray, list[str]]:
         vectors, captions = [np.empty((0, self.dim), np.float32)], []
         for visual in (part for chunk in self._visual(images, boxes) for part in chunk.split(self.batch)):
             vectors.append(unit_rows(visual[:, 0]))
-            captions += describe(self.network, self.tokenizer, visual, beams, max_tokens, assess)
+            captions += describe(self.network, self.tokenizer, visual, options)
         return np.concatenate(vectors), captions
 
     @torch.inference_mode()
@@ -253,6 +265,14 @@ def _listed(images: Sequence[ImageSource]) -> Sequence[ImageSource]:
     if isinstance(images, str | bytes | os.PathLike):
         raise UsageError("images must be a list, not one image")
     return images
+
+
+def _clip_rescore_weight(weight: float, assess: float | None) -> float:
+    """The weight by its name of before, ``assess``, if that was used."""
+    if assess is None:
+        return weight
+    warnings.warn("assess is called clip_rescore_weight now", DeprecationWarning, stacklevel=3)
+    return assess
 
 
 def _same(one: ImageSource, other: ImageSource) -> bool:

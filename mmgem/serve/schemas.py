@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from mmgem.inference.caption_options import CAPTION_DEFAULTS
 from mmgem.serve import limits
 from mmgem.serve.image_input import Upload
 
@@ -95,7 +96,7 @@ class CaptionRequest(PhotoRequest):
     """A photo, or boxes of it, to describe."""
 
     boxes: list[BoxField] | None = Field(None, min_length=1, max_length=limits.BOXES)
-    beams: int = Field(3, ge=1, le=8)
+    beams: int = Field(CAPTION_DEFAULTS.beams, ge=1, le=8)
 
 
 class ClassifyRequest(PhotoRequest):
