@@ -14,8 +14,7 @@ import pytest
 import toys
 from PIL import Image
 
-from mmgem import MMGEM
-from mmgem import integrations
+from mmgem import MMGEM, integrations
 from mmgem.checkpoints.model_folder import save_model
 from mmgem.cli.main import main
 from mmgem.data.readers import load_dataset

@@ -59,7 +59,7 @@ async def embeddings(request: Request) -> Response:
     """Unit vectors of texts and photos: the dot product of two is their similarity.
 
     ``dimensions``: only the first so many numbers, of unit length again. ``tiny`` loses
-    little by that, a model that was never turned to its axes (``mmgem export --order``) much.
+    little by that, a model that was never rotated (``mmgem export --pca-rotate``) much.
     """
     service, body = service_of(request), await parse_body(request, EmbeddingRequest)
     _check_model(service, body.model)
