@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from logs import warns
 
 from mmgem.data.sentences import passage_sentences, split_prose
 from mmgem.errors import DataError, UsageError
@@ -253,7 +254,7 @@ def test_a_folder(tmp_path: Path) -> None:
         (tmp_path / "sub/empty.md", "no text"),
         (tmp_path / "zero.txt", "not text, it holds zero bytes"),
     ]
-    with pytest.warns(UserWarning, match="skipped") as warned:
+    with warns(match="skipped") as warned:
         assert load_corpus(tmp_path) == found
     assert len(warned) == 4
     assert load_corpus(tmp_path / "sub" / "a.md") == [Passage("a.md#1", "A", "Text of A.")]

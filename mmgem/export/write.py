@@ -63,8 +63,8 @@ def export_graphs(
 
     ``min_cosine``: the lowest cosine of an embedding with torch's that is accepted, of sample texts and
     pictures; None: ``MIN_COSINE``. ``traced``: a folder of :func:`write_onnx` of this model, else it is made.
-    Raises ``CheckpointError`` if a cosine is lower, or the model cannot be loaded; ``UsageError`` if a package
-    is missing, or for bfloat16 in ONNX, which runs there nowhere.
+    Raises ``CheckpointError`` if a cosine is lower, or the model cannot be loaded; ``UsageError`` if a
+    package is missing, or for bfloat16 in ONNX, which runs there nowhere.
     """
     if kind == "onnx" and precision == "bfloat16":
         raise UsageError("bfloat16 is for openvino; onnx has float32 and int8")

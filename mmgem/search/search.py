@@ -11,8 +11,8 @@ Equal scores are ordered by path, then box, so the same search always gives the 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -25,6 +25,8 @@ from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search.hnsw import HNSWIndex
 from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
 from mmgem.search.spatial_filter import SpatialFilter
+
+_log = logging.getLogger(__name__)
 
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
 _QUERY_BATCH_SIZE = 32
@@ -78,8 +80,8 @@ class PhotoIndex:
 
         Without ``folder`` they are where they were when indexed or, if that is gone, at the same place
         relative to the index. An HNSW index that it keeps is used, unless ``exact``; one that cannot be is a
-        warning, and the search is exact. Raises SearchIndexError if the index is missing or damaged, or
-        if ``fingerprint`` is given and the index was built by another model.
+        warning in the log, and the search is exact. Raises SearchIndexError if the index is missing or
+        damaged, or if ``fingerprint`` is given and the index was built by another model.
         """
         out = Path(path)
         snapshot = read_index(out)
@@ -89,7 +91,7 @@ class PhotoIndex:
         try:
             hnsw = None if exact else HNSWIndex.open(out, snapshot)
         except (SearchIndexError, UsageError) as problem:
-            warnings.warn(f"{problem}; searching all vectors until then", stacklevel=2)
+            _log.warning("%s; searching all vectors until then", problem)
         return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw)
 
     def __len__(self) -> int:

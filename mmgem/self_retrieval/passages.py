@@ -9,8 +9,8 @@ passage's id is its file's path below the folder, ``#`` and its number in the fi
 from __future__ import annotations
 
 import json
+import logging
 import re
-import warnings
 from codecs import BOM_UTF8
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from typing import Any
 
 from mmgem.errors import DataError, UsageError
 from mmgem.self_retrieval.documents import SUFFIXES, read_document, text_files
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ def load_corpus(path: Path, skipped: list[tuple[Path, str]] | None = None) -> li
     """Read a ``.jsonl``, ``.txt``, ``.md`` or ``.markdown`` file, or a folder of the last three.
 
     Files of a folder that cannot be read or have no text are appended to ``skipped`` with the reason (without
-    it, each is a warning); hidden ones are passed over. Raises ``UsageError`` if ``path`` is missing or of
-    another kind, ``DataError`` ("file:line: ...") for a malformed line, an id that is there twice, and where
-    no passage is left.
+    it, each is a warning in the log); hidden ones are passed over. Raises ``UsageError`` if ``path`` is
+    missing or of another kind, ``DataError`` ("file:line: ...") for a malformed line, an id that is there
+    twice, and where no passage is left.
     """
     if path.is_dir():
         return _folder(path, skipped)
@@ -96,7 +98,7 @@ def _folder(root: Path, skipped: list[tuple[Path, str]] | None) -> list[Passage]
         skipped += left
     else:
         for path, reason in left:
-            warnings.warn(f"{path}: skipped, {reason}", stacklevel=3)
+            _log.warning("%s: skipped, %s", path, reason)
     return passages
 
 
