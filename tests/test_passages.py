@@ -257,7 +257,7 @@ def test_a_folder(tmp_path: Path) -> None:
     with warns(match="skipped") as warned:
         assert load_corpus(tmp_path) == found
     assert len(warned) == 4
-    assert load_corpus(tmp_path / "sub" / "a.md") == [Passage("a.md#1", "A", "Text of A.")]
+    assert load_corpus(str(tmp_path / "sub" / "a.md")) == [Passage("a.md#1", "A", "Text of A.")]
 
 
 def test_a_folder_of_which_nothing_is_left(tmp_path: Path) -> None:

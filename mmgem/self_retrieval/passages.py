@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from codecs import BOM_UTF8
 from collections.abc import Container, Iterator
@@ -42,7 +43,7 @@ class Query:
     answers: tuple[str, ...]
 
 
-def load_corpus(path: Path, skipped: list[tuple[Path, str]] | None = None) -> list[Passage]:
+def load_corpus(path: str | os.PathLike[str], skipped: list[tuple[Path, str]] | None = None) -> list[Passage]:
     """Read a ``.jsonl``, ``.txt``, ``.md`` or ``.markdown`` file, or a folder of the last three.
 
     Files of a folder that cannot be read or have no text are appended to ``skipped`` with the reason (without
@@ -50,6 +51,7 @@ def load_corpus(path: Path, skipped: list[tuple[Path, str]] | None = None) -> li
     missing or of another kind, ``DataError`` ("file:line: ...") for a malformed line, an id that is there
     twice, and where no passage is left.
     """
+    path = Path(path)
     if path.is_dir():
         return _folder(path, skipped)
     if path.suffix.lower() in SUFFIXES and path.exists():
@@ -62,14 +64,14 @@ def load_corpus(path: Path, skipped: list[tuple[Path, str]] | None = None) -> li
     ]
 
 
-def load_queries(path: Path, known: Container[str] | None = None) -> list[Query]:
+def load_queries(path: str | os.PathLike[str], known: Container[str] | None = None) -> list[Query]:
     """Read a JSONL file of queries; ``known``: the ids of passages there are, if they are to be checked.
 
     Raises ``UsageError`` if the file cannot be opened, ``DataError`` ("file:line: ...") for a malformed line,
     a query without positives, one whose passage is not known, and a file without queries.
     """
     queries = []
-    for where, value in _objects(path, "queries"):
+    for where, value in _objects(Path(path), "queries"):
         positives = tuple(dict.fromkeys(_strings(value, "positives", where)))
         if not positives:
             raise DataError(f"{where}: positives is empty; a query needs the id of a passage")
