@@ -58,8 +58,8 @@ class RerankOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankedHit(Hit):
-    """A hit whose score is one of :meth:`RerankOptions.scores`, with its cosine and log P(text | image) a token, end
-    of text included, in nats."""
+    """A hit whose score is one of :meth:`RerankOptions.scores`, with its cosine and log P(text | image) a
+    token, end of text included, in nats."""
 
     cosine: float
     log_prob: float
@@ -74,7 +74,8 @@ def rerank(
     options: RerankOptions | None = None,
 ) -> list[RerankedHit]:
     """The ``k`` best photos of ``index`` for ``text``, best first: found by cosine, at least
-    ``options.candidates`` of them, and ordered by :meth:`RerankOptions.scores`; equal ones as they were found.
+    ``options.candidates`` of them, and ordered by :meth:`RerankOptions.scores`; equal ones as they
+    were found.
 
     Raises ``DataError`` for an empty text or one over ``max_text_tokens``, ``UsageError`` for ``k`` below 1
     and as :func:`log_probs` does.
