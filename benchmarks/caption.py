@@ -20,10 +20,11 @@ from torch import Tensor
 from mmgem.checkpoints.model_folder import load_model
 from mmgem.checkpoints.resolve import resolve
 from mmgem.config import EncoderConfig, LLMConfig, ModelConfig
+from mmgem.inference.caption_options import CAPTION_DEFAULTS
 from mmgem.inference.captioning import generate_captions
 from mmgem.models.network import MMGEMNetwork
 
-ALPHA = 0.7
+ALPHA = CAPTION_DEFAULTS.length_penalty
 
 
 @torch.inference_mode()

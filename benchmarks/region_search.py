@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgem.search.index_store import Box, HashedFile, IndexStore, NewContent
+from mmgem.data.records import Box
+from mmgem.search.index_store import HashedFile, IndexStore, NewContent
 from mmgem.search.search import PhotoIndex, apply_spatial_filter
 from mmgem.search.spatial_filter import SpatialFilter, parse_spatial_filter
 

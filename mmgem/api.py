@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,19 +17,28 @@ from torch import Tensor
 
 from mmgem.checkpoints.hub import read_card, upload, with_front_matter
 from mmgem.checkpoints.model_folder import load_model, save_model
-from mmgem.checkpoints.resolve import fingerprint, resolve
-from mmgem.data.images import ImageSource
+from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
+from mmgem.data.images import ImageSource, foreign_photos
 from mmgem.data.records import Box
 from mmgem.data.tokens import Tokenizer
-from mmgem.errors import UsageError
+from mmgem.errors import ImageError, UsageError
 from mmgem.export.compress import quantization_bits
 from mmgem.export.run import Backend, use_graphs, wanted_graphs
+from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.inference.captioning import describe
 from mmgem.inference.images import encode_images, find_regions, text_heatmaps
 from mmgem.inference.texts import embed_texts, truncate_embeddings, unit_rows
 from mmgem.models.network import MMGEMNetwork
+from mmgem.search.hnsw import update_hnsw_index
+from mmgem.search.index import update_index
+from mmgem.search.index_store import check_fingerprint
 from mmgem.search.rerank import RerankedHit, RerankOptions, rerank, text_log_probs
 from mmgem.search.search import PhotoIndex
+from mmgem.utils.progress import track
+
+_log = logging.getLogger(__name__)
+
+_LISTED = 20  # photos that are skipped, by name
 
 
 class MMGEM:
@@ -43,12 +55,16 @@ class MMGEM:
         fingerprint: str = "",
         batch: int = 32,
         card: str = "",
+        name: str = "",
     ):
+        """``fingerprint`` of the weights and ``name``, what loads them again in any working directory, are
+        kept in an index; empty: this model is in no folder."""
         self.network = network.eval()
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.batch = batch
         self.card = card
+        self.name = name
 
     @classmethod
     def from_pretrained(
@@ -72,7 +88,7 @@ class MMGEM:
         network = network.to(device).to_inference_dtype(getattr(torch, precision))
         if graphs is not None:
             use_graphs(network, folder, graphs)
-        return cls(network, tokenizer, fingerprint(folder), card=read_card(folder))
+        return cls(network, tokenizer, fingerprint(folder), card=read_card(folder), name=lasting_name(name))
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], licence: str | None = None, small: bool = False
@@ -151,34 +167,44 @@ class MMGEM:
         self,
         images: Sequence[ImageSource],
         boxes: Sequence[Box | None] | None = None,
-        beams: int = 3,
-        max_tokens: int = 30,
-        assess: float = 0.15,
+        beams: int = CAPTION_DEFAULTS.beams,
+        max_tokens: int = CAPTION_DEFAULTS.max_tokens,
+        clip_rescore_weight: float = CAPTION_DEFAULTS.clip_rescore_weight,
+        assess: float | None = None,
     ) -> list[str]:
         """Describe each image, or one box of each, in a sentence. ``beams=1`` is greedy decoding.
 
-        ``assess``: how much the model's own embedding of what beam search found decides which is said, added
-        to log P a token as a multiple of cosine over temperature; 0: log P alone.
+        ``max_tokens``: where a caption that goes on is cut. ``clip_rescore_weight``: how much the model's own
+        embedding of what beam search found decides which is said, added to log P a token as a multiple of
+        cosine over temperature; 0: log P alone. ``assess``: its name of before, deprecated. Raises
+        ``UsageError`` for ``beams`` or ``max_tokens`` below 1, and as :meth:`embed_images` does.
         """
-        return self.describe(images, boxes, beams, max_tokens, assess)[1]
+        weight = _clip_rescore_weight(clip_rescore_weight, assess)
+        options = CaptionOptions(beams, max_tokens, clip_rescore_weight=weight)
+        return self._describe(images, boxes, options)[1]
 
-    @torch.inference_mode()
     def describe(
         self,
         images: Sequence[ImageSource],
         boxes: Sequence[Box | None] | None = None,
-        beams: int = 3,
-        max_tokens: int = 30,
-        assess: float = 0.15,
+        beams: int = CAPTION_DEFAULTS.beams,
+        max_tokens: int = CAPTION_DEFAULTS.max_tokens,
+        clip_rescore_weight: float = CAPTION_DEFAULTS.clip_rescore_weight,
+        assess: float | None = None,
     ) -> tuple[np.ndarray, list[str]]:
         """:meth:`embed_images` and :meth:`caption` in one pass of the encoder: ``(n, D)`` float32 of unit
         length, and a caption each."""
-        if beams < 1 or max_tokens < 1:
-            raise UsageError("beams and max_tokens must be at least 1")
+        weight = _clip_rescore_weight(clip_rescore_weight, assess)
+        return self._describe(images, boxes, CaptionOptions(beams, max_tokens, clip_rescore_weight=weight))
+
+    @torch.inference_mode()
+    def _describe(
+        self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None, options: CaptionOptions
+    ) -> tuple[np.ndarray, list[str]]:
         vectors, captions = [np.empty((0, self.dim), np.float32)], []
         for visual in (part for chunk in self._visual(images, boxes) for part in chunk.split(self.batch)):
             vectors.append(unit_rows(visual[:, 0]))
-            captions += describe(self.network, self.tokenizer, visual, beams, max_tokens, assess)
+            captions += describe(self.network, self.tokenizer, visual, options)
         return np.concatenate(vectors), captions
 
     @torch.inference_mode()
@@ -196,6 +222,47 @@ class MMGEM:
             )
             scores += [total / (len(tokens) + 1) for total, tokens in zip(sums.tolist(), chunk, strict=True)]
         return np.asarray(scores, np.float32)
+
+    def index(
+        self, folder: str | os.PathLike[str], out: str | os.PathLike[str], regions: int | None = None
+    ) -> PhotoIndex:
+        """Make the index ``out``, a folder of its own, hold the photos under ``folder``, and open it: as
+        ``mmgem index`` does, only new and changed photos being embedded.
+
+        ``regions``: how many boxes of each photo can be found beside the whole (None: as the index has it, 0
+        if it is new). Photos that cannot be read are left out, with a warning in the log. Raises
+        ``UsageError`` if ``folder`` has no photos or this model is in no folder, ``ImageError`` if none can
+        be read, ``SearchIndexError`` if the index belongs to another model, folder or number of regions.
+        """
+        if not self.name:
+            raise UsageError("an index needs a model that can be loaded again: save_pretrained, then load it")
+        folder, out = Path(folder).expanduser(), Path(out).expanduser()
+        progress = partial(track, label="Indexing", unit=" photos")
+        report = update_index(
+            out,
+            folder,
+            lambda: self,
+            self.fingerprint,
+            model=self.name,
+            regions=regions,
+            batch=self.batch,
+            progress=progress,
+        )
+        for bad in report.failed[:_LISTED]:
+            _log.warning("skipped %s: %s", folder / bad.path, bad.reason)
+        if len(report.failed) > _LISTED:
+            _log.warning("skipped %d more", len(report.failed) - _LISTED)
+        if foreign := foreign_photos(folder):
+            _log.warning("%s: left out photos that cannot be read: %s", folder, " ".join(foreign))
+        if not report.photos:
+            if not report.failed:
+                raise UsageError(f"{folder}: no photos in this folder")
+            raise ImageError(f"{folder}: none of the {len(report.failed)} photos could be read")
+        try:
+            update_hnsw_index(out)
+        except UsageError as error:
+            _log.warning("%s: its HNSW index stays as it was: %s", out, error)
+        return open_index(out, self)
 
     def rerank(
         self, index: PhotoIndex, text: str, k: int = 10, options: RerankOptions | None = None
@@ -249,10 +316,51 @@ class MMGEM:
             )
 
 
+def open_index(
+    path: str | os.PathLike[str],
+    model: MMGEM | str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    exact: bool = False,
+) -> PhotoIndex:
+    """Open an index of :meth:`MMGEM.index` or ``mmgem index``, to be searched by texts, images or vectors.
+
+    ``model``: the one that made the index, or where it is now; None: as the index remembers it, loaded when a
+    text or an image is first searched for. ``folder``: where the photos are, if they have moved. ``exact``:
+    compare all vectors, even if there is an HNSW index. Raises ``SearchIndexError`` if the index is missing,
+    damaged, or made by another model; ``CheckpointError`` if the model is not there.
+    """
+    path = Path(path).expanduser()
+    photos = Path(folder).expanduser() if folder is not None else None
+    if isinstance(model, MMGEM):
+        index = PhotoIndex.open(path, photos, model.fingerprint, exact)
+        index.load_embedder = lambda: model
+        return index
+    known = fingerprint(resolve(model)) if model is not None else None
+    index = PhotoIndex.open(path, photos, known, exact)
+
+    def load() -> MMGEM:
+        if model is None and not index.model:
+            raise UsageError(f"{path}: does not say which model made it; give model")
+        loaded = MMGEM.from_pretrained(model if model is not None else index.model)
+        check_fingerprint(path, index.fingerprint, loaded.fingerprint)
+        return loaded
+
+    index.load_embedder = load
+    return index
+
+
 def _listed(images: Sequence[ImageSource]) -> Sequence[ImageSource]:
     if isinstance(images, str | bytes | os.PathLike):
         raise UsageError("images must be a list, not one image")
     return images
+
+
+def _clip_rescore_weight(weight: float, assess: float | None) -> float:
+    """The weight by its name of before, ``assess``, if that was used."""
+    if assess is None:
+        return weight
+    warnings.warn("assess is called clip_rescore_weight now", DeprecationWarning, stacklevel=3)
+    return assess
 
 
 def _same(one: ImageSource, other: ImageSource) -> bool:

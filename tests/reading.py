@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from logs import logged
 
 from mmgem.data.records import Record, read_jsonl, write_jsonl
 from mmgem.errors import DataError, UsageError
@@ -27,19 +28,20 @@ def refused(call, *args, **kwargs) -> str:
 
 def quiet(call, *args, **kwargs):
     """The result of a call that must not warn."""
-    with warnings.catch_warnings():
+    with logged() as records, warnings.catch_warnings():
         warnings.simplefilter("error")
-        return call(*args, **kwargs)
+        result = call(*args, **kwargs)
+    assert not records
+    return result
 
 
 def warned(call, *args, **kwargs) -> tuple[list[Record], str]:
-    """The result of a call, and the one line it warned of; the line must come from a file of mmgem's."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    """The result of a call, and the one line it warned of; the line must come from a logger of mmgem's."""
+    with logged() as said:
         records = call(*args, **kwargs)
-    assert len(said) == 1 and "mmgem" in Path(said[0].filename).parts
-    assert "\n" not in str(said[0].message)
-    return records, str(said[0].message)
+    assert len(said) == 1 and said[0].name.startswith("mmgem.") and said[0].levelname == "WARNING"
+    assert "\n" not in said[0].getMessage()
+    return records, said[0].getMessage()
 
 
 def survives(records: list[Record], path: Path) -> None:

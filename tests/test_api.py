@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def test_wrong_arguments(model: MMGEM, tiny_photos: list[Path], tmp_path: Path) 
 def test_captions_are_decoded_text(tmp_path: Path) -> None:
     model = toy(llm="qwen3")
     photos = tiny.save_photos(tmp_path, 3)
-    captions = model.caption(photos, beams=2, max_tokens=5, assess=0)
+    captions = model.caption(photos, beams=2, max_tokens=5, clip_rescore_weight=0)
     pixels = normalise(np.stack([to_square(open_image(p), toys.prep()) for p in photos]), toys.prep())
     with torch.no_grad():
         prefixes = model.network.project_visual_prefix(
@@ -262,3 +263,34 @@ def test_describe_is_both_at_once(model: MMGEM, tiny_photos: list[Path]) -> None
     assert captions == model.caption(photos, boxes, beams=2)
     vectors, captions = model.describe([])
     assert (vectors.shape, captions) == ((0, model.dim), [])
+
+
+def test_assess_is_the_old_name_of_the_weight(tiny_photos: list[Path]) -> None:
+    model = toy(llm="qwen3")
+    for method in (model.caption, model.describe):
+        with pytest.warns(DeprecationWarning, match="assess is called clip_rescore_weight") as said:
+            old = method(tiny_photos, max_tokens=5, assess=3.0)
+        assert said[0].filename == __file__
+        new = method(tiny_photos, max_tokens=5, clip_rescore_weight=3.0)
+        if method == model.caption:
+            assert old == new
+        else:
+            assert old[1] == new[1]
+
+
+def test_captions_have_one_set_of_defaults() -> None:
+    from mmgem.cli.caption import caption
+    from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
+    from mmgem.inference.captioning import caption_candidates
+    from mmgem.serve.schemas import CaptionRequest
+
+    assert CaptionOptions() == CAPTION_DEFAULTS
+    assert CaptionOptions(3, 30, 0.7, 0.15) == CAPTION_DEFAULTS
+    assert CaptionRequest.model_fields["beams"].default == CAPTION_DEFAULTS.beams
+    for function in (MMGEM.caption, MMGEM.describe, caption_candidates, generate_captions, caption):
+        for name, parameter in inspect.signature(function).parameters.items():
+            if hasattr(CAPTION_DEFAULTS, name):
+                assert parameter.default == getattr(CAPTION_DEFAULTS, name), (function, name)
+    for wrong in ({"beams": 0}, {"max_tokens": 0}):
+        with pytest.raises(UsageError, match="at least 1"):
+            CaptionOptions(**wrong)

@@ -259,9 +259,9 @@ def test_fingerprint_tells_models_apart(folder: Path, tmp_path: Path) -> None:
 
 def test_a_shipped_copy_is_small_and_nearly_the_same(tmp_path: Path, tiny_model_folder: Path) -> None:
     from mmgem import MMGEM
-    from mmgem.export.compress import ship
+    from mmgem.export.compress import compress_model
 
-    size = ship(tiny_model_folder, tmp_path / "small")
+    size = compress_model(tiny_model_folder, tmp_path / "small")
     weights = (tmp_path / "small" / "model.safetensors").stat().st_size
     # Toy matrices are small beside the names and scales; real ones shrink to a quarter and an eighth.
     assert weights < (tiny_model_folder / "model.safetensors").stat().st_size
@@ -274,7 +274,7 @@ def test_a_shipped_copy_is_small_and_nearly_the_same(tmp_path: Path, tiny_model_
 
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
 def test_a_turned_model_is_the_same_one(projection: str) -> None:
-    from mmgem.export.rotate import turn
+    from mmgem.export.rotate import rotate_embedding_space
     from mmgem.inference.pca import pca_components
 
     network = toys.network(projection=projection, dropout=0.0)
@@ -284,7 +284,7 @@ def test_a_turned_model_is_the_same_one(projection: str) -> None:
         photos, texts = network.encode_image(maps), network.encode_text(ids)
         words = network.project_visual_prefix(photos)
         axes = pca_components(photos[:, 0].numpy(), network.config.dim)
-        turn(network, axes)
+        rotate_embedding_space(network, axes)
         turned = network.encode_image(maps)
         assert torch.allclose(turned, photos @ torch.from_numpy(axes), atol=1e-5)
         assert torch.allclose(network.encode_text(ids) @ turned[:, 0].T, texts @ photos[:, 0].T, atol=1e-4)
@@ -300,7 +300,7 @@ def test_dimensions_are_ordered_on_export(
     from mmgem.cli.main import main
 
     command = ["export", str(tiny_model_folder), str(tmp_path / "turned")]
-    assert main([*command, "--order", str(tiny_photos[0].parent)]) == 0
+    assert main([*command, "--pca-rotate", str(tiny_photos[0].parent)]) == 0
     before, after = (
         MMGEM.from_pretrained(f).embed_images(tiny_photos) for f in (tiny_model_folder, command[2])
     )
@@ -308,7 +308,7 @@ def test_dimensions_are_ordered_on_export(
     lengths = np.square(after).sum(0)
     assert (np.diff(lengths) <= 0.02).all() and lengths[:4].sum() > np.square(before).sum(0)[:4].sum()
     capsys.readouterr()
-    assert main([*command, "--order", str(tmp_path / "none")]) == 1
+    assert main([*command, "--pca-rotate", str(tmp_path / "none")]) == 1
     assert "none: No such file" in capsys.readouterr().err
-    assert main([*command, "--order", str(tmp_path), "--format", "onnx"]) == 2
-    assert "--mix and --order are for --format small" in capsys.readouterr().err
+    assert main([*command, "--pca-rotate", str(tmp_path), "--format", "onnx"]) == 2
+    assert "--average and --pca-rotate are for --format small" in capsys.readouterr().err

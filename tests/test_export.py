@@ -21,7 +21,7 @@ from mmgem.cli.main import main
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export import graphs, write
 from mmgem.export.graphs import TextGraph, write_onnx
-from mmgem.export.run import Kind, Precision
+from mmgem.export.run import Kind, Precision, wanted_graphs
 from mmgem.export.write import export_graphs
 from mmgem.inference.images import encode_images, map_images, preprocess_image
 
@@ -159,13 +159,13 @@ def test_what_would_embed_otherwise_is_not_written(
         "--precision",
         "int8",
     ]
-    assert main([*command, "--least", "1"]) == 1
+    assert main([*command, "--min-cosine", "1"]) == 1
     assert "texts of the int8 graphs agree with torch to cosine 0.99" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     for wrong, said in (
         (["--format", "tflite"], "'tflite' is not one of 'small', 'onnx', 'openvino'"),
-        (["--precision", "int8"], "--precision and --least are for"),
-        (["--format", "onnx", "--mix", "tiny"], "--mix and --order are for"),
+        (["--precision", "int8"], "--precision and --min-cosine are for"),
+        (["--format", "onnx", "--average", "tiny"], "--average and --pca-rotate are for"),
         (["--format", "onnx", "--precision", "bfloat16"], "bfloat16 is for openvino"),
     ):
         assert main(["export", str(tiny_model_folder), str(tmp_path / "out"), *wrong]) == 2
@@ -196,7 +196,7 @@ def test_graphs_of_other_weights_are_refused(
     ):
         MMGEM.from_pretrained(fast)
     trained = MMGEM.from_pretrained(fast, backend="torch")
-    export_graphs(fast, fast, "onnx", least=-1)  # in its own place
+    export_graphs(fast, fast, "onnx", min_cosine=-1)  # in its own place
     assert MMGEM.from_pretrained(fast).fingerprint == trained.fingerprint
 
 
@@ -229,3 +229,11 @@ def test_threads_change_nothing(tiny_photos: list[Path]) -> None:
     with torch.inference_mode():
         whole = encode_images(network, prep, images)
         assert torch.allclose(encode_images(network, prep, images, [[None]] * len(images)), whole)
+
+
+def test_graphs_of_before_are_read(tiny_model_folder: Path, tmp_path: Path, graphs_at_hand: None) -> None:
+    fast = tmp_path / "fast"
+    info = export_graphs(tiny_model_folder, fast, "onnx")
+    file = fast / "graphs" / "graphs.json"
+    file.write_text(file.read_text().replace("min_cosine", "least_cosine"))
+    assert wanted_graphs(fast, "onnx", "cpu") == info

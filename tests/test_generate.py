@@ -153,7 +153,7 @@ def test_more_beams_do_not_lose_probability() -> None:
     network = confident(ends=3.0)
     prefixes = torch.randn(12, 2, 16) * 2
     mean = [
-        sum(c.log_prob for c in generate_captions(network, prefixes, END, beams, 10, alpha=0.0)) / 12
+        sum(c.log_prob for c in generate_captions(network, prefixes, END, beams, 10, length_penalty=0.0)) / 12
         for beams in (1, 4)
     ]
     assert mean[1] >= mean[0] - 1e-4

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from logs import warns
 
 from mmgem.cli.main import main
 from mmgem.errors import UsageError
@@ -115,7 +116,7 @@ def test_rows_numbered_anew_need_another_hnsw_index(out: Path, monkeypatch: pyte
     with IndexStore(out, "f") as store:
         store.forget([f"{n:05}.jpg" for n in range(1000)])
         store.compact()
-    with pytest.warns(UserWarning, match=r"numbered anew; mmgem index makes it again; searching all"):
+    with warns(match=r"numbered anew; mmgem index makes it again; searching all"):
         assert PhotoIndex.open(out).hnsw is None
     report = update_hnsw_index(out)
     assert report is not None and (report.config.quantization, report.added) == ("float16", 1200)
@@ -158,16 +159,16 @@ def test_a_damaged_hnsw_index_is_not_used(out: Path) -> None:
     update_hnsw_index(out, HNSWConfig())
     (file,) = (out / "ann").glob("photos-*.usearch")
     file.write_bytes(bytes(file.stat().st_size))
-    with pytest.warns(UserWarning, match="its HNSW index cannot be read"):
+    with warns(match="its HNSW index cannot be read"):
         assert PhotoIndex.open(out).hnsw is None
     file.write_bytes(bytes(1000))
-    with pytest.warns(UserWarning, match="its HNSW index is damaged"):
+    with warns(match="its HNSW index is damaged"):
         index = PhotoIndex.open(out)
     assert index.hnsw is None and len(index.search(units(1)[0])) == 10
     report = update_hnsw_index(out)
     assert report is not None and report.added == 2200
     (out / "ann" / "graph.json").write_text("{")
-    with pytest.warns(UserWarning, match="cannot be read"):
+    with warns(match="cannot be read"):
         assert PhotoIndex.open(out).hnsw is None
     assert isinstance(update_hnsw_index(out, HNSWConfig()), HNSWReport)
     assert recall(out, units(5, seed=1)) > 0.97
@@ -189,7 +190,7 @@ def test_killed_while_it_is_made(out: Path) -> None:
             break
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    with pytest.warns(UserWarning, match=r"HNSW index is of (500|750) of 2200 vectors; mmgem index goes on"):
+    with warns(match=r"HNSW index is of (500|750) of 2200 vectors; mmgem index goes on"):
         index = PhotoIndex.open(out)
     assert index.hnsw is None and len(index.search(units(1)[0])) == 10
     report = update_hnsw_index(out)
@@ -201,7 +202,7 @@ def test_killed_while_it_is_made(out: Path) -> None:
 def test_without_usearch_the_search_is_exact(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update_hnsw_index(out, HNSWConfig())
     monkeypatch.setitem(sys.modules, "usearch", None)
-    with pytest.warns(UserWarning, match=r"pip install 'mmgem\[index\]'"):
+    with warns(match=r"pip install 'mmgem\[index\]'"):
         assert PhotoIndex.open(out).hnsw is None
     with pytest.raises(UsageError, match=r"pip install 'mmgem\[index\]'"):
         update_hnsw_index(out, HNSWConfig())

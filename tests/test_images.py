@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from logs import warns
 from PIL import Image
 
 from mmgem.data.images import image_size, list_images, open_image
@@ -468,5 +469,5 @@ def test_list_images_unreadable_subfolder_is_reported(tmp_path, monkeypatch):
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", refusing)
-    with pytest.warns(UserWarning, match=r"locked: skipped, Permission denied"):
+    with warns(match=r"locked: skipped, Permission denied"):
         assert list_images(tmp_path) == [tmp_path / "1.jpg"]

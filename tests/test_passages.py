@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from logs import warns
 
-from mmgem.data.prose import sentences, split_prose
+from mmgem.data.sentences import passage_sentences, split_prose
 from mmgem.errors import DataError, UsageError
 from mmgem.self_retrieval.documents import split_document
 from mmgem.self_retrieval.passages import Passage, Query, load_corpus, load_queries
@@ -253,10 +254,10 @@ def test_a_folder(tmp_path: Path) -> None:
         (tmp_path / "sub/empty.md", "no text"),
         (tmp_path / "zero.txt", "not text, it holds zero bytes"),
     ]
-    with pytest.warns(UserWarning, match="skipped") as warned:
+    with warns(match="skipped") as warned:
         assert load_corpus(tmp_path) == found
     assert len(warned) == 4
-    assert load_corpus(tmp_path / "sub" / "a.md") == [Passage("a.md#1", "A", "Text of A.")]
+    assert load_corpus(str(tmp_path / "sub" / "a.md")) == [Passage("a.md#1", "A", "Text of A.")]
 
 
 def test_a_folder_of_which_nothing_is_left(tmp_path: Path) -> None:
@@ -313,21 +314,21 @@ def test_sentences_joined_are_the_text(text: str) -> None:
 
 def test_sentences_to_memorise() -> None:
     eight, three = prose(1, 8)[0], prose(1, 3)[0]
-    assert sentences(f"{eight} {eight}") == [eight, eight]
-    assert sentences(f"{eight} {three}") == [f"{eight} {three}"]
-    assert sentences(f"{three} {eight}") == [f"{three} {eight}"]
+    assert passage_sentences(f"{eight} {eight}") == [eight, eight]
+    assert passage_sentences(f"{eight} {three}") == [f"{eight} {three}"]
+    assert passage_sentences(f"{three} {eight}") == [f"{three} {eight}"]
     full = prose(1, 48)[0]
-    assert sentences(f"{full} {three} {eight}") == [full, f"{three} {eight}"]
-    assert sentences(f"{full} {three}") == [full]
-    assert sentences(three) == [three]
-    assert sentences("") == []
-    assert sentences(" ".join(map(str, range(10))), least=20, most=4) == ["0 1 2 3"]
-    assert [len(s.split()) for s in sentences(prose(1, 100)[0])] == [33, 33, 34]
+    assert passage_sentences(f"{full} {three} {eight}") == [full, f"{three} {eight}"]
+    assert passage_sentences(f"{full} {three}") == [full]
+    assert passage_sentences(three) == [three]
+    assert passage_sentences("") == []
+    assert passage_sentences(" ".join(map(str, range(10))), least=20, most=4) == ["0 1 2 3"]
+    assert [len(s.split()) for s in passage_sentences(prose(1, 100)[0])] == [33, 33, 34]
 
 
 @given(st.lists(st.integers(2, 120), min_size=1, max_size=6))
 def test_sentences_have_as_many_words_as_asked(lengths: list[int]) -> None:
-    found = sentences(" ".join(prose(1, n, i)[0] for i, n in enumerate(lengths)))
+    found = passage_sentences(" ".join(prose(1, n, i)[0] for i, n in enumerate(lengths)))
     if sum(lengths) >= 6:
         assert all(6 <= len(s.split()) <= 49 for s in found)
     assert found

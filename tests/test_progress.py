@@ -1,22 +1,103 @@
-"""What is said on standard error while something takes long."""
+"""What is said on standard error while something takes long, and that a program which only uses the library
+sees none of it."""
 
 from __future__ import annotations
 
+import ast
+import logging
+from pathlib import Path
+
 import pytest
 
+import mmgem
+from mmgem.cli.main import main
+from mmgem.cli.output import log_to_stderr
 from mmgem.utils import progress
 
 
 def test_work_under_way_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with progress.doing("a short thing"):
+    with log_to_stderr():
+        with progress.doing("a short thing"):
+            pass
+        monkeypatch.setattr(progress, "_LONG", 0.0)
+        with progress.doing("a [long] thing"):
+            pass
+        out, error = capsys.readouterr()
+        assert (out, error) == ("", "a [long] thing: 0 s\n")
+        monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+        with progress.doing("a [long] thing"):
+            pass
+        error = capsys.readouterr().err
+        assert "a [long] thing" in error and "0 s" not in error
+
+
+def all_meters() -> None:
+    with progress.doing("a long thing"):
         pass
+    assert list(progress.track([1, 2], "things")) == [1, 2]
+    with progress.Meter("training", 2, 0, " pairs") as meter:
+        meter.advance(2, 4, {"loss": 1.0})
+        meter.note("a [note]")
+        meter.say(2, {"score": 3})
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_program_sees_progress_only_if_it_asks(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress, "_LONG", 0.0)
-    with progress.doing("a [long] thing"):
-        pass
-    out, error = capsys.readouterr()
-    assert (out, error) == ("", "a [long] thing: 0 s\n")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
-    with progress.doing("a [long] thing"):
-        pass
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    all_meters()
+    assert capsys.readouterr() == ("", "")
+    with log_to_stderr():
+        all_meters()
     error = capsys.readouterr().err
-    assert "a [long] thing" in error and "0 s" not in error
+    assert all(part in error for part in ("a long thing", "training", "a [note]", "step 2: "))
+    assert "mmgem:" not in error and ("things" in error) == terminal
+
+
+def test_progress_goes_where_a_program_logs(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_LONG", 0.0)
+    with caplog.at_level(logging.INFO, "mmgem"):
+        all_meters()
+    assert caplog.messages[0] == "a long thing: 0 s" and "a [note]" in caplog.messages
+    assert {record.name for record in caplog.records} == {"mmgem.progress"}
+    assert capsys.readouterr() == ("", "")
+
+
+def test_commands_show_what_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("mmgem.somewhere")
+    with log_to_stderr():
+        log.info("a %s", "note\nof two lines")
+        log.warning("some 100% thing")
+        try:
+            raise ValueError("here")
+        except ValueError:
+            log.exception("it failed")
+    first, second, third, *rest = capsys.readouterr().err.splitlines()
+    assert (first, second) == ("mmgem: a note of two lines", "mmgem: warning: some 100% thing")
+    assert third == "mmgem: error: it failed"
+    assert rest[0].startswith("Traceback") and rest[-1] == "ValueError: here"
+    assert main(["--version"]) == 0
+    log.info("not shown")
+    assert capsys.readouterr().err == "" and logging.getLogger("mmgem").propagate
+
+
+def test_the_library_logs_and_does_not_print() -> None:
+    root = Path(mmgem.__file__).parent
+    printing = []
+    for path in sorted(root.rglob("*.py")):
+        room = path.relative_to(root).parts[0]
+        if room in ("cli", "tasks", "train", "plan", "config"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node)
+                if called.startswith("print(") or (
+                    called.startswith("warnings.warn(") and "DeprecationWarning" not in called
+                ):
+                    printing.append(f"{path.relative_to(root)}:{node.lineno}: {called}")
+    assert not printing

@@ -24,7 +24,7 @@ from mmgem.checkpoints.tensors import (
     save_tensors,
 )
 from mmgem.errors import CheckpointError, UsageError
-from mmgem.export.compress import mix, ship
+from mmgem.export.compress import average_weights, compress_model
 
 HALF = 2.0**-11
 """Largest relative error of rounding to float16."""
@@ -140,22 +140,22 @@ def test_a_lost_part_of_a_rounded_tensor_is_named(tmp_path: Path) -> None:
         load_tensors(path)
 
 
-def test_two_models_are_mixed(tmp_path: Path) -> None:
+def test_two_models_are_averaged(tmp_path: Path) -> None:
     one, two = (save_tiny_model(tmp_path / str(seed), seed=seed) for seed in range(2))
     a, b = load_model(one)[0].state_dict(), load_model(two)[0].state_dict()
     network, _ = load_model(one)
-    mix(network, load_model(two)[0], 0.25)
+    average_weights(network, load_model(two)[0], 0.25)
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(weight, 0.75 * a[name] + 0.25 * b[name])
-    ship(one, tmp_path / "mixed", two, 0.25)
+    compress_model(one, tmp_path / "mixed", two, 0.25)
     mixed = load_model(tmp_path / "mixed")[0].state_dict()
     torch.testing.assert_close(
         mixed["emb_token"], 0.75 * a["emb_token"] + 0.25 * b["emb_token"], atol=1e-3, rtol=1e-3
     )
     with pytest.raises(CheckpointError, match="different shapes"):
-        mix(network, toys.network(dim=4), 0.5)
-    with pytest.raises(UsageError, match="share must be from 0 to 1"):
-        mix(network, network, 1.5)
+        average_weights(network, toys.network(dim=4), 0.5)
+    with pytest.raises(UsageError, match="alpha must be from 0 to 1"):
+        average_weights(network, network, 1.5)
     if os.name == "posix":
         assert (tmp_path / "mixed" / "model.safetensors").stat().st_mode & 0o044 == 0o044 & ~_umask()
 

@@ -16,12 +16,13 @@ from mmgem.cli.inputs import (
     parse_box,
 )
 from mmgem.cli.output import JsonOption, line_printer, print_json
+from mmgem.inference.caption_options import CAPTION_DEFAULTS
 
 
 def caption(
     files: FilesArgument,
     box: BoxOption = None,
-    beams: BeamsOption = 3,
+    beams: BeamsOption = CAPTION_DEFAULTS.beams,
     model: ModelOption = "tiny",
     as_json: JsonOption = False,
 ) -> None:

@@ -11,6 +11,7 @@ import typer
 from mmgem.cli.inputs import BeamsOption, ModelOption, load_model, map_photos
 from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.errors import DataError, UsageError
+from mmgem.inference.caption_options import CAPTION_DEFAULTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +32,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option(metavar="S", help="Only this split of --data.")] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="A standard test set; see docs.")] = None,
     root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the preset's files are.")] = None,
-    beams: BeamsOption = 3,
+    beams: BeamsOption = CAPTION_DEFAULTS.beams,
     rerank: Annotated[bool, typer.Option("--rerank", help="retrieval: assess the best.")] = False,
     captions: Annotated[bool, typer.Option("--captions", help="region: captions too.")] = False,
     pointing: Annotated[bool, typer.Option("--pointing", help="region: heat maps too.")] = False,

@@ -30,46 +30,63 @@ def export(
         Literal["float32", "bfloat16", "int8"],
         typer.Option(help="Of graphs; bfloat16: openvino only; int8: the text path only."),
     ] = "float32",
-    least: Annotated[
+    min_cosine: Annotated[
         float | None,
         typer.Option(min=-1, max=1, metavar="C", help="Lowest cosine with torch's embeddings to accept."),
     ] = None,
-    mix: Annotated[
-        str | None, typer.Option(metavar="OTHER", help="small: mix the weights with those of this model.")
+    average: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="small: average the weights with those of this model."),
     ] = None,
-    share: Annotated[float, typer.Option(min=0, max=1, metavar="S", help="OTHER's share of them.")] = 0.5,
-    order: Annotated[
+    alpha: Annotated[
+        float | None, typer.Option(min=0, max=1, metavar="A", help="OTHER's share of them; 0.5.")
+    ] = None,
+    pca_rotate: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="small: let the first numbers of vectors say most of these photos."),
+        typer.Option(
+            metavar="DIR", help="small: rotate the space so that the first numbers say most of these photos."
+        ),
     ] = None,
+    # Their names until 0.1.
+    least: Annotated[float | None, typer.Option(min=-1, max=1, hidden=True)] = None,
+    mix: Annotated[str | None, typer.Option(hidden=True)] = None,
+    share: Annotated[float | None, typer.Option(min=0, max=1, hidden=True)] = None,
+    order: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Write a copy of MODEL that is small, or that embeds faster on a CPU. Prints its folder.
 
     small: about a seventh of its size, the token table in 4 bits, the projections in 16, other matrices in 8.
-    With --mix every weight lies between the two models': a model and the one it was trained from are often
-    best in between. With --order its embeddings are turned, cosines staying as they are, so that shortened
-    ones (--dimensions) lose little: DIR has photos of the kind to be searched, a thousand or more.
+    With --average every weight lies between the two models': a model and the one it was trained from are
+    often best in between. With --pca-rotate its embeddings are rotated, cosines staying as they are, so that
+    shortened ones (--dimensions) lose little: DIR has photos of the kind to be searched, a thousand or more.
+    A corpus that MODEL has learned goes with it.
     onnx, openvino: a whole copy, and beside its weights graphs of how it embeds images and texts, which every
     command uses from then on. They are compared with torch on sample inputs: below cosine 0.999 (bfloat16
     and int8 0.99) nothing is written.
     """
-    if kind == "small" and (precision != "float32" or least is not None):
-        raise UsageError("--precision and --least are for --format onnx and openvino")
-    if kind != "small" and (mix is not None or order is not None):
-        raise UsageError("--mix and --order are for --format small; export its result")
+    min_cosine = least if min_cosine is None else min_cosine
+    average, pca_rotate = average or mix, pca_rotate or order
+    alpha = share if alpha is None else alpha
+    if kind == "small" and (precision != "float32" or min_cosine is not None):
+        raise UsageError("--precision and --min-cosine are for --format onnx and openvino")
+    if kind != "small" and (average is not None or pca_rotate is not None):
+        raise UsageError("--average and --pca-rotate are for --format small; export its result")
+    if alpha is not None and average is None:
+        raise UsageError("--alpha needs --average")
     quiet_libraries()
     from mmgem.checkpoints.resolve import resolve
 
     if kind == "small":
-        from mmgem.export.compress import ship
+        from mmgem.export.compress import compress_model
 
-        embed = partial(_embed, find_photos([order])) if order is not None else None
-        size = ship(resolve(model), out, resolve(mix) if mix else None, share, embed)
+        embed = partial(_embed, find_photos([pca_rotate])) if pca_rotate is not None else None
+        other = resolve(average) if average else None
+        size = compress_model(resolve(model), out, other, 0.5 if alpha is None else alpha, embed)
     else:
         from mmgem.export.write import export_graphs
 
-        facts = export_graphs(resolve(model), out, kind, precision, least)
-        agree = ", ".join(f"{name} {cosine:.5f}" for name, cosine in sorted(facts.least_cosine.items()))
+        info = export_graphs(resolve(model), out, kind, precision, min_cosine)
+        agree = ", ".join(f"{name} {cosine:.5f}" for name, cosine in sorted(info.min_cosine.items()))
         note(f"lowest cosine with torch on samples: {agree}")
         size = folder_bytes(out)
     note(f"{size / 1e6:.1f} MB")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmgem.cli.inputs import Box, check_photo, parse_box
+from mmgem.cli.inputs import check_photo, parse_box
 from mmgem.cli.output import note, prepare_output_file, print_json
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.utils.files import same_file
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmgem.api import MMGEM
+    from mmgem.data.records import Box
     from mmgem.search.search import Hit, PhotoIndex
 
 QueryArgument = Annotated[str | None, typer.Argument(metavar="TEXT", help="What to look for.")]

@@ -14,9 +14,9 @@ from mmgem.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from mmgem.api import MMGEM
+    from mmgem.data.records import Box
 
 T = TypeVar("T")
-Box = tuple[float, float, float, float]
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", metavar="M", help="The packaged model, a model folder or a hub id.")

@@ -28,7 +28,7 @@ from mmgem.cli.export import export
 from mmgem.cli.heatmap import heatmap
 from mmgem.cli.index import index
 from mmgem.cli.mosaic import mosaic
-from mmgem.cli.output import note
+from mmgem.cli.output import log_to_stderr, note
 from mmgem.cli.plan import plan
 from mmgem.cli.pull import pull
 from mmgem.cli.search import search
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), log_to_stderr():
             warnings.showwarning = _show_warning
             _let_any_path_through(sys.stdout)
             command = typer.main.get_command(app)

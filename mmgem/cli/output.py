@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +22,43 @@ _LISTED = 20
 def note(text: str) -> None:
     """Tell the user something that is not a result."""
     print(f"mmgem: {text}", file=sys.stderr)
+
+
+class _Lines(logging.Handler):
+    """What the library logs, as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Progress as it is; all else as a note, which says so if it is a warning or an error."""
+        try:
+            text = record.getMessage()
+            if record.name == "mmgem.progress":
+                print(text, file=sys.stderr)
+                return
+            text = " ".join(text.split())
+            level = record.levelname.lower()
+            note(text if record.levelno < logging.WARNING else f"{level}: {text}")
+            if record.exc_info:
+                import traceback
+
+                traceback.print_exception(*record.exc_info, file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Show what the library logs, and its progress bars, on standard error."""
+    log, handler = logging.getLogger("mmgem"), _Lines()
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 def exit_now() -> NoReturn:

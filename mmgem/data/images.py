@@ -12,9 +12,9 @@ return a smaller picture: scale boxes by the ratio of the two sizes.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,8 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from mmgem.errors import ImageError, MMGEMError, UsageError
+
+_log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -133,7 +135,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
     Hidden files and folders are skipped. Linked files and folders are followed, each folder once (under its
     real place if that is inside), never up to a parent of ``folder``. Subfolders that may not be read are
-    skipped with a warning. Raises UsageError if ``folder`` is missing or not a folder.
+    skipped with a warning in the log. Raises UsageError if ``folder`` is missing or not a folder.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -154,7 +156,7 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
         except OSError as error:
             if current == root:
                 raise UsageError(f"{root}: {error.strerror}") from error
-            warnings.warn(f"{current}: skipped, {error.strerror}", stacklevel=2)
+            _log.warning("%s: skipped, %s", current, error.strerror)
             continue
         for entry in entries:
             if _is(entry, "dir"):

@@ -26,6 +26,7 @@ _RECORD_KEYS = frozenset({"image", "captions", "split", "label", "regions"})
 _REGION_KEYS = frozenset({"box", "captions"})
 
 Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels of the stored, upright image, half-open."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,67 @@
 """Where one sentence of a text ends and the next begins.
 
-Full stops, question and exclamation marks and line breaks end a sentence. What is left of one in fewer than
-three words ("Mr.", "No. 5") is no sentence: it goes with its neighbour.
+Captions and running text are split by rules of their own. :func:`split_sentences` is for captions and
+descriptions, where a line break is an end too; a model's embedding of a long text is the mean over these
+pieces, so the rule may not change without the models. :func:`split_prose` is for running text, whose lines
+are broken anywhere: a mark ends a sentence unless what follows goes on in lower case or what precedes is a
+title ("Dr."), an initial ("J. R. Smith"), an acronym ("U.S.") or a shortened word ("Inc.", "No. 5"). Those
+that can also stand at an end ("in the U.S. The ...") end a sentence where a word follows that often begins
+one. English words; in other languages of that punctuation an initial or an abbreviation may be taken for an
+end. Words are what white space separates.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\s*\n\s*")
+_CAPTION_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\s*\n\s*")
 _LEAST_WORDS = 3
+_MARK = re.compile(
+    r"(?<![.!?\u2026\u061f\u0964])([.!?\u2026\u061f\u0964]+)"
+    r"[\"'\u201d\u2019\u00bb)\]]*(?:\[\w{1,3}\])*\s+(?=(\S+))"
+)
+_OPENING = "\"'\u201c\u2018\u00ab([{<\u00bf\u00a1"
+_LETTERS = re.compile(r"(?:[^\W\d_]{1,2}\.)+[^\W\d_]{1,2}")  # U.S, Ph.D, a.m
+_STARTER = re.compile(r"[^\W\d_]+(?=['\u2019,]|$)")
+_SEEN = 40  # characters before a mark that are looked at
+_INITIAL = re.compile(r"[^\W\d_]\.")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_NEVER = _words(
+    "mr mrs ms messrs dr drs prof profs rev hon gen col maj capt lt cmdr adm sgt cpl pvt gov sen rep pres "
+    "supt ste mt ft fr sra srta mme mlle v vs viz cf e.g i.e approx esp incl resp"
+)
+_BEFORE_NUMBER = _words(
+    "no nos nr vol vols ch chap sec fig figs p pp art op ca c circa ver jan feb mar apr jun jul aug sep "
+    "sept oct nov dec"
+)
+_EITHER = _words(
+    "inc ltd co cos corp llc plc bros jr sr esq dept univ assn est etc al st ave blvd rd sq bldg jan feb "
+    "mar apr jun jul aug sep sept oct nov dec"
+)
+_STARTERS = _words(
+    "A According After All Also Although Among An And Another As At Because Before Between Both But By "
+    "During Each Even Every Few For From Furthermore He Her His How However I If In Instead It Its Many "
+    "More Moreover Most My Neither No Nor Not On One Only Or Other Our Over She Since So Some Still Such "
+    "That The Their Then There Therefore These They This Those Though Three Through Thus To Today Two "
+    "Under Unlike Until We What When Where Whether Which While Who Why With Within Without Yet You Your"
+)
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of ``text`` in turn, white space at their ends dropped; no words are lost.
+    """The sentences of a caption or description in turn, white space at their ends dropped; no word is lost.
 
-    A text without words gives an empty list.
+    Every full stop, question and exclamation mark and line break ends one. What is left of one in fewer than
+    three words ("Mr.", "No. 5") goes with its neighbour. A text without words gives an empty list.
     """
     sentences: list[str] = []
     short = ""
-    for piece in filter(None, (part.strip() for part in _END.split(text))):
+    for piece in filter(None, (part.strip() for part in _CAPTION_END.split(text))):
         piece = f"{short} {piece}".strip()
         short = ""
         if sum(any(map(str.isalnum, word)) for word in piece.split()) < _LEAST_WORDS:
@@ -29,3 +71,66 @@ def split_sentences(text: str) -> list[str]:
     if short:  # nothing follows
         sentences = [*sentences[:-1], f"{sentences[-1]} {short}"] if sentences else [short]
     return sentences
+
+
+def split_prose(text: str) -> list[str]:
+    """The sentences of ``text`` in turn, white space made single spaces; joined by spaces they are it again.
+
+    A text without words gives an empty list.
+    """
+    text = " ".join(text.split())
+    found, start = [], 0
+    for mark in _MARK.finditer(text):
+        before = text[max(start, mark.start() - _SEEN) : mark.start()]
+        if _ends(before, mark[1], mark[2]):
+            found.append(text[start : mark.end()].rstrip())
+            start = mark.end()
+    return [*found, text[start:]] if text[start:] else found
+
+
+def passage_sentences(text: str, least: int = 6, most: int = 49) -> list[str]:
+    """The sentences of a passage with ``least`` to ``most`` words.
+
+    A longer one is cut into pieces of like length. A shorter one is joined to the one before it or, if that
+    gets too long, the one after it, else dropped. Where nothing is left, the first ``most`` words of the
+    text are its only sentence; a text without words has none.
+    """
+    joined: list[list[str]] = []
+    for sentence in split_prose(text):
+        for words in cut_words(sentence.split(), most):
+            short = joined and min(len(joined[-1]), len(words)) < least
+            if short and len(joined[-1]) + len(words) <= most:
+                joined[-1] += words
+            else:
+                joined.append(words)
+    kept = [" ".join(words) for words in joined if len(words) >= least]
+    return kept or [" ".join(words[:most]) for words in [text.split()] if words]
+
+
+def cut_words(words: Sequence[str], most: int) -> list[list[str]]:
+    """``words`` in as few pieces of at most ``most`` words as there can be, as equal as they can be."""
+    count = -(-len(words) // most)
+    return [list(words[i * len(words) // count : (i + 1) * len(words) // count]) for i in range(count)]
+
+
+def _ends(before: str, mark: str, after: str) -> bool:
+    """Whether ``mark`` ends the sentence that reads ``before`` so far (its end, if long); ``after``: the next
+    word as it is."""
+    following = after.lstrip(_OPENING)
+    if following[:1].islower() or not any(map(str.isalnum, after)):
+        return False
+    if mark != ".":
+        return True
+    word = before.rpartition(" ")[2].lstrip(_OPENING)
+    lower = word.lower()
+    if lower in _NEVER or (lower in _BEFORE_NUMBER and following[:1].isdigit()):
+        return False
+    if before.isdigit():  # the number of an item
+        return False
+    single = len(word) == 1 and word.isalpha()
+    if single and _INITIAL.match(following):
+        return False
+    if lower in _EITHER or (single and word.isupper()) or ("." in word and _LETTERS.fullmatch(word)):
+        starter = _STARTER.match(following)
+        return starter is not None and starter[0] in _STARTERS
+    return True

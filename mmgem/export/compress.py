@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +10,15 @@ import torch
 
 from mmgem.checkpoints.hub import read_card
 from mmgem.checkpoints.model_folder import load_model, own_tensors, save_model
+from mmgem.checkpoints.resolve import complete
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
-from mmgem.export.rotate import turn
+from mmgem.export.rotate import rotate_embedding_space
 from mmgem.inference.pca import pca_components
 from mmgem.models.network import MMGEMNetwork
+from mmgem.self_retrieval.corpus import FOLDER as CORPUS_FOLDER
+from mmgem.self_retrieval.corpus import Corpus
+from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.utils.files import folder_bytes
 
 
@@ -28,43 +31,50 @@ def quantization_bits(network: MMGEMNetwork) -> dict[str, int]:
     return {n: 4 if p is table else 16 if n.startswith(ends) else 8 for n, p in matrices.items()}
 
 
-def ship(
+def compress_model(
     source: Path,
     out: Path,
     other: Path | None = None,
-    share: float = 0.5,
+    alpha: float = 0.5,
     embed: Callable[[MMGEMNetwork, Tokenizer], np.ndarray] | None = None,
 ) -> int:
-    """Write a rounded copy of model folder ``source`` to ``out``; returns its size in bytes.
+    """Write a quantized copy of model folder ``source`` to ``out``; returns its size in bytes.
 
-    With ``other`` every weight is mixed: ``1 - share`` of ``source``, ``share`` of ``other``. Two models of
-    which one was trained from the other are often best in between (WiSE-FT, Wortsman et al. 2021,
-    arXiv 2109.01903). ``embed`` makes embeddings ``(n, D)`` of what is to be searched; the space is turned to
-    their axes (see :mod:`mmgem.export.rotate`). Raises ``CheckpointError`` if a model cannot be loaded or the
-    two differ in shape, ``UsageError`` for a share outside 0 to 1.
+    With ``other`` the weights are averaged: ``1 - alpha`` of ``source``, ``alpha`` of ``other``. Two models
+    of which one was trained from the other are often best in between (WiSE-FT, Wortsman et al. 2021,
+    arXiv 2109.01903). ``embed`` makes embeddings ``(n, D)`` float32 of what is to be searched; the space is
+    rotated to their principal components (see :mod:`mmgem.export.rotate`). A corpus that ``source`` has
+    learned is copied, its passages lying in the space of the copy. Raises ``CheckpointError`` if a model
+    cannot be loaded or the two differ in shape, ``UsageError`` for an ``alpha`` outside 0 to 1.
     """
     network, tokenizer = load_model(source)
+    corpus_folder = complete(source / CORPUS_FOLDER)
+    corpus = Corpus.open(corpus_folder) if corpus_folder.is_dir() else None
     if other is not None:
-        mix(network, load_model(other)[0], share)
+        average_weights(network, load_model(other)[0], alpha)
+        if corpus is not None and corpus.vectors is not None:
+            corpus.vectors = SelfRetrieval(network, tokenizer, corpus).embed_passages(corpus.passages)
     if embed is not None:
-        turn(network, pca_components(embed(network, tokenizer), network.config.dim))
-    corpus = source / "corpus"
-    more = (lambda new: shutil.copytree(corpus, new / "corpus")) if corpus.is_dir() else None
+        components = pca_components(embed(network, tokenizer), network.config.dim)
+        rotate_embedding_space(network, components)
+        if corpus is not None and corpus.vectors is not None:
+            corpus.vectors = corpus.vectors @ components
+    more = corpus.save_in if corpus is not None else None
     save_model(out, network, tokenizer, read_card(source), quantization_bits(network), more)
     return folder_bytes(out)
 
 
 @torch.no_grad()
-def mix(network: MMGEMNetwork, other: MMGEMNetwork, share: float) -> None:
-    """Move the weights of ``network`` a ``share`` of the way to those of ``other``.
+def average_weights(network: MMGEMNetwork, other: MMGEMNetwork, alpha: float) -> None:
+    """Let each weight of ``network`` be ``1 - alpha`` of itself and ``alpha`` of that of ``other``, in place.
 
-    Raises ``UsageError`` for a share outside 0 to 1, ``CheckpointError`` for models of different shapes.
+    Raises ``UsageError`` for an ``alpha`` outside 0 to 1, ``CheckpointError`` for models of different shapes.
     """
-    if not 0 <= share <= 1:
-        raise UsageError(f"share must be from 0 to 1, not {share}")
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"alpha must be from 0 to 1, not {alpha}")
     ours, theirs = network.state_dict(), other.state_dict()
     if {n: p.shape for n, p in ours.items()} != {n: p.shape for n, p in theirs.items()}:
-        raise CheckpointError("models of different shapes cannot be mixed")
+        raise CheckpointError("models of different shapes cannot be averaged")
     for name, weight in ours.items():
         if weight.is_floating_point():
-            weight.lerp_(theirs[name], share)
+            weight.lerp_(theirs[name], alpha)

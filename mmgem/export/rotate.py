@@ -1,5 +1,5 @@
-"""Turn the space of a model's embeddings, so that their first numbers say most (see
-:mod:`mmgem.inference.pca`).
+"""Rotate the space of a model's embeddings to its principal components, so that their first numbers say most
+(see :mod:`mmgem.inference.pca`).
 
 Cosines, captions and scores stay as they are: one rotation goes into h1 and h2, and its inverse into h3.
 """
@@ -15,10 +15,10 @@ from mmgem.models.network import MMGEMNetwork
 
 
 @torch.no_grad()
-def turn(network: MMGEMNetwork, axes: np.ndarray) -> None:
-    """Let embeddings ``v`` become ``v @ axes``; ``axes`` is orthogonal, (D, D) float32.
-    Raises ``UsageError`` if the connector cannot take it."""
-    rotation = torch.from_numpy(axes)
+def rotate_embedding_space(network: MMGEMNetwork, components: np.ndarray) -> None:
+    """Let embeddings ``v`` become ``v @ components``; ``components`` is orthogonal, (D, D) float32. Raises
+    ``UsageError`` if the connector cannot take it."""
+    rotation = torch.from_numpy(components)
     if isinstance(network.visual_connector, Connector):
         network.visual_connector.rotate_input(rotation)  # first: it may refuse
     for projection in (network.visual_projection, network.text_projection):

@@ -29,7 +29,7 @@ Precision = Literal["float32", "bfloat16", "int8"]
 Backend = Literal["auto", "torch", "onnx", "openvino"]
 
 _FOLDER = "graphs"
-_FACTS = "graphs.json"
+_INFO = "graphs.json"
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 _TEXTS_AT_ONCE = 32  # texts of like length: padding them costs little
 
@@ -38,21 +38,21 @@ Graph = Callable[[dict[str, np.ndarray], str], np.ndarray]
 
 
 @dataclass
-class Facts:
+class ExportedGraphInfo:
     """What the graphs of a model folder are; kept beside them."""
 
     kind: Kind
     precision: Precision
     sides: list[int]
     """Of the input of the image graphs, pixels."""
-    least_cosine: dict[str, float]
+    min_cosine: dict[str, float]
     """Of embeddings with those of torch on samples when they were written: ``images``, ``texts``."""
     weights: str
     """:func:`~mmgem.checkpoints.resolve.fingerprint` of the model they were made from."""
 
     def save(self, folder: Path) -> None:
         """Write them into the folder of the graphs."""
-        write_atomic(folder / _FACTS, json.dumps(to_dict(self), indent=1) + "\n")
+        write_atomic(folder / _INFO, json.dumps(to_dict(self), indent=1) + "\n")
 
 
 def graph_folder(model: Path) -> Path:
@@ -60,7 +60,7 @@ def graph_folder(model: Path) -> Path:
     return model / _FOLDER
 
 
-def wanted_graphs(model: Path, backend: Backend, device: str) -> Facts | None:
+def wanted_graphs(model: Path, backend: Backend, device: str) -> ExportedGraphInfo | None:
     """The graphs to run for ``backend``; None: torch alone. ``auto`` takes them where there are some and
     ``device`` is the CPU.
 
@@ -69,37 +69,44 @@ def wanted_graphs(model: Path, backend: Backend, device: str) -> Facts | None:
     """
     if backend not in ("auto", "torch", "onnx", "openvino"):
         raise UsageError(f"backend must be auto, torch, onnx or openvino, not {backend!r}")
-    path = graph_folder(model) / _FACTS
+    path = graph_folder(model) / _INFO
     if backend == "torch" or (backend == "auto" and (device != "cpu" or not path.exists())):
         return None
     if device != "cpu":
         raise UsageError(f"backend {backend!r} runs on the CPU, not on {device!r}")
     try:
-        facts = from_dict(Facts, json.loads(path.read_text(encoding="utf-8")), "graphs")
+        info = from_dict(ExportedGraphInfo, _renamed(json.loads(path.read_text(encoding="utf-8"))), "graphs")
     except FileNotFoundError:
-        facts = None
+        info = None
     except (ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if facts is None or backend not in ("auto", facts.kind):
+    if info is None or backend not in ("auto", info.kind):
         raise CheckpointError(f"{model}: no {backend} graphs; mmgem export {model} DIR --format {backend}")
-    if facts.weights != fingerprint(model):
+    if info.weights != fingerprint(model):
         raise CheckpointError(
             f"{path.parent}: the model beside these graphs is not the one they were made from; write them "
-            f"anew with mmgem export {model} DIR --format {facts.kind}, or remove them"
+            f"anew with mmgem export {model} DIR --format {info.kind}, or remove them"
         )
-    return facts
+    return info
 
 
-def use_graphs(network: MMGEMNetwork, model: Path, facts: Facts) -> None:
+def _renamed(info: Any) -> Any:
+    """What graphs of 0.1 say, by today's names."""
+    if isinstance(info, dict) and "least_cosine" in info:
+        info["min_cosine"] = info.pop("least_cosine")
+    return info
+
+
+def use_graphs(network: MMGEMNetwork, model: Path, info: ExportedGraphInfo) -> None:
     """Let ``network`` embed by the graphs of its model folder; its own encoder is dropped.
 
     Raises ``UsageError`` if the package that runs them is missing, ``CheckpointError`` if one is damaged.
     """
-    folder, suffix = graph_folder(model), _SUFFIX[facts.kind]
+    folder, suffix = graph_folder(model), _SUFFIX[info.kind]
     if network.encoder.channels:
-        paths = {side: folder / f"image-{side}{suffix}" for side in facts.sides}
-        network.encoder = GraphEncoder(network.encoder, paths, facts.precision)
-    network.text_graph = GraphTexts(open_graph(folder / f"text{suffix}", facts.precision), network.config.dim)
+        paths = {side: folder / f"image-{side}{suffix}" for side in info.sides}
+        network.encoder = GraphEncoder(network.encoder, paths, info.precision)
+    network.text_graph = GraphTexts(open_graph(folder / f"text{suffix}", info.precision), network.config.dim)
 
 
 class GraphEncoder(Encoder):
@@ -122,7 +129,7 @@ class GraphEncoder(Encoder):
 
 
 class GraphTexts:
-    """Token ids to embeddings by a graph, as :meth:`MMGEMNetwork.text` does."""
+    """Token ids to embeddings by a graph, as :meth:`MMGEMNetwork.encode_text` does."""
 
     def __init__(self, graph: Graph, dim: int):
         self.graph, self.dim = graph, dim

@@ -20,14 +20,14 @@ from mmgem.checkpoints.resolve import fingerprint
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.graphs import quiet, write_onnx
-from mmgem.export.run import Facts, Kind, Precision, graph_folder, needs_extra, use_graphs
+from mmgem.export.run import ExportedGraphInfo, Kind, Precision, graph_folder, needs_extra, use_graphs
 from mmgem.inference.images import encode_feature_maps
 from mmgem.inference.pyramid import input_sizes
 from mmgem.inference.texts import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.utils.progress import doing
 
-LEAST_COSINE = {"float32": 0.999, "bfloat16": 0.99, "int8": 0.99}
+MIN_COSINE = {"float32": 0.999, "bfloat16": 0.99, "int8": 0.99}
 
 _BLOCK = 32
 
@@ -56,15 +56,15 @@ def export_graphs(
     out: Path,
     kind: Kind,
     precision: Precision = "float32",
-    least: float | None = None,
+    min_cosine: float | None = None,
     traced: Path | None = None,
-) -> Facts:
+) -> ExportedGraphInfo:
     """Write a copy of model folder ``source`` with graphs to ``out``; a model there is replaced as a whole.
 
-    ``least``: the lowest cosine of an embedding with torch's that is accepted, of sample texts and pictures;
-    None: ``LEAST_COSINE``. ``traced``: a folder of :func:`write_onnx` of this model, else it is made. Raises
-    ``CheckpointError`` if a cosine is lower, or the model cannot be loaded; ``UsageError`` if a package is
-    missing, or for bfloat16 in ONNX, which runs there nowhere.
+    ``min_cosine``: the lowest cosine of an embedding with torch's that is accepted, of sample texts and
+    pictures; None: ``MIN_COSINE``. ``traced``: a folder of :func:`write_onnx` of this model, else it is made.
+    Raises ``CheckpointError`` if a cosine is lower, or the model cannot be loaded; ``UsageError`` if a
+    package is missing, or for bfloat16 in ONNX, which runs there nowhere.
     """
     if kind == "onnx" and precision == "bfloat16":
         raise UsageError("bfloat16 is for openvino; onnx has float32 and int8")
@@ -85,13 +85,13 @@ def export_graphs(
             _round_matrices(graphs / "text.onnx")
         if kind == "openvino":
             _to_openvino(graphs)
-        facts.least_cosine = _agreement(network, tokenizer, new, facts)
-        _check(facts, LEAST_COSINE[precision] if least is None else least)
-        facts.save(graphs)
+        info.min_cosine = _agreement(network, tokenizer, new, info)
+        _check(info, MIN_COSINE[precision] if min_cosine is None else min_cosine)
+        info.save(graphs)
 
-    facts = Facts(kind, precision, sides, {}, fingerprint(source))
+    info = ExportedGraphInfo(kind, precision, sides, {}, fingerprint(source))
     replace_model(out, fill)
-    return facts
+    return info
 
 
 @doing("rounding the text graph")
@@ -129,12 +129,14 @@ def _to_openvino(folder: Path) -> None:
 
 
 @doing("comparing with torch")
-def _agreement(network: MMGEMNetwork, tokenizer: Tokenizer, model: Path, facts: Facts) -> dict[str, float]:
+def _agreement(
+    network: MMGEMNetwork, tokenizer: Tokenizer, model: Path, info: ExportedGraphInfo
+) -> dict[str, float]:
     """The lowest cosine of torch's embeddings and the graphs', of texts and of pictures at each side."""
-    own = _embeddings(network, tokenizer, facts.sides)
+    own = _embeddings(network, tokenizer, info.sides)
     other, _ = load_model(model)
-    use_graphs(other, model, facts)
-    graphs = _embeddings(other, tokenizer, facts.sides)
+    use_graphs(other, model, info)
+    graphs = _embeddings(other, tokenizer, info.sides)
     return {name: float((rows * graphs[name]).sum(1).min()) for name, rows in own.items()}
 
 
@@ -157,10 +159,10 @@ def _pictures() -> list[Image.Image]:
     return [Image.fromarray(c).resize((256, 256), Image.Resampling.BICUBIC) for c in cells]
 
 
-def _check(facts: Facts, least: float) -> None:
-    for name, cosine in facts.least_cosine.items():
-        if not cosine >= least:
+def _check(info: ExportedGraphInfo, min_cosine: float) -> None:
+    for name, cosine in info.min_cosine.items():
+        if not cosine >= min_cosine:
             raise CheckpointError(
-                f"{name} of the {facts.precision} graphs agree with torch to cosine {cosine:.4f} only, below "
-                f"{least:g}; --least {max(cosine - 0.001, 0):.3f} accepts that"
+                f"{name} of the {info.precision} graphs agree with torch to cosine {cosine:.4f} only, "
+                f"below {min_cosine:g}; --min-cosine {max(cosine - 0.001, 0):.3f} accepts that"
             )

@@ -2,7 +2,7 @@
 
 Every prefix has the same length, so a batch needs no padding and its members cannot influence each other; one
 that is done leaves the batch.
-Beam search keeps K live hypotheses an image and ranks finished ones by log P / length ** alpha
+Beam search keeps K live hypotheses an image and ranks finished ones by log P / length ** length_penalty
 (Wu et al. 2016, arXiv 1609.08144, simplified); beams=1 is greedy decoding. :func:`choose_captions` then lets
 the model choose among the finished ones by its own embedding of them: what is likely, and looks like the
 picture.
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mmgem.data.tokens import Tokenizer
+from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.models.network import MMGEMNetwork
 
 
@@ -35,23 +36,27 @@ def generate_captions(
     network: MMGEMNetwork,
     prefixes: Tensor,
     end: int,
-    beams: int = 3,
-    max_tokens: int = 30,
-    alpha: float = 0.7,
+    beams: int = CAPTION_DEFAULTS.beams,
+    max_tokens: int = CAPTION_DEFAULTS.max_tokens,
+    length_penalty: float = CAPTION_DEFAULTS.length_penalty,
 ) -> list[Caption]:
     """Decode one caption per row of ``prefixes`` ``(B, P, H)``: the first of :func:`caption_candidates`."""
-    return [found[0] for found in caption_candidates(network, prefixes, end, beams, max_tokens, alpha)]
+    candidates = caption_candidates(network, prefixes, end, beams, max_tokens, length_penalty)
+    return [found[0] for found in candidates]
 
 
 def describe(
-    network: MMGEMNetwork, tokenizer: Tokenizer, visual: Tensor, beams: int, max_tokens: int, assess: float
+    network: MMGEMNetwork, tokenizer: Tokenizer, visual: Tensor, options: CaptionOptions = CAPTION_DEFAULTS
 ) -> list[str]:
     """A sentence for each row of visual embeddings ``(B, 1 + tiles, D)``: what beam search finds, chosen by
-    :func:`choose_captions` with the weight ``assess``."""
+    :func:`choose_captions`."""
     with torch.inference_mode():
         prefixes = network.project_visual_prefix(visual)
-    found = caption_candidates(network, prefixes, tokenizer.end, beams, max_tokens)
-    return [tokenizer.decode(c.ids) for c in choose_captions(network, visual[:, 0], found, assess)]
+    candidates = caption_candidates(
+        network, prefixes, tokenizer.end, options.beams, options.max_tokens, options.length_penalty
+    )
+    chosen = choose_captions(network, visual[:, 0], candidates, options.clip_rescore_weight)
+    return [tokenizer.decode(c.ids) for c in chosen]
 
 
 @torch.inference_mode()
@@ -86,14 +91,14 @@ def caption_candidates(
     network: MMGEMNetwork,
     prefixes: Tensor,
     end: int,
-    beams: int = 3,
-    max_tokens: int = 30,
-    alpha: float = 0.7,
+    beams: int = CAPTION_DEFAULTS.beams,
+    max_tokens: int = CAPTION_DEFAULTS.max_tokens,
+    length_penalty: float = CAPTION_DEFAULTS.length_penalty,
 ) -> list[list[Caption]]:
     """Finished captions of each row of ``prefixes`` ``(B, P, H)``, best first; at least one.
 
     ``end``: the end-of-text token. ``beams``: live hypotheses (1 = greedy). Where none ends within
-    ``max_tokens`` the best is cut there. ``alpha``: length normalisation.
+    ``max_tokens`` the best is cut there. ``length_penalty``: length normalisation.
     """
     count = len(prefixes)
     device = prefixes.device
@@ -122,7 +127,7 @@ def caption_candidates(
         top, at = scores.topk(2 * beams if vocabulary > 1 else beams, dim=1)
         origin, token = at // vocabulary, at % vocabulary
         ended = token == end
-        final = top / (step + 1) ** alpha
+        final = top / (step + 1) ** length_penalty
         # A hypothesis may end only from among the K best, as if the others were already pruned.
         final[:, beams:] = -torch.inf
         final = final.masked_fill(~ended, -torch.inf)
@@ -135,7 +140,7 @@ def caption_candidates(
         live, origin, token = keep.values, origin.gather(1, keep.indices), token.gather(1, keep.indices)
         tokens = torch.cat([tokens.gather(1, origin[..., None].expand(-1, -1, step)), token[..., None]], 2)
         # log P only falls; the best a live one can still score is at the greatest length.
-        reachable = live[:, 0] / max_tokens**alpha
+        reachable = live[:, 0] / max_tokens**length_penalty
         open_ = best_score < reachable
         if beams == 1:
             open_ = open_ & ~torch.isfinite(best_score)

@@ -36,4 +36,4 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "sentence_transformers":
             raise
-        raise UsageError(f"{name} needs sentence-transformers: pip install 'mmgem[plugs]'") from error
+        raise UsageError(f"{name} needs sentence-transformers: pip install 'mmgem[integrations]'") from error

@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mmgem.data.images import ImageSource, image_size, open_image
+from mmgem.data.records import Box
 from mmgem.errors import ImageError, UsageError
 from mmgem.report.data import QueryRow, SimilarRow
-from mmgem.search.index_store import Box
 
 _BACKGROUND, _TEXT_COLOUR, _SCORE_COLOUR, _QUERY_COLOUR, _MISSING_COLOUR = (
     "#fbfaf7",

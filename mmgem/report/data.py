@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmgem.data.images import ImageSource
-from mmgem.search.index_store import Box
+from mmgem.data.records import Box
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmgem.data.images import ImageSource, image_size, open_image
+from mmgem.data.records import Box
 from mmgem.errors import ImageError, UsageError
 from mmgem.report.data import (
     HeatmapCard,
@@ -32,7 +33,6 @@ from mmgem.report.data import (
     SimilarRow,
 )
 from mmgem.report.heatmap import draw_heatmap
-from mmgem.search.index_store import Box
 from mmgem.utils.files import write_atomic
 
 # Longest side in pixels of a photo in a strip and on the wall or with regions.

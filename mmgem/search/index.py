@@ -21,8 +21,9 @@ from typing import Protocol
 import numpy as np
 
 from mmgem.data.images import image_size, list_images
+from mmgem.data.records import Box
 from mmgem.errors import ImageError, SearchIndexError, UsageError
-from mmgem.search.index_store import Box, HashedFile, IndexStore, NewContent, StoredPhoto
+from mmgem.search.index_store import HashedFile, IndexStore, NewContent, StoredPhoto
 
 # Record files whose content is known already (moved, touched) at least this often.
 _FILES_A_TRANSACTION = 1024

@@ -29,10 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from mmgem.data.records import Box
 from mmgem.errors import SearchIndexError
 from mmgem.utils.files import lock_folder
-
-Box = tuple[float, float, float, float]
 
 _FORMAT = 1
 _DATABASE = "photos.sqlite3"

@@ -44,17 +44,22 @@ class RerankOptions:
     normalised. Twice it does as well."""
 
     def scores(
-        self, cosines: np.ndarray, given: np.ndarray, usual: np.ndarray | float, temperature: float
+        self,
+        cosines: np.ndarray,
+        log_prob: np.ndarray,
+        baseline_log_prob: np.ndarray | float,
+        temperature: float,
     ) -> np.ndarray:
-        """The scores that order, in units of cosine, of pairs with these ``cosines`` and log P(text | image)
-        ``given``; ``usual``: its mean over the images nearest to the text. Sums in nats; all ``(n,)``."""
-        return cosines + self.weight * temperature * (given - usual)
+        """The scores that order, in units of cosine, of pairs with these ``cosines`` and ``log_prob``, log
+        P(text | image); ``baseline_log_prob``: its mean over the images nearest to the text. Sums in nats;
+        all ``(n,)``."""
+        return cosines + self.weight * temperature * (log_prob - baseline_log_prob)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankedHit(Hit):
-    """A hit whose score is one of :meth:`Rerank.scores`, with its cosine and log P(text | image) a token, end
-    of text included, in nats."""
+    """A hit whose score is one of :meth:`RerankOptions.scores`, with its cosine and log P(text | image) a
+    token, end of text included, in nats."""
 
     cosine: float
     log_prob: float
@@ -69,7 +74,8 @@ def rerank(
     options: RerankOptions | None = None,
 ) -> list[RerankedHit]:
     """The ``k`` best photos of ``index`` for ``text``, best first: found by cosine, at least
-    ``options.candidates`` of them, and ordered by :meth:`Rerank.scores`; equal ones as they were found.
+    ``options.candidates`` of them, and ordered by :meth:`RerankOptions.scores`; equal ones as they
+    were found.
 
     Raises ``DataError`` for an empty text or one over ``max_text_tokens``, ``UsageError`` for ``k`` below 1
     and as :func:`log_probs` does.
@@ -81,20 +87,20 @@ def rerank(
     if not hits:
         return []
     vectors = np.stack([index.vector_of(hit.path) for hit in hits])
-    given = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.embedding_norm)
-    return rerank_hits(hits, given, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
+    log_prob = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.embedding_norm)
+    return rerank_hits(hits, log_prob, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
 
 
 def rerank_hits(
-    hits: Sequence[Hit], given: np.ndarray, tokens: int, temperature: float, options: RerankOptions
+    hits: Sequence[Hit], log_prob: np.ndarray, tokens: int, temperature: float, options: RerankOptions
 ) -> list[RerankedHit]:
-    """``hits`` of a text of so many ``tokens``, whose log P given each is ``given`` ``(n,)``, ordered by
-    :meth:`Rerank.scores`."""
+    """``hits`` of a text of so many ``tokens``, whose log P given each is ``log_prob`` ``(n,)``, ordered by
+    :meth:`RerankOptions.scores`."""
     cosines = np.array([hit.score for hit in hits], np.float32)
-    scores = options.scores(cosines, given, given.mean(), temperature)
+    scores = options.scores(cosines, log_prob, log_prob.mean(), temperature)
     return [
         RerankedHit(
-            hits[i].path, float(scores[i]), cosine=hits[i].score, log_prob=float(given[i]) / (tokens + 1)
+            hits[i].path, float(scores[i]), cosine=hits[i].score, log_prob=float(log_prob[i]) / (tokens + 1)
         )
         for i in np.argsort(-scores, kind="stable")
     ]

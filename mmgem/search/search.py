@@ -11,19 +11,25 @@ Equal scores are ordered by path, then box, so the same search always gives the 
 from __future__ import annotations
 
 import json
+import logging
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from mmgem.data.images import ImageSource
+from mmgem.data.records import Box
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search.hnsw import HNSWIndex
-from mmgem.search.index_store import Box, IndexSnapshot, check_fingerprint, read_index
+from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
 from mmgem.search.spatial_filter import SpatialFilter
+from mmgem.utils.files import same_file
+
+_log = logging.getLogger(__name__)
 
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
 _QUERY_BATCH_SIZE = 32
@@ -39,6 +45,15 @@ class Hit:
     box: Box | None = None
 
 
+class QueryEmbedder(Protocol):
+    """What searching by texts and images needs of a model: unit vectors ``(n, D)`` float32 of them."""
+
+    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
+    def embed_images(  # noqa: D102
+        self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None, /
+    ) -> np.ndarray: ...
+
+
 class PhotoIndex:
     """A read-only view of an index as it was when opened.
 
@@ -50,6 +65,9 @@ class PhotoIndex:
         """``hnsw``: that of ``snapshot``; None: every search is exact."""
         self.folder = folder
         self.hnsw = hnsw
+        self.load_embedder: Callable[[], QueryEmbedder] | None = None
+        """What :meth:`search_text` and :meth:`search_image` embed with, asked for when it is first needed;
+        :func:`mmgem.open_index` sets it."""
         self.fingerprint = snapshot.fingerprint
         self.model = snapshot.model
         self.regions = snapshot.regions
@@ -77,8 +95,8 @@ class PhotoIndex:
 
         Without ``folder`` they are where they were when indexed or, if that is gone, at the same place
         relative to the index. An HNSW index that it keeps is used, unless ``exact``; one that cannot be is a
-        warning, and the search is exact. Raises SearchIndexError if the index is missing or damaged, or
-        if ``fingerprint`` is given and the index was built by another model.
+        warning in the log, and the search is exact. Raises SearchIndexError if the index is missing or
+        damaged, or if ``fingerprint`` is given and the index was built by another model.
         """
         out = Path(path)
         snapshot = read_index(out)
@@ -88,7 +106,7 @@ class PhotoIndex:
         try:
             hnsw = None if exact else HNSWIndex.open(out, snapshot)
         except (SearchIndexError, UsageError) as problem:
-            warnings.warn(f"{problem}; searching all vectors until then", stacklevel=2)
+            _log.warning("%s; searching all vectors until then", problem)
         return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw)
 
     def __len__(self) -> int:
@@ -145,6 +163,35 @@ class PhotoIndex:
         another shape, or if ``k`` is below 1.
         """
         return next(self._search(np.asarray(vector, np.float32)[None], k), [])
+
+    def search_text(self, text: str, k: int = 10, regions: bool = False) -> list[Hit]:
+        """Return the ``k`` photos that fit ``text`` best, best first: :meth:`search` for its embedding.
+
+        ``regions``: their best boxes instead, as :meth:`search_regions` finds them. Raises DataError for an
+        empty text, UsageError as those do, and if this index was opened without a model.
+        """
+        vector = self._embedder.embed_texts([text])[0]
+        return self.search_regions(vector, k) if regions else self.search(vector, k)
+
+    def search_image(
+        self, image: ImageSource, k: int = 10, box: Box | None = None, regions: bool = False
+    ) -> list[Hit]:
+        """Return the ``k`` photos most like ``image``, or like a ``box`` of it in pixels, best first.
+
+        A photo of the index that is the query is not among them. ``regions`` as in :meth:`search_text`.
+        Raises ImageError for an image that cannot be read, UsageError as :meth:`search_text` does.
+        """
+        vector = self._embedder.embed_images([image], [box])[0]
+        hits = self.search_regions(vector, k + 1) if regions else self.search(vector, k + 1)
+        if isinstance(image, str | os.PathLike):
+            hits = [hit for hit in hits if not same_file(hit.path, Path(image))]
+        return hits[:k]
+
+    @cached_property
+    def _embedder(self) -> QueryEmbedder:
+        if self.load_embedder is None:
+            raise UsageError("this index was opened without a model; open it with mmgem.open_index")
+        return self.load_embedder()
 
     def search_regions(
         self, vector: np.ndarray, k: int = 10, where: SpatialFilter | None = None

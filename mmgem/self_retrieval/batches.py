@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgem.data.prose import sentences
+from mmgem.data.sentences import passage_sentences
 from mmgem.distributed.partition import shard_slice
 from mmgem.errors import DataError
 from mmgem.self_retrieval.config import SelfRetrievalConfig
@@ -89,7 +89,7 @@ class SelfRetrievalBatches:
                 )
         self.pairs: list[tuple[str, int]] = []
         if config.memorise:
-            self.pairs += [(s, n) for n, p in enumerate(passages) for s in sentences(p.text)]
+            self.pairs += [(s, n) for n, p in enumerate(passages) for s in passage_sentences(p.text)]
         questions = [(q, number[i]) for q in queries for i in q.positives]
         self.pairs += [(q.query, n) for q, n in questions]
         if not self.pairs:

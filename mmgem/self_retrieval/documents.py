@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmgem.data.prose import cut_words, split_prose
 from mmgem.data.readers.files import read_text
+from mmgem.data.sentences import cut_words, split_prose
 from mmgem.errors import DataError, UsageError
 
 MARKDOWN = (".md", ".markdown")

@@ -17,6 +17,7 @@ from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
 from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.corpus import FOLDER, Corpus
+from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.self_retrieval.retriever import Candidate, Found, Retriever
@@ -78,15 +79,17 @@ class SelfRetrieval:
         """Unit embeddings ``(n, D)`` float32, to compare with ``corpus.vectors``."""
         return embed_texts(self.network, self.tokenizer, questions, 64)
 
+    def embed_passages(self, passages: Sequence[Passage]) -> np.ndarray:
+        """Unit embeddings ``(n, D)`` float32 of passages and their titles, as ``corpus.vectors`` has them."""
+        return embed_passages(self.network, self.prompts, list(passages))
+
     def add(self, passages: Sequence[Passage]) -> None:
         """Put passages into the corpus, here and, if it has one, in the model's folder.
 
         Raises ``DataError`` for an id that is there already; then nothing has changed."""
-        from mmgem.self_retrieval.embedding import embed_passages
-
         corpus = self.corpus.added(passages, self.prompts)
         if self.corpus.vectors is not None:
-            vectors = embed_passages(self.network, self.prompts, list(passages))
+            vectors = self.embed_passages(passages)
             corpus.vectors = np.concatenate([self.corpus.vectors, vectors])
         if self.folder is not None:
             corpus.save_in(self.folder)

@@ -9,8 +9,9 @@ passage's id is its file's path below the folder, ``#`` and its number in the fi
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
-import warnings
 from codecs import BOM_UTF8
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from typing import Any
 
 from mmgem.errors import DataError, UsageError
 from mmgem.self_retrieval.documents import SUFFIXES, read_document, text_files
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,15 @@ class Query:
     answers: tuple[str, ...]
 
 
-def load_corpus(path: Path, skipped: list[tuple[Path, str]] | None = None) -> list[Passage]:
+def load_corpus(path: str | os.PathLike[str], skipped: list[tuple[Path, str]] | None = None) -> list[Passage]:
     """Read a ``.jsonl``, ``.txt``, ``.md`` or ``.markdown`` file, or a folder of the last three.
 
     Files of a folder that cannot be read or have no text are appended to ``skipped`` with the reason (without
-    it, each is a warning); hidden ones are passed over. Raises ``UsageError`` if ``path`` is missing or of
-    another kind, ``DataError`` ("file:line: ...") for a malformed line, an id that is there twice, and where
-    no passage is left.
+    it, each is a warning in the log); hidden ones are passed over. Raises ``UsageError`` if ``path`` is
+    missing or of another kind, ``DataError`` ("file:line: ...") for a malformed line, an id that is there
+    twice, and where no passage is left.
     """
+    path = Path(path)
     if path.is_dir():
         return _folder(path, skipped)
     if path.suffix.lower() in SUFFIXES and path.exists():
@@ -60,14 +64,14 @@ def load_corpus(path: Path, skipped: list[tuple[Path, str]] | None = None) -> li
     ]
 
 
-def load_queries(path: Path, known: Container[str] | None = None) -> list[Query]:
+def load_queries(path: str | os.PathLike[str], known: Container[str] | None = None) -> list[Query]:
     """Read a JSONL file of queries; ``known``: the ids of passages there are, if they are to be checked.
 
     Raises ``UsageError`` if the file cannot be opened, ``DataError`` ("file:line: ...") for a malformed line,
     a query without positives, one whose passage is not known, and a file without queries.
     """
     queries = []
-    for where, value in _objects(path, "queries"):
+    for where, value in _objects(Path(path), "queries"):
         positives = tuple(dict.fromkeys(_strings(value, "positives", where)))
         if not positives:
             raise DataError(f"{where}: positives is empty; a query needs the id of a passage")
@@ -96,7 +100,7 @@ def _folder(root: Path, skipped: list[tuple[Path, str]] | None) -> list[Passage]
         skipped += left
     else:
         for path, reason in left:
-            warnings.warn(f"{path}: skipped, {reason}", stacklevel=3)
+            _log.warning("%s: skipped, %s", path, reason)
     return passages
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmgem.api import MMGEM
 from mmgem.data.records import Box
+from mmgem.inference.caption_options import CaptionOptions
 from mmgem.inference.captioning import describe
 from mmgem.inference.images import encode_images, encode_prepared, find_regions, text_heatmaps
 from mmgem.inference.texts import embed_pieces
@@ -26,7 +27,6 @@ from mmgem.serve.limits import Limits
 if TYPE_CHECKING:
     from mmgem.self_retrieval.model import Answer, SelfRetrieval
 
-_CLIP_RESCORE_WEIGHT = 0.15  # MMGEM.caption's own
 _MAX_DECODED_PHOTOS = 8  # with boxes, at once: their maps at the largest sides are some 100 MB
 
 
@@ -56,10 +56,10 @@ class ModelJobs:
         """A photo's pixels -> visual embedding ``(1 + tiles, D)``, not normalised."""
         self.boxes: JobType[tuple[DecodedPhoto, list[Box]], Tensor] = JobType("box", self._boxes, max_decoded)
         """A photo and boxes of it -> visual embeddings ``(n, 1 + tiles, D)``."""
-        self.captions: JobType[tuple[Tensor, int, int], str] = JobType(
+        self.captions: JobType[tuple[Tensor, CaptionOptions], str] = JobType(
             "caption", self._captions, max_batch_size
         )
-        """Visual embedding, beams, most tokens (both equal in a group) -> a sentence."""
+        """Visual embedding, how to decode (equal in a group) -> a sentence."""
         self.regions: JobType[tuple[DecodedPhoto, int], list[Box]] = JobType(
             "region", self._regions, max_decoded
         )
@@ -103,10 +103,9 @@ class ModelJobs:
         )
         return embeddings.split([len(boxes) for _, boxes in photos])
 
-    def _captions(self, requests: list[tuple[Tensor, int, int]]) -> list[str]:
-        _, beams, max_tokens = requests[0]
-        visual = torch.stack([v for v, _, _ in requests])
-        return describe(self.network, self.model.tokenizer, visual, beams, max_tokens, _CLIP_RESCORE_WEIGHT)
+    def _captions(self, requests: list[tuple[Tensor, CaptionOptions]]) -> list[str]:
+        visual = torch.stack([v for v, _ in requests])
+        return describe(self.network, self.model.tokenizer, visual, requests[0][1])
 
     @torch.inference_mode()
     def _regions(self, photos: list[tuple[DecodedPhoto, int]]) -> list[list[Box]]:

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from mmgem.inference.caption_options import CAPTION_DEFAULTS
 from mmgem.serve import limits
 from mmgem.serve.image_input import Upload
 
@@ -34,7 +35,7 @@ def _one_of(message: str) -> Discriminator:
     return Discriminator(_branch, "wrong_kind", message)
 
 
-Box = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
+BoxField = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 """x0, y0, x1, y1 in pixels of the upright photo."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=limits.TEXT_CHARS, pattern=r"\S")]
 PhotoId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -72,7 +73,7 @@ class SearchRequest(Request):
     text: Text | None = None
     image: Sent | None = None
     photo: PhotoId | None = None
-    box: Box | None = None
+    box: BoxField | None = None
     k: int = Field(10, ge=1, le=limits.HITS)
     regions: bool = False
     where: str | None = None
@@ -94,15 +95,15 @@ class SearchRequest(Request):
 class CaptionRequest(PhotoRequest):
     """A photo, or boxes of it, to describe."""
 
-    boxes: list[Box] | None = Field(None, min_length=1, max_length=limits.BOXES)
-    beams: int = Field(3, ge=1, le=8)
+    boxes: list[BoxField] | None = Field(None, min_length=1, max_length=limits.BOXES)
+    beams: int = Field(CAPTION_DEFAULTS.beams, ge=1, le=8)
 
 
 class ClassifyRequest(PhotoRequest):
     """A photo and what it may show."""
 
     classes: list[Text] = Field(min_length=2, max_length=limits.CLASSES)
-    box: Box | None = None
+    box: BoxField | None = None
     top: int = Field(3, ge=1, le=limits.CLASSES)
 
 
@@ -199,7 +200,7 @@ class HitReply(PhotoName):
     score: float
     width: int | None
     height: int | None
-    box: Box | None
+    box: BoxField | None
     cosine: float | None
     log_prob: float | None
 
@@ -222,7 +223,7 @@ class Sized(Timed):
 class Caption(BaseModel):
     """A sentence about a box, or about the whole photo (null)."""
 
-    box: Box | None
+    box: BoxField | None
     text: str
 
 
@@ -248,7 +249,7 @@ class ClassifyReply(Timed):
 class Region(BaseModel):
     """A box and, if asked for, what it shows."""
 
-    box: Box
+    box: BoxField
     caption: str | None
 
 
@@ -314,7 +315,7 @@ class ImagePart(BaseModel):
 
     type: Literal["image_url"]
     image_url: ImageUrl
-    box: Box | None = None
+    box: BoxField | None = None
 
 
 _Text = Annotated[TextPart, Tag("(text)")]

@@ -19,6 +19,7 @@ from mmgem.api import MMGEM
 from mmgem.data.images import check_box
 from mmgem.data.records import Box
 from mmgem.errors import ImageError
+from mmgem.inference.caption_options import CaptionOptions
 from mmgem.inference.images import preprocess_image
 from mmgem.inference.texts import unit_rows
 from mmgem.search.rerank import RerankOptions, rerank_hits
@@ -176,11 +177,10 @@ class Service:
             check_box(box, decoded.size)
         return await self._model.submit(self.jobs.boxes, (decoded, boxes))
 
-    async def captions(self, visuals: Sequence[Tensor], beams: int, max_tokens: int = 30) -> list[str]:
+    async def captions(self, visuals: Sequence[Tensor], options: CaptionOptions) -> list[str]:
         """A sentence for each visual embedding ``(1 + tiles, D)``."""
-        requests = [(visual, beams, max_tokens) for visual in visuals]
-        group = (beams, max_tokens)
-        return await gather(*(self._model.submit(self.jobs.captions, request, group) for request in requests))
+        job = self.jobs.captions
+        return await gather(*(self._model.submit(job, (visual, options), options) for visual in visuals))
 
     async def regions(self, photo: PhotoSource, count: int) -> list[Box]:
         """Up to ``count`` telling boxes: those of the index where it has them, else found now."""
@@ -211,8 +211,9 @@ class Service:
         if not hits:
             return []
         vectors_of_hits = np.stack([gallery.index.vector_of(hit.path) for hit in hits])
-        given = await self._model.submit(self.jobs.rerank, (vectors_of_hits, ids), cost=len(vectors_of_hits))
-        return list(rerank_hits(hits, given, len(ids), self.model.temperature, options)[:k])
+        cost = len(vectors_of_hits)
+        log_prob = await self._model.submit(self.jobs.rerank, (vectors_of_hits, ids), cost=cost)
+        return list(rerank_hits(hits, log_prob, len(ids), self.model.temperature, options)[:k])
 
     async def passages(self, question: str, k: int) -> list[Found]:
         """The best ``k`` passages of the corpus."""

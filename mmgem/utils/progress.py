@@ -1,12 +1,20 @@
-"""Progress on stderr for anything over a second, with rate and time left."""
+"""Progress on stderr for anything over a second, with rate and time left.
+
+Only where the logger ``mmgem`` lets INFO through, as it does for the commands: a program that uses the
+library sees nothing unless it asks (``logging.basicConfig(level="INFO")``). Where stderr is no terminal, what
+lasts is a line of the logger ``mmgem.progress``.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+_log = logging.getLogger("mmgem.progress")
 
 T = TypeVar("T")
 
@@ -18,6 +26,10 @@ def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, un
 
     Nothing is shown where stderr is not a terminal.
     """
+    rows = list(items)
+    if not _log.isEnabledFor(logging.INFO):
+        yield from rows
+        return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
@@ -26,7 +38,6 @@ def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, un
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed or 0:.1f}{unit}/s", style="progress.data.speed")
 
-    rows = list(items)
     weights = sizes if sizes is not None else [1] * len(rows)
     if not rows:
         return
@@ -49,6 +60,9 @@ def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, un
 def doing(what: str) -> Iterator[None]:
     """Show on stderr that ``what`` is under way, for work that cannot be counted; where stderr is not a
     terminal, a line at its end if it took over 10 s."""
+    if not _log.isEnabledFor(logging.INFO):
+        yield
+        return
     from rich.console import Console
     from rich.text import Text
 
@@ -61,7 +75,7 @@ def doing(what: str) -> Iterator[None]:
     yield
     took = time.monotonic() - started
     if took > _LONG:
-        console.print(f"{what}: {took:.0f} s", soft_wrap=True, markup=False)
+        _log.info("%s: %.0f s", what, took)
 
 
 class Meter:
@@ -73,14 +87,15 @@ class Meter:
         from rich.console import Console
 
         self.label, self.total, self.done, self.unit = label, total, done, unit
-        self.console = Console(stderr=True, highlight=False, quiet=not shown)
+        self.shown = shown and _log.isEnabledFor(logging.INFO)
+        self.console = Console(stderr=True, highlight=False)
         self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=50)
         self.printed = time.monotonic()
         self.count = 0
         self.status: Any = None
 
     def __enter__(self) -> Meter:
-        if self.console.is_terminal and not self.console.quiet:
+        if self.shown and self.console.is_terminal:
             self.status = self.console.status(self.label)
             self.status.start()
         return self
@@ -110,13 +125,16 @@ class Meter:
             self.status.update(line)
         elif now - self.printed > 30 or self.done == self.total:
             self.printed = now
-            self.console.print(line, soft_wrap=True)
+            self.note(line)
 
     def note(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        """Print a line above the bar, or log it where there is none."""
+        if self.status is not None:
+            self.console.print(text, soft_wrap=True, markup=False)
+        elif self.shown:
+            _log.info("%s", text)
 
     def say(self, step: int, values: dict[str, Any]) -> None:
         """Print the results of an evaluation above the bar; it does not count into the rate."""
-        self.console.print(f"step {step}: {values}", soft_wrap=True)
+        self.note(f"step {step}: {values}")
         self.recent = deque([(time.monotonic(), self.count)], maxlen=50)

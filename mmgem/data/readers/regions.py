@@ -9,8 +9,8 @@ in one warning. Boxes that cross the border of their image are kept as they are.
 from __future__ import annotations
 
 import json
+import logging
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,6 +20,8 @@ from typing import Any
 from mmgem.data.readers.files import read_text, tidy
 from mmgem.data.records import Box
 from mmgem.errors import DataError, UsageError
+
+_log = logging.getLogger(__name__)
 
 Size = tuple[float, float]
 """Width and height in pixels."""
@@ -67,10 +69,10 @@ class LeftOut:
         return tuple(text for text in tidied if text)
 
     def warn(self) -> None:
-        """Say in one UserWarning what was left out, if anything was."""
+        """Say in one warning of the log what was left out, if anything was."""
         counts_text = [f"{n} {_ODD[kind][n > 1]}" for kind in _ODD if (n := self.counts[kind])]
         if counts_text:
-            warnings.warn(f"{self.source}: left out {', '.join(counts_text)}", stacklevel=2)
+            _log.warning("%s: left out %s", self.source, ", ".join(counts_text))
 
 
 @contextmanager

@@ -19,8 +19,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from mmgem.data.records import Box
 from mmgem.errors import SearchIndexError
-from mmgem.search.index_store import Box
 from mmgem.search.search import Hit, best_of_each_photo
 
 _EXTRA_CANDIDATES = 16  # found beyond what is wanted, so that equal scores at the end are not left to chance

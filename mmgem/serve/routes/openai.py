@@ -15,6 +15,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
+from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.inference.texts import truncate_embeddings
 from mmgem.serve import limits
 from mmgem.serve.errors import APIError, error_json, to_api_error
@@ -37,8 +38,6 @@ router = APIRouter(prefix="/v1", tags=["OpenAI"], responses=ERRORS)
 
 _log = logging.getLogger(__name__)
 
-_BEAMS, _TOKENS = 3, 30
-
 
 @router.get("/models", responses={200: {"model": ModelsReply}})
 async def models(request: Request) -> Response:
@@ -60,7 +59,7 @@ async def embeddings(request: Request) -> Response:
     """Unit vectors of texts and photos: the dot product of two is their similarity.
 
     ``dimensions``: only the first so many numbers, of unit length again. ``tiny`` loses
-    little by that, a model that was never turned to its axes (``mmgem export --order``) much.
+    little by that, a model that was never rotated (``mmgem export --pca-rotate``) much.
     """
     service, body = service_of(request), await parse_body(request, EmbeddingRequest)
     _check_model(service, body.model)
@@ -109,7 +108,7 @@ async def chat(request: Request) -> Response:
     if not 1 <= len(image_parts) <= limits.BOXES:
         reason = f"give 1 to {limits.BOXES} photos as image_url parts: this model describes photos"
         raise APIError(422, "invalid_value", reason, "messages")
-    requested = body.max_completion_tokens or body.max_tokens or _TOKENS
+    requested = body.max_completion_tokens or body.max_tokens or CAPTION_DEFAULTS.max_tokens
     tokens = min(requested, limits.CAPTION_TOKENS)
     name = f"chatcmpl-{uuid.uuid4().hex}"
     if body.stream:
@@ -150,7 +149,8 @@ async def _describe(service: Service, parts: list[ImagePart], tokens: int) -> st
             return await service.visual(photo)
         return (await service.visual_boxes(photo, [part.box]))[0]
 
-    captions = await service.captions(await gather(*(visual(part) for part in parts)), _BEAMS, tokens)
+    visuals = await gather(*(visual(part) for part in parts))
+    captions = await service.captions(visuals, CaptionOptions(max_tokens=tokens))
     return "\n".join(captions)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmgem.data.records import Box
 from mmgem.evaluate.classify import PROMPTS, class_embeddings, classify, fill_prompt
+from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.report.heatmap import draw_heatmap
 from mmgem.search.search import Hit
 from mmgem.search.spatial_filter import parse_spatial_filter, split_query
@@ -38,8 +39,6 @@ from mmgem.serve.schemas import (
 from mmgem.serve.service import Service
 
 router = APIRouter(tags=["photos"], responses=ERRORS)
-
-_BEAMS = 3
 
 
 @router.post(
@@ -71,7 +70,7 @@ async def caption(request: Request) -> Response:
         visuals: Sequence[Tensor] = [await service.visual(photo)]
     else:
         visuals = (await service.visual_boxes(photo, body.boxes)).unbind()
-    captions = await service.captions(visuals, body.beams)
+    captions = await service.captions(visuals, CaptionOptions(body.beams))
     rows = [{"box": box, "text": text} for box, text in zip(boxes, captions, strict=True)]
     return await _sized_reply(began, service, photo, captions=rows)
 
@@ -189,7 +188,7 @@ async def _regions(service: Service, body: RegionsRequest) -> Response:
     captions: list[str | None] = [None] * len(boxes)
     if body.captions and boxes:
         visuals = await service.visual_boxes(photo, boxes)
-        captions = list(await service.captions(visuals.unbind(), _BEAMS))
+        captions = list(await service.captions(visuals.unbind(), CAPTION_DEFAULTS))
     rows = [{"box": box, "caption": text} for box, text in zip(boxes, captions, strict=True)]
     return await _sized_reply(began, service, photo, regions=rows)
 

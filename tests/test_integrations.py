@@ -14,8 +14,7 @@ import pytest
 import toys
 from PIL import Image
 
-from mmgem import MMGEM
-from mmgem import integrations as plugs
+from mmgem import MMGEM, integrations
 from mmgem.checkpoints.model_folder import save_model
 from mmgem.cli.main import main
 from mmgem.data.readers import load_dataset
@@ -59,7 +58,7 @@ def figures(data: Path, folder: Path) -> dict[str, Any]:
 
 
 def test_sentence_transformers_encodes_what_we_embed(model: MMGEM, records: list[Record]) -> None:
-    encoder = plugs.sentence_transformer(model)
+    encoder = integrations.sentence_transformer(model)
     texts = ["A dog runs.", "a red boat on the sea. the man sits in the house", "snow"]
     assert np.allclose(encoder.encode(texts), model.embed_texts(texts), atol=1e-6)
     path = records[0].image
@@ -99,7 +98,7 @@ def test_its_retrieval_evaluator_agrees_with_ours(
     texts = {f"t{n}-{k}": text for n, record in enumerate(records) for k, text in enumerate(record.captions)}
     own = {name: {name.replace("t", "i").split("-")[0]} for name in texts}
     theirs = {name: {text for text in texts if name in own[text]} for name in images}
-    encoder = plugs.sentence_transformer(model)
+    encoder = integrations.sentence_transformer(model)
     for way, queries, corpus, right in (("t2i", texts, images, own), ("i2t", images, texts, theirs)):
         evaluator = InformationRetrievalEvaluator(queries, corpus, right, write_csv=False)
         found = evaluator(encoder)
@@ -111,17 +110,17 @@ def test_its_retrieval_evaluator_agrees_with_ours(
 def test_a_saved_sentence_transformer_is_a_model_folder(model: MMGEM, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
-    plugs.sentence_transformer(model, prompts={"query": "the "}).save(str(tmp_path / "saved"))
+    integrations.sentence_transformer(model, prompts={"query": "the "}).save(str(tmp_path / "saved"))
     texts = ["a dog", "a cat sits"]
     want = model.embed_texts(texts)
     assert np.allclose(MMGEM.from_pretrained(tmp_path / "saved").embed_texts(texts), want, atol=1e-6)
-    assert np.allclose(plugs.sentence_transformer(tmp_path / "saved").encode(texts), want, atol=1e-6)
+    assert np.allclose(integrations.sentence_transformer(tmp_path / "saved").encode(texts), want, atol=1e-6)
     trusting = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
     assert np.allclose(trusting.encode(texts), want, atol=1e-6) and trusting.prompts["query"] == "the "
 
 
 def test_it_learns_inside_sentence_transformers() -> None:
-    module = plugs.MMGEMModule(MMGEM(toys.network(), toys.tokenizer()))
+    module = integrations.MMGEMModule(MMGEM(toys.network(), toys.tokenizer()))
     features = module(module.preprocess(["a dog", np.zeros((32, 32, 3), np.uint8)]))
     (features["sentence_embedding"][0] @ features["sentence_embedding"][1]).backward()
     assert all(
@@ -179,7 +178,7 @@ def test_mteb_runs_a_text_task_and_an_image_task(
         task("ToyTexts", "Retrieval", "t2t", ["text"], texts),
         task("ToyImages", "Any2AnyRetrieval", "t2i", ["text", "image"], images),
     ]
-    encoder = plugs.MtebEncoder(model, "mmgem/toy")
+    encoder = integrations.MtebEncoder(model, "mmgem/toy")
     results = mteb.evaluate(encoder, tasks, cache=None, show_progress_bar=False, co2_tracker=False)
     (of_texts,), (of_images,) = (result.scores["test"] for result in results.task_results)
     asked, there = (model.embed_texts([row["text"] for row in rows]) for rows in (firsts, seconds))
@@ -196,7 +195,7 @@ def test_mteb_runs_a_text_task_and_an_image_task(
 
 
 def test_text_embeddings_for_langchain(model: MMGEM) -> None:
-    texts, embeddings = ["a dog", "the sea"], plugs.TextEmbeddings(model)
+    texts, embeddings = ["a dog", "the sea"], integrations.TextEmbeddings(model)
     assert np.allclose(embeddings.embed_documents(texts), model.embed_texts(texts))
     assert embeddings.embed_query("the sea") == asyncio.run(embeddings.aembed_query("the sea"))
     assert asyncio.run(embeddings.aembed_documents(texts)) == embeddings.embed_documents(texts)
@@ -251,5 +250,5 @@ def test_fewer_dimensions(model: MMGEM, records: list[Record], folder: Path, tmp
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mmgem.integrations.sentence_transformers", raising=False)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(UsageError, match=r"pip install 'mmgem\[plugs\]'"):
-        plugs.sentence_transformer("tiny")
+    with pytest.raises(UsageError, match=r"pip install 'mmgem\[integrations\]'"):
+        integrations.sentence_transformer("tiny")
