@@ -31,6 +31,8 @@ def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     """
     torch.manual_seed(recipe.train.seed)
     network, tokenizer = _from_checkpoint(recipe) if recipe.init.checkpoint else _from_bases(recipe)
+    if network.encoder.sees_images:
+        network.encoder.check_maps()
     most, positions = network.prefix_length + 1 + tokenizer.prep.max_text_tokens, network.llm.positions
     if most > positions:
         raise ConfigError(

@@ -24,8 +24,8 @@ class EncoderConfig:
     """The vision encoder."""
 
     kind: str = "efficientnet_lite0"
-    """A name in :data:`mmgem.encoders.ENCODERS`: ``efficientnet_lite0``, ``transformers``, ``none`` (a model of
-    texts only; it embeds, searches and answers, and sees nothing), or one of your own."""
+    """A name in :data:`mmgem.encoders.ENCODERS`: ``efficientnet_lite0``, ``transformers``, ``none`` (a model
+    of texts only; it embeds, searches and answers, and sees nothing), or one of your own."""
     freeze_until: int | None = None
     """Stages (blocks of EfficientNet) in the frozen, cached lower part; None: all of it."""
     config: dict[str, Any] = field(default_factory=dict)

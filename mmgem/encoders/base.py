@@ -89,6 +89,28 @@ class Encoder(nn.Module):
         dtype = next((p.dtype for p in self.parameters()), pixels.dtype)
         return self.trainable_head(self.frozen_stem(pixels.to(dtype))).float()
 
+    @torch.no_grad()
+    def check_maps(self) -> None:
+        """Read two random images at once and the first of them alone. Raises ``ConfigError`` unless that
+        gives each its own square map of finite numbers; other random numbers stay as they would be."""
+        training, device = self.training, next((p.device for p in self.parameters()), torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(2, 3, self.size, self.size, generator=generator).to(device)
+        with torch.random.fork_rng(devices=[]):
+            self.eval()
+            both, alone = self(pixels), self(pixels[:1])
+            self.train(training)
+        grid = both.shape[1] if both.ndim == 4 else 0
+        if both.shape != (2, grid, grid, self.channels) or alone.shape[1:] != both.shape[1:]:
+            raise ConfigError(
+                f"model.encoder: two images of {self.size} pixels became {tuple(both.shape)}, "
+                f"not (2, H, H, {self.channels})"
+            )
+        if not both.isfinite().all():
+            raise ConfigError("model.encoder: its map of an image has numbers that are not finite")
+        if (both[0] - alone[0]).abs().max() > 1e-2 * both.abs().max():
+            raise ConfigError("model.encoder: its map of an image depends on the other images beside it")
+
     def frozen_parameters(self) -> list[nn.Parameter]:
         """Parameters used by :meth:`frozen_stem`; frozen whenever its output is cached."""
         return list(self.parameters())

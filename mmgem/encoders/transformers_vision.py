@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmgem.config import EncoderConfig
 from mmgem.encoders.base import Encoder
-from mmgem.encoders.families import REFUSED, model_inputs
+from mmgem.encoders.families import REFUSED, forced_config, model_inputs
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.utils.hf_config import export_config
 
@@ -140,7 +140,9 @@ class TransformersEncoder(Encoder):
     def _net(self, hf_config: Any) -> Any:
         try:
             return _model_class(hf_config)._from_config(hf_config)
-        except (ValueError, KeyError, IndexError, ImportError) as error:
+        except ConfigError:
+            raise
+        except Exception as error:
             raise ConfigError(f"{_WHERE}: {_line(error)}") from error
 
     def _layout(self, hf_config: Any) -> tuple[int, int]:
@@ -172,9 +174,9 @@ def _hf_config(model_type: str, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.for_model(model_type, **options)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{_WHERE}: {error}") from error
+        return AutoConfig.for_model(model_type, **options | forced_config(model_type))
+    except Exception as error:  # each model checks its fields in its own way
+        raise ConfigError(f"{_WHERE}: {_line(error)}") from error
 
 
 def _model_class(hf_config: Any) -> Any:
@@ -201,4 +203,5 @@ def _native_size(hf_config: Any) -> int:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """What an error says, on one line, and not at length."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

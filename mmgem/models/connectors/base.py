@@ -17,8 +17,8 @@ from mmgem.errors import ConfigError, UsageError
 class Connector(nn.Module):
     """h3: each visual embedding becomes k input vectors of the LLM.
 
-    The constructor takes ``dim`` (D, the embedding's width), ``width`` (H, the LLM's), ``tokens`` (k), and the
-    fields of ``model.connector.config``.
+    The constructor takes ``dim`` (D, the embedding's width), ``width`` (H, the LLM's), ``tokens`` (k), and
+    the fields of ``model.connector.config``.
     """
 
     @classmethod
