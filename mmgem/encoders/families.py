@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Family:
-    """A ``model_type``, a ``config`` of a few thousand parameters, and whether it reads ``any_size`` (of which
-    a patch, or the stride of its last map, is a divisor), or only the side it was made for."""
+    """A ``model_type``, a ``config`` of a few thousand parameters, and whether it reads ``any_size`` (of
+    which a patch, or the stride of its last map, is a divisor), or only the side it was made for."""
 
     model_type: str
     config: dict[str, Any]

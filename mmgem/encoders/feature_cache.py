@@ -28,9 +28,13 @@ _BAD, _TODO, _DONE = 2, 0, 1
 
 
 def encoder_fingerprint(encoder: Encoder) -> str:
-    """Hash of the weights that :meth:`Encoder.frozen_stem` depends on."""
+    """Hash of the weights that :meth:`Encoder.frozen_stem` depends on; where there are none, of what the
+    encoder prints as."""
     digest = hashlib.blake2b(digest_size=16)
-    for p in encoder.frozen_parameters():
+    parameters = encoder.frozen_parameters()
+    if not parameters:
+        digest.update(repr(encoder).encode())
+    for p in parameters:
         digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -85,7 +89,7 @@ def _fill(
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "problems.json"
     problems = {int(k): v for k, v in json.loads(log.read_text()).items()} if log.exists() else {}
-    device = next(encoder.parameters()).device
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     with torch.inference_mode():
         probe = torch.zeros(1, 3, prep.size, prep.size, device=device)
         shape = (len(images), *encoder.frozen_stem(probe).shape[1:])

@@ -96,7 +96,7 @@ class VectorStore(Protocol):
 
     def any_payload(self) -> Payload | None:
         """That of any point of an existing collection, None if it has none."""
-        ...
+        return next((payload for points in self.read() for payload in points.payloads), None)
 
     def ids(self, folder: str) -> set[str]:
         """The ids of all points that came from the index of ``folder``."""
@@ -121,7 +121,7 @@ class VectorStore(Protocol):
 
     def photos(self) -> int:
         """How many whole photos there are."""
-        ...
+        return sum(not payload.region for points in self.read() for payload in points.payloads)
 
     def close(self) -> None:
         """Let go of it."""
