@@ -28,12 +28,14 @@ _BAD, _TODO, _DONE = 2, 0, 1
 
 
 def encoder_fingerprint(encoder: Encoder) -> str:
-    """Hash of the weights that :meth:`Encoder.frozen_stem` depends on; where there are none, of what the
-    encoder prints as."""
+    """Hash of the weights that :meth:`Encoder.frozen_stem` depends on; where there are none, of the encoder's
+    modules and of the numbers and words it holds."""
     digest = hashlib.blake2b(digest_size=16)
     parameters = encoder.frozen_parameters()
     if not parameters:
-        digest.update(repr(encoder).encode())
+        settings = {k: v for k, v in sorted(vars(encoder).items()) if isinstance(v, int | float | str)}
+        settings.pop("training")
+        digest.update(f"{type(encoder).__qualname__} {settings} {encoder}".encode())
     for p in parameters:
         digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
