@@ -107,7 +107,7 @@ def test_packed_equals_alone(llm: str, attention: str, pool: str) -> None:
             inputs = torch.cat([prefix, network.cap_token[None], network.llm.embed(ids)])
             caption_parts.append(alone(network, inputs, causal=True)[2:])
         for row_length in (1, 16, 23, 128):
-            embedded, states = network.run(texts, captions, prefixes, row_length)
+            embedded, states = toys.packed(network, texts, captions, prefixes, row_length)
             torch.testing.assert_close(embedded, torch.stack(text_parts), atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(states, torch.cat(caption_parts), atol=1e-5, rtol=1e-5)
 
@@ -116,14 +116,14 @@ def test_texts_or_captions_only() -> None:
     network = toys.network()
     texts, captions, prefixes = toys.sequences([3, 6]), toys.sequences([4]), torch.randn(1, 1, 16)
     with torch.no_grad():
-        embedded, states = network.run(texts, captions, prefixes)
-        torch.testing.assert_close(network.run(texts=texts)[0], embedded)
+        embedded, states = toys.packed(network, texts, captions, prefixes)
+        torch.testing.assert_close(toys.packed(network, texts=texts)[0], embedded)
         torch.testing.assert_close(network.encode_text(texts), embedded)
-        assert network.run(texts=texts)[1].shape == (0, 16)
-        torch.testing.assert_close(network.run(captions=captions, prefixes=prefixes)[1], states)
-        assert network.run(captions=captions, prefixes=prefixes)[0].shape == (0, 8)
+        assert toys.packed(network, texts=texts)[1].shape == (0, 16)
+        torch.testing.assert_close(toys.packed(network, captions=captions, prefixes=prefixes)[1], states)
+        assert toys.packed(network, captions=captions, prefixes=prefixes)[0].shape == (0, 8)
     with pytest.raises(ValueError, match="prefixes"):
-        network.run(captions=captions)
+        network.caption_segments(captions, prefixes[:0])
 
 
 def test_text_does_not_depend_on_its_neighbours() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.errors import ConfigError
+from mmgem.models.attention_masks import layer_masks
 from mmgem.utils.hf_config import export_config as export_config
 
 
@@ -69,18 +70,25 @@ class LLM(nn.Module):
         return self.lm.get_input_embeddings()(ids).float()
 
     def forward(
-        self, inputs: Tensor, positions: Tensor, allowed: Tensor | None = None, cache: Any = None
+        self,
+        inputs: Tensor,
+        positions: Tensor,
+        allowed: Tensor | None = None,
+        cache: Any = None,
+        key_positions: Tensor | None = None,
     ) -> Tensor:
-        """Run the blocks and the final norm.
+        """Run the blocks and the final norm. The model's own attention windows are applied in any case.
 
         ``inputs``: ``(B, L, H)`` float; ``positions``: ``(B, L)`` int64, each sequence counting from 0;
         ``allowed``: ``(B, L, S)`` bool, True where row position may look at column position (S = cached +
-        L). ``cache``: a transformers ``Cache``, extended in place. Returns ``(B, L, H)``.
+        L); None: at itself and all before. ``cache``: a transformers ``Cache``, extended in place.
+        ``key_positions``: ``(B, S)`` int64, the positions of the columns where something is cached. Returns
+        ``(B, L, H)``.
         """
-        mask = None
+        mask: Tensor | dict[str, Tensor] | None = None
         if allowed is not None:
-            lowest = torch.finfo(self.dtype).min
-            mask = inputs.new_zeros(allowed.shape, dtype=self.dtype).masked_fill_(~allowed, lowest)[:, None]
+            keys = positions if key_positions is None else key_positions
+            mask = layer_masks(self.lm.config, allowed, positions, keys, self.dtype)
         with self._precision(inputs):
             out = self.lm.base_model(
                 inputs_embeds=inputs.to(self.dtype),
