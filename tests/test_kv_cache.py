@@ -1,5 +1,4 @@
-"""A KV cache of many texts and shared prefixes: whatever is shared, cached or padded, states are those of each
-text alone."""
+"""A KV cache of many texts, and shared prefixes: states are those of each text alone."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from mmgem.models.packing import Segment, pack_shared_prefix
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mistral", "windowed gemma3"])
 def network(request: pytest.FixtureRequest) -> MMGEMNetwork:
     return toys.network(request.param, "none")
 
@@ -62,7 +61,9 @@ def test_exported_rows_are_taken_up_again(network: MMGEMNetwork) -> None:
     with torch.inference_mode():
         rows = BatchedKVCache.empty(network.llm, 2, CPU)
         rows.append([[3, 4, 5, 6], [7, 8]])
-        again = BatchedKVCache.load(network.llm, [rows.export(1, torch.float32), rows.export(0, torch.float32)], CPU)
+        again = BatchedKVCache.load(
+            network.llm, [rows.export(1, torch.float32), rows.export(0, torch.float32)], CPU
+        )
         again.append([[9], [10, 11]])
     for got, tokens in zip(again.last, ([7, 8, 9], [3, 4, 5, 6, 10, 11]), strict=True):
         torch.testing.assert_close(got, alone(network, tokens)[-1], atol=1e-5, rtol=1e-5)

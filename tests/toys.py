@@ -96,6 +96,13 @@ LLMS: dict[str, dict[str, Any]] = {
     },
     "gemma2": {"model_type": "gemma2", "final_logit_softcapping": 5.0} | _LM,
     "gemma3": {"model_type": "gemma3_text"} | _LM,
+    "mistral": {"model_type": "mistral", "sliding_window": 4} | _LM,
+    "windowed gemma3": {
+        "model_type": "gemma3_text",
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    | _LM,
 }
 
 

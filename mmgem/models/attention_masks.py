@@ -31,7 +31,7 @@ class AttentionSpan:
         return bool(limits) and (torch.compiler.is_exporting() or length > min(limits))
 
     def within(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """``(B, L, S)`` bool, True where position ``keys`` ``(B, S)`` is in reach of ``queries`` ``(B, L)``."""
+        """``(B, L, S)`` bool: are positions ``keys`` ``(B, S)`` in reach of ``queries`` ``(B, L)``."""
         q, k = queries[:, :, None], keys[:, None, :]
         if self.sliding is not None:
             return (q - k).abs() < self.sliding
@@ -69,9 +69,7 @@ def layer_masks(
         return additive(allowed)
     masks = {
         name: additive(
-            allowed & span.within(positions, key_positions)
-            if span.may_matter(allowed.shape[-1])
-            else allowed
+            allowed & span.within(positions, key_positions) if span.may_matter(allowed.shape[-1]) else allowed
         )
         for name, span in spans.items()
     }

@@ -1,8 +1,9 @@
 """Sequences of unlike lengths that grow together on one KV cache.
 
-The cache is a rectangle with holes: what a row has not is masked, and each row counts its own positions, which
-also decide what the model's attention windows reach. So rows may have runs of different lengths appended in
-one pass, be doubled, dropped and started from parts exported before, and none of them depends on the others.
+The cache is a rectangle with holes: what a row has not is masked, and each row counts its own positions,
+which also decide what the model's attention windows reach. So rows may have runs of different lengths
+appended in one pass, be doubled, dropped and started from parts exported before, and none of them depends on
+the others.
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ class MMGEMNetwork(nn.Module):
 
     def caption_segments(self, ids: Sequence[Tensor], prefixes: Tensor) -> list[Segment]:
         """Captions to predict, each 1-D int64 on the CPU, for :meth:`forward_packed`; ``prefixes``:
-        ``(M, P, H)``, one a caption (see :meth:`project_visual_prefix`), behind which ``[CAP]`` is put. Raises ``ValueError`` for
-        another number of them."""
+        ``(M, P, H)``, one a caption (see :meth:`project_visual_prefix`), behind which ``[CAP]`` is put.
+        Raises ``ValueError`` for another number of them."""
         if len(prefixes) != len(ids):
             raise ValueError(f"{len(ids)} captions need as many prefixes, not {len(prefixes)}")
         if not ids:

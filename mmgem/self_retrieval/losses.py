@@ -69,8 +69,9 @@ def token_loss(
     mask: Tensor,
     total: float | None = None,
 ) -> Tensor:
-    """Sum of the cross-entropies of the tokens of ``sequences``, whose packed pass gave ``output``, under ``mask`` ``(tokens,)``, over ``total``
-    of them (None: their own number); never of the first of a sequence. The head runs nowhere else."""
+    """Sum of the cross-entropies of the tokens of ``sequences``, whose packed pass gave ``output``, under
+    ``mask`` ``(tokens,)``, over ``total`` of them (None: their own number); never of the first of a sequence.
+    The head runs nowhere else."""
     states = output.hidden_states
     places = output.token_indices[mask]
     targets = torch.cat(sequences)[mask].to(states.device)
@@ -78,9 +79,6 @@ def token_loss(
     return F.cross_entropy(logits, targets, reduction="sum") / (total or len(targets))
 
 
-def _embed_loss(
-    network: MMGEMNetwork, embeddings: Tensor, batch: SelfRetrievalBatch, world: World
-) -> Tensor:
     embedded = F.normalize(embeddings.float(), dim=-1)
     passages, queries = embedded.split([len(embedded) - len(batch.query_owner), len(batch.query_owner)])
     p, q = world.all_gather_sizes(len(passages)), world.all_gather_sizes(len(queries))
