@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmgem.models.kv_cache import Rows
+from mmgem.models.kv_cache import BatchedKVCache
 from mmgem.models.llm import LLM
 from mmgem.self_retrieval.constrained_decoding import constrained_beam
 from mmgem.self_retrieval.trie import Trie
@@ -86,8 +86,8 @@ def theirs(lm: Any, trie: dict[int, Any], prompts: list[list[int]], beams: int, 
 @torch.inference_mode()
 def ours(llm: LLM, trie: Trie, prompts: list[list[int]], beams: int) -> list[Any]:
     """All prompts at once."""
-    rows = Rows.empty(llm, len(prompts), torch.device("cpu"))
-    rows.feed(prompts)
+    rows = BatchedKVCache.empty(llm, len(prompts), torch.device("cpu"))
+    rows.append(prompts)
     paths = constrained_beam(rows, trie, [trie.root] * len(prompts), beams)
     return [[(trie.row(p.node.lo).tolist(), p.log_prob) for p in own] for own in paths]
 

@@ -33,7 +33,6 @@ from mmgem.data.features import FeatureCache
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import normalise_text
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.packing import pack
 from mmgem.tasks.image_text.captioning import caption_loss
 from mmgem.tasks.image_text.config import CaptionConfig, ContrastiveConfig
 from mmgem.tasks.image_text.contrastive import contrastive_terms
@@ -152,17 +151,16 @@ class Case:
     def _packed(self, prefixes: Tensor, everywhere: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One packed pass. ``everywhere``: also all its states ``(T, H)`` and which of them predict."""
         network, texts = self.network, self.batch.texts
+        output = network.forward_packed(
+            [*network.text_segments(texts), *network.caption_segments(texts, prefixes)]
+        )
         if not everywhere:
-            return *network.run(texts, texts, prefixes), prefixes[:0], torch.empty(0)
-        seen: list[Tensor] = []
-        hook = network.llm.register_forward_hook(lambda _module, _inputs, states: seen.append(states))
-        embedded, predicted = network.run(texts, texts, prefixes)
-        hook.remove()
+            return output.embeddings, output.prediction_states, prefixes[:0], torch.empty(0)
         count, head = len(texts), network.prefix_length + 1
         lengths = torch.tensor([len(t) for t in texts])
-        packing = pack([*(lengths + 1).tolist(), *(lengths + head).tolist()])
         starts, captions = torch.full((count,), head - 1), torch.arange(count, 2 * count)
-        return embedded, predicted, seen[0].flatten(0, 1), packing.span(starts, lengths + 1, captions)
+        predicting = output.packing.span(starts, lengths + 1, captions)
+        return output.embeddings, output.prediction_states, output.hidden_states, predicting
 
     @staticmethod
     def _positions(inputs: Tensor) -> Tensor:

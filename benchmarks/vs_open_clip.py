@@ -150,10 +150,9 @@ def our_loss(network: MMGEMNetwork, pixels: Tensor, texts: list[Tensor], way: st
     def padded() -> Tensor:
         visual = embed_items(network, batch)
         # Padded with [EMB] behind the padding: the same cost as a real padded batch, if not the same vector.
-        embedded, _ = network.run(texts=full, row_length=CONTEXT + 1)
-        _, states = network.run(
-            captions=full, prefixes=network.project_visual_prefix(visual), row_length=CONTEXT + 2
-        )
+        embedded = network.forward_packed(network.text_segments(full), CONTEXT + 1).embeddings
+        captions = network.caption_segments(full, network.project_visual_prefix(visual))
+        states = network.forward_packed(captions, CONTEXT + 2).prediction_states
         if way == "padded, head where predicted":
             chosen = flat >= 0
             generation = F.cross_entropy(network.llm.logits(states[chosen]), flat[chosen])

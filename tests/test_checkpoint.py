@@ -25,8 +25,8 @@ def outputs(network: MMGEMNetwork) -> torch.Tensor:
     with torch.no_grad():
         side = network.encoder.size
         visual = network.encode_image(network.encoder(torch.randn(2, 3, side, side)))
-        texts, states = network.run(
-            toys.sequences([3, 5]), toys.sequences([4, 2]), network.project_visual_prefix(visual)
+        texts, states = toys.packed(
+            network, toys.sequences([3, 5]), toys.sequences([4, 2]), network.project_visual_prefix(visual)
         )
         return torch.cat([visual.flatten(), texts.flatten(), network.llm.logits(states).flatten()])
 

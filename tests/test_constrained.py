@@ -10,7 +10,7 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgem.models.kv_cache import Rows
+from mmgem.models.kv_cache import BatchedKVCache
 from mmgem.self_retrieval.constrained_decoding import constrained_beam
 from mmgem.self_retrieval.trie import Trie
 
@@ -23,10 +23,10 @@ ROWS = st.lists(
 PROMPTS = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=4)
 
 
-def asked(prompts: list[list[int]]) -> Rows:
-    rows = Rows.empty(NETWORK.llm, len(prompts), CPU)
+def asked(prompts: list[list[int]]) -> BatchedKVCache:
+    rows = BatchedKVCache.empty(NETWORK.llm, len(prompts), CPU)
     with torch.inference_mode():
-        rows.feed(prompts)
+        rows.append(prompts)
     return rows
 
 

@@ -65,6 +65,27 @@ def test_the_padded_text_path_is_the_packed_one(llm: str, attention: str, pool: 
         assert torch.allclose(found, network.encode_text(ids), atol=1e-4)
 
 
+@pytest.mark.parametrize("llm", ["mistral", "windowed gemma3"])
+def test_traced_graphs_keep_the_windows(llm: str) -> None:
+    """Traced on texts within the window, and run on longer ones."""
+    network = toys.network(llm, "none")
+    dynamic = torch.export.Dim.DYNAMIC
+    inputs = (torch.zeros(3, 4, dtype=torch.long), torch.tensor([3, 2, 1]))
+    with torch.no_grad():
+        program = torch.export.export(
+            TextGraph(network).eval(),
+            inputs,
+            dynamic_shapes=({0: dynamic, 1: dynamic}, {0: dynamic}),
+            strict=True,
+        )
+        for counts in ([2, 1], [12, 3, 9, 30]):
+            ids = toys.sequences(counts)
+            padded = pad_sequence(ids, batch_first=True)
+            padded = torch.nn.functional.pad(padded, (0, 1))
+            vectors = program.module()(padded, torch.tensor(counts))
+            torch.testing.assert_close(vectors, network.encode_text(ids), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "kind, precision, least",
     [

@@ -164,7 +164,7 @@ def states_of(network: MMGEMNetwork, batch: Batch) -> Tensor:
     prefixes = network.project_visual_prefix(
         network.encode_image(network.encoder.trainable_head(batch.features))[batch.caption_owner]
     )
-    return network.run(captions=batch.captions, prefixes=prefixes)[1]
+    return toys.packed(network, captions=batch.captions, prefixes=prefixes)[1]
 
 
 @pytest.mark.parametrize("llm", ["qwen2", "gemma2"])

@@ -149,11 +149,11 @@ def test_merged_lora_is_the_adapted_model(llm: str) -> None:
     merged = build(network.config)
     merged.load_state_dict(merge_lora(network.state_dict(), network))
     with torch.no_grad():
-        adapted = network.eval().run(texts, captions, prefixes)
+        adapted = toys.packed(network.eval(), texts, captions, prefixes)
         for ours, theirs, before in zip(
-            merged.eval().run(texts, captions, prefixes),
+            toys.packed(merged.eval(), texts, captions, prefixes),
             adapted,
-            plain.run(texts, captions, prefixes),
+            toys.packed(plain, texts, captions, prefixes),
             strict=True,
         ):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmgem.models.llm import LLM, export_config, truncate
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.packing import pack
+from mmgem.models.packing import Segment, pack
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=40)
 
@@ -107,7 +107,7 @@ def test_packed_equals_alone(llm: str, attention: str, pool: str) -> None:
             inputs = torch.cat([prefix, network.cap_token[None], network.llm.embed(ids)])
             caption_parts.append(alone(network, inputs, causal=True)[2:])
         for row_length in (1, 16, 23, 128):
-            embedded, states = network.run(texts, captions, prefixes, row_length)
+            embedded, states = toys.packed(network, texts, captions, prefixes, row_length)
             torch.testing.assert_close(embedded, torch.stack(text_parts), atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(states, torch.cat(caption_parts), atol=1e-5, rtol=1e-5)
 
@@ -116,14 +116,61 @@ def test_texts_or_captions_only() -> None:
     network = toys.network()
     texts, captions, prefixes = toys.sequences([3, 6]), toys.sequences([4]), torch.randn(1, 1, 16)
     with torch.no_grad():
-        embedded, states = network.run(texts, captions, prefixes)
-        torch.testing.assert_close(network.run(texts=texts)[0], embedded)
+        embedded, states = toys.packed(network, texts, captions, prefixes)
+        torch.testing.assert_close(toys.packed(network, texts=texts)[0], embedded)
         torch.testing.assert_close(network.encode_text(texts), embedded)
-        assert network.run(texts=texts)[1].shape == (0, 16)
-        torch.testing.assert_close(network.run(captions=captions, prefixes=prefixes)[1], states)
-        assert network.run(captions=captions, prefixes=prefixes)[0].shape == (0, 8)
+        assert toys.packed(network, texts=texts)[1].shape == (0, 16)
+        torch.testing.assert_close(toys.packed(network, captions=captions, prefixes=prefixes)[1], states)
+        assert toys.packed(network, captions=captions, prefixes=prefixes)[0].shape == (0, 8)
     with pytest.raises(ValueError, match="prefixes"):
-        network.run(captions=captions)
+        network.caption_segments(captions, prefixes[:0])
+
+
+@pytest.mark.parametrize("pool", ["emb", "mean"])
+def test_segments_of_every_kind_in_one_pass(pool: str) -> None:
+    """With and without prefixes of any length, pooled, continued and not causal: as each alone."""
+    network = toys.network("llama", "none", text_pool=pool)
+    llm = network.llm
+    a, b, c, d, empty = toys.sequences([6, 9, 4, 3, 0])
+    long, short = torch.randn(5, 16), torch.randn(2, 16)
+    segments = [
+        Segment(a, prefix=long),
+        Segment(b, pool=True, causal=False),
+        Segment(empty, pool=True, parent=0),
+        Segment(c, prefix=short, pool=True),
+        Segment(d, pool=True, parent=1),
+        Segment(c, prefix=short[:0], causal=True),
+    ]
+    with torch.no_grad():
+        output = network.forward_packed(segments, row_length=20)
+        a_in, b_in = torch.cat([long, llm.embed(a)]), torch.cat([llm.embed(b), network.emb_token[None]])
+        c_in = torch.cat([short, llm.embed(c), network.emb_token[None]])
+        a_alone = alone(network, torch.cat([a_in, network.emb_token[None]]), True)
+        b_alone, c_alone = alone(network, b_in, False), alone(network, c_in, True)
+        bare = alone(network, llm.embed(c), True)
+    places = output.token_indices.split([6, 9, 0, 4, 3, 4])
+    states = output.hidden_states
+    torch.testing.assert_close(states[places[0]], a_alone[5:11], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states[places[1]], b_alone[:9], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states[places[3]], c_alone[2:6], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(states[places[5]], bare, atol=1e-5, rtol=1e-5)
+    assert output.packing.positions.flatten()[places[4]].tolist() == [10, 11, 12]
+    predicting = output.prediction_states.split([7, 5, 5])
+    torch.testing.assert_close(predicting[0], a_alone[4:11], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(predicting[1], c_alone[1:6], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(predicting[2][1:], bare, atol=1e-5, rtol=1e-5)
+    assert output.embeddings.shape == (4, 8)
+    for row, whole in enumerate((b_alone, a_alone, c_alone)):
+        pooled = whole[-1] if pool == "emb" else whole.mean(0)
+        torch.testing.assert_close(
+            output.embeddings[row], network.text_projection(pooled), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_a_chain_of_segments_is_refused() -> None:
+    a, b, c = toys.sequences([3, 2, 2])
+    with pytest.raises(ValueError, match="segment 2 continues 1"):
+        toys.network().forward_packed([Segment(a), Segment(b, parent=0), Segment(c, parent=1)])
 
 
 def test_text_does_not_depend_on_its_neighbours() -> None:

@@ -68,7 +68,7 @@ BOXES = {
 def test_equals_slow_roi_align(box: list[float], grid: int) -> None:
     rng = np.random.default_rng(0)
     maps = rng.standard_normal((6, 9, 2)).astype(np.float32)
-    pooled = pool_boxes(torch.from_numpy(maps)[None], torch.tensor([[box]]), (192.0, 288.0), grid)
+    pooled = pool_boxes(torch.from_numpy(maps)[None], torch.tensor([[box]]), (192.0, 288.0), grid, samples=2)
     assert pooled.shape == (1, 1, grid * grid, 2)
     x0, y0, x1, y1 = (side / 32 for side in box)
     for row in range(grid):
@@ -90,7 +90,7 @@ def test_equals_recorded_torchvision() -> None:
         maps = torch.from_numpy(recorded["map"].astype(np.float32))[None]
         boxes, pooled, stride = torch.from_numpy(recorded["boxes"]), recorded["pooled"], recorded["stride"]
     height, width = (int(n) * int(stride) for n in maps.shape[1:3])
-    ours = pool_boxes(maps, boxes[None], (height, width))[0, :, 0]
+    ours = pool_boxes(maps, boxes[None], (height, width), samples=2)[0, :, 0]
     assert len(ours) == 1000
     np.testing.assert_allclose(ours.numpy(), pooled, atol=1e-5)
 
@@ -109,6 +109,38 @@ def test_full_image_is_the_mean() -> None:
     torch.testing.assert_close(pool_full(maps)[:, 0], maps.mean((1, 2)))
     whole = torch.tensor([0.0, 0.0, 224.0, 224.0]).expand(2, 1, 4)
     torch.testing.assert_close(pool_boxes(maps, whole, (224.0, 224.0))[:, 0, 0], maps.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (5, 3), (9, 12), (13, 25), (40, 24), (72, 71), (72, 72)]
+)
+def test_a_box_over_the_whole_image_is_the_mean_of_any_map(height: int, width: int) -> None:
+    maps = torch.randn(1, height, width, 4, generator=torch.Generator().manual_seed(height))
+    for scale in (1.0, 32.0, 31.7):
+        size = (height * scale, width * scale)
+        pooled = pool_boxes(maps, torch.tensor([[[0.0, 0.0, size[1], size[0]]]]), size)[:, 0, 0]
+        torch.testing.assert_close(pooled, maps.mean((1, 2)), atol=1e-6, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(-3, 60), st.floats(0.1, 80), st.integers(1, 72))
+def test_two_samples_a_bin_or_as_many_as_there_can_be(start: float, length: float, size: int) -> None:
+    """As before where a bin has at most two cells; else what ever more samples come to."""
+    ends = torch.tensor(start, dtype=torch.float64), torch.tensor(start + length, dtype=torch.float64)
+    weights = axis_weights(*ends, size)
+    if float(ends[1] - ends[0]) <= 14 and not (abs(start) < 1e-3 and abs(start + length - size) < 1e-3):
+        assert torch.equal(weights, axis_weights(*ends, size, samples=2))
+    else:
+        many = axis_weights(*ends, size, samples=4000)
+        torch.testing.assert_close(weights, many, atol=1e-4, rtol=0)
+
+
+def test_a_large_box_sees_every_cell() -> None:
+    weights = axis_weights(torch.tensor(3.0), torch.tensor(67.0), 72)
+    assert (weights[3:67] > 0.8 / 64).all()
+    torch.testing.assert_close(weights.sum(), torch.tensor(1.0))
+    few = axis_weights(torch.tensor(3.0), torch.tensor(67.0), 72, samples=2)
+    assert (few[3:67] == 0).sum() > 30  # what was: every second cell and more went unseen
 
 
 def test_full_grid_is_boxes_of_the_tiles() -> None:

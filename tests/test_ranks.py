@@ -174,10 +174,10 @@ def test_chunks_replay_dropout(world: dict[str, Any], objective: str) -> None:
         torch.manual_seed(loop.mixed_seed(recipe.train.seed, 0, 7, n))
         visual = embed_items(network, piece)
         images.append(visual[:, 0])
-        texts.append(network.run(texts=piece.texts)[0])
+        texts.append(network.encode_text(piece.texts))
         if objective == "joint":
             prefixes = network.project_visual_prefix(visual[piece.caption_owner])
-            states = network.run(captions=piece.captions, prefixes=prefixes)[1]
+            states = toys.packed(network, captions=piece.captions, prefixes=prefixes)[1]
             captions.append(caption_loss(network, states, piece, config.caption, total))
     terms = contrastive_terms(
         network, torch.cat(images), torch.cat(texts), batch, config.contrastive, SINGLE_PROCESS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,13 @@ LLMS: dict[str, dict[str, Any]] = {
     },
     "gemma2": {"model_type": "gemma2", "final_logit_softcapping": 5.0} | _LM,
     "gemma3": {"model_type": "gemma3_text"} | _LM,
+    "mistral": {"model_type": "mistral", "sliding_window": 4} | _LM,
+    "windowed gemma3": {
+        "model_type": "gemma3_text",
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    | _LM,
 }
 
 
@@ -145,6 +153,21 @@ def sequences(counts: list[int], seed: int = 0) -> list[Tensor]:
     """Random token ids, ``counts`` of them each, without the end token."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(1, len(WORDS), (n,), generator=generator) for n in counts]
+
+
+def packed(
+    of: MMGEMNetwork,
+    texts: Sequence[Tensor] = (),
+    captions: Sequence[Tensor] = (),
+    prefixes: Tensor | None = None,
+    row_length: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of ``texts`` and the states that predict ``captions``, in one packed pass."""
+    segments = of.text_segments(texts)
+    if prefixes is not None:
+        segments += of.caption_segments(captions, prefixes)
+    output = of.forward_packed(segments, row_length)
+    return output.embeddings, output.prediction_states
 
 
 def batch(of: MMGEMNetwork, images: int = 4, each: int = 1, seed: int = 0) -> Batch:

@@ -20,19 +20,22 @@ from mmgem.encoders import encoder_class
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.llm import truncate
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.packing_check import check_packing
 from mmgem.utils.hf_config import export_config
 
 
 def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     """Build the network of ``recipe`` with its starting weights.
 
-    Raises ``ConfigError`` for settings that exclude each other, ``CheckpointError`` for weights that do
+    Raises ``ConfigError`` for settings that exclude each other and for language models that packed rows are
+    not right for, ``CheckpointError`` for weights that do
     not fit.
     """
     torch.manual_seed(recipe.train.seed)
     network, tokenizer = _from_checkpoint(recipe) if recipe.init.checkpoint else _from_bases(recipe)
     if network.encoder.sees_images:
         network.encoder.check_maps()
+    check_packing(network.llm)
     most, positions = network.prefix_length + 1 + tokenizer.prep.max_text_tokens, network.llm.positions
     if most > positions:
         raise ConfigError(

@@ -21,6 +21,7 @@ from mmgem.config.legacy import current_tensors
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.packing_check import check_unknown
 from mmgem.utils.files import replace_folder, write_atomic
 
 
@@ -119,6 +120,10 @@ def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
         raise CheckpointError(f"{folder}: {error}") from error
     weights = folder / "model.safetensors"
     load_into(network, current_tensors(load_tensors(weights)), str(weights))
+    try:
+        check_unknown(network.llm)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     return network.eval(), Tokenizer.from_folder(folder, prep)
 
 

@@ -1,8 +1,8 @@
-"""Adapter for any transformers causal LM: hidden states in, hidden states or logits out.
+"""Adapter for transformers causal LMs: hidden states in, hidden states or logits out.
 
 Nothing of transformers is copied or patched. Truncation keeps the first N blocks. Attention masks are
 built by us and passed as 4-D, so causal, bidirectional and packed rows are one code path; cached
-decoding uses the library's ``DynamicCache``.
+decoding uses the library's ``DynamicCache``. Which models can be read so: :mod:`mmgem.models.families`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.errors import ConfigError
+from mmgem.models.attention_masks import layer_masks
+from mmgem.models.families import check_config, check_type, logit_factor
 from mmgem.utils.hf_config import export_config as export_config
 
 
@@ -28,12 +30,20 @@ class LLM(nn.Module):
         model_type = options.pop("model_type", None)
         if model_type is None:
             raise ConfigError("model.llm.config: model_type is missing")
+        check_type(model_type)
         try:
             hf_config = AutoConfig.for_model(model_type, **options)
-        except (ValueError, KeyError) as error:
-            raise ConfigError(f"model.llm.config: {error}") from error
+        except Exception as error:  # each config class checks in its own way
+            raise ConfigError(f"model.llm.config: {one_line(error)}") from error
+        check_config(hf_config)
         hf_config.use_cache = False
-        self.lm = AutoModelForCausalLM.from_config(hf_config)
+        try:
+            self.lm = AutoModelForCausalLM.from_config(hf_config)
+        except Exception as error:
+            raise ConfigError(f"model.llm.config: no {model_type}: {one_line(error)}") from error
+        find_blocks(self.lm)
+        if self.lm.get_output_embeddings() is None:
+            raise ConfigError(f"model.llm.config: {model_type} has no output head")
         # Without initialisation (see checkpoint.build) the library does not tie the head either.
         self.lm.tie_weights()
         self.training_dtype = torch.float32
@@ -60,6 +70,12 @@ class LLM(nn.Module):
         return getattr(self.lm.config, "max_position_embeddings", None) or float("inf")
 
     @property
+    def body(self) -> nn.Module:
+        """The model without its head."""
+        whole: Any = self.lm
+        return whole.model if whole.base_model is whole else whole.base_model
+
+    @property
     def blocks(self) -> nn.ModuleList:
         """The transformer blocks, first to last."""
         return find_blocks(self.lm)
@@ -69,20 +85,27 @@ class LLM(nn.Module):
         return self.lm.get_input_embeddings()(ids).float()
 
     def forward(
-        self, inputs: Tensor, positions: Tensor, allowed: Tensor | None = None, cache: Any = None
+        self,
+        inputs: Tensor,
+        positions: Tensor,
+        allowed: Tensor | None = None,
+        cache: Any = None,
+        key_positions: Tensor | None = None,
     ) -> Tensor:
-        """Run the blocks and the final norm.
+        """Run the blocks and the final norm. The model's own attention windows are applied in any case.
 
         ``inputs``: ``(B, L, H)`` float; ``positions``: ``(B, L)`` int64, each sequence counting from 0;
         ``allowed``: ``(B, L, S)`` bool, True where row position may look at column position (S = cached +
-        L). ``cache``: a transformers ``Cache``, extended in place. Returns ``(B, L, H)``.
+        L); None: at itself and all before. ``cache``: a transformers ``Cache``, extended in place.
+        ``key_positions``: ``(B, S)`` int64, the positions of the columns where something is cached. Returns
+        ``(B, L, H)``.
         """
-        mask = None
+        mask: Tensor | dict[str, Tensor] | None = None
         if allowed is not None:
-            lowest = torch.finfo(self.dtype).min
-            mask = inputs.new_zeros(allowed.shape, dtype=self.dtype).masked_fill_(~allowed, lowest)[:, None]
+            keys = positions if key_positions is None else key_positions
+            mask = layer_masks(self.lm.config, allowed, positions, keys, self.dtype)
         with self._precision(inputs):
-            out = self.lm.base_model(
+            out = self.body(
                 inputs_embeds=inputs.to(self.dtype),
                 attention_mask=mask,
                 position_ids=positions,
@@ -92,21 +115,24 @@ class LLM(nn.Module):
         return out.last_hidden_state.to(inputs.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Output head: ``(..., H)`` -> ``(..., vocabulary)`` float, with the model's own soft cap if any."""
+        """Output head: ``(..., H)`` -> ``(..., vocabulary)`` float, with the model's factor and soft cap."""
         with self._precision(hidden):
-            return self._capped(self.lm.get_output_embeddings()(hidden.to(self.dtype)))
+            return self._scaled(self.lm.get_output_embeddings()(hidden.to(self.dtype)))
 
     def logits_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Logits of some tokens only: ``(..., H)``, ``(S,)`` int64 -> ``(..., S)``."""
         head = self.lm.get_output_embeddings()
         bias = head.bias[tokens] if getattr(head, "bias", None) is not None else None
         with self._precision(hidden):
-            return self._capped(torch.nn.functional.linear(hidden.to(self.dtype), head.weight[tokens], bias))
+            return self._scaled(torch.nn.functional.linear(hidden.to(self.dtype), head.weight[tokens], bias))
 
     def _precision(self, like: Tensor) -> torch.autocast:
         return autocast(like, self.training_dtype if self.training else torch.float32)
 
-    def _capped(self, logits: Tensor) -> Tensor:
+    def _scaled(self, logits: Tensor) -> Tensor:
+        factor = logit_factor(self.lm.config)
+        if factor != 1.0:
+            logits = logits * factor
         cap = getattr(self.lm.config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
@@ -120,11 +146,18 @@ def autocast(like: Tensor, dtype: torch.dtype) -> torch.autocast:
 
 def find_blocks(lm: nn.Module) -> nn.ModuleList:
     """The list of transformer blocks of a transformers causal LM. Raises ``ConfigError`` if none is found."""
-    count = lm.config.num_hidden_layers  # type: ignore[union-attr]
+    config: Any = lm.config
+    count = getattr(config, "num_hidden_layers", None)
     for module in lm.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
-    raise ConfigError(f"{type(lm).__name__}: no list of {count} blocks found, so it cannot be truncated")
+    raise ConfigError(f"model.llm.config: {config.model_type} has no list of its {count} blocks")
+
+
+def one_line(error: Exception) -> str:
+    """The last line of a message: validators of configs put the reason there."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def truncate(lm: nn.Module, keep: Sequence[int]) -> None:

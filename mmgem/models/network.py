@@ -22,7 +22,7 @@ from mmgem.encoders.base import Encoder
 from mmgem.models.connectors import connector_class
 from mmgem.models.connectors.base import Connector
 from mmgem.models.llm import LLM
-from mmgem.models.packing import Packing, pack, pack_shared_prefix
+from mmgem.models.packing import PackedOutput, Packing, Segment, pack_shared_prefix
 from mmgem.models.pooling import pool_boxes, pool_full
 
 
@@ -116,84 +116,85 @@ class MMGEMNetwork(nn.Module):
         """V_in: :meth:`encode_image` output ``(B, 1 + tiles, D)`` -> LLM input vectors ``(B, P, H)``."""
         return self.visual_connector(visual)
 
-    def encode_text(self, ids: list[Tensor]) -> Tensor:
+    def encode_text(self, ids: Sequence[Tensor]) -> Tensor:
         """Text embeddings ``(B, D)``, not normalised, of B token sequences (each 1-D int64)."""
-        return self.run(texts=ids)[0] if self.text_graph is None else self.text_graph(ids)
+        if self.text_graph is not None:
+            return self.text_graph(ids)
+        return self.forward_packed(self.text_segments(ids)).embeddings
 
-    def run(
-        self,
-        texts: Sequence[Tensor] = (),
-        captions: Sequence[Tensor] = (),
-        prefixes: Tensor | None = None,
-        row_length: int = 128,
-    ) -> tuple[Tensor, Tensor]:
-        """One pass of the LLM over texts (``x, [EMB]``) and captions (``V_in, [CAP], x``) packed together.
+    def text_segments(self, ids: Sequence[Tensor]) -> list[Segment]:
+        """Texts to embed, each 1-D int64 on the CPU, for :meth:`forward_packed`."""
+        causal = self.config.attention == "causal"
+        return [Segment(tokens, pool=True, causal=causal) for tokens in ids]
 
-        ``texts``, ``captions``: token ids, each 1-D int64 on the CPU. ``prefixes``: ``(M, P, H)``, one a
-        caption.
-        Returns the text embeddings ``(len(texts), D)``, not normalised, and the hidden states ``(T, H)``
-        that predict ``x_1 .. x_n, end`` of each caption in turn (T = sum of n + 1): the head is worth
-        running at no other position.
+    def caption_segments(self, ids: Sequence[Tensor], prefixes: Tensor) -> list[Segment]:
+        """Captions to predict, each 1-D int64 on the CPU, for :meth:`forward_packed`; ``prefixes``:
+        ``(M, P, H)``, one a caption (see :meth:`project_visual_prefix`), behind which ``[CAP]`` is put.
+        Raises ``ValueError`` for another number of them."""
+        if len(prefixes) != len(ids):
+            raise ValueError(f"{len(ids)} captions need as many prefixes, not {len(prefixes)}")
+        if not ids:
+            return []
+        heads = torch.cat([prefixes, self.cap_token.expand(len(ids), 1, -1)], 1)
+        return [Segment(tokens, prefix) for tokens, prefix in zip(ids, heads.unbind(), strict=True)]
+
+    def forward_packed(self, segments: Sequence[Segment], row_length: int = 128) -> PackedOutput:
+        """One pass of the LLM over sequences of any kind, packed into rows of ``row_length`` positions (more
+        where one is longer): none is padded, and none sees another but the one it continues.
+
+        Raises ``ValueError`` if one continues a segment that continues another.
         """
-        n, m, head = len(texts), len(captions), self.prefix_length + 1
-        counts = torch.tensor([len(t) for t in [*texts, *captions]])
-        offsets = torch.tensor([0] * n + [head] * m)
-        packing = pack((counts + offsets + torch.tensor([1] * n + [0] * m)).tolist(), row_length)
         device = self.emb_token.device
+        counts = torch.tensor([len(s.ids) for s in segments])
+        prefixes = [s.prefix for s in segments if s.prefix is not None]
+        offsets = torch.tensor([0 if s.prefix is None else len(s.prefix) for s in segments])
+        pool = torch.tensor([s.pool for s in segments])
+        parents = torch.tensor([s.parent for s in segments])
+        packing = pack_shared_prefix((offsets + counts + pool).tolist(), parents, row_length)
 
-        tokens = self.llm.embed(torch.cat([*texts, *captions]).to(device))
+        tokens = self.llm.embed(torch.cat([s.ids for s in segments]).to(device))
+        token_indices = packing.span(offsets, counts)
         inputs = tokens.new_zeros(packing.segments.numel(), self.llm.width)
-        inputs = inputs.index_copy(0, packing.span(offsets, counts).to(device), tokens)
-        ends = packing.flat(counts[:n], torch.arange(n)).to(device)
-        inputs = inputs.index_copy(0, ends, self.emb_token.expand(n, -1).to(tokens.dtype))
-        captioned = torch.arange(n, n + m)
-        if m:
-            if prefixes is None:
-                raise ValueError("captions need prefixes")
-            heads = torch.cat([prefixes, self.cap_token.expand(m, 1, -1)], 1).flatten(0, 1).to(tokens.dtype)
-            at = packing.span(torch.zeros(m).long(), torch.full((m,), head), captioned).to(device)
-            inputs = inputs.index_copy(0, at, heads)
-
-        causal: bool | Tensor = True
-        if self.config.attention == "bidirectional":
-            causal = torch.arange(n + m) >= n
-        allowed = packing.allowed(causal).to(device)
-        states = self.llm(
-            inputs.view(*packing.segments.shape, -1), packing.positions.to(device), allowed
-        ).flatten(0, 1)
-
-        predicting = packing.span(offsets[n:] - 1, counts[n:] + 1, captioned).to(device)
-        return self._pool_text(states, packing, counts[:n], ends), states[predicting]
-
-    def read(
-        self, sequences: Sequence[Tensor], embed: Tensor, parents: Tensor | None = None, row_length: int = 128
-    ) -> tuple[Tensor, Packing]:
-        """One pass over texts, some of which continue others: a passage is read once for all that is asked
-        of it.
-
-        ``sequences``: N token id sequences, 1-D int64 on the CPU; ``embed`` ``(N,)`` bool: with ``[EMB]`` at
-        the end; ``parents`` ``(N,)`` int64: the sequence it continues and may look at, -1 for none (which
-        all have to be that are continued). Returns the hidden states ``(R * L, H)`` and where they lie.
-        """
-        counts = torch.tensor([len(s) for s in sequences])
-        packing = pack_shared_prefix((counts + embed.long()).tolist(), parents, row_length)
-        device = self.emb_token.device
-        tokens = self.llm.embed(torch.cat([*sequences]).to(device))
-        inputs = tokens.new_zeros(packing.segments.numel(), self.llm.width)
-        inputs = inputs.index_copy(0, packing.span(torch.zeros_like(counts), counts).to(device), tokens)
-        ends = packing.flat(counts[embed], embed.nonzero()[:, 0]).to(device)
+        inputs = inputs.index_copy(0, token_indices.to(device), tokens)
+        pooled = pool.nonzero()[:, 0]
+        ends = packing.flat((offsets + counts)[pooled], pooled).to(device)
         inputs = inputs.index_copy(0, ends, self.emb_token.expand(len(ends), -1).to(tokens.dtype))
-        allowed = packing.allowed().to(device)
+        prefixed = torch.tensor([i for i, s in enumerate(segments) if s.prefix is not None], dtype=torch.long)
+        if prefixes:
+            at = packing.span(torch.zeros_like(prefixed), offsets[prefixed], prefixed).to(device)
+            inputs = inputs.index_copy(0, at, torch.cat(prefixes).to(tokens.dtype))
+
+        causal = torch.tensor([s.causal for s in segments])
+        allowed = packing.allowed(True if causal.all() else causal).to(device)
         states = self.llm(
             inputs.view(*packing.segments.shape, -1), packing.positions.to(device), allowed
         ).flatten(0, 1)
-        return states, packing
 
-    def _pool_text(self, states: Tensor, packing: Packing, counts: Tensor, ends: Tensor) -> Tensor:
+        predicting = packing.span(offsets[prefixed] - 1, counts[prefixed] + 1, prefixed).to(device)
+        return PackedOutput(
+            hidden_states=states,
+            packing=packing,
+            embeddings=self._pool_text(states, packing, offsets + counts, pooled, ends),
+            token_indices=token_indices,
+            prediction_states=states[predicting],
+        )
+
+    def _pool_text(
+        self, states: Tensor, packing: Packing, lengths: Tensor, pooled: Tensor, ends: Tensor
+    ) -> Tensor:
+        """Embeddings of the segments ``pooled``, which have ``lengths`` positions before ``[EMB]`` at
+        ``ends``; what a segment continues belongs to its mean."""
         if self.config.text_pool == "emb":
             return self.text_projection(states[ends])
-        lengths = counts + 1
-        owner = torch.repeat_interleave(torch.arange(len(counts)), lengths).to(states.device)
-        at = packing.span(torch.zeros_like(counts), lengths, torch.arange(len(counts))).to(states.device)
-        total = states.new_zeros(len(counts), states.shape[-1]).index_add(0, owner, states[at])
-        return self.text_projection(total / lengths[:, None].to(states))
+        owner, counts, segments = torch.arange(len(pooled)), lengths[pooled] + 1, pooled
+        if packing.parents is not None and (packing.parents[pooled] >= 0).any():
+            continuing = (packing.parents[pooled] >= 0).nonzero()[:, 0]
+            before = packing.parents[pooled[continuing]]
+            whole = lengths + torch.isin(torch.arange(len(lengths)), pooled)
+            owner = torch.cat([owner, continuing])
+            counts, segments = torch.cat([counts, whole[before]]), torch.cat([segments, before])
+        at = packing.span(torch.zeros_like(counts), counts, segments).to(states.device)
+        sizes = torch.zeros(len(pooled), dtype=torch.long).index_add(0, owner, counts)
+        owner = torch.repeat_interleave(owner, counts).to(states.device)
+        total = states.new_zeros(len(pooled), states.shape[-1]).index_add(0, owner, states[at])
+        return self.text_projection(total / sizes[:, None].to(states))

@@ -4,8 +4,8 @@ Captions are 8 to 20 tokens, so a padded batch is half padding. Here sequences a
 fixed length, first fit, longest first; a block mask keeps them apart and positions restart at 0 in each.
 Packed equals padded to rounding (tested).
 
-A *family* is a sequence and others that continue it: they lie side by side in one row, each sees the one it
-continues and none of its siblings.
+Shared-prefix packing: a sequence and others that continue it lie side by side in one row; each sees the one
+it continues and none of its siblings, so that what they share is read once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,41 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A sequence to read in a packed pass of the LLM (:meth:`MMGEMNetwork.forward_packed`)."""
+
+    ids: Tensor
+    """Its tokens: 1-D int64 on the CPU."""
+    prefix: Tensor | None = None
+    """Vectors ``(P, H)`` before the tokens, of any number: of a caption, what is seen of the image, and
+    ``[CAP]``."""
+    pool: bool = False
+    """Whether an embedding is taken: ``[EMB]`` follows the tokens."""
+    parent: int = -1
+    """The number of the segment that it continues and may look at, which continues none itself; -1: none."""
+    causal: bool = True
+    """Whether a position sees only those before it."""
+
+
+@dataclass(frozen=True)
+class PackedOutput:
+    """What a packed pass over N segments of ``n_i`` tokens gives."""
+
+    hidden_states: Tensor
+    """``(R * L, H)``, all positions of all rows."""
+    packing: Packing
+    """Where the segments lie in them."""
+    embeddings: Tensor
+    """``(pooled, D)`` of the pooled segments in turn, not normalised."""
+    token_indices: Tensor
+    """``(sum of n_i,)`` int64 on the CPU: the place of every token in ``hidden_states``. The state before it
+    predicts it, except for the first token of a segment without a prefix."""
+    prediction_states: Tensor
+    """``(T, H)``: of every segment with a prefix, in turn, the states that predict ``x_1 .. x_n, end`` (T =
+    sum of n + 1). The head is worth running at no other of their positions."""
 
 
 @dataclass(frozen=True)
@@ -85,22 +120,24 @@ def pack(lengths: list[int], row_length: int = 128) -> Packing:
 
 def pack_shared_prefix(lengths: list[int], parents: Tensor | None, row_length: int = 128) -> Packing:
     """As :func:`pack`, but a sequence lies behind the one it continues (``parents`` ``(N,)``, -1 for none),
-    in its row, at the positions that follow it."""
+    in its row, at the positions that follow it. Raises ``ValueError`` if that one continues another."""
     if parents is None or (parents < 0).all():
         return pack(lengths, row_length)
     heads = (parents < 0).nonzero()[:, 0].tolist()
-    family = {head: [head] for head in heads}
+    groups = {head: [head] for head in heads}
     for child, parent in enumerate(parents.tolist()):
         if parent >= 0:
-            family[parent].append(child)  # KeyError: continues what itself continues another
-    sizes = [sum(lengths[i] for i in family[head]) for head in heads]
+            if parent not in groups:
+                raise ValueError(f"segment {child} continues {parent}, which continues another or is missing")
+            groups[parent].append(child)
+    sizes = [sum(lengths[i] for i in groups[head]) for head in heads]
     units = pack(sizes, row_length)
     row, start = [0] * len(lengths), [0] * len(lengths)
     segments = torch.full_like(units.segments, -1)
     positions = torch.zeros_like(units.positions)
     for unit, head in enumerate(heads):
         r, at = int(units.row[unit]), int(units.start[unit])
-        for i in family[head]:
+        for i in groups[head]:
             row[i], start[i] = r, at
             segments[r, at : at + lengths[i]] = i
             first = 0 if i == head else lengths[head]

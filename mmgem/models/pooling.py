@@ -5,6 +5,11 @@ samples on a regular grid inside a box is ``sum_y sum_x wy[y] * wx[x] * V[y, x]`
 per axis. So K boxes of one map are one einsum over ``(K, H), (H, W, C), (K, W)``: no kernel, any device,
 exact gradients. Equal to ``torchvision.ops.roi_align(aligned=True, sampling_ratio=s)`` averaged over its
 bins (He et al. 2017, arXiv 1703.06870).
+
+How densely a box is sampled follows the map, an axis at a time: two samples a bin while a bin has at most two
+cells, so that none is skipped; beyond, and where a box is the whole axis, as many as there can be: the
+integral of the interpolated map, which has a closed form too. So a box over the whole image is the mean of
+its map, of any size. (``sampling_ratio=0`` samples about once a cell, and is the mean of few maps.)
 """
 
 from __future__ import annotations
@@ -12,16 +17,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SAMPLES = 2
+"""Samples per bin and axis where a bin has no more cells than that."""
 
-def axis_weights(start: Tensor, end: Tensor, size: int, samples: int = 2, bins: int = 7) -> Tensor:
+_WHOLE = 1e-3  # cells: how exactly a box must be the whole axis to count as it
+
+
+def axis_weights(start: Tensor, end: Tensor, size: int, samples: int | None = None, bins: int = 7) -> Tensor:
     """Bilinear sampling weights of box sides along one axis of a map.
 
     ``start``, ``end``: ``(...,)`` float, in cells of the map (pixel / stride), half-open.
-    Returns ``(..., size)`` float: the weight of each cell in the mean of ``bins * samples`` samples.
-    Samples further than one cell outside the map count as zero, as in RoIAlign, so weights of a box that
-    crosses the border sum to less than one.
+    Returns ``(..., size)`` float: the weight of each cell in the mean of ``bins * samples`` samples; with
+    None, of so many as the map needs (see above). Samples further than one cell outside the map count as
+    zero, as in RoIAlign, so weights of a box that crosses the border sum to less than one.
     """
-    count = bins * samples
+    few = _sampled_weights(start, end, size, bins * (samples or SAMPLES))
+    if samples is not None:
+        return few
+    many = end - start > bins * SAMPLES
+    whole = (start.abs() < _WHOLE) & ((end - size).abs() < _WHOLE)
+    return torch.where((many | whole)[..., None], _integral_weights(start, end, size), few)
+
+
+def _sampled_weights(start: Tensor, end: Tensor, size: int, count: int) -> Tensor:
     steps = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
     # aligned=True: cell centres sit at half-integers, hence the half-cell shift.
     at = start[..., None] + (end - start)[..., None] * steps - 0.5
@@ -32,20 +50,37 @@ def axis_weights(start: Tensor, end: Tensor, size: int, samples: int = 2, bins: 
     return (tent * inside[..., None]).mean(-2)
 
 
+def _integral_weights(start: Tensor, end: Tensor, size: int) -> Tensor:
+    """The limit of :func:`_sampled_weights` for ever more samples."""
+    cells = torch.arange(size, device=start.device, dtype=start.dtype)
+
+    def below(at: Tensor) -> Tensor:
+        """The integral up to ``at`` of each cell's tent between the first and the last centre, and of the
+        flat borders of one cell outside them."""
+        at = at[..., None] - 0.5
+        off = (at.clamp(0, size - 1) - cells).clamp(-1, 1)
+        inner = off - 0.5 * off * off.abs()
+        return inner + at.clamp(-1, 0) * (cells == 0) + at.clamp(size - 1, size) * (cells == size - 1)
+
+    # Only long boxes and whole axes are read from this: the bound keeps the gradient of others finite.
+    return (below(end) - below(start)) / (end - start).clamp(min=_WHOLE)[..., None]
+
+
 def pool_boxes(
     maps: Tensor,
     boxes: Tensor,
     image_size: tuple[float, float],
     grid: int = 1,
-    samples: int = 2,
+    samples: int | None = None,
     bins: int = 7,
 ) -> Tensor:
     """Pool ``K`` boxes of each map: RoIAlign over a ``grid x grid`` of equal sub-boxes, mean inside each.
 
     ``maps``: ``(B, H, W, C)``. ``boxes``: ``(B, K, 4)`` float ``x0, y0, x1, y1`` in pixels of the image
     the map was computed from, whose ``image_size`` is ``(height, width)`` in pixels. Each sub-box is
-    sampled on ``bins * samples`` points per axis. Returns ``(B, K, grid * grid, C)``, sub-boxes in
-    reading order. Boxes may cross the border or be thinner than a cell.
+    sampled on ``bins * samples`` points per axis, or as the map needs (None). Returns
+    ``(B, K, grid * grid, C)``, sub-boxes in reading order. Boxes may cross the border or be thinner than a
+    cell.
     """
     _, height, width, _ = maps.shape
     # Coordinates keep float32 where maps are half precision.

@@ -134,7 +134,7 @@ def log_probs(
 def text_log_probs(network: MMGEMNetwork, prefixes: Tensor, ids: Sequence[Tensor], end: int) -> Tensor:
     """log P(text, end | prefix) in nats, summed over tokens: ``(n,)`` float32 on the CPU, for n prefixes
     ``(n, P, H)`` and a token sequence each; one pass of the LLM."""
-    _, states = network.run(captions=ids, prefixes=prefixes)
+    states = network.forward_packed(network.caption_segments(ids, prefixes)).prediction_states
     end_token = torch.tensor([end])
     targets = torch.cat([t for tokens in ids for t in (tokens, end_token)]).to(states.device)
     losses = [

@@ -34,8 +34,8 @@ class SelfRetrievalBatch:
 
     ``names``: question -> title, passage; ``named``: tokens to predict. ``reads``: P passages, P empty
     sequences that end in ``[EMB]``, the branches that ask, and the queries to embed; ``parents``, ``embed``:
-    as :meth:`MMGEMNetwork.read` takes them; ``asked`` and ``answered``: tokens to predict. ``query_owner``:
-    ``(Q,)``, the passage of each query that is embedded.
+    each one's :class:`Segment` (``parent``, ``pool``); ``asked`` and ``answered``: tokens to predict.
+    ``query_owner``: ``(Q,)``, the passage of each query that is embedded.
     """
 
     names: list[Tensor]

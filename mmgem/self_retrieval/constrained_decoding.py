@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from mmgem.models.kv_cache import Rows
+from mmgem.models.kv_cache import BatchedKVCache
 from mmgem.self_retrieval.trie import Node, Trie
 
 
@@ -41,7 +41,7 @@ class _Beam:
 
 @torch.inference_mode()
 def constrained_beam(
-    rows: Rows, trie: Trie, nodes: Sequence[Node], width: int, first_token_only: bool = False
+    rows: BatchedKVCache, trie: Trie, nodes: Sequence[Node], width: int, first_token_only: bool = False
 ) -> list[list[Path]]:
     """Continue each of R ``rows`` along ``trie`` from its own node; the best ``width`` paths of each, best
     first.
@@ -54,7 +54,7 @@ def constrained_beam(
     while live := [b for own in beams for b in own if not b.certain]:
         rows = rows.select([b.row for b in live])
         if any(b.pending for b in live):
-            rows.feed([b.pending for b in live])
+            rows.append([b.pending for b in live])
         live = [replace(b, row=row, pending=()) for row, b in enumerate(live)]
         grown = [[b for b in own if b.certain] for own in beams]
         now = [min((b.node.depth for b in live if b.group == g), default=0) for g in range(len(beams))]
@@ -77,7 +77,7 @@ def _settled(b: _Beam, trie: Trie) -> _Beam:
     return replace(b, node=node, pending=(*b.pending, *run), certain=trie.is_path(node))
 
 
-def _children(rows: Rows, trie: Trie, beams: list[_Beam]) -> list[list[_Beam]]:
+def _children(rows: BatchedKVCache, trie: Trie, beams: list[_Beam]) -> list[list[_Beam]]:
     """The children of each path, likeliest first."""
     families = [trie.children(b.node) for b in beams]
     union = np.unique(np.concatenate([tokens for tokens, _ in families]))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.packing import Packing
+from mmgem.models.packing import PackedOutput, Segment
 from mmgem.self_retrieval.batches import SelfRetrievalBatch
 from mmgem.self_retrieval.config import SelfRetrievalConfig
 
@@ -28,10 +28,9 @@ def retrieval_loss(
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
     """Return ``{"retrieve_loss"}`` times its configured weight."""
-    nothing = torch.zeros(len(batch.names), dtype=torch.bool)
-    states, packing = network.read(batch.names, nothing)
+    output = network.forward_packed([Segment(ids) for ids in batch.names])
     (total,) = world.all_reduce_sum(int(batch.named.sum()))
-    loss = token_loss(network, states, packing, batch.names, batch.named, total)
+    loss = token_loss(network, output, batch.names, batch.named, total)
     return {"retrieve_loss": config.retrieve_weight * loss}
 
 
@@ -46,7 +45,9 @@ def reading_losses(
     weights = (config.ask_weight, config.assess_weight, config.embed_weight)
     if not any(weights):
         return losses
-    states, packing = network.read(batch.reads, batch.embed, batch.parents, row_length=512)
+    facts = zip(batch.reads, batch.embed.tolist(), batch.parents.tolist(), strict=True)
+    segments = [Segment(ids, pool=embed, parent=parent) for ids, embed, parent in facts]
+    output = network.forward_packed(segments, row_length=512)
     asked, answered, queries = world.all_reduce_sum(
         int(batch.asked.sum()), int(batch.answered.sum()), len(batch.query_owner)
     )
@@ -55,39 +56,33 @@ def reading_losses(
         ("assess_loss", config.assess_weight, batch.answered, answered),
     ):
         if weight and total:
-            losses[name] = weight * token_loss(network, states, packing, batch.reads, mask, total)
+            losses[name] = weight * token_loss(network, output, batch.reads, mask, total)
     if config.embed_weight and queries:
-        losses["embed_loss"] = config.embed_weight * _embed_loss(network, states, packing, batch, world)
+        losses["embed_loss"] = config.embed_weight * _embed_loss(network, output.embeddings, batch, world)
     return losses
 
 
 def token_loss(
     network: MMGEMNetwork,
-    states: Tensor,
-    packing: Packing,
+    output: PackedOutput,
     sequences: list[Tensor],
     mask: Tensor,
     total: float | None = None,
 ) -> Tensor:
-    """Sum of the cross-entropies of the tokens of ``sequences`` under ``mask`` ``(tokens,)``, over ``total``
-    of them (None: their own number); never of the first of a sequence. The head runs nowhere else."""
-    counts = torch.tensor([len(s) for s in sequences])
-    places = packing.span(torch.zeros_like(counts), counts)[mask]
+    """Sum of the cross-entropies of the tokens of ``sequences``, whose packed pass gave ``output``, under
+    ``mask`` ``(tokens,)``, over ``total`` of them (None: their own number); never of the first of a sequence.
+    The head runs nowhere else."""
+    states = output.hidden_states
+    places = output.token_indices[mask]
     targets = torch.cat(sequences)[mask].to(states.device)
     logits = network.llm.logits(states[places.to(states.device) - 1]).float()
     return F.cross_entropy(logits, targets, reduction="sum") / (total or len(targets))
 
-
-def _embed_loss(
-    network: MMGEMNetwork, states: Tensor, packing: Packing, batch: SelfRetrievalBatch, world: World
-) -> Tensor:
-    counts = torch.tensor([len(s) for s in batch.reads])
-    ends = packing.flat(counts[batch.embed], batch.embed.nonzero()[:, 0]).to(states.device)
-    embedded = F.normalize(network.text_projection(states[ends]).float(), dim=-1)
-    passages, queries = embedded.split([len(ends) - len(batch.query_owner), len(batch.query_owner)])
+    embedded = F.normalize(embeddings.float(), dim=-1)
+    passages, queries = embedded.split([len(embedded) - len(batch.query_owner), len(batch.query_owner)])
     p, q = world.all_gather_sizes(len(passages)), world.all_gather_sizes(len(queries))
     first = sum(p[: world.rank])
-    owner = batch.query_owner.to(states.device) + first
+    owner = batch.query_owner.to(embedded.device) + first
     owners = world.all_gather(owner, q)
     scale = network.logit_scale.exp()
     own = owners[None] == torch.arange(first, first + len(passages), device=owners.device)[:, None]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmgem.models.kv_cache import Rows
+from mmgem.models.kv_cache import BatchedKVCache
 from mmgem.models.llm import LLM
 from mmgem.self_retrieval.passages import Passage, Query, load_queries
 from mmgem.self_retrieval.prompts import Prompts
@@ -34,8 +34,8 @@ def write_questions(
     made: list[Query] = []
     for n, passage in enumerate(track(list(passages), "Writing questions", unit=" passages")):
         title, text = prompts.pieces([passage.title, passage.text])
-        rows = Rows.empty(llm, 1, device)
-        rows.feed([[*prompts.document(title, text), *prompts.then_question]])
+        rows = BatchedKVCache.empty(llm, 1, device)
+        rows.append([[*prompts.document(title, text), *prompts.then_question]])
         mixed = int(np.random.SeedSequence((seed, n)).generate_state(1)[0])
         generator = torch.Generator().manual_seed(mixed)
         said = _sample(rows.select([0] * count), prompts, generator)
@@ -60,7 +60,7 @@ def cached_questions(
     return load_queries(path) if path.stat().st_size else []
 
 
-def _sample(rows: Rows, prompts: Prompts, generator: torch.Generator) -> list[str | None]:
+def _sample(rows: BatchedKVCache, prompts: Prompts, generator: torch.Generator) -> list[str | None]:
     said: list[list[int]] = [[] for _ in range(len(rows.last))]
     done = [False] * len(said)
     for _ in range(_LONGEST):
@@ -73,7 +73,7 @@ def _sample(rows: Rows, prompts: Prompts, generator: torch.Generator) -> list[st
                 done[i] = "?" in prompts.text([token])
         if all(done):
             break
-        rows.feed([[] if done[i] else [token] for i, token in enumerate(chosen)])
+        rows.append([[] if done[i] else [token] for i, token in enumerate(chosen)])
     return [
         " ".join(prompts.text(ids).split()) if over else None for ids, over in zip(said, done, strict=True)
     ]

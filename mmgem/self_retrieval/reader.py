@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmgem.models.kv_cache import KeyValues, Rows
+from mmgem.models.kv_cache import BatchedKVCache, KeyValues
 from mmgem.models.llm import LLM
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.prompts import Prompts
@@ -53,7 +53,7 @@ class Reader:
         likelihood, rejection = [], []
         for at in range(0, len(passages), at_once):
             chunk = passages[at : at + at_once]
-            states = self._rows(chunk).feed([branch] * len(chunk))
+            states = self._rows(chunk).append([branch] * len(chunk))
             for part in states[:, :-1].split(8):  # the head's output is large
                 scores = self.llm.logits(part).float().log_softmax(-1)
                 scores = scores.gather(2, targets.expand(len(part), -1)[..., None])[..., 0].double()
@@ -70,7 +70,7 @@ class Reader:
         tokens; None where the model says that the passage holds none."""
         (ids,) = self.prompts.pieces([question])
         rows = self._rows([passage])
-        rows.feed([self.prompts.asking(ids)])
+        rows.append([self.prompts.asking(ids)])
         said: list[int] = []
         total = 0.0
         while True:
@@ -80,13 +80,13 @@ class Reader:
             if token == self.prompts.end or len(said) == most:
                 break
             said.append(token)
-            rows.feed([[token]])
+            rows.append([[token]])
         if [*said, self.prompts.end] == self.prompts.rejection:
             return None, total / (len(said) + 1)
         return self.prompts.text(said), total / (len(said) + 1)
 
-    def _rows(self, passages: Sequence[int]) -> Rows:
-        return Rows.of(self.llm, [self._document(n) for n in passages], self.device)
+    def _rows(self, passages: Sequence[int]) -> BatchedKVCache:
+        return BatchedKVCache.load(self.llm, [self._document(n) for n in passages], self.device)
 
     def _document(self, n: int) -> KeyValues:
         if n in self._kept:
@@ -94,9 +94,9 @@ class Reader:
             return self._kept[n]
         passage = self.corpus.passages[n]
         title, text = self.prompts.pieces([passage.title, passage.text])
-        rows = Rows.empty(self.llm, 1, self.device)
-        rows.feed([self.prompts.document(title, text)])
-        kept = rows.kept(0)
+        rows = BatchedKVCache.empty(self.llm, 1, self.device)
+        rows.append([self.prompts.document(title, text)])
+        kept = rows.export(0)
         self._kept[n] = kept
         self._bytes += _size(kept)
         while self._bytes > self.kept_bytes and len(self._kept) > 1:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mmgem.models.kv_cache import Rows
+from mmgem.models.kv_cache import BatchedKVCache
 from mmgem.models.llm import LLM
 from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.constrained_decoding import constrained_beam
@@ -73,8 +73,8 @@ class Retriever:
         """The passages the model names for each question, likeliest first."""
         scoring, corpus = self.scoring, self.corpus
         marker = self.prompts.then_title if corpus.titled else self.prompts.then_passage
-        asked = Rows.empty(self.llm, len(questions), self.device)
-        asked.feed(self.prompts.retrieving(questions, marker))
+        asked = BatchedKVCache.empty(self.llm, len(questions), self.device)
+        asked.append(self.prompts.retrieving(questions, marker))
         start: list[tuple[int, int, float]] = []
         if corpus.titled:
             titles = constrained_beam(
@@ -88,7 +88,7 @@ class Retriever:
             ]
             rows = asked.select([q for q, _, _ in start])
             names = self.prompts.ended([corpus.names[t] for _, t, _ in start])
-            rows.feed([[*name, *self.prompts.then_passage] for name in names])
+            rows.append([[*name, *self.prompts.then_passage] for name in names])
         else:
             start = [(q, 0, 0.0) for q in range(len(questions))]
             rows = asked

@@ -45,7 +45,7 @@ class ImageTextGradCache:
     def embed(self, network: MMGEMNetwork, part: Batch) -> dict[str, Tensor]:
         """``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not normalised."""
         visual = embed_items(network, part)
-        return {"images": visual[:, 0], "texts": network.run(texts=part.texts)[0]}
+        return {"images": visual[:, 0], "texts": network.encode_text(part.texts)}
 
     def embedding_loss(
         self, network: MMGEMNetwork, embeddings: dict[str, Tensor], batch: Batch, world: World
@@ -74,12 +74,13 @@ class ImageTextGradCache:
         visual = embed_items(network, part)
         terms: Terms = {}
         if embedding_grads:
-            texts, _ = network.run(texts=part.texts)
+            texts = network.encode_text(part.texts)
             products = visual[:, 0] * embedding_grads["images"], texts * embedding_grads["texts"]
             terms["surrogate"] = products[0].sum() + products[1].sum()
         if self.token_terms:
             prefixes = network.project_visual_prefix(visual[part.caption_owner])
-            _, states = network.run(captions=part.captions, prefixes=prefixes)
+            segments = network.caption_segments(part.captions, prefixes)
+            states = network.forward_packed(segments).prediction_states
             for term in self.token_terms:
                 terms |= term.loss(network, states, part, totals["caption_tokens"])
         return terms

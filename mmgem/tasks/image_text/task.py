@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from mmgem.config import ModelConfig, Recipe
 from mmgem.data.batches import Batch, Batches
@@ -117,20 +116,19 @@ class ImageTextTask(Task[Batch]):
     def forward(self, network: MMGEMNetwork, batch: Batch, world: World) -> Terms:
         """The losses of all terms, from one pass of the LLM; and what terms tell beside."""
         visual = embed_items(network, batch)
-        texts = batch.texts if self.embedding_terms else []
-        captions: list[Tensor] = []
-        prefixes: Tensor | None = None
+        segments = network.text_segments(batch.texts if self.embedding_terms else [])
         if self.token_terms:
-            captions, prefixes = batch.captions, network.project_visual_prefix(visual[batch.caption_owner])
-        embedded, states = network.run(texts=texts, captions=captions, prefixes=prefixes)
+            prefixes = network.project_visual_prefix(visual[batch.caption_owner])
+            segments += network.caption_segments(batch.captions, prefixes)
+        output = network.forward_packed(segments)
         token_losses: Terms = {}
         if self.token_terms:
             (tokens,) = world.all_reduce_sum(len(batch.caption_targets))
             for token_term in self.token_terms:
-                token_losses |= token_term.loss(network, states, batch, tokens)
+                token_losses |= token_term.loss(network, output.prediction_states, batch, tokens)
         losses: Terms = {}
         for embedding_term in self.embedding_terms:
-            losses |= embedding_term.loss(network, visual[:, 0], embedded, batch, world)
+            losses |= embedding_term.loss(network, visual[:, 0], output.embeddings, batch, world)
         return losses | token_losses
 
     @property

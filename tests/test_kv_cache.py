@@ -1,4 +1,4 @@
-"""Growing rows and families: whatever is shared, cached or padded, states are those of each text alone."""
+"""A KV cache of many texts, and shared prefixes: states are those of each text alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmgem.models.kv_cache import Rows
+from mmgem.models.kv_cache import BatchedKVCache
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.packing import pack_shared_prefix
+from mmgem.models.packing import Segment, pack_shared_prefix
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "gemma2", "mistral", "windowed gemma3"])
 def network(request: pytest.FixtureRequest) -> MMGEMNetwork:
     return toys.network(request.param, "none")
 
@@ -32,9 +32,9 @@ def alone(network: MMGEMNetwork, tokens: list[int]) -> torch.Tensor:
 def test_rows_grow_as_if_alone(network: MMGEMNetwork) -> None:
     runs = [[[3, 4, 5], [6], []], [[7], [], [8, 9, 10, 11]], [[2, 3], [4, 5], [6]]]
     with torch.inference_mode():
-        rows = Rows.empty(network.llm, 3, CPU)
+        rows = BatchedKVCache.empty(network.llm, 3, CPU)
         for step in range(3):
-            states = rows.feed([runs[r][step] for r in range(3)])
+            states = rows.append([runs[r][step] for r in range(3)])
             for r in range(3):
                 so_far = [t for run in runs[r][: step + 1] for t in run]
                 want = alone(network, so_far)
@@ -45,11 +45,11 @@ def test_rows_grow_as_if_alone(network: MMGEMNetwork) -> None:
 
 def test_selected_rows_go_on_and_leave_the_others(network: MMGEMNetwork) -> None:
     with torch.inference_mode():
-        rows = Rows.empty(network.llm, 2, CPU)
-        rows.feed([[3, 4, 5, 6], [7]])
+        rows = BatchedKVCache.empty(network.llm, 2, CPU)
+        rows.append([[3, 4, 5, 6], [7]])
         more = rows.select([1, 1, 0])
-        more.feed([[8], [9, 10], [11]])
-        rows.feed([[12], []])
+        more.append([[8], [9, 10], [11]])
+        rows.append([[12], []])
     for got, tokens in zip(more.last, ([7, 8], [7, 9, 10], [3, 4, 5, 6, 11]), strict=True):
         torch.testing.assert_close(got, alone(network, tokens)[-1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rows.last[0], alone(network, [3, 4, 5, 6, 12])[-1], atol=1e-5, rtol=1e-5)
@@ -57,22 +57,28 @@ def test_selected_rows_go_on_and_leave_the_others(network: MMGEMNetwork) -> None
     assert rows.select([1]).valid.shape[1] == 1
 
 
-def test_kept_rows_are_taken_up_again(network: MMGEMNetwork) -> None:
+def test_exported_rows_are_taken_up_again(network: MMGEMNetwork) -> None:
     with torch.inference_mode():
-        rows = Rows.empty(network.llm, 2, CPU)
-        rows.feed([[3, 4, 5, 6], [7, 8]])
-        again = Rows.of(network.llm, [rows.kept(1, torch.float32), rows.kept(0, torch.float32)], CPU)
-        again.feed([[9], [10, 11]])
+        rows = BatchedKVCache.empty(network.llm, 2, CPU)
+        rows.append([[3, 4, 5, 6], [7, 8]])
+        again = BatchedKVCache.load(
+            network.llm, [rows.export(1, torch.float32), rows.export(0, torch.float32)], CPU
+        )
+        again.append([[9], [10, 11]])
     for got, tokens in zip(again.last, ([7, 8, 9], [3, 4, 5, 6, 10, 11]), strict=True):
         torch.testing.assert_close(got, alone(network, tokens)[-1], atol=1e-5, rtol=1e-5)
 
 
-def test_a_family_reads_as_its_members_would_alone(network: MMGEMNetwork) -> None:
+def test_a_shared_prefix_is_read_as_each_text_alone(network: MMGEMNetwork) -> None:
     texts = [torch.tensor(t, dtype=torch.long) for t in ([3, 4, 5], [6, 7], [], [8, 9], [10], [11, 12, 13])]
     parents = torch.tensor([-1, -1, 0, 0, 1, 0])
     embed = torch.tensor([False, True, True, False, False, True])
     with torch.inference_mode():
-        states, packing = network.read(texts, embed, parents, row_length=16)
+        segments = [
+            Segment(text, pool=bool(embed[i]), parent=int(parents[i])) for i, text in enumerate(texts)
+        ]
+        output = network.forward_packed(segments, row_length=16)
+    states, packing = output.hidden_states, output.packing
     for i, text in enumerate(texts):
         before = texts[parents[i]].tolist() if parents[i] >= 0 else []
         whole = torch.tensor([*before, *text.tolist()], dtype=torch.long)
@@ -94,10 +100,10 @@ def test_a_family_reads_as_its_members_would_alone(network: MMGEMNetwork) -> Non
 @given(
     st.lists(st.tuples(st.integers(1, 20), st.lists(st.integers(0, 9), max_size=5)), min_size=1, max_size=8)
 )
-def test_families_stay_together(families: list[tuple[int, list[int]]]) -> None:
-    lengths = [trunk for trunk, _ in families]
-    parents = [-1] * len(families)
-    for trunk, (_, branches) in enumerate(families):
+def test_shared_prefixes_stay_together(groups: list[tuple[int, list[int]]]) -> None:
+    lengths = [trunk for trunk, _ in groups]
+    parents = [-1] * len(groups)
+    for trunk, (_, branches) in enumerate(groups):
         lengths += branches
         parents += [trunk] * len(branches)
     packing = pack_shared_prefix(lengths, torch.tensor(parents), 32)
