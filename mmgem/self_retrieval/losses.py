@@ -78,6 +78,8 @@ def token_loss(
     logits = network.llm.logits(states[places.to(states.device) - 1]).float()
     return F.cross_entropy(logits, targets, reduction="sum") / (total or len(targets))
 
+
+def _embed_loss(network: MMGEMNetwork, embeddings: Tensor, batch: SelfRetrievalBatch, world: World) -> Tensor:
     embedded = F.normalize(embeddings.float(), dim=-1)
     passages, queries = embedded.split([len(embedded) - len(batch.query_owner), len(batch.query_owner)])
     p, q = world.all_gather_sizes(len(passages)), world.all_gather_sizes(len(queries))
