@@ -11,10 +11,11 @@ import toys
 
 from mmgem.checkpoints.initialize import start
 from mmgem.config import EncoderConfig, InitConfig, Recipe, TrainConfig, from_dict
-from mmgem.config.ranges import RANGES, numbers
+from mmgem.config.checks import entries, numbers
 from mmgem.distributed.world import World
 from mmgem.errors import ConfigError, MMGEMError
 from mmgem.self_retrieval.config import SelfRetrievalConfig
+from mmgem.tasks.image_text.config import ImageTextConfig
 from mmgem.train import loop
 from mmgem.train.checks import check
 
@@ -200,17 +201,28 @@ def test_a_run_is_not_written_over_a_file(tmp_path: Path) -> None:
 
 
 def test_every_number_of_a_recipe_has_a_range() -> None:
-    """Each stands in the table once, and every default is inside."""
+    """Every default is inside, and what has no range of its own has to be finite."""
     recipe = Recipe(
         TrainConfig(Path("run")),
         init=InitConfig(layers=1, keep_layers=[0]),
-        corpus=SelfRetrievalConfig(passages=NOWHERE),
+        tasks={"image_text": ImageTextConfig(), "self_retrieval": SelfRetrievalConfig(passages=NOWHERE)},
     )
     recipe.model.encoder = EncoderConfig(freeze_until=0)
     recipe.preprocessing.scales = recipe.preprocessing.region_scales = (224,)
-    found = dict(numbers(recipe))
-    assert found.keys() == RANGES.keys()
-    assert all(value in RANGES[name] for name, value in found.items())
+    assert all(value in allowed for _, value, allowed in numbers(recipe))
+    assert all(math.inf not in allowed for name, _, allowed in numbers(recipe) if "max_grad_norm" not in name)
+    assert all(math.nan not in allowed for _, _, allowed in numbers(recipe))
+    ranged = {entry.name for entry in entries(recipe) if entry.fact.range is not None}
+    free = {"model.logit_bias", "preprocessing.mean", "optim.max_logit_scale_log"}
+    weights = ("title", "passage", "accept", "query_likelihood")
+    free |= {f"self_retrieval.scoring.{name}_weight" for name in weights}
+    assert {name for name, _, _ in numbers(recipe)} == ranged | free
+
+
+def test_every_field_says_what_it_means() -> None:
+    tasks = {"image_text": ImageTextConfig(), "self_retrieval": SelfRetrievalConfig()}
+    for entry in entries(Recipe(TrainConfig(Path("run")), tasks=tasks)):
+        assert entry.fact.help, entry.name
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -21,10 +22,11 @@ import mmgem.train.loop as loop
 import mmgem.train.state as state_file
 from mmgem.checkpoints.tensors import load_tensors, save_tensors
 from mmgem.config import Recipe, from_dict, to_dict
+from mmgem.config.compare import difference
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.train.log import Log
 from mmgem.train.loop import train
-from mmgem.train.state import Snapshot, difference, load_state, save_state, saved_steps, snapshot
+from mmgem.train.state import Snapshot, load_state, save_state, saved_steps, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,145 @@ def test_another_recipe_is_refused(make: Any, monkeypatch: pytest.MonkeyPatch) -
     train(make())
 
 
+FORMER_KEYS = {
+    "init": "start",
+    "init.encoder": "start.tower",
+    "data.cached_augmentations": "data.views",
+    "data.joined_caption_prob": "data.long_texts",
+    "data.mosaic_augmentations": "data.mosaic_views",
+    "model.encoder": "model.tower",
+    "model.encoder.freeze_until": "model.tower.cut",
+    "optim.lr_heads": "optim.lr_new",
+    "optim.lr_encoder": "optim.lr_tower",
+    "optim.warmup_steps": "optim.warmup",
+    "optim.final_lr_ratio": "optim.final_lr",
+    "optim.max_grad_norm": "optim.clip",
+    "optim.ema_decay": "optim.ema",
+    "train.batch_size": "train.batch",
+    "train.grad_cache_chunk_size": "train.chunk",
+    "train.keep_checkpoints": "train.keep",
+}
+FORMER_TENSORS = {
+    "encoder": "tower",
+    "visual_projection": "h1",
+    "text_projection": "h2",
+    "visual_connector": "h3",
+    "emb_token": "emb",
+    "cap_token": "cap",
+}
+
+
+FORMER_OBJECTIVE = {
+    "contrastive_weight": ("contrastive", "weight"),
+    "caption_weight": ("caption", "weight"),
+    "loss": ("contrastive", "loss"),
+    "soft_targets": ("contrastive", "distill_weight"),
+    "teacher": ("contrastive", "teacher"),
+    "teacher_temperature": ("contrastive", "teacher_temperature"),
+    "mask_same": ("contrastive", "mask_false_negatives"),
+    "label_smoothing": ("caption", "label_smoothing"),
+    "vocabulary_sample": ("caption", "sampled_softmax"),
+}
+FORMER_WEIGHTS = {f"{name}_weight": 1.0 for name in ("retrieve", "ask", "assess", "embed")}
+FORMER_CORPUS = {
+    "passages": None,
+    "queries": [],
+    "questions": 0,
+    "dev": None,
+    "dev_queries": 100,
+    "batch": 64,
+    "memorise": True,
+    "titles": True,
+    "prefix_tokens": 16,
+    "negatives": 4,
+    "max_passage_tokens": 1024,
+    "scoring": {
+        "titles": 5,
+        "passages": 10,
+        "one_token": False,
+        "embedded": 50,
+        "assess": 16,
+        "kind": "judged",
+        "title_weight": 0.5,
+        "passage_weight": 0.25,
+        "accept_weight": 1.0,
+        "likelihood_weight": 0.3,
+        "tau": 0.4,
+        "delta": 0.4,
+    },
+}
+
+
+def as_of_before(plain: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """A plain recipe of images by the keys of the version before these names."""
+    old: dict[str, Any] = {}
+    if not where:
+        terms, optim = plain["image_text"], dict(plain["optim"])
+        objective = {name: terms[term][field] for name, (term, field) in FORMER_OBJECTIVE.items()}
+        objective |= {"name": "joint", "max_logit_scale_log": optim.pop("max_logit_scale_log")}
+        old = {"objective": objective | FORMER_WEIGHTS, "corpus": FORMER_CORPUS}
+        plain = {k: v for k, v in plain.items() if k != "image_text"} | {"optim": optim}
+    for name, value in plain.items():
+        key = f"{where}.{name}" if where else name
+        former = FORMER_KEYS.get(key, key).rpartition(".")[2]
+        old[former] = as_of_before(value, key) if isinstance(value, dict) else value
+    return old
+
+
+def rewritten_as_before(folder: Path) -> None:
+    """Give a checkpoint's recipe and tensors the names that the version before wrote."""
+    path = folder / "state.json"
+    facts = json.loads(path.read_text())
+    facts["recipe"] = as_of_before(facts["recipe"])
+    assert {"tower", "llm"} <= facts["recipe"]["start"].keys() and "cut" in facts["recipe"]["model"]["tower"]
+    path.write_text(json.dumps(facts))
+    for file in ("weights", "optimizer", "average"):
+        tensors = load_tensors(folder / f"{file}.safetensors")
+        former = {}
+        for name, value in tensors.items():
+            part = re.match(r"\w+", name)[0]  # type: ignore[index]
+            former[FORMER_TENSORS.get(part, part) + name[len(part) :]] = value
+        parts = {re.match(r"\w+", name)[0] for name in former}  # type: ignore[index]
+        assert parts >= {"emb", "cap", "tower", "h1", "h2", "h3"}
+        save_tensors(folder / f"{file}.safetensors", former)
+
+
+def test_a_run_of_the_version_before_goes_on(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"data__cached": False, "optim__lr_encoder": 1e-3, "data__dev_split": "", "train__epochs": 2}
+    whole, parts = make("whole", **options), make("parts", **options)
+    train(whole)
+    train_until(parts, 4, monkeypatch)
+    (newest,) = (parts.train.out / "checkpoints").iterdir()
+    rewritten_as_before(newest)
+    with pytest.raises(ConfigError, match=r"^optim\.lr_heads: changed since .*step-00000003 was written"):
+        train(make("parts", **options, optim__lr_heads=0.5))
+    train(parts)
+    assert [line["step"] for line in log_of(parts)] == [line["step"] for line in log_of(whole)]
+    one, two = (r.train.out / "model" / "model.safetensors" for r in (whole, parts))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_recipe_that_means_nothing_now_is_named(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make()
+    train_until(recipe, 4, monkeypatch)
+    (path,) = (recipe.train.out / "checkpoints").glob("*/state.json")
+    facts = json.loads(path.read_text())
+    facts["recipe"]["optim"]["momentum"] = 0.9
+    path.write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"state\.json: of another version .* optim\.momentum: unknown"):
+        train(recipe)
+    # What has come since is at its default.
+    del facts["recipe"]["optim"]["momentum"], facts["recipe"]["train"]["threads"]
+    del facts["recipe"]["optim"]["weight_decay"]
+    path.write_text(json.dumps(facts))
+    train(recipe)
+
+
+def test_what_does_not_change_the_run_may_change(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_until(make(), 4, monkeypatch)
+    train(make(train__log_every=5, train__checkpoint_every=4, train__keep_checkpoints=1))
+
+
 def test_difference_names_nested_fields(make: Any) -> None:
     one, two = to_dict(make()), to_dict(make(optim__lr_heads=0.5, train__keep_checkpoints=7))
     assert difference(one, two) == ["optim.lr_heads", "train.keep_checkpoints"]
@@ -232,7 +373,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
             save_state(folder, 2, taken(network, adam, average), facts, 1)
     assert saved_steps(folder) == [1]
     assert torch.equal(weights(folder), before)
-    restored = load_state(folder, network, adam, average, to_dict(run.recipe))
+    restored = load_state(folder, network, adam, average, run.recipe)
     assert restored is not None
     assert restored["step"] == 1
     assert torch.equal(network.visual_connector.weight, before)
@@ -273,8 +414,8 @@ def test_a_checkpoint_of_another_model_is_refused(make: Any, tmp_path: Path) -> 
     with pytest.raises(
         CheckpointError, match=r"step-00000001: does not fit the model: visual_connector\.weight"
     ):
-        load_state(folder, network, adam, average, recipe)
-    assert load_state(tmp_path / "none", network, adam, average, recipe) is None
+        load_state(folder, network, adam, average, run.recipe)
+    assert load_state(tmp_path / "none", network, adam, average, run.recipe) is None
 
 
 def test_log_drops_what_will_be_written_again(tmp_path: Path) -> None:

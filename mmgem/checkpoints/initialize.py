@@ -14,6 +14,7 @@ from mmgem.checkpoints.model_folder import build, check_size, load_model
 from mmgem.checkpoints.resolve import resolve
 from mmgem.checkpoints.tensors import GROUP_OF_4_BITS, dequantize, quantize
 from mmgem.config import InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
+from mmgem.config.checks import entries, free_on_init
 from mmgem.config.compare import difference
 from mmgem.data.tokens import Tokenizer
 from mmgem.encoders import encoder_class
@@ -81,12 +82,10 @@ def continued(recipe: Recipe, old: ModelConfig, prep: Preprocessing) -> tuple[Mo
     """What a checkpoint's model and preprocessing are when ``recipe`` goes on from it.
 
     Raises ``ConfigError`` for fields that the checkpoint decides."""
-    _keep(recipe.model, old, "model", {"model.dropout", "model.encoder.freeze_until"})
-    # These change what the weights are shown, not the weights.
-    free = ("scales", "region_scales", "max_text_tokens", "long_text")
-    _keep(recipe.preprocessing, prep, "preprocessing", {f"preprocessing.{name}" for name in free})
-    set_here = {k: getattr(recipe.preprocessing, k) for k in free}
-    changed = {k: v for k, v in set_here.items() if v != getattr(Preprocessing(), k)}
+    _keep(recipe.model, old, "model")
+    _keep(recipe.preprocessing, prep, "preprocessing")
+    free = entries(recipe.preprocessing)
+    changed = {e.name: e.value for e in free if e.fact.free_on_init and e.value != e.default}
     config = dataclasses.replace(old, dropout=recipe.model.dropout)
     if encoder_class(config.encoder).can_freeze_stages:
         # Where the cut lies changes what is cached and trained, not the function.
@@ -94,9 +93,9 @@ def continued(recipe: Recipe, old: ModelConfig, prep: Preprocessing) -> tuple[Mo
     return config, dataclasses.replace(prep, **changed)
 
 
-def _keep(asked: Any, kept: Any, where: str, free: set[str]) -> None:
+def _keep(asked: Any, kept: Any, where: str) -> None:
     """Refuse what a recipe sets (other than the default) against the checkpoint it starts from."""
-    plain = to_dict(asked)
+    plain, free = to_dict(asked), free_on_init(asked, where)
     set_here = difference(to_dict(type(asked)()), plain, where)
     if wrong := sorted(set(set_here) & set(difference(to_dict(kept), plain, where)) - free):
         raise ConfigError(f"{wrong[0]}: differs from init.checkpoint, which keeps its own; leave it out")

@@ -74,7 +74,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
         )
     try:
         config = from_dict(ModelConfig, current_config(raw.get("model"), "model")[0], "model")
-        return config, from_dict(Preprocessing, read_json(folder / "preprocessor.json"), "preprocessor")
+        prep = current_config(read_json(folder / "preprocessor.json"), "preprocessing")[0]
+        return config, from_dict(Preprocessing, prep, "preprocessor")
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
 

@@ -11,19 +11,37 @@ import typer
 
 from mmgem.cli.inputs import quiet_libraries
 from mmgem.cli.output import exit_now
+from mmgem.errors import UsageError
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to train, and on what.")],
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE.toml", help="What to train, and on what.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Fields to change, like train.epochs=2."),
     ] = None,
+    fields: Annotated[
+        bool,
+        typer.Option(
+            "--fields",
+            help="Only print the fields of a recipe; of some tables: --fields optim.",
+        ),
+    ] = False,
 ) -> None:
     """Train a model as a recipe says; prints its folder.
 
     A run that was stopped goes on when the same command is given again.
     """
+    if fields:
+        from mmgem.config.describe import as_text, chosen_sections
+
+        names = ([str(recipe)] if recipe is not None else []) + (overrides or [])
+        print(as_text(chosen_sections(names)), end="")
+        return
+    if recipe is None:
+        raise UsageError("Missing argument 'RECIPE.toml' (see mmgem train --help)")
     from mmgem.config.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)

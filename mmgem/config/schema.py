@@ -1,225 +1,368 @@
 """Typed configuration: what a model is (saved with it) and how it is trained (a recipe).
 
 A recipe is TOML; :func:`from_dict` turns it into dataclasses and refuses unknown keys and wrong types with
-the field's full name. The switches the paper leaves open are fields here, the default first.
+the field's full name. The switches the paper leaves open are fields here, the default first. What there is to
+say of a field stands at it (:func:`mmgem.config.fields.setting`); docs/recipes.md is made of that.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from mmgem.config.fields import setting
+from mmgem.config.needs import (
+    BASE_WEIGHTS,
+    FROZEN_EMBEDDINGS,
+    HELD_OUT,
+    IMAGES,
+    NO_LAYERS,
+    NO_LORA,
+    REGIONS,
+    SHARDS,
+    SIGMOID,
+    STAGES,
+)
 from mmgem.config.tasks import TASKS
 from mmgem.errors import ConfigError
 
 T = TypeVar("T")
+
+_SIDE: dict[str, Any] = {"low": 1, "high": 4096, "range_words": "a side of 1 to 4096 pixels"}
 
 
 @dataclass
 class EncoderConfig:
     """The vision encoder."""
 
-    kind: str = "efficientnet_lite0"
-    """A name in :data:`mmgem.encoders.ENCODERS`: ``efficientnet_lite0``, ``transformers``, ``none`` (a model
-    of texts only; it embeds, searches and answers, and sees nothing), or one of your own."""
-    freeze_until: int | None = None
-    """Stages (blocks of EfficientNet) in the frozen, cached lower part; None: all of it."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """What the kind takes; of ``transformers`` the model's own config (``model_type`` and its fields)."""
+    kind: str = setting(
+        "efficientnet_lite0",
+        help="`efficientnet_lite0`, `transformers`, `none` (a model of texts only; it embeds, searches and "
+        "answers, and sees nothing), or one of your own.",
+    )
+    freeze_until: int | None = setting(
+        None,
+        help="Stages (blocks of EfficientNet) in the frozen, cached lower part; none: all of it.",
+        low=0,
+        needs=STAGES,
+        free_on_init=True,
+    )
+    config: dict[str, Any] = setting(
+        default_factory=dict,
+        help="What the kind takes; of `transformers` the model's own config (`model_type` and its fields).",
+    )
 
 
 @dataclass
 class ConnectorConfig:
     """h3: what puts an image's embedding before the LLM."""
 
-    kind: str = "linear"
-    """A name in :data:`mmgem.models.connectors.CONNECTORS`: ``linear``, ``mlp``, or one of your own."""
-    config: dict[str, Any] = field(default_factory=dict)
-    """What the kind takes."""
+    kind: str = setting("linear", help="`linear`, `mlp`, or one of your own.")
+    config: dict[str, Any] = setting(default_factory=dict, help="What the kind takes.")
 
 
 @dataclass
 class LLMConfig:
-    """The language model: a transformers config, ``model_type`` and its fields."""
+    """The language model."""
 
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = setting(
+        default_factory=dict, help="A transformers config, `model_type` and its fields."
+    )
 
 
 @dataclass
 class ModelConfig:
     """Everything that decides the shape and the function of a ``MMGEMNetwork``."""
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    llm: LLMConfig = field(default_factory=LLMConfig)
-    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
-    dim: int = 512
-    """D, the width of the shared embedding space."""
-    projection: Literal["linear", "mlp"] = "linear"
-    """h1 and h2: one linear map, or a hidden layer of 2 D with GELU."""
-    dropout: float = 0.0
-    """Dropout on the pooled visual feature, in training only."""
-    visual_tokens: int = 1
-    """k: LLM input vectors made from each visual embedding by h3."""
-    visual_grid: int = 1
-    """g: 1 = the whole image or box is one embedding; above, its g x g tiles follow it as more."""
-    text_pool: Literal["emb", "mean"] = "emb"
-    attention: Literal["causal", "bidirectional"] = "causal"
-    """Mask of the embedding mode; captions are always causal."""
-    logit_scale: float = 1 / 0.07
-    """Initial inverse temperature of the contrastive loss."""
-    logit_bias: float = 0.0
-    """Initial bias, used by the sigmoid loss only (SigLIP starts at -10)."""
+    encoder: EncoderConfig = setting(default_factory=EncoderConfig)
+    llm: LLMConfig = setting(default_factory=LLMConfig)
+    connector: ConnectorConfig = setting(default_factory=ConnectorConfig)
+    dim: int = setting(512, help="D, the width of the shared embedding space.", low=1)
+    projection: Literal["linear", "mlp"] = setting(
+        "linear", help="h1 and h2: one linear map, or a hidden layer of 2 D with GELU."
+    )
+    dropout: float = setting(
+        0.0,
+        help="Dropout on the pooled visual feature, in training only.",
+        low=0,
+        below=1,
+        free_on_init=True,
+    )
+    visual_tokens: int = setting(1, help="k: LLM input vectors made from each visual embedding by h3.", low=1)
+    visual_grid: int = setting(
+        1,
+        help="g: 1 = the whole image or box is one embedding; above, its g x g tiles follow it as more.",
+        low=1,
+    )
+    text_pool: Literal["emb", "mean"] = setting(
+        "emb", help="A text's feature: what the LLM says at its [EMB] token, or the mean over its tokens."
+    )
+    attention: Literal["causal", "bidirectional"] = setting(
+        "causal", help="Mask of the embedding mode; captions are always causal."
+    )
+    logit_scale: float = setting(
+        1 / 0.07, help="Initial inverse temperature of the contrastive loss.", above=0
+    )
+    logit_bias: float = setting(
+        0.0, help="Initial bias, used by the sigmoid loss only (SigLIP starts at -10).", needs=SIGMOID
+    )
 
 
 @dataclass
 class Preprocessing:
     """How pixels and texts are prepared; travels with the weights as ``preprocessor.json``."""
 
-    size: int = 224
-    mean: tuple[float, float, float] = (127 / 255, 127 / 255, 127 / 255)
-    std: tuple[float, float, float] = (128 / 255, 128 / 255, 128 / 255)
-    """Of pixels scaled to 0..1."""
-    resize: Literal["squash", "crop"] = "squash"
-    """To a square: both sides stretched, or short side scaled and the centre cut out."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    scales: tuple[int, ...] = ()
-    """More input sides: outside training an image or box is read at ``size`` and at each of these, and its
-    embedding is the mean. Larger ones see smaller things; each costs another pass of the encoder."""
-    region_scales: tuple[int, ...] = ()
-    """Still more input sides, for boxes only: a box is read at the sides that show it about as large as
-    ``size`` and ``scales`` show a photo (see :mod:`mmgem.inference.pyramid`)."""
-    lowercase: bool = False
-    """Lower-case texts and drop the final full stop, before embedding and captioning alike."""
-    text_prefix: str = ""
-    """Put before every text; a space makes the first word the token it is inside a sentence."""
-    max_text_tokens: int = 77
-    """Longest text the LLM reads in one piece; never cut silently."""
-    long_text: Literal["mean", "joined"] = "mean"
-    """How a text of several sentences is embedded: the mean of its sentences' unit embeddings, however long
-    it is; or read as a whole, where more than ``max_text_tokens`` is an error."""
+    size: int = setting(224, help="Input side in pixels.", **_SIDE)
+    mean: tuple[float, float, float] = setting(
+        (127 / 255, 127 / 255, 127 / 255), help="Of red, green and blue, of pixels scaled to 0..1."
+    )
+    std: tuple[float, float, float] = setting(
+        (128 / 255, 128 / 255, 128 / 255), help="Of pixels scaled to 0..1.", above=0
+    )
+    resize: Literal["squash", "crop"] = setting(
+        "squash", help="To a square: both sides stretched, or short side scaled and the centre cut out."
+    )
+    interpolation: Literal["bilinear", "bicubic"] = setting(
+        "bilinear", help="Of the pixels that are resized."
+    )
+    scales: tuple[int, ...] = setting(
+        (),
+        help="More input sides: outside training an image or box is read at `size` and at each of these, and "
+        "its embedding is the mean. Larger ones see smaller things; each costs another pass of the encoder.",
+        free_on_init=True,
+        **_SIDE,
+    )
+    region_scales: tuple[int, ...] = setting(
+        (),
+        help="Still more input sides, for boxes only: a box is read at the sides that show it about as large "
+        "as `size` and `scales` show a photo.",
+        free_on_init=True,
+        **_SIDE,
+    )
+    lowercase: bool = setting(
+        False, help="Lower-case texts and drop the final full stop, before embedding and captioning alike."
+    )
+    text_prefix: str = setting(
+        "", help="Put before every text; a space makes the first word the token it is inside a sentence."
+    )
+    max_text_tokens: int = setting(
+        77, help="Longest text the LLM reads in one piece; never cut silently.", low=1, free_on_init=True
+    )
+    long_text: Literal["mean", "joined"] = setting(
+        "mean",
+        help="How a text of several sentences is embedded: the mean of its sentences' unit embeddings, "
+        "however long it is; or read as a whole, where more than `max_text_tokens` is an error.",
+        free_on_init=True,
+    )
 
 
 @dataclass
 class DataConfig:
     """What a run reads."""
 
-    train: Path | None = None
-    """Anything :func:`mmgem.data.readers.load_dataset` reads, or shards (``.tar``, ``.parquet``: a file, a
-    folder, a pattern); None: only a corpus is learned."""
-    split: str | None = "train"
-    dev: Path | None = None
-    """Evaluated during training; None: ``train``'s own ``dev_split``."""
-    dev_split: str | None = "dev"
-    cached_augmentations: int = 1
-    """Cached versions of each image: the plain one, its mirror, then random crops."""
-    crop_scale: float = 0.5
-    """Smallest share of the image's area in a random crop."""
-    cached: bool = True
-    """Compute the encoder's lower part once and keep it; false reads pixels at every step."""
-    cache: Path | None = None
-    """Where feature maps are cached; None: under the user's cache folder."""
-    captions_per_image: int = 1
-    """Texts of an image in one batch; they share the contrastive target."""
-    joined_caption_prob: float = 0.0
-    """Share of whole images whose text is two or more of their captions, joined in random order."""
-    region_share: float = 0.0
-    """Share of a batch that is boxes with captions instead of whole images (stage 2)."""
-    region_size: int = 0
-    """Input side in pixels of the images boxes are taken from; 0: ``preprocessing.size``."""
-    boxes_per_image: int = 4
-    """Most boxes taken from one image in a batch; they share its feature map."""
-    mosaics: int = 0
-    """Canvases of 2 to 4 training photos each to take boxes from, made once and kept in the cache."""
-    mosaic_augmentations: int = 2
-    """Cached versions of each canvas, as ``views``."""
-    window: int = 8
-    """Of shards: how many tars, or row groups of parquet, are shuffled together."""
-    workers: int = 0
-    """Of shards: processes that decode photos ahead; 0: none."""
+    train: Path | None = setting(
+        None,
+        help="Image-text pairs in any form that `mmgem eval` reads, or shards (`.tar`, `.parquet`: a file, "
+        "a folder, a pattern); none: only a corpus is learned.",
+    )
+    split: str | None = setting("train", help='Records of `train` that are learned; "": all.')
+    dev: Path | None = setting(
+        None, help="Evaluated during training; none: `train`'s own `dev_split`.", needs=IMAGES
+    )
+    dev_split: str | None = setting(
+        "dev", help='Records of `train` that are evaluated during training; "": none.'
+    )
+    cached_augmentations: int = setting(
+        1, help="Cached versions of each image: the plain one, its mirror, then random crops.", low=1
+    )
+    crop_scale: float = setting(
+        0.5, help="Smallest share of the image's area in a random crop.", above=0, high=1
+    )
+    cached: bool = setting(
+        True, help="Compute the encoder's lower part once and keep it; false reads pixels at every step."
+    )
+    cache: Path | None = setting(
+        None, help="Where feature maps are cached; none: under the user's cache folder."
+    )
+    captions_per_image: int = setting(
+        1, help="Texts of an image in one batch; they share the contrastive target.", low=1
+    )
+    joined_caption_prob: float = setting(
+        0.0,
+        help="Share of whole images whose text is two or more of their captions, joined in random order.",
+        low=0,
+        high=1,
+        needs=IMAGES,
+    )
+    region_share: float = setting(
+        0.0,
+        help="Share of a batch that is boxes with captions instead of whole images (stage 2).",
+        low=0,
+        high=1,
+        needs=IMAGES,
+    )
+    region_size: int = setting(
+        0,
+        help="Input side in pixels of the images boxes are taken from, 32 or more; 0: `preprocessing.size`.",
+        low=0,
+        needs=(IMAGES, REGIONS),
+    )
+    boxes_per_image: int = setting(
+        4, help="Most boxes taken from one image in a batch; they share its feature map.", low=1
+    )
+    mosaics: int = setting(
+        0,
+        help="Canvases of 2 to 4 training photos each to take boxes from, made once and kept in the cache.",
+        low=0,
+        needs=(IMAGES, REGIONS),
+    )
+    mosaic_augmentations: int = setting(
+        2, help="Cached versions of each canvas, as `cached_augmentations`.", low=1
+    )
+    window: int = setting(
+        8,
+        help="Of shards: how many tars, or row groups of parquet, are shuffled together.",
+        low=1,
+        needs=SHARDS,
+    )
+    workers: int = setting(
+        0,
+        help="Of shards: processes that decode photos ahead; 0: none.",
+        low=0,
+        needs=(IMAGES, SHARDS),
+        free_on_resume=True,
+    )
 
 
 @dataclass
 class OptimConfig:
     """AdamW in three groups: new parts (projections, markers), LLM, encoder. A rate of 0 freezes a group."""
 
-    lr_heads: float = 1e-3
-    lr_llm: float = 3e-4
-    lr_encoder: float = 0.0
-    lr_embeddings: float = 0.0
-    """The LLM's token table (and tied head)."""
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup_steps: int = 100
-    """Steps of linear warm-up; a cosine to ``final_lr_ratio`` times the rate follows."""
-    final_lr_ratio: float = 0.0
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.0
-    """Decay of the averaged weights that are evaluated and exported; 0: none."""
-    max_logit_scale_log: float = 4.6052
-    """The temperature's floor: scale <= 100, as in CLIP."""
-    lora_rank: int = 0
-    """Above 0, the LLM trains through LoRA adapters of this rank, merged on export."""
+    lr_heads: float = setting(1e-3, help="Rate of the projections and markers.", low=0)
+    lr_llm: float = setting(3e-4, help="Rate of the LLM's blocks and head.", low=0)
+    lr_encoder: float = setting(0.0, help="Rate of the encoder, above what is frozen.", low=0, needs=IMAGES)
+    lr_embeddings: float = setting(
+        0.0, help="Rate of the LLM's token table (and tied head).", low=0, needs=NO_LORA
+    )
+    weight_decay: float = setting(0.05, help="Of matrices; vectors and scalars do not decay.", low=0)
+    betas: tuple[float, float] = setting((0.9, 0.98), help="AdamW's two decay rates.", low=0, below=1)
+    warmup_steps: int = setting(
+        100,
+        help="Steps of linear warm-up; a cosine to `final_lr_ratio` times the rate follows.",
+        low=0,
+    )
+    final_lr_ratio: float = setting(0.0, help="What is left of the rates at the end, as a share.", low=0)
+    max_grad_norm: float = setting(
+        1.0, help="Longer gradients are scaled down to this norm; inf: none.", above=0, high=math.inf
+    )
+    ema_decay: float = setting(
+        0.0,
+        help="Decay of the averaged weights that are evaluated and exported; 0: none.",
+        low=0,
+        below=1,
+    )
+    max_logit_scale_log: float = setting(4.6052, help="The temperature's floor: scale <= 100, as in CLIP.")
+    lora_rank: int = setting(
+        0,
+        help="Above 0, the LLM trains through LoRA adapters of this rank, merged on export.",
+        low=0,
+    )
 
 
 @dataclass
 class TrainConfig:
     """The loop."""
 
-    out: Path
-    epochs: float = 1.0
-    """Passes over the images (each with ``captions_per_image`` of its captions)."""
-    batch_size: int = 96
-    """Images in a step."""
-    seed: int = 0
-    evaluate_every: int = 0
-    """Steps; 0: only at the end."""
-    checkpoint_every: int = 200
-    log_every: int = 10
-    keep_checkpoints: int = 2
-    """Training checkpoints kept."""
-    evaluate_images: int = 1000
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
-    """Where the numbers of ``log.jsonl`` go as well."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """``auto``: a GPU for every process, if there are any."""
-    threads: int = 0
-    """CPU threads; 0: torch's choice."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """What several processes hold: all of the network each (DDP), or a shard of every tensor (FSDP2), which
-    costs traffic and saves memory. Alone: all of it in any case."""
-    grad_cache_chunk_size: int = 0
-    """Gradient caching: items whose activations are kept at once; negatives are still those of the whole
-    batch. 0: all. Costs a second forward pass of the embeddings."""
-    checkpoint_activations: bool = False
-    """Compute the activations inside blocks again in the backward pass instead of keeping them."""
-    compile: bool = False
-    """Compile the LLM's blocks (``torch.compile``); needs a C++ compiler on a CPU, Triton on a GPU."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the LLM's blocks and head and, on a GPU, of the encoder; weights, optimiser, similarities
-    and losses are float32 in any case. bfloat16 needs hardware for it (AVX512-BF16, AMX, a GPU): elsewhere it
-    is slower. A GPU multiplies what is float32 as TF32."""
+    out: Path = setting(help="Folder of the run: log, checkpoints, model.")
+    epochs: float = setting(
+        1.0, help="Passes over the images (each with `captions_per_image` of its captions).", above=0
+    )
+    batch_size: int = setting(96, help="Images in a step.", low=1)
+    seed: int = setting(
+        0,
+        help="Of everything random.",
+        low=0,
+        high=2**63 - 1,
+        range_words="from 0 to 2^63 - 1",
+    )
+    evaluate_every: int = setting(0, help="Steps; 0: only at the end.", low=0, needs=HELD_OUT)
+    checkpoint_every: int = setting(
+        200, help="Steps between checkpoints to resume from.", low=1, free_on_resume=True
+    )
+    log_every: int = setting(10, help="Steps between lines of the log.", low=1, free_on_resume=True)
+    keep_checkpoints: int = setting(2, help="Training checkpoints kept.", low=1, free_on_resume=True)
+    evaluate_images: int = setting(1000, help="Most images of an evaluation.", low=1)
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = setting(
+        default_factory=list,
+        help="Where the numbers of `log.jsonl` go as well.",
+        free_on_resume=True,
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", help="`auto`: a GPU for every process, if there are any.", free_on_resume=True
+    )
+    threads: int = setting(0, help="CPU threads; 0: torch's choice.", low=0, free_on_resume=True)
+    strategy: Literal["ddp", "fsdp"] = setting(
+        "ddp",
+        help="What several processes hold: all of the network each (DDP), or a shard of every tensor "
+        "(FSDP2), which costs traffic and saves memory. Alone: all of it in any case.",
+        free_on_resume=True,
+    )
+    grad_cache_chunk_size: int = setting(
+        0,
+        help="Gradient caching: items whose activations are kept at once; negatives are still those of the "
+        "whole batch. 0: all. Costs a second forward pass of the embeddings.",
+        low=0,
+        free_on_resume=True,
+    )
+    checkpoint_activations: bool = setting(
+        False,
+        help="Compute the activations inside blocks again in the backward pass instead of keeping them.",
+        free_on_resume=True,
+    )
+    compile: bool = setting(
+        False,
+        help="Compile the LLM's blocks (`torch.compile`); needs a C++ compiler on a CPU, Triton on a GPU.",
+        free_on_resume=True,
+    )
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        help="Arithmetic of the LLM's blocks and head and, on a GPU, of the encoder; weights, optimiser, "
+        "similarities and losses are float32 in any case. bfloat16 needs hardware for it (AVX512-BF16, AMX, "
+        "a GPU): elsewhere it is slower. A GPU multiplies what is float32 as TF32.",
+    )
 
 
 @dataclass
 class InitConfig:
     """Where the weights come from before step 0."""
 
-    checkpoint: Path | None = None
-    """A model to continue from: a folder, or the name of a packaged one; excludes the others."""
-    encoder: str = "efficientnet_lite0"
-    """Base weights: a pulled name, a transformers folder or a hub id."""
-    llm: str = "smollm2"
-    layers: int | None = None
-    """Keep the LLM's first N blocks."""
-    keep_layers: list[int] = field(default_factory=list)
-    """Keep these blocks instead, counted from 0. A few first and a few last ones recover much sooner than
-    the first N: the last blocks are the ones that speak the output head's language."""
-    quantize_embeddings: bool = False
-    """Round the token table to 4 bits before training, so that shipping it in 4 bits loses nothing."""
+    checkpoint: Path | None = setting(
+        None, help="A model to continue from: a folder, or the name of a packaged one; excludes the others."
+    )
+    encoder: str = setting(
+        "efficientnet_lite0",
+        help="Base weights: a pulled name, a transformers folder or a hub id.",
+        needs=BASE_WEIGHTS,
+    )
+    llm: str = setting("smollm2", help="As `encoder`.", needs=BASE_WEIGHTS)
+    layers: int | None = setting(None, help="Keep the LLM's first N blocks.", low=1, needs=BASE_WEIGHTS)
+    keep_layers: list[int] = setting(
+        default_factory=list,
+        help="Keep these blocks instead, counted from 0. A few first and a few last ones recover much sooner "
+        "than the first N: the last blocks are the ones that speak the output head's language.",
+        low=0,
+        needs=(BASE_WEIGHTS, NO_LAYERS),
+    )
+    quantize_embeddings: bool = setting(
+        False,
+        help="Round the token table to 4 bits before training, so that shipping it in 4 bits loses nothing.",
+        needs=(BASE_WEIGHTS, FROZEN_EMBEDDINGS),
+    )
 
 
 @dataclass

@@ -5,22 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmgem.config import EncoderConfig
+from mmgem.config.encoders import ENCODERS
 from mmgem.errors import ConfigError
-from mmgem.utils.registry import Registry
 
 if TYPE_CHECKING:
     from mmgem.encoders.base import Encoder
 
-ENCODERS: Registry[type[Encoder]] = Registry(
-    "encoder",
-    {
-        "efficientnet_lite0": "mmgem.encoders.efficientnet:EfficientNetLiteEncoder",
-        "transformers": "mmgem.encoders.transformers_vision:TransformersEncoder",
-        "none": "mmgem.encoders.none:NoEncoder",
-    },
-    "mmgem.encoders",
-)
-"""Encoder classes by ``model.encoder.kind``."""
+__all__ = ["ENCODERS", "encoder_class"]
 
 
 def encoder_class(config: EncoderConfig) -> type[Encoder]:

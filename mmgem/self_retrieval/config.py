@@ -2,69 +2,82 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from mmgem.config.fields import setting
 
 
 @dataclass
 class Scoring:
     """How passages are found and ranked; travels with the corpus."""
 
-    title_beams: int = 5
-    """Titles that are followed."""
-    passage_beams: int = 10
-    """Passages that are followed under each title."""
-    greedy_after_first: bool = False
-    """Branch at the first differing token of a passage only, as Self-Retrieval's released code does."""
-    dense_candidates: int = 50
-    """Passages nearest to the question's embedding that are candidates too, if the corpus is embedded."""
-    rerank_depth: int = 16
-    """Most candidates that are assessed: the first of both lists by reciprocal rank."""
-    kind: Literal["judged", "paper", "named"] = "judged"
-    """``judged``: softmax of a weighted sum of the log-probabilities of title and passage, the log-odds of
-    acceptance and the log-likelihood of the question; ``paper``: Self-Retrieval's product; ``named``: the
-    probability of the name alone."""
-    title_weight: float = 0.5
-    passage_weight: float = 0.25
-    accept_weight: float = 1.0
-    query_likelihood_weight: float = 0.3
-    tau: float = 0.4
-    delta: float = 0.4
+    title_beams: int = setting(5, help="Titles that are followed.", low=1)
+    passage_beams: int = setting(10, help="Passages that are followed under each title.", low=1)
+    greedy_after_first: bool = setting(
+        False,
+        help="Branch at the first differing token of a passage only, as Self-Retrieval's released code does.",
+    )
+    dense_candidates: int = setting(
+        50,
+        help="Passages nearest to the question's embedding that are candidates too, if the corpus is "
+        "embedded.",
+        low=0,
+    )
+    rerank_depth: int = setting(
+        16, help="Most candidates that are assessed: the first of both lists by reciprocal rank.", low=1
+    )
+    kind: Literal["judged", "paper", "named"] = setting(
+        "judged",
+        help="`judged`: softmax of a weighted sum of the log-probabilities of title and passage, the "
+        "log-odds of acceptance and the log-likelihood of the question; `paper`: Self-Retrieval's "
+        "product; `named`: the probability of the name alone.",
+    )
+    title_weight: float = setting(0.5, help="Of the title's log-probability, where `judged`.")
+    passage_weight: float = setting(0.25, help="Of the passage's log-probability, where `judged`.")
+    accept_weight: float = setting(1.0, help="Of the log-odds of acceptance, where `judged`.")
+    query_likelihood_weight: float = setting(0.3, help="Of the question's log-likelihood, where `judged`.")
+    tau: float = setting(0.4, help="Temperature of the titles, where `paper`.", above=0)
+    delta: float = setting(0.4, help="Temperature of the acceptance, where `paper`.", above=0)
 
 
 @dataclass
 class SelfRetrievalConfig:
     """A corpus of texts that the LLM learns to search, judge and answer from (Self-Retrieval)."""
 
-    passages: Path | None = None
-    """Anything :func:`mmgem.self_retrieval.passages.load_corpus` reads."""
-    queries: list[Path] = field(default_factory=list)
-    """Files of queries with the passages that answer them."""
-    generated_queries: int = 0
-    """Questions the starting model writes for each passage that no query asks about."""
-    dev: Path | None = None
-    """Queries that the model is scored on at evaluations; None, or "": none."""
-    dev_queries: int = 100
-    """How many of them."""
-    batch_size: int = 64
-    """Sentences and queries in a step; passages are dealt out evenly over an epoch."""
-    memorise: bool = True
-    """Learn to name the passage of each of its sentences."""
-    titles: bool = True
-    """Name the title first, then the passage."""
-    prefix_tokens: int = 16
-    """First tokens of a passage that are learned as its name."""
-    hard_negatives: int = 4
-    """Questions of other passages that each passage is shown to reject, half of its own title."""
-    max_passage_tokens: int = 1024
-    """Longest passage; never cut silently."""
-    retrieve_weight: float = 1.0
-    """Of the loss question -> title -> passage."""
-    ask_weight: float = 1.0
-    """Of passage -> question."""
-    assess_weight: float = 1.0
-    """Of passage and question -> answer, or rejection."""
-    embed_weight: float = 1.0
-    """Of question and passage, contrasted."""
-    scoring: Scoring = field(default_factory=Scoring)
+    passages: Path | None = setting(
+        None,
+        help="The corpus: JSON lines of `id`, `title` and `text`, or a folder of Markdown and text files.",
+    )
+    queries: list[Path] = setting(
+        default_factory=list, help="Files of queries with the passages that answer them."
+    )
+    generated_queries: int = setting(
+        0,
+        help="Questions the starting model writes for each passage that no query asks about.",
+        low=0,
+    )
+    dev: Path | None = setting(
+        None, help='Queries that the model is scored on at evaluations; none, or "": none.'
+    )
+    dev_queries: int = setting(100, help="How many of them.", low=1)
+    batch_size: int = setting(
+        64,
+        help="Sentences and queries in a step; passages are dealt out evenly over an epoch.",
+        low=1,
+    )
+    memorise: bool = setting(True, help="Learn to name the passage of each of its sentences.")
+    titles: bool = setting(True, help="Name the title first, then the passage.")
+    prefix_tokens: int = setting(16, help="First tokens of a passage that are learned as its name.", low=1)
+    hard_negatives: int = setting(
+        4,
+        help="Questions of other passages that each passage is shown to reject, half of its own title.",
+        low=0,
+    )
+    max_passage_tokens: int = setting(1024, help="Longest passage; never cut silently.", low=1)
+    retrieve_weight: float = setting(1.0, help="Of the loss question -> title -> passage.", low=0)
+    ask_weight: float = setting(1.0, help="Of passage -> question.", low=0)
+    assess_weight: float = setting(1.0, help="Of passage and question -> answer, or rejection.", low=0)
+    embed_weight: float = setting(1.0, help="Of question and passage, contrasted.", low=0)
+    scoring: Scoring = setting(default_factory=Scoring)

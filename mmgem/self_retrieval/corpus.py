@@ -19,6 +19,7 @@ import numpy as np
 
 from mmgem.checkpoints.resolve import complete
 from mmgem.config import from_dict, to_dict
+from mmgem.config.legacy import current_config
 from mmgem.errors import CheckpointError, DataError
 from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.passages import Passage, load_corpus
@@ -117,7 +118,7 @@ class Corpus:
         if facts.get("format") != FORMAT:
             raise CheckpointError(f"{folder}: format {facts.get('format')!r}, this version reads {FORMAT}")
         passages = load_corpus(folder / "passages.jsonl")
-        scoring = from_dict(Scoring, facts.get("scoring", {}), "scoring")
+        scoring = from_dict(Scoring, current_config(facts.get("scoring", {}), "corpus.scoring")[0], "scoring")
         vectors = np.load(folder / "vectors.npy") if (folder / "vectors.npy").is_file() else None
         titles, rows = Trie.open(folder / "titles"), Trie.open(folder / "rows")
         made = cls(passages, titles, rows, facts["titled"], scoring, vectors)

@@ -84,7 +84,7 @@ def _train(recipe: Recipe, world: World) -> Path:
     run = prepare(recipe, world)
     plain = to_dict(recipe)
     out = recipe.train.out
-    state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, plain, world)
+    state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, recipe, world)
     done = state["step"] if state else 0
     data = run.data
     if state:

@@ -21,27 +21,15 @@ import torch
 from torch import Tensor
 
 from mmgem.checkpoints.tensors import load_tensors, save_tensors
+from mmgem.config import Recipe, from_dict, to_dict
+from mmgem.config.checks import free_on_resume
 from mmgem.config.compare import difference
+from mmgem.config.legacy import current_recipe, current_tensor, current_tensors
 from mmgem.distributed.world import SINGLE_PROCESS, World, copies, like, local
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.train.optim import Average
 from mmgem.utils.files import write_atomic, write_folder
-
-# What changes how a run is computed, or seen, but not what it computes.
-_FREE = (
-    "data.workers",
-    "train.checkpoint_activations",
-    "train.checkpoint_every",
-    "train.grad_cache_chunk_size",
-    "train.compile",
-    "train.device",
-    "train.keep_checkpoints",
-    "train.log_every",
-    "train.strategy",
-    "train.threads",
-    "train.trackers",
-)
 
 
 @dataclass
@@ -134,14 +122,14 @@ def load_state(
     network: MMGEMNetwork,
     optimizer: torch.optim.Optimizer,
     average: Average | None,
-    recipe: dict[str, Any],
+    recipe: Recipe,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any] | None:
     """Restore the newest checkpoint of ``folder``, as the first rank sees it, in place and return its
     ``state.json``; None if there is none. Every rank has to ask.
 
-    Raises ``ConfigError`` if it was written by another recipe, ``CheckpointError`` if this rank does not see
-    it or it does not fit the model."""
+    One that an earlier version wrote goes on under today's names. Raises ``ConfigError`` if it was written by
+    another recipe, ``CheckpointError`` if this rank does not see it or it does not fit the model."""
     steps = world.broadcast(saved_steps(folder)[-1:])
     if not steps:
         return None
@@ -150,24 +138,30 @@ def load_state(
         raise CheckpointError(f"{newest}: not on this machine; all have to share train.out")
     try:
         state: dict[str, Any] = json.loads((newest / "state.json").read_text())
-        written = state["recipe"]
+        plain = state["recipe"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{newest / 'state.json'}: damaged; remove {newest} to go on from before"
         ) from error
-    changed = [name for name in difference(written, recipe) if name not in _FREE]
+    try:
+        written = from_dict(Recipe, current_recipe(plain)[0])
+    except ConfigError as error:
+        raise CheckpointError(f"{newest / 'state.json'}: of another version of mmgem: {error}") from error
+    free = tuple(f"{name}." for name in free_on_resume(recipe))
+    changed = [n for n in difference(to_dict(written), to_dict(recipe)) if not f"{n}.".startswith(free)]
     if changed:
         raise ConfigError(
             f"{changed[0]}: changed since {newest} was written; set it back, or train into another train.out"
         )
     own = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    _fill(load_tensors(newest / "weights.safetensors"), own, newest)
+    _fill(current_tensors(load_tensors(newest / "weights.safetensors")), own, newest)
     moments = load_tensors(newest / "optimizer.safetensors")
     for key, value in moments.items():
-        name, _, part = key.rpartition("|")
+        old, _, part = key.rpartition("|")
+        name = current_tensor(old)
         optimizer.state[own[name]][part] = like(value, own[name])
     if average is not None:
-        _fill(load_tensors(newest / "average.safetensors"), average.values, newest)
+        _fill(current_tensors(load_tensors(newest / "average.safetensors")), average.values, newest)
     return state
 
 

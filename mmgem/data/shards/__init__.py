@@ -6,8 +6,9 @@ both; :func:`open_photos` reads photos alone, also those of which nothing is sai
 the batches.
 """
 
-from mmgem.data.shards.find import find_shards, is_shards, open_photos, open_shard
+from mmgem.data.shards.find import find_shards, open_photos, open_shard
 from mmgem.data.shards.shard import Sample, Shard
 from mmgem.data.shards.write import Packed, pack
+from mmgem.utils.shard_paths import is_shards
 
 __all__ = ["Packed", "Sample", "Shard", "find_shards", "is_shards", "open_photos", "open_shard", "pack"]

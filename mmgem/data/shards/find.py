@@ -11,8 +11,7 @@ from mmgem.data.shards.parquet import ParquetPhotos, ParquetShard, RowGroups
 from mmgem.data.shards.shard import Shard
 from mmgem.data.shards.tar import TarPhotos, TarShard
 from mmgem.errors import UsageError
-
-SUFFIXES = (".tar", ".parquet")
+from mmgem.utils.shard_paths import SHARD_SUFFIXES, shards_at_top
 
 
 def open_shard(path: str | os.PathLike[str], groups: RowGroups | None = None) -> Shard:
@@ -32,15 +31,9 @@ def open_photos(path: str | os.PathLike[str], groups: RowGroups | None = None) -
 
 def _is_tar(path: str | os.PathLike[str]) -> bool:
     suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UsageError(f"{path}: not a shard, its name must end in {' or '.join(SUFFIXES)}")
+    if suffix not in SHARD_SUFFIXES:
+        raise UsageError(f"{path}: not a shard, its name must end in {' or '.join(SHARD_SUFFIXES)}")
     return suffix == ".tar"
-
-
-def is_shards(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` names shards: such a file, a pattern of them, or a folder with some at its top."""
-    path = Path(path)
-    return path.suffix.lower() in SUFFIXES or (path.is_dir() and bool(_at_top(path)))
 
 
 def named_by(path: Path) -> list[Path]:
@@ -57,13 +50,13 @@ def find_shards(path: str | os.PathLike[str], split: str | None = None) -> list[
     """
     path = Path(path)
     if not path.is_dir():
-        shards = [file for file in named_by(path) if file.suffix.lower() in SUFFIXES]
+        shards = [file for file in named_by(path) if file.suffix.lower() in SHARD_SUFFIXES]
         if not shards:
             raise UsageError(f"{path}: no such shard")
         return shards
-    shards = _at_top(path)
+    shards = shards_at_top(path)
     if not shards:
-        raise UsageError(f"{path}: no shards in this folder ({', '.join(SUFFIXES)})")
+        raise UsageError(f"{path}: no shards in this folder ({', '.join(SHARD_SUFFIXES)})")
     if split:
         named = re.compile(re.escape(split) + r"(?:[-_.]?\d.*)?", re.DOTALL)
         selected = [file for file in shards if named.fullmatch(file.stem)]
@@ -71,11 +64,3 @@ def find_shards(path: str | os.PathLike[str], split: str | None = None) -> list[
             raise UsageError(f"{path}: no shards of split {split!r}; the first is {shards[0].name}")
         return selected
     return shards
-
-
-def _at_top(folder: Path) -> list[Path]:
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )

@@ -13,10 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgem.config import Recipe
 from mmgem.data.batches import Batch
-from mmgem.data.shards import is_shards
-from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import Terms
 from mmgem.tasks.image_text.config import CaptionConfig
@@ -28,14 +25,6 @@ class CaptionTerm(TokenTerm):
 
     Config = CaptionConfig
     uses_logit_bias = False
-
-    def check(self, recipe: Recipe) -> None:
-        """Raise ``ConfigError`` for a sample of a vocabulary that cannot be known."""
-        train = recipe.data.train
-        if self.config.sampled_softmax and train is not None and is_shards(train):
-            raise ConfigError(
-                f"{self.section}.sampled_softmax: needs loose files: of shards the words are not known before"
-            )
 
     def loss(self, network: MMGEMNetwork, states: Tensor, batch: Batch, total: float) -> Terms:
         """``{"caption_loss"}``, see :func:`caption_loss`."""
