@@ -6,9 +6,7 @@ that are started from there inherit. A recipe or a model folder never does: data
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -53,6 +51,9 @@ def _load(name: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
+    import hashlib  # here: `mmgem --help` goes without
+    import importlib.util
+
     name = f"mmgem_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
