@@ -224,7 +224,9 @@ def _reachable(word: str, served: Served) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_does_what_it_says(page: str, here: Path, served: Served, hub: Any) -> None:
+def test_a_page_does_what_it_says(
+    page: str, here: Path, served: Served, hub: Any, traced_once: None
+) -> None:
     for words in commands(page):
         try:
             run([_reachable(word, served) for word in words])
