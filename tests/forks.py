@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+
+import torch
 
 _IMPORTS = [
     "mmgem.cli.main",
@@ -49,6 +52,7 @@ def _run(said: Path, environment: dict[str, str], call: Callable[..., Any], argu
     os.dup2(out, 2)
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(1)
     call(*arguments)
 
 
@@ -65,3 +69,19 @@ def all_end_well(started: Sequence[Forked], seconds: float = 600) -> None:
         for forked in started:
             forked.process.kill()
             forked.process.join()
+
+
+def run_ranks(said: Path, size: int, call: Callable[..., Any], *arguments: Any) -> None:
+    """Call ``call(*arguments)`` in ``size`` processes that find each other as torchrun's do; all have to end
+    well. Each has one thread."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
+    all_end_well(
+        [
+            Forked(said.with_name(f"{said.name}-{rank['RANK']}"), call, *arguments, environment=rank)
+            for rank in ranks
+        ]
+    )

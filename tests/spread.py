@@ -44,7 +44,6 @@ def first_gradients(recipe: Recipe, world: World) -> tuple[dict[str, torch.Tenso
 
 def all_gradients(out: Path, recipes: dict[str, Any]) -> None:
     """Gradients of step 0 of each recipe, whole, in ``out``."""
-    torch.set_num_threads(1)
     with init_world("cpu") as world:
         for name, plain in recipes.items():
             found, values = first_gradients(from_dict(Recipe, plain), world)
@@ -67,7 +66,6 @@ def before_step(end: int, stop: Callable[[], None]) -> None:
 
 def train_until(recipe: dict[str, Any], end: int) -> None:
     """A run that stops at step ``end``."""
-    torch.set_num_threads(1)
     before_step(end, sys.exit)
     loop.train(from_dict(Recipe, recipe))
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import spread
 import torch
 import torch.distributed.run
 import toys
-from forks import Forked, all_end_well
+from forks import Forked, all_end_well, run_ranks
 from safetensors.torch import load_file
 
 from mmgem.config import Recipe, to_dict
@@ -98,26 +96,6 @@ def cases(world: dict[str, Any]) -> dict[str, Recipe]:
     }
 
 
-def spread_out(folder: Path, call: Callable[..., None], *arguments: Any, size: int = 2) -> None:
-    """Call ``call(*arguments)`` on ``size`` ranks; all have to end well."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
-    all_end_well(
-        [
-            Forked(
-                folder / f"said-{r}",
-                call,
-                *arguments,
-                environment=shared | {"RANK": str(r), "LOCAL_RANK": str(r)},
-            )
-            for r in range(size)
-        ]
-    )
-
-
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_equal_one(world: dict[str, Any], strategy: str, tmp_path: Path) -> None:
     recipes = cases(world)
@@ -125,7 +103,7 @@ def test_two_processes_equal_one(world: dict[str, Any], strategy: str, tmp_path:
     for name, recipe in recipes.items():
         recipe.train.strategy = strategy  # type: ignore[assignment]
         plain[name] = to_dict(recipe)
-    spread_out(tmp_path, spread.all_gradients, tmp_path, plain)
+    run_ranks(tmp_path / "said", 2, spread.all_gradients, tmp_path, plain)
     for name, recipe in recipes.items():
         alone, values = spread.first_gradients(recipe, SINGLE_PROCESS)
         theirs = load_file(str(tmp_path / f"{name}.safetensors"))
@@ -219,7 +197,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
                 patch.setattr(loop, "one_step", until)
                 loop.train(mixed)
         else:
-            spread_out(tmp_path, spread.train_until, to_dict(mixed), steps, size=size)
+            run_ranks(tmp_path / "said", size, spread.train_until, to_dict(mixed), steps)
     expected = checkpoint(whole)
     for name, value in checkpoint(mixed).items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
