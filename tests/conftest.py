@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# What OpenVINO would tell its makers, in three processes for each graph.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 # Toy matrices are too small to share; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -34,6 +37,22 @@ def tiny_photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     from tiny import save_photos
 
     return save_photos(tmp_path_factory.mktemp("photos"), 6)
+
+
+@pytest.fixture(scope="session")
+def tracings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where graphs are kept once traced."""
+    return tmp_path_factory.mktemp("tracings")
+
+
+@pytest.fixture
+def traced_once(tracings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting traces a model that has not been traced in this session, and copies the graphs of others."""
+    from tracing import write_once
+
+    from mmgem.export import write
+
+    monkeypatch.setattr(write, "write_onnx", write_once(tracings))
 
 
 class Hub:

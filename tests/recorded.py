@@ -1,7 +1,6 @@
 """What training and the shipped model computed when it was written down, to compare with what they do now.
 
-python tests/recorded.py write        record anew (only where a change is meant to alter results)
-python tests/recorded.py run CASES    one rank of several: train the recipes in a JSON file
+python tests/recorded.py    record anew (only where a change is meant to alter results)
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ import hashlib
 import json
 import os
 import platform
-import socket
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import toys
+from forks import run_ranks
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -151,28 +148,6 @@ def outcome(out: Path) -> dict[str, Any]:
     }
 
 
-def spread(paths: Path, size: int) -> None:
-    """Train the recipes of a JSON file on ``size`` ranks."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, "run", str(paths)],
-            env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(size)
-    ]
-    for process in started:
-        said = process.communicate(timeout=600)[1]
-        if process.returncode:
-            raise RuntimeError(said[-3000:])
-
-
 def training(folder: Path, ranks: int) -> dict[str, Any]:
     """What every recipe of :func:`recipes` comes to on so many ranks, by the name of its folder."""
     os.environ["MMGEM_CACHE"] = str(folder / "cache")
@@ -183,7 +158,7 @@ def training(folder: Path, ranks: int) -> dict[str, Any]:
         if ranks == 1:
             run(path)
         else:
-            spread(path, ranks)
+            run_ranks(folder / "said", ranks, run, path)
     return {Path(r["train"]["out"]).name: outcome(Path(r["train"]["out"])) for g in made.values() for r in g}
 
 
@@ -255,7 +230,4 @@ def record() -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "write":
-        RECORDED.write_text(json.dumps(record()) + "\n")
-    else:
-        run(Path(sys.argv[2]))
+    RECORDED.write_text(json.dumps(record()) + "\n")

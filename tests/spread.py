@@ -1,8 +1,6 @@
 """What several processes do in test_ranks.py; the test starts them, one by one.
 
-python tests/spread.py gradients OUT RECIPES.json     gradients of step 0 of each recipe, whole, in OUT
-python tests/spread.py train RECIPE.json              a whole run
-torchrun ... tests/spread.py killed A.json B.json     two runs; in the second a rank is killed, once
+torchrun ... tests/spread.py A.json B.json     two runs; in the second a rank is killed, once
 """
 
 from __future__ import annotations
@@ -45,6 +43,7 @@ def first_gradients(recipe: Recipe, world: World) -> tuple[dict[str, torch.Tenso
 
 
 def all_gradients(out: Path, recipes: dict[str, Any]) -> None:
+    """Gradients of step 0 of each recipe, whole, in ``out``."""
     with init_world("cpu") as world:
         for name, plain in recipes.items():
             found, values = first_gradients(from_dict(Recipe, plain), world)
@@ -65,10 +64,10 @@ def before_step(end: int, stop: Callable[[], None]) -> None:
     loop.one_step = step  # type: ignore[assignment]
 
 
-def train_until(recipe: Recipe) -> None:
-    """A run that stops at the step named in the environment."""
-    before_step(int(os.environ.get("STOPS_AT", "-1")), sys.exit)
-    loop.train(recipe)
+def train_until(recipe: dict[str, Any], end: int) -> None:
+    """A run that stops at step ``end``."""
+    before_step(end, sys.exit)
+    loop.train(from_dict(Recipe, recipe))
 
 
 def train_killed(calm: Recipe, killed: Recipe) -> None:
@@ -86,9 +85,4 @@ def train_killed(calm: Recipe, killed: Recipe) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    command, *paths = sys.argv[1], *map(Path, sys.argv[2:])
-    if command == "gradients":
-        all_gradients(paths[0], json.loads(paths[1].read_text()))
-    else:
-        recipes = [from_dict(Recipe, json.loads(path.read_text())) for path in paths]
-        (train_killed if command == "killed" else train_until)(*recipes)
+    train_killed(*(from_dict(Recipe, json.loads(Path(path).read_text())) for path in sys.argv[1:]))

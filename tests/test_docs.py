@@ -13,7 +13,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -21,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed.run
 import toys
+from forks import Forked, all_end_well
 from tiny import save_photo, save_photos, save_tiny_model
 
 from mmgem.checkpoints import download as pull
@@ -171,8 +172,8 @@ def run(words: list[str]) -> None:
         case ["mmgem", *rest]:
             assert main(expanded(rest)) == 0
         case ["torchrun", "--nproc-per-node", _, *rest]:
-            started = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *rest]
-            subprocess.run(started, check=True)
+            started = ["--nproc-per-node", "2", *rest]
+            all_end_well([Forked(Path("../said"), torch.distributed.run.main, started)])
         case ["pip", "install", what]:
             extra = re.fullmatch(r"mmgem\[(\w+)\]", what)
             project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -224,7 +225,7 @@ def _reachable(word: str, served: Served) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_does_what_it_says(page: str, here: Path, served: Served, hub: Any) -> None:
+def test_a_page_does_what_it_says(page: str, here: Path, served: Served, hub: Any, traced_once: None) -> None:
     for words in commands(page):
         try:
             run([_reachable(word, served) for word in words])

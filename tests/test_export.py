@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgem import MMGEM
-from mmgem.checkpoints.model_folder import load_model, save_model
+from mmgem.checkpoints.model_folder import save_model
 from mmgem.cli.main import main
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export import graphs, write
-from mmgem.export.graphs import TextGraph, write_onnx
+from mmgem.export.graphs import TextGraph
 from mmgem.export.run import Kind, Precision, wanted_graphs
 from mmgem.export.write import export_graphs
 from mmgem.inference.images import encode_images, map_images, preprocess_image
@@ -31,24 +31,6 @@ TEXTS = [
     "two men and a child. the boat is on the sea near the house",
     "cat",
 ]
-
-
-@pytest.fixture(scope="module")
-def traced(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model's ONNX graphs; tracing them is what takes long."""
-    folder = tmp_path_factory.mktemp("traced")
-    write_onnx(load_model(tiny_model_folder)[0], [32], folder)
-    return folder
-
-
-@pytest.fixture
-def graphs_at_hand(traced: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exporting copies the graphs that are traced already."""
-    monkeypatch.setattr(
-        write,
-        "write_onnx",
-        lambda _network, _sides, folder: shutil.copytree(traced, folder, dirs_exist_ok=True),
-    )
 
 
 @pytest.mark.parametrize("pool", ["emb", "mean"])
@@ -103,7 +85,7 @@ def test_graphs_embed_as_torch_does(
     tiny_model_folder: Path,
     tiny_photos: list[Path],
     tmp_path: Path,
-    graphs_at_hand: None,
+    traced_once: None,
 ) -> None:
     facts = export_graphs(tiny_model_folder, tmp_path / "fast", kind, precision, 0.98)
     plain, fast = (MMGEM.from_pretrained(folder) for folder in (tiny_model_folder, tmp_path / "fast"))
@@ -131,7 +113,11 @@ def test_graphs_embed_as_torch_does(
 
 @pytest.mark.parametrize("kind, precision", [("onnx", "float32"), ("onnx", "int8"), ("openvino", "int8")])
 def test_large_weights_lie_beside_the_graph(
-    kind: Kind, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind,
+    precision: Precision,
+    tmp_path: Path,
+    traced_once: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(graphs, "_LARGE", 0)  # bytes
     save_model(tmp_path / "texts", toys.network(encoder="none"), toys.tokenizer(), "# Texts\n")
@@ -147,7 +133,7 @@ def test_an_index_is_searched_by_graphs(
     tiny_model_folder: Path,
     tiny_photos: list[Path],
     tmp_path: Path,
-    graphs_at_hand: None,
+    traced_once: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fast, index = str(tmp_path / "fast"), str(tmp_path / "idx")
@@ -168,7 +154,7 @@ def test_an_index_is_searched_by_graphs(
 def test_what_would_embed_otherwise_is_not_written(
     tiny_model_folder: Path,
     tmp_path: Path,
-    graphs_at_hand: None,
+    traced_once: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = [
@@ -194,7 +180,7 @@ def test_what_would_embed_otherwise_is_not_written(
 
 
 def test_a_missing_library_is_named(
-    tiny_model_folder: Path, tmp_path: Path, graphs_at_hand: None, monkeypatch: pytest.MonkeyPatch
+    tiny_model_folder: Path, tmp_path: Path, traced_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_graphs(tiny_model_folder, tmp_path / "fast", "onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -206,10 +192,11 @@ def test_a_missing_library_is_named(
 
 
 def test_graphs_of_other_weights_are_refused(
-    tiny_model_folder: Path, tmp_path: Path, graphs_at_hand: None
+    tiny_model_folder: Path, tmp_path: Path, traced_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = tmp_path / "fast"
     export_graphs(tiny_model_folder, fast, "onnx")
+    kept = shutil.copytree(fast / "graphs", tmp_path / "kept")
     tensors = load_file(fast / "model.safetensors")
     save_file({**tensors, "emb_token": tensors["emb_token"] + 1}, fast / "model.safetensors")
     with pytest.raises(
@@ -217,6 +204,11 @@ def test_graphs_of_other_weights_are_refused(
     ):
         MMGEM.from_pretrained(fast)
     trained = MMGEM.from_pretrained(fast, backend="torch")
+    monkeypatch.setattr(
+        write,
+        "write_onnx",
+        lambda _network, _sides, folder: shutil.copytree(kept, folder, dirs_exist_ok=True),
+    )
     export_graphs(fast, fast, "onnx", min_cosine=-1)  # in its own place
     assert MMGEM.from_pretrained(fast).fingerprint == trained.fingerprint
 

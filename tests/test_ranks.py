@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +12,9 @@ from typing import Any
 import pytest
 import spread
 import torch
+import torch.distributed.run
 import toys
+from forks import Forked, all_end_well, run_ranks
 from safetensors.torch import load_file
 
 from mmgem.config import Recipe, to_dict
@@ -97,27 +96,6 @@ def cases(world: dict[str, Any]) -> dict[str, Recipe]:
     }
 
 
-def spread_out(world: dict[str, Any], *args: str, size: int = 2, **more: str) -> None:
-    """Run the worker on ``size`` ranks; all have to end well."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", **more}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), *args],
-            env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(size)
-    ]
-    for process in started:
-        said = process.communicate(timeout=600)[1]
-        assert process.returncode == 0, said[-3000:]
-
-
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_equal_one(world: dict[str, Any], strategy: str, tmp_path: Path) -> None:
     recipes = cases(world)
@@ -125,8 +103,7 @@ def test_two_processes_equal_one(world: dict[str, Any], strategy: str, tmp_path:
     for name, recipe in recipes.items():
         recipe.train.strategy = strategy  # type: ignore[assignment]
         plain[name] = to_dict(recipe)
-    (tmp_path / "recipes.json").write_text(json.dumps(plain))
-    spread_out(world, "gradients", str(tmp_path), str(tmp_path / "recipes.json"))
+    run_ranks(tmp_path / "said", 2, spread.all_gradients, tmp_path, plain)
     for name, recipe in recipes.items():
         alone, values = spread.first_gradients(recipe, SINGLE_PROCESS)
         theirs = load_file(str(tmp_path / f"{name}.safetensors"))
@@ -207,8 +184,6 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     whole = made(world, train__out=str(tmp_path / "whole"), **options)
     loop.train(whole)
     mixed = made(world, train__out=str(tmp_path / "mixed"), **options)
-    path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(to_dict(mixed)))
     for size, steps in ((2, 4), (1, 6), (2, 9)):
         if size == 1:
             plain = loop.one_step
@@ -222,7 +197,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
                 patch.setattr(loop, "one_step", until)
                 loop.train(mixed)
         else:
-            spread_out(world, "train", str(path), size=size, STOPS_AT=str(steps))
+            run_ranks(tmp_path / "said", size, spread.train_until, to_dict(mixed), steps)
     expected = checkpoint(whole)
     for name, value in checkpoint(mixed).items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -256,15 +231,9 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
     paths = [tmp_path / "calm.json", tmp_path / "killed.json"]
     for path, recipe in zip(paths, (calm, killed), strict=True):
         path.write_text(json.dumps(to_dict(recipe)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, "--max-restarts=1", str(WORKER), "killed", *map(str, paths)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", str(WORKER), *map(str, paths)]
+    shared = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    all_end_well([Forked(tmp_path / "said", torch.distributed.run.main, torchrun, environment=shared)], 300)
     groups = [int(path.name.removeprefix("group-")) for path in killed.train.out.glob("group-*")]
     assert len(groups) == 4  # two ranks, twice
     end = time.monotonic() + 5

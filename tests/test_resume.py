@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import re
 import shutil
@@ -17,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import toys
+from forks import Forked, all_end_well
 
 import mmgem.train.loop as loop
 import mmgem.train.state as state_file
@@ -429,12 +428,9 @@ def test_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 9.0)]
 
 
-def run_quietly(plain: dict[str, Any]) -> None:
+def train_plain(recipe: dict[str, Any]) -> None:
     """What the processes to be killed do."""
-    silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    train(from_dict(Recipe, plain))
+    train(from_dict(Recipe, recipe))
 
 
 def logged_steps(recipe: Recipe) -> int:
@@ -448,19 +444,9 @@ def test_killed_three_times_equals_uninterrupted(make: Any, tmp_path: Path) -> N
     whole, killed = make("whole", **options), make("killed", **options)
     killed.data.cache = tmp_path / "own"
     train(whole)
-    # Processes of their own, started from one that has done the slow imports.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "mmgem.train.loop",
-            "transformers.models.llama.modeling_llama",
-            "transformers.models.clip.modeling_clip",
-        ]
-    )
     rng = random.Random(time.time_ns())
     for _ in range(3):
-        process = context.Process(target=run_quietly, args=(to_dict(killed),))
-        process.start()
+        process = Forked(tmp_path / "said", train_plain, to_dict(killed)).process
         # Somewhere in the next sixth of the run, at whatever it is doing then.
         goal = logged_steps(killed) + rng.randint(1, 15)
         while logged_steps(killed) < goal and process.is_alive():
@@ -469,10 +455,7 @@ def test_killed_three_times_equals_uninterrupted(make: Any, tmp_path: Path) -> N
         process.kill()
         process.join(30)
         assert process.exitcode == -signal.SIGKILL
-    last = context.Process(target=run_quietly, args=(to_dict(killed),))
-    last.start()
-    last.join(60)
-    assert last.exitcode == 0
+    all_end_well([Forked(tmp_path / "said", train_plain, to_dict(killed))], 60)
     one, two = (r.train.out / "model" / "model.safetensors" for r in (whole, killed))
     assert one.read_bytes() == two.read_bytes()
     assert without_speed(log_of(killed)) == without_speed(log_of(whole))

@@ -295,6 +295,7 @@ def test_documents_and_figures(client: httpx.Client) -> None:
     assert "POST /heatmap" in page.text and "<script" not in page.text
     for header in ("content-security-policy", "x-content-type-options"):
         assert header in page.headers
+    ok(client.post("/search", json={"text": "a red dog"}))
     figures = client.get("/metrics").text
     assert 'mmgem_requests_total{method="POST",route="/search",status="200"}' in figures
     assert "mmgem_index_photos 8.0" in figures
