@@ -401,8 +401,12 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
             values.setdefault(sections.name, {})[key] = from_dict(config, value, f"{prefix}{key}")
             continue
         if key not in fields or fields[key] is sections:
-            close = ", ".join(sorted(fields.keys() - {sections and sections.name}))
-            raise ConfigError(f"{prefix}{key}: unknown field (known: {close})")
+            known = fields.keys() - {sections and sections.name}
+            if sections is not None and isinstance(value, dict):
+                known |= set(sections.metadata["sections"])
+                hint = "; a task of one's own is made known by --plugin"
+                raise ConfigError(f"{key}: unknown section (known: {', '.join(sorted(known))}{hint})")
+            raise ConfigError(f"{prefix}{key}: unknown field (known: {', '.join(sorted(known))})")
         values[key] = _convert(hints[key], value, f"{prefix}{key}")
     for name, f in fields.items():
         missing = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
