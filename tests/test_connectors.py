@@ -12,7 +12,7 @@ from mmgem.encoders import encoder_class
 from mmgem.encoders.base import Encoder
 from mmgem.encoders.feature_cache import encoder_fingerprint
 from mmgem.errors import ConfigError, UsageError
-from mmgem.export.rotate import turn
+from mmgem.export.rotate import rotate_embedding_space
 from mmgem.models.connectors import CONNECTORS, connector_class
 from mmgem.models.connectors.base import Connector
 
@@ -40,7 +40,7 @@ def test_a_rotated_space_is_read_as_before(kind: str) -> None:
     with torch.no_grad():
         visual = network.encode_image(maps)
         before = network.project_visual_prefix(visual)
-        turn(network, rotation)
+        rotate_embedding_space(network, rotation)
         turned = network.encode_image(maps)
         torch.testing.assert_close(turned, visual @ torch.from_numpy(rotation), atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(network.project_visual_prefix(turned), before, atol=1e-5, rtol=1e-4)
@@ -51,7 +51,7 @@ def test_a_connector_that_cannot_be_rotated_says_so_and_leaves_the_model_alone()
     network.visual_connector = Connector()
     before = network.text_projection[-1].weight.clone()
     with pytest.raises(UsageError, match="cannot be rotated under a Connector"):
-        turn(network, np.eye(8, dtype=np.float32)[::-1].copy())
+        rotate_embedding_space(network, np.eye(8, dtype=np.float32)[::-1].copy())
     assert torch.equal(network.text_projection[-1].weight, before)
 
 
