@@ -209,9 +209,9 @@ def test_no_dev_queries_and_no_queries_but_its_own(
     section.queries, section.dev, section.generated_queries = [], Path(), 2
     run = loop.prepare(made)
     assert not run.evaluates
-    assert 9 <= sum(map(len, run.tasks[0].batches.questions_of)) <= 18
+    assert 9 <= sum(map(len, run.tasks[0].batches.questions_by_passage)) <= 18
     again = loop.prepare(made)
-    assert again.tasks[0].batches.questions_of == run.tasks[0].batches.questions_of
+    assert again.tasks[0].batches.questions_by_passage == run.tasks[0].batches.questions_by_passage
     assert len(list((tmp_path / "cache" / "questions").iterdir())) == 1
 
 

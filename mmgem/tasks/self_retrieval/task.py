@@ -22,7 +22,7 @@ from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.losses import reading_losses, retrieval_loss
 from mmgem.self_retrieval.passages import Passage, Query, load_corpus, load_queries
 from mmgem.self_retrieval.prompts import Prompts
-from mmgem.self_retrieval.query_generation import cached_questions
+from mmgem.self_retrieval.query_generation import cached_generated_queries
 from mmgem.self_retrieval.retriever import Retriever
 from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize, Task, Terms
 
@@ -89,14 +89,16 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
             unasked = [p for p in self.passages if p.id not in answered]
             model = f"{init.checkpoint} {init.llm} {init.keep_layers} {init.layers}"
             llm = network.eval().llm
-            queries += cached_questions(llm, self.prompts, unasked, config.generated_queries, seed, model)
+            queries += cached_generated_queries(
+                llm, self.prompts, unasked, config.generated_queries, seed, model
+            )
         self.batches = SelfRetrievalBatches(
             self.passages, queries, self.prompts, config, seed, world.rank, world.size
         )
-        if self.batches.longest > network.llm.positions:
+        if self.batches.max_sequence_length > network.llm.positions:
             raise ConfigError(
                 f"self_retrieval.max_passage_tokens: a passage and a question take up to "
-                f"{self.batches.longest} tokens, the LLM reads {network.llm.positions}"
+                f"{self.batches.max_sequence_length} tokens, the LLM reads {network.llm.positions}"
             )
         tokenizer.encode_parts([q.query for q in self.dev])  # a query that is too long is said now
         for count, what in (
@@ -160,7 +162,10 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
         ranked: list[list[str]] = []
         for at in range(0, len(self.dev), 8):
             questions = [q.query for q in self.dev[at : at + 8]]
-            named += [[corpus.passages[c.passage].id for c in row] for row in retriever.name(questions)]
+            named += [
+                [corpus.passages[c.passage].id for c in row]
+                for row in retriever.generate_candidates(questions)
+            ]
             ranked += [[hit.id for hit in hits] for hits in retriever.search(questions)]
         positives = [q.positives for q in self.dev]
         scores, before = ranking_scores(ranked, positives), ranking_scores(named, positives)
