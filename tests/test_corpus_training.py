@@ -157,7 +157,7 @@ def test_resumed_equals_uninterrupted(
     tmp_path: Path, data: tuple[Path, Path], lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(recipe(tmp_path / "a", data, lm, train__epochs=2, optim__ema_decay=0.9))
-    real = loop.one_step
+    real = loop.train_step
 
     def dying(run: Any, step: int, *more: Any) -> Any:
         if step == 5:
@@ -165,7 +165,7 @@ def test_resumed_equals_uninterrupted(
         return real(run, step)
 
     cut = recipe(tmp_path / "b", data, lm, train__epochs=2, optim__ema_decay=0.9)
-    monkeypatch.setattr(loop, "one_step", dying)
+    monkeypatch.setattr(loop, "train_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(cut)
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from mmgem.data.word_tokens import WordTokens
 from mmgem.errors import ConfigError, UsageError
 from mmgem.plan import Hardware, known_hardware, plan
 from mmgem.tasks.image_text.lengths import Captions, captions_of
-from mmgem.train.loop import one_step, prepare
+from mmgem.train.loop import prepare, train_step
 from mmgem.utils.flops import FlopCount
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
@@ -84,7 +84,7 @@ def test_parameters_and_operations_are_those_of_a_step(world: dict[str, Any], ca
     assert to_dict(recipe) == before
     run = prepare(recipe)
     with FlopCount() as counted:
-        _, pairs = one_step(run, 0)
+        _, pairs = train_step(run, 0)
     parameters = list(run.network.parameters())
     adapters = sum(p.numel() for n, p in run.network.named_parameters() if "lora_" in n)
     assert told.parameters["total"] == sum(p.numel() for p in parameters) - adapters
@@ -109,7 +109,7 @@ def test_a_corpus_is_the_mean_of_its_steps(world: dict[str, Any]) -> None:
     found = []
     for step in range(run.tasks[0].batches.per_epoch):
         with FlopCount() as counted:
-            one_step(run, step)
+            train_step(run, step)
         found.append(counted.total)
     assert 1e12 * sum(told.operations.values()) == pytest.approx(np.mean(found), rel=0.05)
     assert told.steps == run.total

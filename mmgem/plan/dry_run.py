@@ -1,4 +1,4 @@
-"""A recipe's step gone through without data: the trainer's own code, on the planned number of ranks.
+"""A recipe's step gone through without data: the trainer's own code, on the planned number of processes.
 
 The optimiser's tensors are not made but reckoned: two of the size of what trains, one more for the average.
 """
@@ -20,24 +20,24 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.plan.memory import MemoryTracker
 from mmgem.tasks.base import FakeBatch, FakeTensorFactory, Task, Terms, total_loss
 from mmgem.train.engine import checkpoint_activations, set_precision
-from mmgem.train.optim import trainable
+from mmgem.train.optim import configure_trainable
 from mmgem.train.step import Embeddings, embedding_grads
 
 
 @dataclass(frozen=True)
 class FakeWorld(World):
-    """Ranks that all have what this one has, of which only this one is there."""
+    """Processes that all have what this one has, of which only this one is there."""
 
     def all_reduce_sum(self, *counts: float) -> list[float]:
-        """As if every rank had counted the same."""
+        """As if every process had counted the same."""
         return [count * self.size for count in counts]
 
     def all_gather_sizes(self, count: int) -> list[int]:
-        """As if every rank had ``count``."""
+        """As if every process had ``count``."""
         return [count] * self.size
 
     def all_gather(self, rows: Tensor, lengths: list[int]) -> Tensor:
-        """This rank's rows in the place of everyone's."""
+        """This process's rows in the place of everyone's."""
         return torch.cat([rows] * self.size) if self.size > 1 else rows
 
 
@@ -68,7 +68,7 @@ def dry_run(
     """
     world = FakeWorld(count - 1, count)
     sharded = count > 1 and recipe.train.strategy == "fsdp"
-    groups = trainable(network, recipe.optim, recipe.data.cached)
+    groups = configure_trainable(network, recipe.optim, recipe.data.cached)
     trained = {g: sum(network.get_parameter(n).numel() for n in names) for g, names in groups.items()}
     if recipe.train.checkpoint_activations:
         checkpoint_activations(network)
@@ -160,8 +160,8 @@ def _label(tracker: MemoryTracker, network: MMGEMNetwork, batches: Sequence[Any]
 
 
 def _hold_gradients(tracker: MemoryTracker, network: MMGEMNetwork, several: bool, sharded: bool) -> None:
-    """Tell the tracker which memory becomes that of gradients: on several ranks DDP holds all of them at all
-    times; FSDP passes them on at once."""
+    """Tell the tracker which memory becomes that of gradients: on several processes DDP holds all of them
+    at all times; FSDP passes them on at once."""
     for p in network.parameters():
         if p.requires_grad:
             p.register_post_accumulate_grad_hook(lambda p: _held(tracker, p, sharded))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgem.checkpoints.download import SOURCES, cache_folder
-from mmgem.checkpoints.initialize import continued
+from mmgem.checkpoints.initialize import config_from_checkpoint
 from mmgem.checkpoints.model_folder import check_size
 from mmgem.checkpoints.resolve import read_config, resolve
 from mmgem.config import EncoderConfig, ModelConfig, Preprocessing, Recipe
@@ -59,7 +59,7 @@ def model_shape(recipe: Recipe) -> ModelShape:
             if not described:
                 raise ConfigError(f"init.checkpoint: {error}; or describe model.llm.config") from error
         else:
-            config, prep = continued(recipe, *read_config(folder))
+            config, prep = config_from_checkpoint(recipe, *read_config(folder))
             return ModelShape(config, prep, (), folder)
     init = recipe.init
     folder = cache_folder(init.llm) if init.llm in SOURCES else Path(init.llm)

@@ -4,8 +4,8 @@ Several texts may describe one image: they share the target mass. ``distill_weig
 other pairs that a text teacher finds similar, because "two dogs run in snow" is not a wrong caption for
 the next photo of dogs in snow. ``loss = "sigmoid"`` is SigLIP's pairwise loss (arXiv 2303.15343).
 
-Over several ranks every image and text has all others as negatives: embeddings are gathered, each rank
-computes the rows of its own, and the losses of all ranks add up to that of one process.
+Over several processes every image and text has all others as negatives: embeddings are gathered, each process
+computes the rows of its own, and the losses of all add up to that of a single one.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def similarity_margin(cosines: Tensor, positives: Tensor, images: int, texts: in
 
 
 def gather_batch(images: Tensor, texts: Tensor, batch: Batch, world: World) -> GatheredBatch:
-    """Gather what the loss needs of all ranks; gradients flow back into ``images`` and ``texts``."""
+    """Gather what the loss needs of all processes; gradients flow back into ``images`` and ``texts``."""
     device = images.device
     owner = batch.text_owner.to(device)
     photos, keys, teacher = (
