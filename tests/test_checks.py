@@ -261,7 +261,7 @@ def test_what_only_the_data_and_the_weights_tell(
 ) -> None:
     folder, data, bases = world
     recipe = toys.recipe(folder, data, *bases, data__dev_split="", **changes)
-    monkeypatch.setattr(World, "wait", lambda _: None)  # there are no others
+    monkeypatch.setattr(World, "barrier", lambda _: None)  # there are no others
     with pytest.raises(MMGEMError, match=f"^{said}"):
         loop.prepare(recipe, ranks)
 

@@ -17,7 +17,7 @@ from mmgem.config.recipe import changed, load_recipe
 from mmgem.data.word_tokens import WordTokens
 from mmgem.errors import ConfigError, UsageError
 from mmgem.plan import Hardware, known_hardware, plan
-from mmgem.tasks.image_text.lengths import Captions, captions_of
+from mmgem.tasks.image_text.lengths import CaptionStats, read_caption_stats
 from mmgem.train.loop import prepare, train_step
 from mmgem.utils.flops import FlopCount
 
@@ -233,19 +233,19 @@ def test_advice_for_devices_that_wait_for_photos(world: dict[str, Any]) -> None:
 
 def test_captions_are_read_or_assumed(world: dict[str, Any], tmp_path: Path) -> None:
     recipe = made(world, data__mosaics=6, data__region_share=0.5)
-    told = captions_of(recipe.data, toys.tokenizer())
+    told = read_caption_stats(recipe.data, toys.tokenizer())
     assert (told.images, told.boxed, told.each, told.assumed) == (24, 30, 3, "")
     assert set(told.tokens) == {5}
     assert set(told.region_tokens) == {4, 5}
     assert sorted(set(told.regions)) == [2, 3, 4]
-    assert set(captions_of(recipe.data, None).tokens) == {6}  # 1.3 tokens a word
-    assert captions_of(recipe.data, None, tokens=9).tokens == [9]
+    assert set(read_caption_stats(recipe.data, None).tokens) == {6}  # 1.3 tokens a word
+    assert read_caption_stats(recipe.data, None, tokens=9).tokens == [9]
     recipe.data.train = tmp_path / "none.jsonl"
-    absent = captions_of(recipe.data, WordTokens())  # type: ignore[arg-type]
-    assert (absent.images, absent.tokens) == (None, Captions().tokens)
+    absent = read_caption_stats(recipe.data, WordTokens())  # type: ignore[arg-type]
+    assert (absent.images, absent.tokens) == (None, CaptionStats().tokens)
     assert "none.jsonl is not here" in absent.assumed
     recipe.data.train = tmp_path / "train-*.tar"
-    assert "train-*.tar is not here" in captions_of(recipe.data, None).assumed
+    assert "train-*.tar is not here" in read_caption_stats(recipe.data, None).assumed
 
 
 def test_known_hardware() -> None:

@@ -3,7 +3,8 @@
 ``torchrun`` keeps one key-value store for all attempts of a job, and in it what the processes of earlier
 attempts have written. One that looks for its peer before the peer has written its new address finds that of
 a dead process, and is refused there or waits for ever (pytorch/pytorch#135712). So processes agree on a
-prefix of their own first, and put it before every key. The number of restarts would not do: each machine counts its own.
+prefix of their own first, and put it before every key. The number of restarts would not do: each machine
+counts its own.
 """
 
 from __future__ import annotations

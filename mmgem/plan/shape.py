@@ -35,11 +35,11 @@ class ModelShape:
 
     def network(self) -> MMGEMNetwork:
         """The network on the meta device: it takes no memory. Raises ``ConfigError``."""
-        made = meta_model(self.config)
-        check_size(made, self.prep)
+        network = meta_model(self.config)
+        check_size(network, self.prep)
         if self.keep:
-            truncate(made.llm.lm, self.keep)
-        return made
+            truncate(network.llm.lm, self.keep)
+        return network
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, if it is on this machine."""
@@ -88,5 +88,5 @@ def _base(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        told = str(error).strip().splitlines()[0]
-        raise ConfigError(f"init.llm: {name}: {told}; or describe model.llm.config") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"init.llm: {name}: {reason}; or describe model.llm.config") from error

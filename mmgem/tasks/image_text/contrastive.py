@@ -171,14 +171,18 @@ def false_negative_mask(gathered: GatheredBatch, v: slice, n: slice) -> Tensor |
     ``v`` and the texts ``n``, ``(len(v), len(n))`` bool."""
     if gathered.photos is None or gathered.keys is None:
         return None
-    photo = gathered.photos[v, None] == gathered.photos[gathered.owner[n]][None]
-    # Which of the wanted words each image has: images x distinct texts, not texts x texts.
-    wanted, column = gathered.keys[n].unique(return_inverse=True)
-    place = torch.searchsorted(wanted, gathered.keys).clamp(max=len(wanted) - 1)
-    hit = (wanted[place] == gathered.keys) & (gathered.owner >= v.start) & (gathered.owner < v.stop)
-    has = torch.zeros(len(photo), len(wanted), dtype=torch.bool, device=photo.device)
-    has[gathered.owner[hit] - v.start, place[hit]] = True
-    return photo | has[:, column]
+    same_photo = gathered.photos[v, None] == gathered.photos[gathered.owner[n]][None]
+    # Which of these keys each image has: images x distinct texts, not texts x texts.
+    distinct_keys, column = gathered.keys[n].unique(return_inverse=True)
+    key_index = torch.searchsorted(distinct_keys, gathered.keys).clamp(max=len(distinct_keys) - 1)
+    match = (
+        (distinct_keys[key_index] == gathered.keys) & (gathered.owner >= v.start) & (gathered.owner < v.stop)
+    )
+    image_has_key = torch.zeros(
+        len(same_photo), len(distinct_keys), dtype=torch.bool, device=same_photo.device
+    )
+    image_has_key[gathered.owner[match] - v.start, key_index[match]] = True
+    return same_photo | image_has_key[:, column]
 
 
 def teacher_images(teacher_texts: Tensor, owner: Tensor, count: int) -> Tensor:
