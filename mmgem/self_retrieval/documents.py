@@ -49,11 +49,11 @@ def text_files(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     def failed(error: OSError) -> None:
         skipped.append((Path(error.filename), error.strerror or "cannot be opened"))
 
-    for place, folders, names in os.walk(root, onerror=failed):
+    for directory, folders, names in os.walk(root, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                path = Path(place, name)
+                path = Path(directory, name)
                 if path.is_file():
                     files.append(path)
                 else:  # a link to nowhere, a pipe

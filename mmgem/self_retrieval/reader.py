@@ -51,8 +51,8 @@ class Reader:
         reject_start = len(continuation) - len(self.prompts.rejection)
         targets = torch.tensor(continuation[1:], device=self.device)
         query_likelihood, reject_prob = [], []
-        for at in range(0, len(passages), batch_size):
-            batch = passages[at : at + batch_size]
+        for start in range(0, len(passages), batch_size):
+            batch = passages[start : start + batch_size]
             states = self._rows(batch).append([continuation] * len(batch))
             for part in states[:, :-1].split(8):  # the head's output is large
                 log_probs = self.llm.logits(part).float().log_softmax(-1)

@@ -132,7 +132,7 @@ def _boxes_per_image(regions: Sequence[int], max_boxes: int, total: int) -> list
     return [n for n in np.clip(total - before, 0, counts).tolist() if n]
 
 
-def _spread_sample(known: Sequence[int], count: int, seed: int) -> Iterator[int]:
-    """``count`` of the ``known`` numbers, evenly from the least to the greatest, in random order."""
-    at = (np.arange(count) + 0.5) * len(known) / max(1, count)
-    return iter(np.random.default_rng(seed).permutation(np.sort(known)[at.astype(int)]).tolist())
+def _spread_sample(values: Sequence[int], count: int, seed: int) -> Iterator[int]:
+    """``count`` of the ``values`` numbers, evenly from the least to the greatest, in random order."""
+    positions = (np.arange(count) + 0.5) * len(values) / max(1, count)
+    return iter(np.random.default_rng(seed).permutation(np.sort(values)[positions.astype(int)]).tolist())

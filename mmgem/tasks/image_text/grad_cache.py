@@ -89,8 +89,8 @@ class ImageTextGradCache:
 def chunks(batch: Batch, size: int) -> Iterator[Batch]:
     """Parts of ``batch`` of at most ``size`` items (of one image more, where its boxes are), in its order."""
     inputs = batch.features if batch.pixels is None else batch.pixels
-    for at in range(0, len(inputs), size):
-        rows = slice(at, min(at + size, len(inputs)))
+    for start in range(0, len(inputs), size):
+        rows = slice(start, min(start + size, len(inputs)))
         pixels = None if batch.pixels is None else batch.pixels[rows]
         features = batch.features[rows] if batch.pixels is None else batch.features
         yield _part(batch, rows.start, rows.stop, features=features, pixels=pixels)
@@ -98,8 +98,8 @@ def chunks(batch: Batch, size: int) -> Iterator[Batch]:
         return
     first, no_features = len(inputs), batch.features[:0]
     images = max(1, size // batch.boxes.shape[1])
-    for at in range(0, len(batch.boxes), images):
-        rows = slice(at, at + images)
+    for start in range(0, len(batch.boxes), images):
+        rows = slice(start, start + images)
         valid = batch.box_valid[rows]
         fields = {
             name: value[rows]

@@ -106,6 +106,6 @@ def _add_mosaics(stats: CaptionStats, data: DataConfig) -> None:
         stats.region_tokens = stats.region_tokens + stats.tokens
 
 
-def _evenly_spaced(items: list, most: int = _SAMPLE) -> list:
-    """At most ``most`` of ``items``, evenly spaced."""
-    return [items[i * len(items) // most] for i in range(most)] if len(items) > most else items
+def _evenly_spaced(items: list, max_items: int = _SAMPLE) -> list:
+    """At most ``max_items`` of ``items``, evenly spaced."""
+    return [items[i * len(items) // max_items] for i in range(max_items)] if len(items) > max_items else items
