@@ -21,7 +21,7 @@ import torch
 
 from mmgem.models.kv_cache import BatchedKVCache
 from mmgem.models.llm import LLM
-from mmgem.self_retrieval.constrained_decoding import constrained_beam
+from mmgem.self_retrieval.constrained_decoding import constrained_beam_search
 from mmgem.self_retrieval.trie import Trie
 
 END = 2
@@ -88,7 +88,7 @@ def ours(llm: LLM, trie: Trie, prompts: list[list[int]], beams: int) -> list[Any
     """All prompts at once."""
     rows = BatchedKVCache.empty(llm, len(prompts), torch.device("cpu"))
     rows.append(prompts)
-    paths = constrained_beam(rows, trie, [trie.root] * len(prompts), beams)
+    paths = constrained_beam_search(rows, trie, [trie.root] * len(prompts), beams)
     return [[(trie.row(p.node.lo).tolist(), p.log_prob) for p in own] for own in paths]
 
 

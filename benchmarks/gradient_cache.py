@@ -38,8 +38,8 @@ def step(batch: int, chunk: int, quick: bool) -> dict[str, float]:
     config = TrainConfig(Path("run"), grad_cache_chunk_size=chunk)
     engine = Engine(network, config)
     (task,) = tasks_of(Recipe(config))
-    optimizer = torch.optim.AdamW(engine.trained(), lr=1e-4, fused=True)
-    for p in engine.trained():  # gradients and moments are there at every step but the first
+    optimizer = torch.optim.AdamW(engine.trainable_parameters(), lr=1e-4, fused=True)
+    for p in engine.trainable_parameters():  # gradients and moments are there at every step but the first
         p.grad = torch.zeros_like(p)
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)

@@ -150,7 +150,7 @@ def counted(recipe: Any, _warm: Any) -> dict[str, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-    from mmgem.train.loop import one_step, prepare
+    from mmgem.train.loop import prepare, train_step
 
     def convolution(gradient: Any, _inputs: Any, weight: Any, *more: Any, **_: Any) -> int:
         return sum(more[7][:2]) * 2 * prod(gradient) * prod(weight[1:])
@@ -170,7 +170,7 @@ def counted(recipe: Any, _warm: Any) -> dict[str, float]:
     run, found = prepare(recipe), []
     for step in range(min(4, run.total)):
         with FlopCounterMode(display=False, custom_mapping=mended) as counter:
-            one_step(run, step)
+            train_step(run, step)
         found.append(counter.get_total_flops())
     network = run.network
     every = sum(p.numel() for p in network.parameters())

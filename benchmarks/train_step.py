@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from smollm2 import SMOLLM2
 from torch import Tensor
 
-from mmgem.checkpoints.initialize import start
+from mmgem.checkpoints.initialize import init_network
 from mmgem.config import LLMConfig, Preprocessing, Recipe
 from mmgem.config.recipe import load_recipe
 from mmgem.data.batches import Batch
@@ -36,7 +36,7 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text.captioning import caption_loss
 from mmgem.tasks.image_text.config import CaptionConfig, ContrastiveConfig
 from mmgem.tasks.image_text.contrastive import contrastive_terms
-from mmgem.train.optim import optimizer, trainable
+from mmgem.train.optim import build_optimizer, configure_trainable
 
 ROOT = Path(__file__).parent.parent
 IDEAS = ("cached encoder", "packing", "head only where predicted", "sampled vocabulary")
@@ -89,7 +89,9 @@ class Case:
             caption_targets=torch.cat([t for ids in chosen for t in (ids, one)]),
             vocabulary=torch.cat([*texts, one]).unique(),
         )
-        self.optimizer = optimizer(network, trainable(network, recipe.optim, cached=True), recipe.optim)
+        self.optimizer = build_optimizer(
+            network, configure_trainable(network, recipe.optim, cached=True), recipe.optim
+        )
 
     def losses(self, ideas: tuple[str, ...], exact: bool = False) -> Tensor:
         """The joint loss with some ideas; ``exact``: features as computed, not rounded by the cache."""
@@ -181,7 +183,7 @@ def make(options: argparse.Namespace) -> Case:
         network, end = MMGEMNetwork(config), 0
         ids = word_ids(captions, recipe.preprocessing, network.llm.vocabulary)
     else:
-        network, tokenizer = start(recipe)
+        network, tokenizer = init_network(recipe)
         assert isinstance(tokenizer, Tokenizer)
         ids, end = tokenizer.encode_all(captions), tokenizer.end
     return Case(network, recipe, ids, end, options.batch)

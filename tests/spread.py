@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmgem.config import Recipe, from_dict
-from mmgem.distributed.world import SINGLE_PROCESS, World, copies, init_world
+from mmgem.distributed.world import SINGLE_PROCESS, World, gather_full_tensors, init_world
 from mmgem.train import loop
 from mmgem.train.step import accumulate_gradients
 
@@ -37,9 +37,9 @@ def first_gradients(recipe: Recipe, world: World) -> tuple[dict[str, torch.Tenso
         lambda n: loop.mixed_seed(*seed, 7, n),
         "step 0",
     )
-    values["norm"] = run.engine.clip(1e9)
+    values["norm"] = run.engine.clip_grad_norm(1e9)
     named = run.network.named_parameters()
-    return copies({n: p.grad for n, p in named if p.grad is not None}, SINGLE_PROCESS), values
+    return gather_full_tensors({n: p.grad for n, p in named if p.grad is not None}, SINGLE_PROCESS), values
 
 
 def all_gradients(out: Path, recipes: dict[str, Any]) -> None:
@@ -54,14 +54,14 @@ def all_gradients(out: Path, recipes: dict[str, Any]) -> None:
 
 def before_step(end: int, stop: Callable[[], None]) -> None:
     """Have ``stop`` called before step ``end``."""
-    plain = loop.one_step
+    plain = loop.train_step
 
     def step(run: Any, number: int, *more: Any) -> Any:
         if number == end:
             stop()
         return plain(run, number, *more)
 
-    loop.one_step = step  # type: ignore[assignment]
+    loop.train_step = step  # type: ignore[assignment]
 
 
 def train_until(recipe: dict[str, Any], end: int) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mmgem.errors import UsageError
 from mmgem.models.sentence_encoder import sentence_encoder
-from mmgem.self_retrieval.baselines import BM25, Dense, _best
+from mmgem.self_retrieval.baselines import BM25, Dense, _top_k
 from mmgem.self_retrieval.passages import Passage
 
 PASSAGES = [
@@ -91,7 +91,7 @@ def test_dense_wants_unit_rows() -> None:
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.integers(0, 14))
 def test_the_best_are_those_of_a_stable_sort(scores: list[int], k: int) -> None:
     expected = sorted(range(len(scores)), key=lambda n: (-scores[n], n))[:k]
-    assert _best(np.array(scores, np.float32), k) == [(n, scores[n]) for n in expected]
+    assert _top_k(np.array(scores, np.float32), k) == [(n, scores[n]) for n in expected]
 
 
 def test_an_encoder_averages_the_states_of_real_tokens(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import toys
 
-from mmgem.checkpoints.initialize import start
+from mmgem.checkpoints.initialize import init_network
 from mmgem.config import EncoderConfig, InitConfig, Recipe, TrainConfig, from_dict
 from mmgem.config.checks import entries, numbers
 from mmgem.distributed.world import World
@@ -261,7 +261,7 @@ def test_what_only_the_data_and_the_weights_tell(
 ) -> None:
     folder, data, bases = world
     recipe = toys.recipe(folder, data, *bases, data__dev_split="", **changes)
-    monkeypatch.setattr(World, "wait", lambda _: None)  # there are no others
+    monkeypatch.setattr(World, "barrier", lambda _: None)  # there are no others
     with pytest.raises(MMGEMError, match=f"^{said}"):
         loop.prepare(recipe, ranks)
 
@@ -281,6 +281,6 @@ def test_activations_of_an_llm_that_cannot(
 ) -> None:
     folder, data, bases = world
     recipe = toys.recipe(folder, data, *bases, data__dev_split="", train__checkpoint_activations=True)
-    monkeypatch.setattr(type(start(recipe)[0].llm.lm), "supports_gradient_checkpointing", False)
+    monkeypatch.setattr(type(init_network(recipe)[0].llm.lm), "supports_gradient_checkpointing", False)
     with pytest.raises(ConfigError, match=r"train.checkpoint_activations: LlamaForCausalLM cannot"):
         loop.prepare(recipe)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgem.models.kv_cache import BatchedKVCache
-from mmgem.self_retrieval.constrained_decoding import constrained_beam
+from mmgem.self_retrieval.constrained_decoding import constrained_beam_search
 from mmgem.self_retrieval.trie import Trie
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def probability(prompt: list[int], row: list[int], rows: list[list[int]]) -> flo
 @given(ROWS, PROMPTS)
 def test_a_wide_beam_is_the_full_enumeration(rows: list[list[int]], prompts: list[list[int]]) -> None:
     trie = Trie.build(rows)
-    found = constrained_beam(asked(prompts), trie, [trie.root] * len(prompts), 30)
+    found = constrained_beam_search(asked(prompts), trie, [trie.root] * len(prompts), 30)
     distinct = [list(r) for r in {tuple(r) for r in rows}]
     for prompt, paths in zip(prompts, found, strict=True):
         got = {tuple(trie.row(p.node.lo).tolist()): p.log_prob for p in paths}
@@ -64,13 +64,13 @@ def test_what_comes_out_is_real_and_depends_on_its_own_question_alone(
     rows: list[list[int]], prompts: list[list[int]], width: int, one_token: bool
 ) -> None:
     trie = Trie.build(rows)
-    together = constrained_beam(asked(prompts), trie, [trie.root] * len(prompts), width, one_token)
+    together = constrained_beam_search(asked(prompts), trie, [trie.root] * len(prompts), width, one_token)
     for prompt, paths in zip(prompts, together, strict=True):
         assert 1 <= len(paths) <= width
         for path in paths:
             owners = trie.ids_of(path.node).tolist()
             assert owners == [i for i, row in enumerate(rows) if row == rows[owners[0]]]
-        (single,) = constrained_beam(asked([prompt]), trie, [trie.root], width, one_token)
+        (single,) = constrained_beam_search(asked([prompt]), trie, [trie.root], width, one_token)
         assert [p.node[:2] for p in single] == [p.node[:2] for p in paths]
         for a, b in zip(single, paths, strict=True):
             assert a.log_prob == pytest.approx(b.log_prob, abs=1e-4)
@@ -79,12 +79,12 @@ def test_what_comes_out_is_real_and_depends_on_its_own_question_alone(
 def test_each_row_starts_from_its_own_node() -> None:
     trie = Trie.build([[1, 2, END], [1, 3, END], [4, 2, END], [4, 5, END]])
     nodes = [trie.child(trie.root, 4), trie.child(trie.root, 1)]
-    found = constrained_beam(asked([[7], [8]]), trie, nodes, 5)
+    found = constrained_beam_search(asked([[7], [8]]), trie, nodes, 5)
     assert [sorted(int(trie.ids_of(p.node)[0]) for p in paths) for paths in found] == [[2, 3], [0, 1]]
 
 
 def test_one_token_returns_one_row_for_each_first_token() -> None:
     trie = Trie.build([[1, 2, END], [1, 3, END], [4, 2, END]])
-    (paths,) = constrained_beam(asked([[7]]), trie, [trie.root], 5, first_token_only=True)
+    (paths,) = constrained_beam_search(asked([[7]]), trie, [trie.root], 5, first_token_only=True)
     firsts = [int(trie.row(p.node.lo)[0]) for p in paths]
     assert sorted(firsts) == [1, 4]

@@ -3,6 +3,7 @@ what else is asked."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgem.checkpoints.model_folder import save_model
-from mmgem.errors import CheckpointError, DataError, UsageError
+from mmgem.errors import CheckpointError, ConfigError, DataError, UsageError
 from mmgem.integrations.mteb_search import MtebSearch
 from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.corpus import Corpus
@@ -22,9 +23,9 @@ from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.self_retrieval.passages import Passage
 from mmgem.self_retrieval.prompts import Prompts
-from mmgem.self_retrieval.query_generation import write_questions
+from mmgem.self_retrieval.query_generation import generate_queries
 from mmgem.self_retrieval.reader import Reader
-from mmgem.self_retrieval.retriever import Candidate, Retriever, fused, score
+from mmgem.self_retrieval.retriever import Candidate, Retriever, combine_scores, reciprocal_rank_fusion
 
 CPU = torch.device("cpu")
 NETWORK = toys.network("tied llama", "none")
@@ -43,7 +44,7 @@ def made(rows: list[tuple[str, str]]) -> list[Passage]:
 
 
 def searcher(corpus: Corpus, **options: object) -> Retriever:
-    scoring = Scoring(**{"titles": 50, "passages": 50, "assess": 50} | options)
+    scoring = Scoring(**{"title_beams": 50, "passage_beams": 50, "rerank_depth": 50} | options)
     return Retriever(NETWORK.llm, PROMPTS, corpus, scoring, CPU)
 
 
@@ -72,7 +73,7 @@ def test_a_question_is_answered_as_if_alone(
     rows: list[tuple[str, str]], questions: list[str], width: int
 ) -> None:
     corpus = Corpus.build(made(rows), PROMPTS)
-    options = {"titles": width, "passages": width}
+    options = {"title_beams": width, "passage_beams": width}
     together = searcher(corpus, **options).search(questions, 20)
     for question, hits in zip(questions, together, strict=True):
         (single,) = searcher(corpus, **options).search([question], 20)
@@ -80,7 +81,7 @@ def test_a_question_is_answered_as_if_alone(
         by_id = {h.id: h for h in single}
         for hit in hits:
             other = by_id[hit.id]
-            for field in ("score", "title_prob", "passage_prob", "rejection", "likelihood"):
+            for field in ("score", "title_prob", "passage_prob", "reject_prob", "query_likelihood"):
                 assert getattr(hit, field) == pytest.approx(getattr(other, field), abs=1e-4, rel=1e-4)
 
 
@@ -91,23 +92,69 @@ def test_added_equals_built_at_once(
 ) -> None:
     passages = made([*first, *second])
     at_once = Corpus.build(passages, PROMPTS, titled)
-    grown = Corpus.build(passages[: len(first)], PROMPTS, titled).added(passages[len(first) :], PROMPTS)
-    for name in ("titles", "rows"):
+    grown = Corpus.build(passages[: len(first)], PROMPTS, titled).extended(passages[len(first) :], PROMPTS)
+    for name in ("title_trie", "passage_trie"):
         a, b = getattr(at_once, name), getattr(grown, name)
         for array in ("tokens", "offsets", "ids"):
             assert np.array_equal(getattr(a, array), getattr(b, array))
 
 
 def test_a_saved_corpus_is_the_same(tmp_path: Path) -> None:
-    corpus = Corpus.build(toys.passages(), PROMPTS, scoring=Scoring(titles=2, tau=0.5))
+    corpus = Corpus.build(toys.passages(), PROMPTS, scoring=Scoring(title_beams=2, tau=0.5))
     corpus.vectors = np.eye(9, dtype=np.float32)
     corpus.save(tmp_path / "corpus")
     again = Corpus.open(tmp_path / "corpus")
     assert again.passages == corpus.passages and again.scoring == corpus.scoring
-    assert np.array_equal(again.rows.tokens, corpus.rows.tokens)
+    assert np.array_equal(again.passage_trie.tokens, corpus.passage_trie.tokens)
     assert np.array_equal(again.vectors, corpus.vectors)
     questions = ["the dog runs", "snow"]
     assert searcher(again).search(questions) == searcher(corpus).search(questions)
+
+
+def test_a_corpus_with_the_former_names_of_its_scoring_is_read(tmp_path: Path) -> None:
+    Corpus.build(toys.passages(), PROMPTS).save(tmp_path / "c")
+    file = tmp_path / "c" / "corpus.json"
+    facts = json.loads(file.read_text())
+    facts["scoring"] = {
+        "titles": 3,
+        "passages": 7,
+        "one_token": True,
+        "embedded": 20,
+        "assess": 9,
+        "kind": "paper",
+        "title_weight": 0.1,
+        "passage_weight": 0.2,
+        "accept_weight": 0.3,
+        "likelihood_weight": 0.6,
+        "tau": 0.5,
+        "delta": 0.7,
+    }
+    file.write_text(json.dumps(facts))
+    assert Corpus.open(tmp_path / "c").scoring == Scoring(
+        title_beams=3,
+        passage_beams=7,
+        greedy_after_first=True,
+        dense_candidates=20,
+        rerank_depth=9,
+        kind="paper",
+        title_weight=0.1,
+        passage_weight=0.2,
+        accept_weight=0.3,
+        query_likelihood_weight=0.6,
+        tau=0.5,
+        delta=0.7,
+    )
+    facts["scoring"] = {"beams": 3}
+    file.write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"scoring\.beams"):
+        Corpus.open(tmp_path / "c")
+
+
+def test_what_is_printed_keeps_its_keys() -> None:
+    (hits,) = searcher(Corpus.build(toys.passages(), PROMPTS), rerank_depth=2).search(["the dog"], 9)
+    keys = ["id", "title", "text", "score", "title_prob", "passage_prob", "rejection", "likelihood"]
+    for hit in hits:
+        assert list(hit.to_json()) == keys and list(hit.to_json().values()) == list(vars(hit).values())
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -119,14 +166,14 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no corpus"):
         Corpus.open(tmp_path)
     with pytest.raises(DataError, match="'p0' is in the corpus already"):
-        Corpus.build(toys.passages(), PROMPTS).added(toys.passages(1), PROMPTS)
+        Corpus.build(toys.passages(), PROMPTS).extended(toys.passages(1), PROMPTS)
 
 
 def test_judging_is_what_a_fresh_reading_gives() -> None:
     passages = toys.passages()
     reader = Reader(NETWORK.llm, PROMPTS, Corpus.build(passages, PROMPTS), CPU)
     question = "the dog jumps on snow"
-    judged = reader.judge(question, range(9), at_once=4)
+    scores_of = reader.score_passages(question, range(9), batch_size=4)
     (ids,) = PROMPTS.pieces([question])
     for n, passage in enumerate(passages):
         document = PROMPTS.document(*PROMPTS.pieces([passage.title, passage.text]))
@@ -139,20 +186,24 @@ def test_judging_is_what_a_fresh_reading_gives() -> None:
             scores = NETWORK.llm.logits(states).log_softmax(-1)
         per_token = scores[torch.arange(len(whole) - 1), torch.tensor(whole[1:])]
         at = len(document) + len(PROMPTS.then_question) - 1
-        assert judged.likelihood[n] == pytest.approx(float(per_token[at : at + len(ids)].sum()), abs=5e-2)
-        rejection = float(per_token[-len(PROMPTS.rejection) :].sum().exp())
-        assert judged.rejection[n] == pytest.approx(rejection, abs=1e-3)
+        assert scores_of.query_likelihood[n] == pytest.approx(
+            float(per_token[at : at + len(ids)].sum()), abs=5e-2
+        )
+        reject_prob = float(per_token[-len(PROMPTS.rejection) :].sum().exp())
+        assert scores_of.reject_prob[n] == pytest.approx(reject_prob, abs=1e-3)
 
 
 def test_kept_passages_stay_within_their_limit() -> None:
     corpus = Corpus.build(toys.passages(), PROMPTS)
     roomy = Reader(NETWORK.llm, PROMPTS, corpus, CPU)
-    tight = Reader(NETWORK.llm, PROMPTS, corpus, CPU, kept_bytes=1)
+    tight = Reader(NETWORK.llm, PROMPTS, corpus, CPU, cache_bytes=1)
     question = "a red ball"
     for _ in range(2):
-        a, b = roomy.judge(question, range(9)), tight.judge(question, range(9))
-        assert np.allclose(a.likelihood, b.likelihood) and np.allclose(a.rejection, b.rejection)
-    assert len(tight._kept) == 1 and len(roomy._kept) == 9
+        a, b = roomy.score_passages(question, range(9)), tight.score_passages(question, range(9))
+        assert np.allclose(a.query_likelihood, b.query_likelihood) and np.allclose(
+            a.reject_prob, b.reject_prob
+        )
+    assert len(tight._cache) == 1 and len(roomy._cache) == 9
 
 
 def test_the_paper_s_score() -> None:
@@ -161,31 +212,31 @@ def test_the_paper_s_score() -> None:
         Candidate(1, np.log(0.6), -2.0),
         Candidate(2, np.log(0.3), 0.0),
     ]
-    rejection = np.array([0.9, 0.1, 0.2])
-    got = score(candidates, rejection, np.zeros(3), Scoring(kind="paper"))
+    reject_prob = np.array([0.9, 0.1, 0.2])
+    got = combine_scores(candidates, reject_prob, np.zeros(3), Scoring(kind="paper"))
     titles = np.exp(np.array([0.6, 0.3]) / 0.4)
     titles /= titles.sum()
-    accepted = np.exp((1 - rejection) / 0.4)
+    accepted = np.exp((1 - reject_prob) / 0.4)
     want = titles[[0, 0, 1]] * accepted / accepted.sum()
     assert np.allclose(got, want)
-    named = score(candidates, rejection, np.zeros(3), Scoring(kind="named"))
+    named = combine_scores(candidates, reject_prob, np.zeros(3), Scoring(kind="named"))
     assert np.allclose(named, [0.6 * np.exp(-0.1), 0.6 * np.exp(-2), 0.3])
 
 
 def test_names_and_neighbours_are_fused() -> None:
     named = [Candidate(4, -0.1, -0.2), Candidate(2, -0.1, -2.0), Candidate(7, -3.0, 0.0)]
-    order = fused(named, [2, 9, 4])
+    order = reciprocal_rank_fusion(named, [2, 9, 4])
     # 2: places 2 and 1; 4: 1 and 3; 9: 2; 7: 3.
     assert [c.passage for c in order] == [2, 4, 9, 7]
     assert order[2] == Candidate(9) and order[3] == named[2]
     # What was not named counts as the least likely that was.
-    flat = Scoring(accept_weight=0, likelihood_weight=0, title_weight=1, passage_weight=0)
-    got = score(order, np.full(4, 0.5), np.zeros(4), flat)
+    flat = Scoring(accept_weight=0, query_likelihood_weight=0, title_weight=1, passage_weight=0)
+    got = combine_scores(order, np.full(4, 0.5), np.zeros(4), flat)
     assert np.allclose(got[2], got[3]) and got[0] > got[2]
 
 
 def test_an_embedded_corpus_is_searched_both_ways() -> None:
-    corpus = Corpus.build(toys.passages(), PROMPTS, scoring=Scoring(titles=1, passages=1))
+    corpus = Corpus.build(toys.passages(), PROMPTS, scoring=Scoring(title_beams=1, passage_beams=1))
     engine = SelfRetrieval(NETWORK, TOKENIZER, corpus)
     assert len(engine.search(["the dog"], 50)[0]) == 1
     corpus.vectors = embed_passages(NETWORK, PROMPTS, corpus.passages)
@@ -194,9 +245,9 @@ def test_an_embedded_corpus_is_searched_both_ways() -> None:
 
 
 def test_what_is_not_assessed_comes_last() -> None:
-    retriever = searcher(Corpus.build(toys.passages(), PROMPTS), assess=2)
+    retriever = searcher(Corpus.build(toys.passages(), PROMPTS), rerank_depth=2)
     (hits,) = retriever.search(["the dog"], 9)
-    assert [h.likelihood is not None for h in hits] == [True, True] + [False] * 7
+    assert [h.query_likelihood is not None for h in hits] == [True, True] + [False] * 7
 
 
 def test_questions_are_sampled_and_reproducible() -> None:
@@ -204,12 +255,12 @@ def test_questions_are_sampled_and_reproducible() -> None:
     # A toy cannot write a question mark; here every word ends one.
     ends = Prompts(TOKENIZER)
     ends._decode = lambda ids: "".join(f" {toys.WORDS[i]}?" for i in ids)
-    written = write_questions(NETWORK.llm, ends, passages, 3, 0, CPU)
-    assert written == write_questions(NETWORK.llm, ends, passages, 3, 0, CPU)
-    assert written != write_questions(NETWORK.llm, ends, passages, 3, 1, CPU)
+    written = generate_queries(NETWORK.llm, ends, passages, 3, 0, CPU)
+    assert written == generate_queries(NETWORK.llm, ends, passages, 3, 0, CPU)
+    assert written != generate_queries(NETWORK.llm, ends, passages, 3, 1, CPU)
     assert {q.positives[0] for q in written} == {p.id for p in passages}
     assert len({q.id for q in written}) == len(written) <= 12
-    assert write_questions(NETWORK.llm, PROMPTS, passages, 3, 0, CPU) == []
+    assert generate_queries(NETWORK.llm, PROMPTS, passages, 3, 0, CPU) == []
 
 
 def test_a_searcher_adds_and_asks(tmp_path: Path) -> None:

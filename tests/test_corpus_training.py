@@ -157,7 +157,7 @@ def test_resumed_equals_uninterrupted(
     tmp_path: Path, data: tuple[Path, Path], lm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(recipe(tmp_path / "a", data, lm, train__epochs=2, optim__ema_decay=0.9))
-    real = loop.one_step
+    real = loop.train_step
 
     def dying(run: Any, step: int, *more: Any) -> Any:
         if step == 5:
@@ -165,7 +165,7 @@ def test_resumed_equals_uninterrupted(
         return real(run, step)
 
     cut = recipe(tmp_path / "b", data, lm, train__epochs=2, optim__ema_decay=0.9)
-    monkeypatch.setattr(loop, "one_step", dying)
+    monkeypatch.setattr(loop, "train_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(cut)
     monkeypatch.undo()
@@ -209,9 +209,9 @@ def test_no_dev_queries_and_no_queries_but_its_own(
     section.queries, section.dev, section.generated_queries = [], Path(), 2
     run = loop.prepare(made)
     assert not run.evaluates
-    assert 9 <= sum(map(len, run.tasks[0].batches.questions_of)) <= 18
+    assert 9 <= sum(map(len, run.tasks[0].batches.questions_by_passage)) <= 18
     again = loop.prepare(made)
-    assert again.tasks[0].batches.questions_of == run.tasks[0].batches.questions_of
+    assert again.tasks[0].batches.questions_by_passage == run.tasks[0].batches.questions_by_passage
     assert len(list((tmp_path / "cache" / "questions").iterdir())) == 1
 
 

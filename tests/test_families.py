@@ -14,7 +14,7 @@ from mmgem.encoders.transformers_vision import TransformersEncoder
 from mmgem.errors import ConfigError
 from mmgem.inference.captioning import generate_captions
 from mmgem.models.llm import LLM
-from mmgem.train.optim import optimizer, trainable
+from mmgem.train.optim import build_optimizer, configure_trainable
 
 # Parts of published encoders that come after the map: they are kept, and learn nothing.
 AFTER_THE_MAP = {
@@ -49,7 +49,7 @@ def test_family(encoder: str, llm: str, tmp_path: Path) -> None:
     batch = toys.batch(network, images=3, each=2)
     batch.features = network.encoder.frozen_stem(pixels)
     options = OptimConfig(lr_encoder=1e-3, lr_embeddings=1e-3)
-    adam = optimizer(network, trainable(network, options, cached=False), options)
+    adam = build_optimizer(network, configure_trainable(network, options, cached=False), options)
     before = {n: p.detach().clone() for n, p in network.named_parameters()}
     losses = toys.losses(network.train(), batch)
     loss = losses["contrastive_loss"] + losses["caption_loss"]

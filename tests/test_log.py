@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mmgem.train.log import Log
+from mmgem.train.log import MetricsLogger
 
 
 def test_trackers_get_the_numbers_and_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +19,7 @@ def test_trackers_get_the_numbers_and_an_end(tmp_path: Path, monkeypatch: pytest
         log=lambda numbers, step: told.append((step, numbers)), finish=lambda: told.append("end")
     )
     monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=lambda **_: run))
-    log = Log(tmp_path, 0, ["trackio", "tensorboard"])
+    log = MetricsLogger(tmp_path, 0, ["trackio", "tensorboard"])
     log.write(1, {"loss": 2.5, "i2t": {"R@1": 3.0}})
     log.close()
     assert told == [(1, {"loss": 2.5}), "end"]

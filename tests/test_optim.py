@@ -12,12 +12,18 @@ import toys
 from mmgem.checkpoints.model_folder import build
 from mmgem.config import OptimConfig
 from mmgem.models.network import MMGEMNetwork
-from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
+from mmgem.train.optim import (
+    ExponentialMovingAverage,
+    build_optimizer,
+    configure_trainable,
+    lr_multiplier,
+    merge_lora,
+)
 
 
 def step(network: MMGEMNetwork, config: OptimConfig, cached: bool = False, steps: int = 1) -> None:
-    groups = trainable(network, config, cached)
-    adam = optimizer(network, groups, config)
+    groups = configure_trainable(network, config, cached)
+    adam = build_optimizer(network, groups, config)
     batch = toys.batch(network, images=4)
     pixels = torch.randn(4, 3, 32, 32)
     for _ in range(steps):
@@ -40,16 +46,16 @@ def snapshot(network: MMGEMNetwork) -> dict[str, torch.Tensor]:
 def test_groups() -> None:
     network = toys.network("qwen2", "efficientnet_lite0")
     config = OptimConfig(lr_encoder=1e-4, lr_embeddings=1e-5)
-    groups = trainable(network, config, cached=True)
+    groups = configure_trainable(network, config, cached=True)
     assert set(groups) == {"heads", "llm", "embeddings", "encoder"}
     assert groups["embeddings"] == ["llm.lm.model.embed_tokens.weight"]
     assert {"emb_token", "cap_token", "logit_scale", "visual_connector.weight"} <= set(groups["heads"])
     assert all(n.startswith(("encoder.net.blocks.", "encoder.net.head.")) for n in groups["encoder"])
     # Blocks up to the cut are behind the cache.
     assert {int(n.split(".")[3]) for n in groups["encoder"] if "blocks" in n} == set(range(11, 16))
-    uncached = trainable(network, config, cached=False)
+    uncached = configure_trainable(network, config, cached=False)
     assert len(uncached["encoder"]) == len(list(network.encoder.parameters()))
-    adam = optimizer(network, uncached, config)
+    adam = build_optimizer(network, uncached, config)
     assert sum(len(g["params"]) for g in adam.param_groups) == len(list(network.parameters()))
     for group in adam.param_groups:
         assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for p in group["params"])
@@ -88,21 +94,21 @@ def test_cached_encoder_stays_below_the_cut() -> None:
 
 def test_learning_rate() -> None:
     config = OptimConfig(warmup_steps=10, final_lr_ratio=0.1)
-    factors = [learning_rate(s, 100, config) for s in range(100)]
+    factors = [lr_multiplier(s, 100, config) for s in range(100)]
     assert factors[:10] == pytest.approx([(s + 1) / 10 for s in range(10)])
     assert factors[10] == pytest.approx(1.0)
     assert all(a > b for a, b in itertools.pairwise(factors[10:]))
     assert factors[55] == pytest.approx(0.55)
-    assert learning_rate(100, 100, config) == pytest.approx(0.1)
-    assert learning_rate(500, 100, config) == pytest.approx(0.1)
-    assert learning_rate(3, 2, config) == pytest.approx(0.4)  # a run shorter than its warm-up
-    assert learning_rate(0, 100, OptimConfig(warmup_steps=0)) == 1.0
+    assert lr_multiplier(100, 100, config) == pytest.approx(0.1)
+    assert lr_multiplier(500, 100, config) == pytest.approx(0.1)
+    assert lr_multiplier(3, 2, config) == pytest.approx(0.4)  # a run shorter than its warm-up
+    assert lr_multiplier(0, 100, OptimConfig(warmup_steps=0)) == 1.0
 
 
 def test_average_is_the_moving_average() -> None:
     network = toys.network()
-    trainable(network, OptimConfig(), cached=False)
-    average = Average(network, 0.9)
+    configure_trainable(network, OptimConfig(), cached=False)
+    average = ExponentialMovingAverage(network, 0.9)
     assert set(average.values) == {n for n, p in network.named_parameters() if p.requires_grad}
     expected = network.visual_connector.weight.detach().clone()
     for n in range(30):
@@ -116,17 +122,17 @@ def test_average_is_the_moving_average() -> None:
 
 def test_swapping_twice_changes_nothing() -> None:
     network = toys.network()
-    trainable(network, OptimConfig(), cached=False)
-    average = Average(network, 0.9)
+    configure_trainable(network, OptimConfig(), cached=False)
+    average = ExponentialMovingAverage(network, 0.9)
     with torch.no_grad():
         network.visual_connector.weight.add_(1)
     current, averaged = (
         network.visual_connector.weight.detach().clone(),
         average.values["visual_connector.weight"].clone(),
     )
-    average.swap(network)
+    average.swap_weights(network)
     assert torch.equal(network.visual_connector.weight, averaged)
-    average.swap(network)
+    average.swap_weights(network)
     assert torch.equal(network.visual_connector.weight, current)
     assert torch.equal(average.values["visual_connector.weight"], averaged)
 
@@ -162,7 +168,7 @@ def test_merged_lora_is_the_adapted_model(llm: str) -> None:
 
 def test_lora_leaves_the_new_parts_to_train() -> None:
     network = toys.network("llama")
-    groups = trainable(network, OptimConfig(lora_rank=2), cached=True)
+    groups = configure_trainable(network, OptimConfig(lora_rank=2), cached=True)
     assert set(groups) == {"heads", "llm"}
     blocks = [n for n in groups["llm"] if n.endswith("lora_A.default.weight")]
     assert len(blocks) == 2 * 7  # every linear map of both blocks: four of attention, three of the MLP

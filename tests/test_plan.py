@@ -17,8 +17,8 @@ from mmgem.config.recipe import changed, load_recipe
 from mmgem.data.word_tokens import WordTokens
 from mmgem.errors import ConfigError, UsageError
 from mmgem.plan import Hardware, known_hardware, plan
-from mmgem.tasks.image_text.lengths import Captions, captions_of
-from mmgem.train.loop import one_step, prepare
+from mmgem.tasks.image_text.lengths import CaptionStats, read_caption_stats
+from mmgem.train.loop import prepare, train_step
 from mmgem.utils.flops import FlopCount
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
@@ -84,7 +84,7 @@ def test_parameters_and_operations_are_those_of_a_step(world: dict[str, Any], ca
     assert to_dict(recipe) == before
     run = prepare(recipe)
     with FlopCount() as counted:
-        _, pairs = one_step(run, 0)
+        _, pairs = train_step(run, 0)
     parameters = list(run.network.parameters())
     adapters = sum(p.numel() for n, p in run.network.named_parameters() if "lora_" in n)
     assert told.parameters["total"] == sum(p.numel() for p in parameters) - adapters
@@ -109,7 +109,7 @@ def test_a_corpus_is_the_mean_of_its_steps(world: dict[str, Any]) -> None:
     found = []
     for step in range(run.tasks[0].batches.per_epoch):
         with FlopCount() as counted:
-            one_step(run, step)
+            train_step(run, step)
         found.append(counted.total)
     assert 1e12 * sum(told.operations.values()) == pytest.approx(np.mean(found), rel=0.05)
     assert told.steps == run.total
@@ -233,19 +233,19 @@ def test_advice_for_devices_that_wait_for_photos(world: dict[str, Any]) -> None:
 
 def test_captions_are_read_or_assumed(world: dict[str, Any], tmp_path: Path) -> None:
     recipe = made(world, data__mosaics=6, data__region_share=0.5)
-    told = captions_of(recipe.data, toys.tokenizer())
+    told = read_caption_stats(recipe.data, toys.tokenizer())
     assert (told.images, told.boxed, told.each, told.assumed) == (24, 30, 3, "")
     assert set(told.tokens) == {5}
     assert set(told.region_tokens) == {4, 5}
     assert sorted(set(told.regions)) == [2, 3, 4]
-    assert set(captions_of(recipe.data, None).tokens) == {6}  # 1.3 tokens a word
-    assert captions_of(recipe.data, None, tokens=9).tokens == [9]
+    assert set(read_caption_stats(recipe.data, None).tokens) == {6}  # 1.3 tokens a word
+    assert read_caption_stats(recipe.data, None, tokens=9).tokens == [9]
     recipe.data.train = tmp_path / "none.jsonl"
-    absent = captions_of(recipe.data, WordTokens())  # type: ignore[arg-type]
-    assert (absent.images, absent.tokens) == (None, Captions().tokens)
+    absent = read_caption_stats(recipe.data, WordTokens())  # type: ignore[arg-type]
+    assert (absent.images, absent.tokens) == (None, CaptionStats().tokens)
     assert "none.jsonl is not here" in absent.assumed
     recipe.data.train = tmp_path / "train-*.tar"
-    assert "train-*.tar is not here" in captions_of(recipe.data, None).assumed
+    assert "train-*.tar is not here" in read_caption_stats(recipe.data, None).assumed
 
 
 def test_known_hardware() -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mmgem.config import Recipe, to_dict
 from mmgem.data.records import read_jsonl
 from mmgem.data.shards import pack
-from mmgem.distributed.rendezvous import agreed_word
+from mmgem.distributed.rendezvous import agree_on_prefix
 from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.tasks.image_text.captioning import caption_loss
 from mmgem.tasks.image_text.contrastive import contrastive_terms
@@ -186,7 +186,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     mixed = made(world, train__out=str(tmp_path / "mixed"), **options)
     for size, steps in ((2, 4), (1, 6), (2, 9)):
         if size == 1:
-            plain = loop.one_step
+            plain = loop.train_step
 
             def until(run: Any, step: int, *more: Any, stop: int = steps) -> Any:
                 if step == stop:
@@ -194,7 +194,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
                 return plain(run, step, *more)  # noqa: B023
 
             with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-                patch.setattr(loop, "one_step", until)
+                patch.setattr(loop, "train_step", until)
                 loop.train(mixed)
         else:
             run_ranks(tmp_path / "said", size, spread.train_until, to_dict(mixed), steps)
@@ -252,14 +252,14 @@ def test_ranks_of_an_earlier_attempt_are_never_met() -> None:
 
         def join(rank: int, late: int = late) -> str:
             time.sleep(0.1 * (rank == late))
-            return agreed_word(store, rank, 3, 10.0)
+            return agree_on_prefix(store, rank, 3, 10.0)
 
         with ThreadPoolExecutor(3) as pool:
             (word,) = set(pool.map(join, range(3)))
         words.append(word)
     assert len(set(words)) == 3
     with pytest.raises(torch.distributed.DistStoreError, match="rank 1 of 2 did not come within 0 s"):
-        agreed_word(store, 0, 2, 0.1)
+        agree_on_prefix(store, 0, 2, 0.1)
 
 
 def test_ranks_alone() -> None:

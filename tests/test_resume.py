@@ -23,9 +23,9 @@ from mmgem.checkpoints.tensors import load_tensors, save_tensors
 from mmgem.config import Recipe, from_dict, to_dict
 from mmgem.config.compare import difference
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.train.log import Log
+from mmgem.train.log import MetricsLogger
 from mmgem.train.loop import train
-from mmgem.train.state import Snapshot, load_state, save_state, saved_steps, snapshot
+from mmgem.train.state import Snapshot, load_state, save_state, saved_steps, take_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ class Killed(BaseException):
 
 def train_until(recipe: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train until just before step ``stop`` and die there."""
-    plain = loop.one_step
+    plain = loop.train_step
 
     def dying(run: Any, step: int, *more: Any) -> Any:
         if step == stop:
@@ -63,7 +63,7 @@ def train_until(recipe: Recipe, stop: int, monkeypatch: pytest.MonkeyPatch) -> N
         return plain(run, step, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "one_step", dying)
+        patch.setattr(loop, "train_step", dying)
         with pytest.raises(Killed):
             train(recipe)
 
@@ -122,7 +122,7 @@ def test_a_finished_run_does_nothing_more(make: Any, monkeypatch: pytest.MonkeyP
     recipe = make()
     train(recipe)
     log = log_of(recipe)
-    monkeypatch.setattr(loop, "one_step", None)
+    monkeypatch.setattr(loop, "train_step", None)
     assert train(recipe) == recipe.train.out / "model"
     assert log_of(recipe) == log
 
@@ -130,7 +130,7 @@ def test_a_finished_run_does_nothing_more(make: Any, monkeypatch: pytest.MonkeyP
 def test_a_kill_before_the_final_export(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, whole = make(data__dev_split=""), make("whole", data__dev_split="")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "export", lambda *_: (_ for _ in ()).throw(Killed()))
+        patch.setattr(loop, "export_model", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             train(recipe)
     folder = train(recipe)
@@ -328,12 +328,12 @@ def test_difference_names_nested_fields(make: Any) -> None:
 
 def state(make: Any) -> tuple[Any, ...]:
     run = loop.prepare(make(data__dev_split=""))
-    loop.one_step(run, 0)
-    return run, run.network, run.optimizer, run.average
+    loop.train_step(run, 0)
+    return run, run.network, run.optimizer, run.ema
 
 
 def taken(*parts: Any) -> Snapshot:
-    made = snapshot(*parts)
+    made = take_snapshot(*parts)
     assert made is not None
     return made
 
@@ -351,7 +351,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(
     folder, facts = tmp_path / "checkpoints", {"recipe": to_dict(run.recipe), "best": None}
     save_state(folder, 1, taken(network, adam, average), facts, 1)
     before = weights(folder)
-    loop.one_step(run, 1)
+    loop.train_step(run, 1)
     plain_save, plain_write = state_file.save_tensors, state_file.write_atomic
 
     def dying_save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -390,7 +390,7 @@ def test_one_copy_is_in_memory_at_a_time(make: Any, tmp_path: Path) -> None:
         alive.add(made)
         return made
 
-    with state_file.Saver(tmp_path) as saver:
+    with state_file.CheckpointWriter(tmp_path) as saver:
         for step in (1, 2, 3):
             saver.save(step, take, {}, 2)
     assert saved_steps(tmp_path) == [2, 3]
@@ -418,12 +418,12 @@ def test_a_checkpoint_of_another_model_is_refused(make: Any, tmp_path: Path) -> 
 
 
 def test_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
-    log = Log(tmp_path, 0)
+    log = MetricsLogger(tmp_path, 0)
     for step in range(1, 6):
         log.write(step, {"loss": step / 10})
     with log.path.open("a") as f:
         f.write('{"step": 6, "lo')  # a line cut by a kill
-    Log(tmp_path, 3).write(4, {"loss": 9.0})
+    MetricsLogger(tmp_path, 3).write(4, {"loss": 9.0})
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 9.0)]
 

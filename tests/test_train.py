@@ -15,7 +15,7 @@ import toys
 from PIL import Image
 
 from mmgem.api import MMGEM
-from mmgem.checkpoints.initialize import start
+from mmgem.checkpoints.initialize import init_network
 from mmgem.checkpoints.model_folder import load_model
 from mmgem.checkpoints.tensors import dequantize, load_tensors, quantize
 from mmgem.config import Recipe
@@ -23,7 +23,7 @@ from mmgem.data.features import FeatureCache
 from mmgem.errors import CheckpointError, ConfigError, DataError, ImageError
 from mmgem.tasks.image_text.items import embed_items
 from mmgem.train.engine import set_precision
-from mmgem.train.loop import measure, one_step, prepare, train
+from mmgem.train.loop import evaluate_tasks, prepare, train, train_step
 
 
 @pytest.fixture(scope="module")
@@ -170,24 +170,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(make: Any) -> None:
     with torch.no_grad():
         run.network.visual_projection[1].weight.fill_(torch.nan)
     with pytest.raises(DataError, match="step 0: the loss is nan; lower the learning rates"):
-        one_step(run, 0)
+        train_step(run, 0)
 
 
 def test_temperature_stays_in_its_bounds(make: Any) -> None:
     run = prepare(make(optim__max_logit_scale_log=2.7, optim__lr_heads=0.1, data__dev_split=""))
     for step in range(12):
-        one_step(run, step)
+        train_step(run, step)
         assert run.network.logit_scale.item() <= 2.7
     # It is not stuck at its bound: the gradient still reaches it there.
     with torch.no_grad():
         run.network.logit_scale.fill_(2.7)
-    one_step(run, 0)
+    train_step(run, 0)
     assert float(run.network.logit_scale.grad) != 0
 
 
 def test_frozen_groups_do_not_move(make: Any) -> None:
     recipe = make(optim__lr_llm=0.0, data__dev_split="", train__epochs=1)
-    before, _ = start(recipe)
+    before, _ = init_network(recipe)
     after, _ = load_model(train(recipe))
     old, new = dict(before.named_parameters()), dict(after.named_parameters())
     moved = {n for n in new if not torch.equal(old[n], new[n])}
@@ -198,7 +198,7 @@ def test_frozen_groups_do_not_move(make: Any) -> None:
 def test_the_upper_part_of_the_default_encoder_trains(tmp_path: Path, data: Path) -> None:
     bases = toys.base_models(tmp_path / "bases", encoder="efficientnet_lite0")
     recipe = toys.recipe(tmp_path, data, *bases, optim__lr_encoder=1e-3, data__dev_split="", train__epochs=1)
-    before, _ = start(recipe)
+    before, _ = init_network(recipe)
     after, _ = load_model(train(recipe))
     old, new = before.encoder.net.state_dict(), after.encoder.net.state_dict()
     changed = {n for n in new if not torch.equal(old[n], new[n])}
@@ -214,7 +214,7 @@ def test_a_cached_transformers_encoder_cannot_train(make: Any) -> None:
         prepare(make(optim__lr_encoder=1e-3))
     run = prepare(make(optim__lr_encoder=1e-3, data__cached=False, data__dev_split=""))
     before = run.network.encoder.net.encoder.layers[0].mlp.fc1.weight.detach().clone()
-    one_step(run, 0)
+    train_step(run, 0)
     assert not torch.equal(before, run.network.encoder.net.encoder.layers[0].mlp.fc1.weight)
 
 
@@ -223,7 +223,7 @@ def test_pixels_and_cached_features_give_the_same_steps(make: Any) -> None:
     pixels = prepare(make(data__dev_split="", model__dropout=0.0, data__cached=False))
     assert isinstance(cached.tasks[0].batches.source, FeatureCache)
     for step in range(3):
-        one, two = one_step(cached, step)[0], one_step(pixels, step)[0]
+        one, two = train_step(cached, step)[0], train_step(pixels, step)[0]
         for name in ("contrastive_loss", "caption_loss"):
             assert one[name] == pytest.approx(two[name], rel=5e-3)
 
@@ -242,14 +242,14 @@ def test_bad_images_are_reported_and_skipped(
         caplog.clear()
     (data.parent / "images" / "20.png").write_bytes((data.parent / "images" / "20.png").read_bytes()[:-2000])
     with pytest.raises(ImageError, match=r"20\.png"):
-        one_step(run, 0)
+        train_step(run, 0)
 
 
 def test_lora_is_merged_on_export(make: Any) -> None:
     recipe = make(optim__lora_rank=2, optim__lr_llm=1e-2, data__dev_split="", train__epochs=2)
     run = prepare(recipe)
     for step in range(run.total):
-        one_step(run, step)
+        train_step(run, step)
     model, _ = load_model(train(recipe))
     texts = toys.sequences([4, 6])
     with torch.no_grad():
@@ -257,7 +257,7 @@ def test_lora_is_merged_on_export(make: Any) -> None:
             model.encode_text(texts), run.network.eval().encode_text(texts), atol=1e-5, rtol=1e-5
         )
         assert not torch.allclose(
-            model.encode_text(texts), start(recipe)[0].eval().encode_text(texts), atol=1e-3
+            model.encode_text(texts), init_network(recipe)[0].eval().encode_text(texts), atol=1e-3
         )
 
 
@@ -289,20 +289,20 @@ def test_soft_targets_need_and_use_a_teacher(make: Any, tmp_path: Path, monkeypa
     assert rows.shape == (24 * 3, 8)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(prepare(recipe).tasks[0].batches.teacher, rows)  # the second time from disk
-    soft = one_step(run, 0)[0]["contrastive_loss"]
-    assert soft != one_step(prepare(make()), 0)[0]["contrastive_loss"]
+    soft = train_step(run, 0)[0]["contrastive_loss"]
+    assert soft != train_step(prepare(make()), 0)[0]["contrastive_loss"]
 
 
 def test_weights_come_from_the_base_models(make: Any, bases: tuple[Path, Path]) -> None:
-    network, tokenizer = start(make())
+    network, tokenizer = init_network(make())
     source = toys.network()
     for name in ("encoder.net", "llm.lm"):
         ours, theirs = network.get_submodule(name).state_dict(), source.get_submodule(name).state_dict()
         assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
     assert tokenizer.prep.size == 32
-    again, _ = start(make())
+    again, _ = init_network(make())
     assert torch.equal(again.visual_projection[1].weight, network.visual_projection[1].weight)
-    other, _ = start(make(train__seed=5))
+    other, _ = init_network(make(train__seed=5))
     assert not torch.equal(other.visual_projection[1].weight, network.visual_projection[1].weight)
 
 
@@ -316,7 +316,7 @@ def test_a_encoder_inside_a_two_encoder_checkpoint(make: Any, tmp_path: Path) ->
         CLIPConfig(vision_config=vision, text_config=text | {"num_attention_heads": 2}, projection_dim=8)
     ).eval()
     clip.save_pretrained(tmp_path / "clip")
-    network, _ = start(make(init__encoder=str(tmp_path / "clip")))
+    network, _ = init_network(make(init__encoder=str(tmp_path / "clip")))
     pixels = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         expected = clip.vision_model(pixel_values=pixels).last_hidden_state[:, 1:].unflatten(1, (4, 4))
@@ -335,26 +335,26 @@ def test_base_weights_that_are_not_whole_are_refused(
         del tensors[name]
         save_file(tensors, str(copy / "model.safetensors"), metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match=rf"{section.replace('__', '.')}.*1 tensors are missing"):
-            start(make(**{section: str(copy)}))
+            init_network(make(**{section: str(copy)}))
         (copy / "config.json").unlink()
         with pytest.raises(CheckpointError, match=section.replace("__", r"\.")):
-            start(make(**{section: str(copy)}))
+            init_network(make(**{section: str(copy)}))
 
 
 def test_fewer_layers_and_rounded_tokens(tmp_path: Path, data: Path, bases: tuple[Path, Path]) -> None:
     recipe = toys.recipe(tmp_path, data, *bases, init__layers=1)
-    assert len(start(recipe)[0].llm.blocks) == 1
-    last, _ = start(toys.recipe(tmp_path, data, *bases, init__keep_layers=[1]))
+    assert len(init_network(recipe)[0].llm.blocks) == 1
+    last, _ = init_network(toys.recipe(tmp_path, data, *bases, init__keep_layers=[1]))
     assert torch.equal(last.llm.blocks[0].mlp.up_proj.weight, toys.network().llm.blocks[1].mlp.up_proj.weight)
     for change in ({"init__layers": 3}, {"init__keep_layers": [1, 0]}, {"init__layers": 0}):
         with pytest.raises(ConfigError, match="init"):
-            start(toys.recipe(tmp_path, data, *bases, **change))
+            init_network(toys.recipe(tmp_path, data, *bases, **change))
     toys.LLMS["wide"] = toys.LLMS["llama"] | {"hidden_size": 32}
     try:
         wide = toys.base_models(tmp_path / "wide", "wide")
     finally:
         del toys.LLMS["wide"]
-    network, _ = start(toys.recipe(tmp_path, data, *wide, init__quantize_embeddings=True))
+    network, _ = init_network(toys.recipe(tmp_path, data, *wide, init__quantize_embeddings=True))
     table = network.llm.lm.get_input_embeddings().weight
     assert torch.equal(dequantize(quantize(table, 4), 4), table)
 
@@ -363,17 +363,17 @@ def test_settings_the_weights_contradict_are_refused(make: Any) -> None:
     with pytest.raises(
         ConfigError, match=r"model\.llm\.config\.hidden_size: 32, but the base weights have 16"
     ):
-        start(make(model__llm={"config": {"hidden_size": 32}}))
+        init_network(make(model__llm={"config": {"hidden_size": 32}}))
     encoder = {"kind": "transformers", "config": {"patch_size": 4}}
     with pytest.raises(ConfigError, match=r"model\.encoder\.config\.patch_size: 4"):
-        start(make(model__encoder=encoder))
+        init_network(make(model__encoder=encoder))
     with pytest.raises(ConfigError, match=r"preprocessing\.size: 64, but the encoder reads 32"):
-        start(make(preprocessing__size=64))
+        init_network(make(preprocessing__size=64))
     encoder = {"kind": "transformers", "config": {"size": 64}}
-    network, _ = start(make(model__encoder=encoder, preprocessing__size=64))
+    network, _ = init_network(make(model__encoder=encoder, preprocessing__size=64))
     assert network.encoder.size == 64
     with pytest.raises(ConfigError, match=r"init\.encoder: .*EfficientNet"):
-        start(make(model__encoder={"kind": "efficientnet_lite0"}))
+        init_network(make(model__encoder={"kind": "efficientnet_lite0"}))
 
 
 def test_a_second_stage_starts_from_a_checkpoint(make: Any, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_second_stage_starts_from_a_checkpoint(make: Any, tmp_path: Path) -> N
         recipe = dataclasses.replace(
             recipe, **{k: toys.from_dict(type(getattr(recipe, k)), v) for k, v in changes.items()}
         )
-        network, tokenizer = start(recipe)
+        network, tokenizer = init_network(recipe)
         old, _ = load_model(first)
         assert torch.equal(network.visual_projection[1].weight, old.visual_projection[1].weight)
         assert network.config.dropout == dropout
@@ -407,10 +407,10 @@ def test_a_checkpoint_keeps_its_own_settings(
         setattr(plain, name, type(getattr(plain, name))())
     plain.init = type(plain.init)(checkpoint=tiny_model_folder)
     plain.model.encoder.freeze_until = 11
-    start(plain)
+    init_network(plain)
     setattr(getattr(plain, section), field, value)
     with pytest.raises(ConfigError, match=rf"{section}\.{field}: differs from init\.checkpoint"):
-        start(plain)
+        init_network(plain)
 
 
 def test_boxes_of_mosaics_and_whole_images_train_together(make: Any, tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_boxes_of_mosaics_and_whole_images_train_together(make: Any, tmp_path: P
     assert batch.boxes is not None
     assert batch.box_features is not None
     assert (len(batch.features), len(batch.box_features)) == (4, len(batch.boxes))
-    values, pairs = one_step(run, 0)
+    values, pairs = train_step(run, 0)
     assert pairs == 8
     assert np.isfinite(list(values.values())).all()
     (mosaics,) = (tmp_path / "mosaics").iterdir()
@@ -435,12 +435,12 @@ def test_bfloat16_is_the_same_step_less_exactly(make: Any) -> None:
     values = {}
     for precision in ("float32", "bfloat16"):
         run = prepare(make(train__precision=precision, train__epochs=1))
-        values[precision], _ = one_step(run, 0)
+        values[precision], _ = train_step(run, 0)
         assert {p.dtype for p in run.network.parameters()} == {torch.float32}
-        seen = measure(run)
+        seen = evaluate_tasks(run)
         again = prepare(make(train__epochs=1))
         again.network.load_state_dict(run.network.state_dict())
-        assert measure(again) == seen  # what is measured is float32 in any case
+        assert evaluate_tasks(again) == seen  # what is measured is float32 in any case
     one, two = values["float32"], values["bfloat16"]
     for name in ("contrastive_loss", "caption_loss"):
         assert two[name] == pytest.approx(one[name], rel=0.02)
@@ -472,7 +472,7 @@ def test_boxes_train_on_larger_maps(make: Any) -> None:
     for cached in (True, False):
         rate = {} if cached else {"optim__lr_encoder": 1e-3}
         run = prepare(make(**options, **rate, data__cached=cached, train__epochs=1))
-        values, _ = one_step(run, 0)
+        values, _ = train_step(run, 0)
         assert np.isfinite(list(values.values())).all()
         batch = run.tasks[0].batches[0]
         one, two = (batch.features, batch.box_features) if cached else (batch.pixels, batch.box_pixels)

@@ -11,7 +11,7 @@ from mmgem.errors import UsageError
 from mmgem.models.network import MMGEMNetwork
 
 # What the hub's pages offer to do with a model.
-_SEES, _READS = "zero-shot-image-classification", "sentence-similarity"
+_IMAGE_TASK, _TEXT_TASK = "zero-shot-image-classification", "sentence-similarity"
 
 
 def read_card(folder: Path) -> str:
@@ -28,18 +28,18 @@ def with_front_matter(card: str, network: MMGEMNetwork, licence: str | None = No
     """
     from huggingface_hub import ModelCard
 
-    sees = bool(network.encoder.channels)
+    has_encoder = bool(network.encoder.channels)
     if not card.startswith("---"):
         card = f"---\nlibrary_name: mmgem\n---\n{card or '# An mmgem model'}\n"
     try:
-        made = ModelCard(card)
+        model_card = ModelCard(card)
     except Exception as error:  # YAML's own among them
         raise UsageError(f"the card's front matter cannot be read: {str(error).splitlines()[0]}") from error
-    data = made.data
+    data = model_card.data
     data.library_name = data.library_name or "mmgem"
-    data.pipeline_tag = data.pipeline_tag or (_SEES if sees else _READS)
+    data.pipeline_tag = data.pipeline_tag or (_IMAGE_TASK if has_encoder else _TEXT_TASK)
     data.license = licence or data.license
-    return str(made)
+    return str(model_card)
 
 
 def upload(folder: Path, repo: str, private: bool | None = None, token: str | None = None) -> str:

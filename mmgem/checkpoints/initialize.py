@@ -25,7 +25,7 @@ from mmgem.models.packing_check import check_packing
 from mmgem.utils.hf_config import export_config
 
 
-def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
+def init_network(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     """Build the network of ``recipe`` with its starting weights.
 
     Raises ``ConfigError`` for settings that exclude each other and for language models that packed rows are
@@ -37,10 +37,10 @@ def start(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     if network.encoder.sees_images:
         network.encoder.check_maps()
     check_packing(network.llm)
-    most, positions = network.prefix_length + 1 + tokenizer.prep.max_text_tokens, network.llm.positions
-    if most > positions:
+    longest, positions = network.prefix_length + 1 + tokenizer.prep.max_text_tokens, network.llm.positions
+    if longest > positions:
         raise ConfigError(
-            f"preprocessing.max_text_tokens: image and text are up to {most} tokens, "
+            f"preprocessing.max_text_tokens: image and text are up to {longest} tokens, "
             f"more than the {positions} that the LLM reads"
         )
     return network, tokenizer
@@ -72,13 +72,15 @@ def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
 def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     assert recipe.init.checkpoint is not None
     old, tokenizer = load_model(resolve(recipe.init.checkpoint))
-    config, tokenizer.prep = continued(recipe, old.config, tokenizer.prep)
+    config, tokenizer.prep = config_from_checkpoint(recipe, old.config, tokenizer.prep)
     network = build(config)
     network.load_state_dict(old.state_dict())
     return network, tokenizer
 
 
-def continued(recipe: Recipe, old: ModelConfig, prep: Preprocessing) -> tuple[ModelConfig, Preprocessing]:
+def config_from_checkpoint(
+    recipe: Recipe, old: ModelConfig, prep: Preprocessing
+) -> tuple[ModelConfig, Preprocessing]:
     """What a checkpoint's model and preprocessing are when ``recipe`` goes on from it.
 
     Raises ``ConfigError`` for fields that the checkpoint decides."""

@@ -27,25 +27,25 @@ from mmgem.utils.files import replace_folder, write_atomic
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """State dict without second names of shared (tied) tensors."""
-    seen: dict[tuple[int, tuple[int, ...]], str] = {}
-    out = {}
+    name_of: dict[tuple[int, tuple[int, ...]], str] = {}
+    tensors = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         key = (id(tensor), tuple(tensor.shape))
-        if key not in seen:
-            seen[key] = name
-            out[name] = tensor
-    return out
+        if key not in name_of:
+            name_of[key] = name
+            tensors[name] = tensor
+    return tensors
 
 
 def load_into(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     """Copy ``tensors`` into ``module``. Raises ``CheckpointError`` listing names that do not fit."""
-    own = own_tensors(module)
-    missing = sorted(own.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - own.keys())
+    expected = own_tensors(module)
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - expected.keys())
     shapes = [
-        f"{n} {tuple(tensors[n].shape)} instead of {tuple(own[n].shape)}"
-        for n in own.keys() & tensors.keys()
-        if own[n].shape != tensors[n].shape
+        f"{n} {tuple(tensors[n].shape)} instead of {tuple(expected[n].shape)}"
+        for n in expected.keys() & tensors.keys()
+        if expected[n].shape != tensors[n].shape
     ]
     problems = [
         f"{kind} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
@@ -55,7 +55,7 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None
     if problems:
         raise CheckpointError(f"{where}: tensors do not fit the model: {'; '.join(problems)}")
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in expected.items():
             parameter.copy_(tensors[name])
 
 

@@ -53,8 +53,8 @@ def lasting_name(name: str | os.PathLike[str]) -> str:
 
 def complete(folder: Path) -> Path:
     """``folder``, or its last whole version where a kill came between the two renames that replace it."""
-    whole = folder.absolute()
-    old = whole.with_name(whole.name + OLD)
+    current = folder.absolute()
+    old = current.with_name(current.name + OLD)
     return old if old.is_dir() and not folder.exists() else folder
 
 

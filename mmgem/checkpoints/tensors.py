@@ -48,26 +48,28 @@ def dequantize(parts: dict[str, Tensor], bits: int) -> Tensor:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], bits: dict[str, int] | None = None) -> None:
     """Write ``tensors``; those in ``bits`` in 16 bits, or 8 or 4 if their shape allows."""
-    out: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     rounded: dict[str, dict[str, object]] = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu()
-        width = (bits or {}).get(name)
-        if width is None:
-            out[name] = tensor.contiguous()
-        elif tensor.ndim >= 2 and (width == 8 or (width == 4 and tensor[0].numel() % GROUP_OF_4_BITS == 0)):
-            for part, value in quantize(tensor.reshape(len(tensor), -1), width).items():
-                out[f"{name}.{part}"] = value
-            rounded[name] = {"bits": width, "shape": list(tensor.shape)}
+        tensor_bits = (bits or {}).get(name)
+        if tensor_bits is None:
+            stored[name] = tensor.contiguous()
+        elif tensor.ndim >= 2 and (
+            tensor_bits == 8 or (tensor_bits == 4 and tensor[0].numel() % GROUP_OF_4_BITS == 0)
+        ):
+            for part, value in quantize(tensor.reshape(len(tensor), -1), tensor_bits).items():
+                stored[f"{name}.{part}"] = value
+            rounded[name] = {"bits": tensor_bits, "shape": list(tensor.shape)}
         else:
-            out[name] = tensor.half().contiguous()
-    _part(out)
+            stored[name] = tensor.half().contiguous()
+    _separate_storages(stored)
     # One entry only: the library writes several in random order, and equal weights shall be equal files.
-    save_file(out, str(path), metadata={"quantized": json.dumps(rounded)} if rounded else {"format": "pt"})
+    save_file(stored, str(path), metadata={"quantized": json.dumps(rounded)} if rounded else {"format": "pt"})
     path.chmod(0o666 & ~_umask())  # the library leaves it readable by its owner alone
 
 
-def _part(tensors: dict[str, Tensor]) -> None:
+def _separate_storages(tensors: dict[str, Tensor]) -> None:
     """Copy those that lie in the memory of others, which the library refuses to write."""
     end = 0
     for name in sorted(tensors, key=lambda name: tensors[name].data_ptr()):
@@ -99,9 +101,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({error})") from error
     try:
-        for name, facts in json.loads(metadata.get("quantized", "{}")).items():
+        for name, entry in json.loads(metadata.get("quantized", "{}")).items():
             parts = {part: tensors.pop(f"{name}.{part}") for part in ("q", "scale", "low")}
-            tensors[name] = dequantize(parts, facts["bits"]).reshape(facts["shape"])
+            tensors[name] = dequantize(parts, entry["bits"]).reshape(entry["shape"])
     except KeyError as error:
         raise CheckpointError(f"{path}: missing tensor {error}") from error
     return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}

@@ -15,7 +15,7 @@ from mmgem.errors import UsageError
 
 if TYPE_CHECKING:
     from mmgem.self_retrieval.model import SelfRetrieval
-    from mmgem.self_retrieval.retriever import Found
+    from mmgem.self_retrieval.retriever import ScoredPassage
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.command("train", short_help="Learn a corpus, as a recipe says (the same as mmgem train).")(train)
@@ -47,7 +47,7 @@ def search(
     engine = _load(model)
     (hits,) = engine.search([_text(question)], k)
     if as_json:
-        print_json({"query": question, "hits": [vars(hit) for hit in hits]})
+        print_json({"query": question, "hits": [hit.to_json() for hit in hits]})
     else:
         _show(hits)
 
@@ -67,7 +67,7 @@ def ask(
     engine = _load(model)
     answer = engine.ask(_text(question), k)
     if as_json:
-        hits = [vars(hit) for hit in answer.hits]
+        hits = [hit.to_json() for hit in answer.hits]
         print_json({"query": question, "answer": answer.text, "source": answer.source, "hits": hits})
         return
     print(answer.text if answer.text is not None else "no answer in these passages")
@@ -147,6 +147,6 @@ def _text(question: str) -> str:
     return question
 
 
-def _show(hits: list[Found]) -> None:
+def _show(hits: list[ScoredPassage]) -> None:
     for hit in hits:
         print(f"{hit.score:.3f}\t{hit.id}\t{hit.title}\t{hit.text[:80]}")

@@ -45,9 +45,9 @@ class MtebSearch:
             Passage(str(row["id"]), _words(row, "title") or "-", _words(row, "text", "body"))
             for row in corpus
         ]
-        own = self.engine
-        made = Corpus.build(passages, own.prompts, own.corpus.titled, own.corpus.scoring)
-        self.engine = SelfRetrieval(own.network, own.tokenizer, made)
+        engine = self.engine
+        task_corpus = Corpus.build(passages, engine.prompts, engine.corpus.titled, engine.corpus.scoring)
+        self.engine = SelfRetrieval(engine.network, engine.tokenizer, task_corpus)
         self._number = {p.id: n for n, p in enumerate(passages)}
 
     def search(
@@ -62,18 +62,18 @@ class MtebSearch:
         tasks) those of the passages named there. Raises ``UsageError`` before :meth:`index`."""
         if not self._number:
             raise UsageError("nothing to search: index a corpus first")
-        found: dict[str, dict[str, float]] = {}
+        scores: dict[str, dict[str, float]] = {}
         retriever = self.engine.retriever
         for row in queries:
             question, name = _words(row, "text", "query"), str(row["id"])
             if top_ranked is None:
                 hits = self.engine.search([question], top_k)[0]
             else:
-                given = [Candidate(self._number[str(i)]) for i in top_ranked[name]]
-                hits = retriever.judged(question, given)[:top_k]
+                candidates = [Candidate(self._number[str(i)]) for i in top_ranked[name]]
+                hits = retriever.score_candidates(question, candidates)[:top_k]
             # Passages that were named and not judged have a score of 0 each; keep their order.
-            found[name] = {hit.id: hit.score - 1e-9 * place for place, hit in enumerate(hits)}
-        return found
+            scores[name] = {hit.id: hit.score - 1e-9 * place for place, hit in enumerate(hits)}
+        return scores
 
 
 def _words(row: Mapping[str, Any], *keys: str) -> str:

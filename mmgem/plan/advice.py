@@ -21,9 +21,9 @@ from mmgem.plan.times import step_seconds
 from mmgem.tasks.base import tasks_of
 from mmgem.utils.progress import doing
 
-_WORTH, _ALIKE = 0.98, 1.03
-_LEAST_CHUNK, _LEAST_BATCH, _RANK = 8, 2, 16
-_MOST_WORKERS = 16  # cores that machines have for each of their devices
+_MAX_RATIO, _TOLERANCE = 0.98, 1.03
+_MIN_CHUNK, _MIN_BATCH, _LORA_RANK = 8, 2, 16
+_MAX_WORKERS = 16  # cores that machines have for each of their devices
 
 Settings = Iterator[list[str]]
 
@@ -37,43 +37,43 @@ class Change:
     settings: Callable[[Recipe, str, int], Settings]
 
 
-def advice(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
-    """Changes to ``recipe``, whose plan is ``made``, one upon the other, until it fits: all that save
+def advice(planner: Planner, recipe: Recipe, current: Plan) -> list[Advice]:
+    """Changes to ``recipe``, whose plan is ``current``, one upon the other, until it fits: all that save
     something if it never does. Then, if it fits, what keeps its devices from waiting for photos. None if no
     hardware is known."""
-    told: list[Advice] = []
+    suggestions: list[Advice] = []
     for change in CHANGES:
-        if made.fits is not False:
+        if current.fits is not False:
             break
-        tried: list[tuple[list[str], Recipe, Plan]] = []
+        trials: list[tuple[list[str], Recipe, Plan]] = []
         for setting in change.settings(recipe, planner.device, planner.count):
             trial = changed(recipe, setting)
             with doing(f"trying {' '.join(setting)}"):
-                tried.append((setting, trial, planner.plan(trial, None)))
-            if tried[-1][2].fits:
+                trials.append((setting, trial, planner.plan(trial, None)))
+            if trials[-1][2].fits:
                 break
-        if not tried or tried[-1][2].total_memory > _WORTH * made.total_memory:
+        if not trials or trials[-1][2].total_memory > _MAX_RATIO * current.total_memory:
             continue
         # The mildest form that saves as much as the strongest.
-        enough = _ALIKE * tried[-1][2].total_memory
-        setting, recipe, made = next(t for t in tried if t[2].total_memory <= enough)
-        told.append(_told(setting, change.cost, made))
-    return told + _photos(planner, recipe, made)
+        enough_memory = _TOLERANCE * trials[-1][2].total_memory
+        setting, recipe, current = next(t for t in trials if t[2].total_memory <= enough_memory)
+        suggestions.append(_advice_for(setting, change.cost, current))
+    return suggestions + _photo_advice(planner, recipe, current)
 
 
-def _told(setting: list[str], cost: str, made: Plan) -> Advice:
-    assert made.bounds is not None and made.fits is not None
-    return Advice(" ".join(setting), cost, made.total_memory, made.bounds.step / made.pairs, made.fits)
+def _advice_for(setting: list[str], cost: str, plan: Plan) -> Advice:
+    assert plan.bounds is not None and plan.fits is not None
+    return Advice(" ".join(setting), cost, plan.total_memory, plan.bounds.step / plan.pairs, plan.fits)
 
 
-def _photos(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
+def _photo_advice(planner: Planner, recipe: Recipe, plan: Plan) -> list[Advice]:
     """The change that gets photos ready as fast as the device takes them: features that are kept, where the
     encoder is frozen; else workers, which only shards have."""
-    at, data = made.bounds, recipe.data
-    if not made.fits or at is None or data.train is None:
+    bounds, data = plan.bounds, recipe.data
+    if not plan.fits or bounds is None or data.train is None:
         return []
-    workers = min(math.ceil(at.data / at.operators), _MOST_WORKERS)
-    if at.data <= at.operators or workers <= data.workers:
+    workers = min(math.ceil(bounds.data / bounds.operators), _MAX_WORKERS)
+    if bounds.data <= bounds.operators or workers <= data.workers:
         return []
     setting, cost = [f"data.workers={workers}"], f"{workers} cores a device decode photos ahead"
     if not is_shards(data.train):
@@ -81,14 +81,14 @@ def _photos(planner: Planner, recipe: Recipe, made: Plan) -> list[Advice]:
             setting = ["data.cached=true"]
             with doing(f"trying {setting[0]}"):
                 cached = planner.plan(changed(recipe, setting), None)
-            return [_told(setting, "features of the encoder are kept on the disk", cached)]
-        undone = any(task.needs_loose_files for task in tasks_of(recipe))
-        if undone or (data.dev is None and data.dev_split):
+            return [_advice_for(setting, "features of the encoder are kept on the disk", cached)]
+        needs_loose_files = any(task.needs_loose_files for task in tasks_of(recipe))
+        if needs_loose_files or (data.dev is None and data.dev_split):
             return []  # what shards cannot do
         setting.insert(0, f"data.train='shards/{data.split or ''}*.tar'")
         cost += f"; first mmgem data pack {data.train} --out shards"
-    ahead = replace(at, step=step_seconds(at.operators, at.data, workers))
-    return [_told(setting, cost, replace(made, bounds=ahead))]
+    ahead = replace(bounds, step=step_seconds(bounds.operators, bounds.data, workers))
+    return [_advice_for(setting, cost, replace(plan, bounds=ahead))]
 
 
 def _precision(recipe: Recipe, device: str, _count: int) -> Settings:
@@ -103,8 +103,8 @@ def _shards(recipe: Recipe, _device: str, count: int) -> Settings:
 
 def _chunks(recipe: Recipe, _device: str, count: int) -> Settings:
     if all(task.grad_cache is not None for task in tasks_of(recipe)):
-        of = recipe.train.grad_cache_chunk_size or -(-recipe.train.batch_size // count)
-        for size in _halves(of, _LEAST_CHUNK):
+        items = recipe.train.grad_cache_chunk_size or -(-recipe.train.batch_size // count)
+        for size in _halves(items, _MIN_CHUNK):
             yield [f"train.grad_cache_chunk_size={size}"]
 
 
@@ -121,7 +121,7 @@ def _average(recipe: Recipe, _device: str, _count: int) -> Settings:
 def _adapters(recipe: Recipe, _device: str, _count: int) -> Settings:
     trains = recipe.optim.lr_llm > 0 and not recipe.optim.lora_rank
     if trains and importlib.util.find_spec("peft") is not None:
-        yield [f"optim.lora_rank={_RANK}"]
+        yield [f"optim.lora_rank={_LORA_RANK}"]
 
 
 def _encoder(recipe: Recipe, _device: str, _count: int) -> Settings:
@@ -134,14 +134,14 @@ def _encoder(recipe: Recipe, _device: str, _count: int) -> Settings:
 
 def _batch(recipe: Recipe, _device: str, count: int) -> Settings:
     key = tasks_of(recipe)[0].batch_size_key
-    for size in _halves(value_at(recipe, key), _LEAST_BATCH * count):
+    for size in _halves(value_at(recipe, key), _MIN_BATCH * count):
         yield [f"{key}={size}"]
 
 
-def _halves(of: int, least: int) -> Iterator[int]:
-    while of // 2 >= least:
-        of //= 2
-        yield of
+def _halves(size: int, smallest: int) -> Iterator[int]:
+    while size // 2 >= smallest:
+        size //= 2
+        yield size
 
 
 CHANGES = (

@@ -1,4 +1,4 @@
-"""A recipe's step gone through without data: the trainer's own code, on the planned number of ranks.
+"""A recipe's step gone through without data: the trainer's own code, on the planned number of processes.
 
 The optimiser's tensors are not made but reckoned: two of the size of what trains, one more for the average.
 """
@@ -20,24 +20,24 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.plan.memory import MemoryTracker
 from mmgem.tasks.base import FakeBatch, FakeTensorFactory, Task, Terms, total_loss
 from mmgem.train.engine import checkpoint_activations, set_precision
-from mmgem.train.optim import trainable
+from mmgem.train.optim import configure_trainable
 from mmgem.train.step import Embeddings, embedding_grads
 
 
 @dataclass(frozen=True)
 class FakeWorld(World):
-    """Ranks that all have what this one has, of which only this one is there."""
+    """Processes that all have what this one has, of which only this one is there."""
 
     def all_reduce_sum(self, *counts: float) -> list[float]:
-        """As if every rank had counted the same."""
+        """As if every process had counted the same."""
         return [count * self.size for count in counts]
 
     def all_gather_sizes(self, count: int) -> list[int]:
-        """As if every rank had ``count``."""
+        """As if every process had ``count``."""
         return [count] * self.size
 
     def all_gather(self, rows: Tensor, lengths: list[int]) -> Tensor:
-        """This rank's rows in the place of everyone's."""
+        """This process's rows in the place of everyone's."""
         return torch.cat([rows] * self.size) if self.size > 1 else rows
 
 
@@ -59,16 +59,16 @@ def dry_run(
     tasks: Sequence[tuple[Task[Any], Any]],
     network: MMGEMNetwork,
     device: str,
-    count: int,
+    world_size: int,
 ) -> DryRun:
     """Go through one step of ``recipe`` with ``network`` (on the meta device; it is changed), as the last of
-    ``count`` processes on a kind of ``device``.
+    ``world_size`` processes on a kind of ``device``.
 
     ``tasks``: those of the recipe, each with what :meth:`~mmgem.tasks.base.Task.describe_data` gave.
     """
-    world = FakeWorld(count - 1, count)
-    sharded = count > 1 and recipe.train.strategy == "fsdp"
-    groups = trainable(network, recipe.optim, recipe.data.cached)
+    world = FakeWorld(world_size - 1, world_size)
+    sharded = world_size > 1 and recipe.train.strategy == "fsdp"
+    groups = configure_trainable(network, recipe.optim, recipe.data.cached)
     trained = {g: sum(network.get_parameter(n).numel() for n in names) for g, names in groups.items()}
     if recipe.train.checkpoint_activations:
         checkpoint_activations(network)
@@ -84,13 +84,13 @@ def dry_run(
 
     batches = [(task, task.fake_batch(data, network, world, fake_tensor)) for task, data in tasks]
     tracker = MemoryTracker({width for _, batch in batches for width in batch.logit_widths})
-    _label(tracker, network, [batch.batch for _, batch in batches])
-    _hold_gradients(tracker, network, count > 1, sharded)
+    _label_tensors(tracker, network, [batch.batch for _, batch in batches])
+    _hold_gradients(tracker, network, world_size > 1, sharded)
     step = _Step(network, world, tracker, fake_tensor, sharded)
     with torch.random.fork_rng(), tracker:
         for task, batch in batches:
             step.run(task, batch, recipe.train.grad_cache_chunk_size)
-    memory = _with_states(recipe, network, tracker.peak, device, count)
+    memory = _with_optimizer_states(recipe, network, tracker.peak, device, world_size)
     pairs = sum(batch.pairs for _, batch in batches)
     return DryRun(trained, pairs, sum(batch.images for _, batch in batches), memory, tracker.work)
 
@@ -115,39 +115,43 @@ class _Step:
             self.tracker.weight = 1.0
             return
         chunks = list(cache.split(fake.batch, chunk_size))
-        alike: dict[Any, list[Any]] = {}
+        chunks_by_kind: dict[Any, list[Any]] = {}
         for chunk in chunks:
-            alike.setdefault(_kind(chunk), []).append(chunk)
-        shares = [(own[0], sum(map(task.pairs, own)) / task.pairs(own[0])) for own in alike.values()]
-        grads: list[Embeddings] = [{} for _ in shares]
+            chunks_by_kind.setdefault(_present_tensors(chunk), []).append(chunk)
+        weighted_chunks = [
+            (group[0], sum(map(task.pairs, group)) / task.pairs(group[0]))
+            for group in chunks_by_kind.values()
+        ]
+        grads: list[Embeddings] = [{} for _ in weighted_chunks]
         if cache.over_embeddings:
             sizes: dict[str, int] = {}
             with torch.no_grad():
-                for chunk, self.tracker.weight in shares:
+                for chunk, self.tracker.weight in weighted_chunks:
                     widths = {name: x.shape[1:] for name, x in cache.embed(self.network, chunk).items()}
             self.tracker.weight = 1.0
             for chunk in chunks:
                 for name, count in cache.sizes(chunk).items():
                     sizes[name] = sizes.get(name, 0) + count
-            whole = {name: self.fake_tensor(count, *widths[name]) for name, count in sizes.items()}
-            _, (gradient,) = embedding_grads(cache, self.network, [whole], fake.batch, self.world)
+            full = {name: self.fake_tensor(count, *widths[name]) for name, count in sizes.items()}
+            _, (gradient,) = embedding_grads(cache, self.network, [full], fake.batch, self.world)
             grads = [
                 {name: gradient[name][:count] for name, count in cache.sizes(chunk).items()}
-                for chunk, _ in shares
+                for chunk, _ in weighted_chunks
             ]
         totals = cache.totals(fake.batch, self.world)
-        _give_gradients(self.tracker, self.network, self.sharded)  # from the second chunk on they are there
-        for (chunk, self.tracker.weight), embedded in zip(shares, grads, strict=True):
-            _backward(cache.replay(self.network, chunk, embedded, totals))
+        # From the second chunk on they are there.
+        _allocate_gradients(self.tracker, self.network, self.sharded)
+        for (chunk, self.tracker.weight), chunk_grads in zip(weighted_chunks, grads, strict=True):
+            _backward(cache.replay(self.network, chunk, chunk_grads, totals))
         self.tracker.weight = 1.0
 
 
-def _kind(chunk: Any) -> tuple[str, ...]:
+def _present_tensors(chunk: Any) -> tuple[str, ...]:
     """What sets chunks apart that are not alike: the tensors they have."""
     return tuple(name for name, value in vars(chunk).items() if value is not None)
 
 
-def _label(tracker: MemoryTracker, network: MMGEMNetwork, batches: Sequence[Any]) -> None:
+def _label_tensors(tracker: MemoryTracker, network: MMGEMNetwork, batches: Sequence[Any]) -> None:
     """Tell the tracker what is whose."""
     for tensor in (*network.parameters(), *network.buffers()):
         tracker.hold(tensor, "weights")
@@ -159,25 +163,25 @@ def _label(tracker: MemoryTracker, network: MMGEMNetwork, batches: Sequence[Any]
     tracker.label(network.encoder, "trainable_head", "encoder", result="maps")
 
 
-def _hold_gradients(tracker: MemoryTracker, network: MMGEMNetwork, several: bool, sharded: bool) -> None:
-    """Tell the tracker which memory becomes that of gradients: on several ranks DDP holds all of them at all
-    times; FSDP passes them on at once."""
+def _hold_gradients(tracker: MemoryTracker, network: MMGEMNetwork, distributed: bool, sharded: bool) -> None:
+    """Tell the tracker which memory becomes that of gradients: on several processes DDP holds all of them
+    at all times; FSDP passes them on at once."""
     for p in network.parameters():
         if p.requires_grad:
-            p.register_post_accumulate_grad_hook(lambda p: _held(tracker, p, sharded))
-    if several and not sharded:
-        _give_gradients(tracker, network, sharded)
+            p.register_post_accumulate_grad_hook(lambda p: _hold_gradient(tracker, p, sharded))
+    if distributed and not sharded:
+        _allocate_gradients(tracker, network, sharded)
 
 
-def _give_gradients(tracker: MemoryTracker, network: MMGEMNetwork, sharded: bool) -> None:
+def _allocate_gradients(tracker: MemoryTracker, network: MMGEMNetwork, sharded: bool) -> None:
     """Let everything that trains have a gradient."""
     for p in network.parameters():
         if p.requires_grad and p.grad is None:
             p.grad = torch.zeros_like(p)
-            _held(tracker, p, sharded)
+            _hold_gradient(tracker, p, sharded)
 
 
-def _held(tracker: MemoryTracker, p: Tensor, sharded: bool) -> None:
+def _hold_gradient(tracker: MemoryTracker, p: Tensor, sharded: bool) -> None:
     assert p.grad is not None
     if sharded:
         tracker.forget(p.grad)
@@ -191,26 +195,26 @@ def _backward(terms: Terms) -> None:
         loss.backward()
 
 
-def _with_states(
+def _with_optimizer_states(
     recipe: Recipe, network: MMGEMNetwork, peak: Counter[str], device: str, count: int
 ) -> Counter[str]:
     """Bytes by kind with what lies beside a step: optimiser, average, and on a CPU the copy of all that
     trains, from which a checkpoint is written while steps go on."""
-    every = _bytes(network.parameters())
+    all_weights = _bytes(network.parameters())
     trained = _bytes(p for p in network.parameters() if p.requires_grad)
-    ranks = count if recipe.train.strategy == "fsdp" else 1
+    shards = count if recipe.train.strategy == "fsdp" else 1
     memory = Counter(peak)
-    memory["optimizer"] = 2 * trained // ranks
-    memory["average"] = trained // ranks if recipe.optim.ema_decay else 0
+    memory["optimizer"] = 2 * trained // shards
+    memory["average"] = trained // shards if recipe.optim.ema_decay else 0
     if device == "cpu":
         memory["checkpoint"] = trained + 2 * trained + (trained if recipe.optim.ema_decay else 0)
-    if ranks > 1:
+    if shards > 1:
         # Whole are: what lies outside the LLM's blocks, all the time, and two blocks, one being fetched.
         blocks = list(network.llm.blocks)
         in_block = [_bytes(b.parameters()) for b in blocks]
         gradients = [_bytes(p for p in b.parameters() if p.requires_grad) for b in blocks]
-        memory["weights"] += every // ranks - sum(in_block) + 2 * max(in_block)
-        memory["gradients"] = trained // ranks + trained - sum(gradients) + 2 * max(gradients)
+        memory["weights"] += all_weights // shards - sum(in_block) + 2 * max(in_block)
+        memory["gradients"] = trained // shards + trained - sum(gradients) + 2 * max(gradients)
     return memory
 
 

@@ -50,7 +50,7 @@ KNOWN = {
 
 def known_hardware(name: str, count: int = 1, price: float | None = None) -> Hardware:
     """``count`` devices of :data:`KNOWN`. Raises ``UsageError`` listing them for any other name."""
-    found = KNOWN.get(name.lower().replace(" ", "").replace("-", ""))
-    if found is None:
+    hardware = KNOWN.get(name.lower().replace(" ", "").replace("-", ""))
+    if hardware is None:
         raise UsageError(f"no hardware {name!r} is known; there are {', '.join(KNOWN)}: or say its figures")
-    return replace(found, count=count, price=price)
+    return replace(hardware, count=count, price=price)

@@ -52,20 +52,20 @@ class MemoryTracker(TorchDispatchMode):
 
     def label(self, owner: Any, method: str, name: str, result: str | None = None) -> None:
         """Let what a method takes be of kind ``name``, and the tensor it returns of kind ``result``."""
-        inner: Callable[..., Any] = getattr(owner, method)
+        original: Callable[..., Any] = getattr(owner, method)
 
         def labelled(*args: Any, **kwargs: Any) -> Any:
             with self.kind(name):
-                out = inner(*args, **kwargs)
+                output = original(*args, **kwargs)
             if result is not None:
-                self.hold(out, result)
-            return out
+                self.hold(output, result)
+            return output
 
         setattr(owner, method, labelled)
 
     def hold(self, tensor: Tensor, kind: str) -> None:
         """Count the memory of ``tensor``, or what it is counted as, as ``kind`` from now on."""
-        self._see(tensor, kind)
+        self._track(tensor, kind)
         key = tensor.untyped_storage()._cdata
         before, size = self._known[key]
         self.held[before] -= size
@@ -83,34 +83,36 @@ class MemoryTracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _DEVICE:  # asked as often as anything is computed
             return func(*args)
-        given = _tensors((*args, *kwargs.values()))
-        fake = next((x.fake_mode for x in given if isinstance(x, FakeTensor)), None)
+        inputs = _tensors((*args, *kwargs.values()))
+        fake = next((x.fake_mode for x in inputs if isinstance(x, FakeTensor)), None)
         if fake and func is _aten._local_scalar_dense.default:
             return 1.0
         if fake and func in _INDEXING:
             args = (args[0], _numbered(args[1]), *args[2:])
         # What func itself comes to, without the dispatcher in between.
-        out = fake.__torch_dispatch__(func, types, args, kwargs) if fake else func(*args, **kwargs)
-        made = _tensors((out,))
+        result = fake.__torch_dispatch__(func, types, args, kwargs) if fake else func(*args, **kwargs)
+        outputs = _tensors((result,))
         if fake:
-            self._count(func, args, kwargs, given, made, out)
-        for tensor in made:
+            self._count(func, args, kwargs, inputs, outputs, result)
+        for tensor in outputs:
             logits = bool(tensor.shape) and tensor.shape[-1] in self.words
-            self._see(tensor, "logits" if logits else self._kind)
-        return out
+            self._track(tensor, "logits" if logits else self._kind)
+        return result
 
     def _count(
-        self, func: Any, args: Any, kwargs: Any, given: list[Tensor], made: list[Tensor], out: Any
+        self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor], result: Any
     ) -> None:
-        count = flops(func, args, kwargs, out)
+        count = flops(func, args, kwargs, result)
         if not func._schema.is_mutable:
-            mine = {x.untyped_storage()._cdata for x in given}
-            if all(x.untyped_storage()._cdata in mine for x in made):
+            input_storages = {x.untyped_storage()._cdata for x in inputs}
+            if all(x.untyped_storage()._cdata in input_storages for x in outputs):
                 return  # a view
-        moved = sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in given + made)
-        self.work[multiplied(args) if count else torch.float32, count, moved] += self.weight  # type: ignore[assignment]
+        bytes_moved = sum(
+            min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in inputs + outputs
+        )
+        self.work[multiplied(args) if count else torch.float32, count, bytes_moved] += self.weight  # type: ignore[assignment]
 
-    def _see(self, tensor: Tensor, kind: str) -> None:
+    def _track(self, tensor: Tensor, kind: str) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._known:
@@ -135,8 +137,8 @@ def _tensors(values: Iterable[Any]) -> list[Tensor]:
 
 def _numbered(indices: Any) -> list[Any]:
     """Masks that are known as the places they choose."""
-    out: list[Any] = []
+    numbered: list[Any] = []
     for index in indices:
         mask = isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor)
-        out += index.nonzero().unbind(1) if mask else [index]
-    return out
+        numbered += index.nonzero().unbind(1) if mask else [index]
+    return numbered

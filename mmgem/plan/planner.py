@@ -40,42 +40,42 @@ class Planner:
             task.check_model(self.shape.config)
         network = self.shape.network()
         parameters = dict(parameter_table(network))
-        found = dry_run(recipe, [(t, self.data[t.name]) for t in tasks], network, self.device, self.count)
+        measured = dry_run(recipe, [(t, self.data[t.name]) for t in tasks], network, self.device, self.count)
         operations: dict[str, float] = {}
-        for (dtype, count, _), times in found.work.items():
+        for (dtype, count, _), repeats in measured.work.items():
             if count:
                 name = str(dtype).removeprefix("torch.")
-                operations[name] = operations.get(name, 0.0) + count * times / 1e12
-        at_least = None
+                operations[name] = operations.get(name, 0.0) + count * repeats / 1e12
+        lower_bounds = None
         if self.hardware is not None:
             sharded = self.count if recipe.train.strategy == "fsdp" else 1
-            updated = update_bytes(sum(found.trained.values()) // sharded, recipe.optim.ema_decay > 0)
-            photos = 0.0 if recipe.data.cached else self.photo * found.images
-            at_least = bounds(found.work, updated, photos, recipe.data.workers, self.hardware)
+            updated = update_bytes(sum(measured.trained.values()) // sharded, recipe.optim.ema_decay > 0)
+            photos = 0.0 if recipe.data.cached else self.photo * measured.images
+            lower_bounds = bounds(measured.work, updated, photos, recipe.data.workers, self.hardware)
         sizes = [task.step_size(self.data[task.name]) for task in tasks]
         pairs_a_step = sum(size.pairs for size in sizes)
         per_epoch = sizes[0].per_epoch
         steps = None if per_epoch is None else max(1, round(recipe.train.epochs * per_epoch))
         return Plan(
             parameters=parameters,
-            trained=found.trained,
+            trained=measured.trained,
             pairs=pairs_a_step,
             images=sum(size.images for size in sizes),
-            memory={kind: size / 1e9 for kind, size in found.memory.items() if size},
+            memory={kind: size / 1e9 for kind, size in measured.memory.items() if size},
             operations=operations,
-            operations_a_pair=sum(operations.values()) / found.pairs,
-            communication=self._communication(recipe, parameters["total"], found) / 1e9,
+            operations_a_pair=sum(operations.values()) / measured.pairs,
+            communication=self._communication(recipe, parameters["total"], measured) / 1e9,
             hardware=self.hardware,
-            bounds=at_least,
+            bounds=lower_bounds,
             steps=math.ceil(pairs / pairs_a_step) if pairs else steps,
-            assumed=[said for said in self.assumed if said],
+            assumed=[assumption for assumption in self.assumed if assumption],
         )
 
-    def _communication(self, recipe: Recipe, parameters: int, found: DryRun) -> float:
+    def _communication(self, recipe: Recipe, parameters: int, measured: DryRun) -> float:
         """Bytes a device sends in a step: gradients once around (DDP), or weights twice and gradients once
         in shards (FSDP)."""
-        share = 4 * (self.count - 1) / self.count
-        trained = sum(found.trained.values())
+        ring_bytes = 4 * (self.count - 1) / self.count
+        trained = sum(measured.trained.values())
         if recipe.train.strategy == "fsdp":
-            return share * (2 * parameters + trained)
-        return share * 2 * trained
+            return ring_bytes * (2 * parameters + trained)
+        return ring_bytes * 2 * trained

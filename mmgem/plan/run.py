@@ -29,6 +29,6 @@ def plan(
     with doing("reading what is trained on"):
         planner = Planner(recipe, hardware, tokens)
     with doing("going through a step"):
-        made = planner.plan(recipe, pairs)
-    made.advice = advice(planner, recipe, made)
-    return made
+        result = planner.plan(recipe, pairs)
+    result.advice = advice(planner, recipe, result)
+    return result

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgem.checkpoints.download import SOURCES, cache_folder
-from mmgem.checkpoints.initialize import continued
+from mmgem.checkpoints.initialize import config_from_checkpoint
 from mmgem.checkpoints.model_folder import check_size
 from mmgem.checkpoints.resolve import read_config, resolve
 from mmgem.config import EncoderConfig, ModelConfig, Preprocessing, Recipe
@@ -35,11 +35,11 @@ class ModelShape:
 
     def network(self) -> MMGEMNetwork:
         """The network on the meta device: it takes no memory. Raises ``ConfigError``."""
-        made = meta_model(self.config)
-        check_size(made, self.prep)
+        network = meta_model(self.config)
+        check_size(network, self.prep)
         if self.keep:
-            truncate(made.llm.lm, self.keep)
-        return made
+            truncate(network.llm.lm, self.keep)
+        return network
 
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, if it is on this machine."""
@@ -59,7 +59,7 @@ def model_shape(recipe: Recipe) -> ModelShape:
             if not described:
                 raise ConfigError(f"init.checkpoint: {error}; or describe model.llm.config") from error
         else:
-            config, prep = continued(recipe, *read_config(folder))
+            config, prep = config_from_checkpoint(recipe, *read_config(folder))
             return ModelShape(config, prep, (), folder)
     init = recipe.init
     folder = cache_folder(init.llm) if init.llm in SOURCES else Path(init.llm)
@@ -88,5 +88,5 @@ def _base(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        told = str(error).strip().splitlines()[0]
-        raise ConfigError(f"init.llm: {name}: {told}; or describe model.llm.config") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"init.llm: {name}: {reason}; or describe model.llm.config") from error

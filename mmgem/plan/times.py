@@ -38,18 +38,22 @@ class Bounds:
 
 
 def bounds(
-    work: Counter[tuple[torch.dtype, int, int]], updated: int, data: float, workers: int, hardware: Hardware
+    work: Counter[tuple[torch.dtype, int, int]],
+    update_traffic: int,
+    data: float,
+    workers: int,
+    hardware: Hardware,
 ) -> Bounds:
-    """``work``: operators as :class:`~mmgem.plan.memory.MemoryTracker` counts them; ``updated``: bytes the
-    update moves; ``data``: seconds of one core to read the step's photos."""
+    """``work``: operators as :class:`~mmgem.plan.memory.MemoryTracker` counts them; ``update_traffic``: bytes
+    the update moves; ``data``: seconds of one core to read the step's photos."""
     bandwidth = 1e9 * hardware.bandwidth
     arithmetic = traffic = operators = 0.0
-    for (dtype, operations, moved), times in work.items():
-        one, two = operations / hardware.rate(dtype), moved / bandwidth
-        arithmetic += times * one
-        traffic += times * two
-        operators += times * max(one, two)
-    update = updated / bandwidth
+    for (dtype, operations, bytes_moved), repeats in work.items():
+        arithmetic_seconds, traffic_seconds = operations / hardware.rate(dtype), bytes_moved / bandwidth
+        arithmetic += repeats * arithmetic_seconds
+        traffic += repeats * traffic_seconds
+        operators += repeats * max(arithmetic_seconds, traffic_seconds)
+    update = update_traffic / bandwidth
     operators += update
     step = step_seconds(operators, data, workers)
     return Bounds(arithmetic, traffic + update, operators, data, step)

@@ -55,15 +55,15 @@ class BM25:
         ranked = []
         for words in self._words(queries):
             if words and self._index is not None:
-                found = _best(self._index.get_scores(words), k)
-                ranked.append([(n, score) for n, score in found if score > 0])
+                hits = _top_k(self._index.get_scores(words), k)
+                ranked.append([(n, score) for n, score in hits if score > 0])
             else:
                 ranked.append([])
         return ranked
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
-        found = self._tokenize(list(texts), stopwords="english", return_ids=False, show_progress=False)
-        return [list(words) for words in found]
+        tokenized = self._tokenize(list(texts), stopwords="english", return_ids=False, show_progress=False)
+        return [list(words) for words in tokenized]
 
 
 class Dense:
@@ -71,7 +71,7 @@ class Dense:
 
     def __init__(self, vectors: Floats, embed: Embed):
         """``vectors``: unit rows (n, D) of the passages; ``embed``: the same of queries."""
-        self._vectors = _units("passages", vectors)
+        self._vectors = _unit_rows("passages", vectors)
         self._embed = embed
 
     def rank(self, queries: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
@@ -81,13 +81,16 @@ class Dense:
         """
         if not queries:
             return []
-        asked = _units("queries", self._embed(list(queries)))
+        query_vectors = _unit_rows("queries", self._embed(list(queries)))
         count, dim = self._vectors.shape
-        if asked.shape != (len(queries), dim):
-            raise UsageError(f"queries have vectors {asked.shape}, expected {(len(queries), dim)}")
-        step = max(1, _BLOCK_BYTES // (4 * count))
-        blocks = (asked[at : at + step] @ self._vectors.T for at in range(0, len(asked), step))
-        return [_best(scores, k) for block in blocks for scores in block]
+        if query_vectors.shape != (len(queries), dim):
+            raise UsageError(f"queries have vectors {query_vectors.shape}, expected {(len(queries), dim)}")
+        block_rows = max(1, _BLOCK_BYTES // (4 * count))
+        blocks = (
+            query_vectors[start : start + block_rows] @ self._vectors.T
+            for start in range(0, len(query_vectors), block_rows)
+        )
+        return [_top_k(scores, k) for block in blocks for scores in block]
 
 
 def minilm_embedder() -> Embed:
@@ -101,22 +104,22 @@ def minilm_embedder() -> Embed:
     return sentence_encoder(base_folder("minilm"), max_tokens=256)
 
 
-def _best(scores: Floats, k: int) -> list[tuple[int, float]]:
+def _top_k(scores: Floats, k: int) -> list[tuple[int, float]]:
     """The ``k`` highest of ``scores`` (n,) with their places; of equals the first."""
     if k < len(scores):
-        least = np.partition(scores, len(scores) - k)[len(scores) - k] if k > 0 else np.inf
-        among = np.flatnonzero(scores >= least)
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k] if k > 0 else np.inf
+        candidates = np.flatnonzero(scores >= threshold)
     else:
-        among = np.arange(len(scores))
-    order = among[np.argsort(-scores[among], kind="stable")][: max(0, k)]
+        candidates = np.arange(len(scores))
+    order = candidates[np.argsort(-scores[candidates], kind="stable")][: max(0, k)]
     return [(int(n), float(scores[n])) for n in order]
 
 
-def _units(what: str, rows: Floats) -> Floats:
+def _unit_rows(what: str, rows: Floats) -> Floats:
     rows = np.asarray(rows, np.float32)
     if rows.ndim != 2 or not rows.size:
         raise UsageError(f"vectors of {what} must have the shape (number, dimensions), not {rows.shape}")
-    wrong = np.flatnonzero(~(np.abs(np.linalg.norm(rows, axis=1) - 1) < 0.01))
-    if len(wrong):
-        raise UsageError(f"vectors of {what}: row {wrong[0]} is not finite and of length 1")
+    not_unit = np.flatnonzero(~(np.abs(np.linalg.norm(rows, axis=1) - 1) < 0.01))
+    if len(not_unit):
+        raise UsageError(f"vectors of {what}: row {not_unit[0]} is not finite and of length 1")
     return rows

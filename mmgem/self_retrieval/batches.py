@@ -24,7 +24,7 @@ from mmgem.self_retrieval.config import SelfRetrievalConfig
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
 
-_QUESTIONS = 4  # most own questions of a passage in one reading
+_MAX_QUESTIONS = 4  # most own questions of a passage in one reading
 
 
 @dataclass
@@ -48,14 +48,14 @@ class SelfRetrievalBatch:
     query_owner: Tensor
 
 
-class _Spans:
+class _MaskedSequence:
     """A token sequence and which of its tokens are to be predicted."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.masks: dict[str, list[bool]] = defaultdict(list)
 
-    def add(self, ids: Sequence[int], target: str | None = None) -> _Spans:
+    def add(self, ids: Sequence[int], target: str | None = None) -> _MaskedSequence:
         for name in ("named", "asked", "answered"):
             self.masks[name] += [name == target] * len(ids)
         self.ids += ids
@@ -78,7 +78,7 @@ class SelfRetrievalBatches:
         """``rank`` of ``world_size`` processes; each has its own part of every batch."""
         self.rank, self.world_size = rank, world_size
         self.config, self.prompts, self.seed = config, prompts, seed
-        number = {passage.id: n for n, passage in enumerate(passages)}
+        passage_number = {passage.id: n for n, passage in enumerate(passages)}
         self.titles = prompts.pieces([p.title for p in passages])
         self.texts = prompts.pieces([p.text for p in passages])
         for passage, ids in zip(passages, self.texts, strict=True):
@@ -90,119 +90,131 @@ class SelfRetrievalBatches:
         self.pairs: list[tuple[str, int]] = []
         if config.memorise:
             self.pairs += [(s, n) for n, p in enumerate(passages) for s in passage_sentences(p.text)]
-        questions = [(q, number[i]) for q in queries for i in q.positives]
+        questions = [(q, passage_number[i]) for q in queries for i in q.positives]
         self.pairs += [(q.query, n) for q, n in questions]
         if not self.pairs:
             raise DataError("self_retrieval: nothing to learn, with memorise = false and no queries")
-        pieces = prompts.pieces([q.query for q, _ in questions])
-        answers = prompts.pieces([q.answers[0] if q.answers else "" for q, _ in questions])
-        self.questions_of: list[list[tuple[list[int], list[int] | None]]] = [[] for _ in passages]
-        for (query, n), ids, answer in zip(questions, pieces, answers, strict=True):
-            self.questions_of[n].append((ids, [*answer, prompts.end] if query.answers else None))
-        self.of_title: dict[str, list[int]] = defaultdict(list)
+        question_ids = prompts.pieces([q.query for q, _ in questions])
+        answer_ids = prompts.pieces([q.answers[0] if q.answers else "" for q, _ in questions])
+        self.questions_by_passage: list[list[tuple[list[int], list[int] | None]]] = [[] for _ in passages]
+        for (query, n), ids, answer in zip(questions, question_ids, answer_ids, strict=True):
+            self.questions_by_passage[n].append((ids, [*answer, prompts.end] if query.answers else None))
+        self.passages_by_title: dict[str, list[int]] = defaultdict(list)
         for n, passage in enumerate(passages):
-            self.of_title[passage.title].append(n)
-        self.siblings = [[m for m in self.of_title[p.title] if m != n] for n, p in enumerate(passages)]
+            self.passages_by_title[passage.title].append(n)
+        self.same_title = [
+            [m for m in self.passages_by_title[p.title] if m != n] for n, p in enumerate(passages)
+        ]
         self.per_epoch = -(-len(self.pairs) // config.batch_size)
 
     @property
     def fingerprint(self) -> str:
         """Tells whether two runs learn from the same passages, queries and answers."""
-        facts = json.dumps([self.titles, self.texts, self.pairs, self.questions_of])
-        return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+        content = json.dumps([self.titles, self.texts, self.pairs, self.questions_by_passage])
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     @property
-    def longest(self) -> int:
+    def max_sequence_length(self) -> int:
         """Most tokens that are read in one sequence: a passage, with a question and an answer behind it."""
         prompts = self.prompts
         documents = (prompts.document(a, b) for a, b in zip(self.titles, self.texts, strict=True))
-        behind = (
+        continuations = (
             [*prompts.asking(ids), *(answer or []), *prompts.rejection]
-            for asked in self.questions_of
-            for ids, answer in asked
+            for questions in self.questions_by_passage
+            for ids, answer in questions
         )
-        return max(map(len, documents)) + max(map(len, behind), default=0)
+        return max(map(len, documents)) + max(map(len, continuations), default=0)
 
     def __getitem__(self, step: int) -> SelfRetrievalBatch:
-        epoch, place = divmod(step, self.per_epoch)
+        epoch, position = divmod(step, self.per_epoch)
         rng = np.random.default_rng((self.seed, epoch, 5))
-        chosen = self._own(np.array_split(rng.permutation(len(self.pairs)), self.per_epoch)[place])
-        read = self._own(np.array_split(self._order(rng), self.per_epoch)[place])
-        return self._assemble(self._names([self.pairs[i] for i in chosen]), read, epoch)
+        pairs = self._shard(np.array_split(rng.permutation(len(self.pairs)), self.per_epoch)[position])
+        passages = self._shard(np.array_split(self._passage_order(rng), self.per_epoch)[position])
+        return self._collate(self._retrieval_sequences([self.pairs[i] for i in pairs]), passages, epoch)
 
-    def _own(self, batch: np.ndarray) -> list[int]:
+    def _shard(self, batch: np.ndarray) -> list[int]:
         return batch[shard_slice(len(batch), self.rank, self.world_size)].tolist()
 
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
+    def _passage_order(self, rng: np.random.Generator) -> np.ndarray:
         """All passages, shuffled in twos of one title."""
-        twos = [
-            numbers[i : i + 2]
-            for numbers in (rng.permutation(group).tolist() for group in self.of_title.values())
-            for i in range(0, len(numbers), 2)
+        groups = [
+            indices[i : i + 2]
+            for indices in (
+                rng.permutation(same_title).tolist() for same_title in self.passages_by_title.values()
+            )
+            for i in range(0, len(indices), 2)
         ]
-        return np.array([n for i in rng.permutation(len(twos)) for n in twos[i]])
+        return np.array([n for i in rng.permutation(len(groups)) for n in groups[i]])
 
-    def _names(self, pairs: list[tuple[str, int]]) -> list[_Spans]:
-        prompts, made = self.prompts, []
+    def _retrieval_sequences(self, pairs: list[tuple[str, int]]) -> list[_MaskedSequence]:
+        prompts, sequences = self.prompts, []
         marker = prompts.then_title if self.config.titles else prompts.then_passage
         prefixes = prompts.retrieving([text for text, _ in pairs], marker)
         for (_, n), prefix in zip(pairs, prefixes, strict=True):
-            spans = _Spans().add(prefix)
+            sequence = _MaskedSequence().add(prefix)
             if self.config.titles:
-                spans.add([*self.titles[n], prompts.end], "named").add(prompts.then_passage)
-            whole = [*self.texts[n], prompts.end]
-            made.append(spans.add(whole[: self.config.prefix_tokens], "named"))
-        return made
+                sequence.add([*self.titles[n], prompts.end], "named").add(prompts.then_passage)
+            passage_ids = [*self.texts[n], prompts.end]
+            sequences.append(sequence.add(passage_ids[: self.config.prefix_tokens], "named"))
+        return sequences
 
-    def _assemble(self, names: list[_Spans], read: list[int], epoch: int) -> SelfRetrievalBatch:
+    def _collate(
+        self, retrieval: list[_MaskedSequence], passages: list[int], epoch: int
+    ) -> SelfRetrievalBatch:
         prompts = self.prompts
-        reads = [_Spans().add(prompts.document(self.titles[n], self.texts[n])) for n in read]
-        reads += [_Spans() for _ in read]
-        parents = [-1] * len(read) + list(range(len(read)))
+        reading = [_MaskedSequence().add(prompts.document(self.titles[n], self.texts[n])) for n in passages]
+        reading += [_MaskedSequence() for _ in passages]
+        parents = [-1] * len(passages) + list(range(len(passages)))
         queries, owners = [], []
-        for place, n in enumerate(read):
+        for position, n in enumerate(passages):
             rng = np.random.default_rng((self.seed, epoch, n, 6))  # whatever else is read beside it
-            own = [self.questions_of[n][i] for i in rng.permutation(len(self.questions_of[n]))[:_QUESTIONS]]
-            branches = []
-            for ids, answer in own:
-                branch = _Spans().add(prompts.then_question).add(ids, "asked").add(prompts.answer)
-                branches.append(branch.add(answer, "answered") if answer else branch)
-                queries.append(_Spans().add(ids))
-                owners.append(place)
-            branches += [
-                _Spans().add(prompts.asking(ids)).add(prompts.rejection, "answered")
-                for ids in self._foreign(n, rng)
+            questions = self.questions_by_passage[n]
+            questions = [questions[i] for i in rng.permutation(len(questions))[:_MAX_QUESTIONS]]
+            continuations = []
+            for ids, answer in questions:
+                continuation = (
+                    _MaskedSequence().add(prompts.then_question).add(ids, "asked").add(prompts.answer)
+                )
+                continuations.append(continuation.add(answer, "answered") if answer else continuation)
+                queries.append(_MaskedSequence().add(ids))
+                owners.append(position)
+            continuations += [
+                _MaskedSequence().add(prompts.asking(ids)).add(prompts.rejection, "answered")
+                for ids in self._negative_questions(n, rng)
             ]
-            reads += branches
-            parents += [place] * len(branches)
-        embed = [len(read) <= i < 2 * len(read) for i in range(len(reads))] + [True] * len(queries)
+            reading += continuations
+            parents += [position] * len(continuations)
+        pooled = [len(passages) <= i < 2 * len(passages) for i in range(len(reading))] + [True] * len(queries)
         parents += [-1] * len(queries)
-        reads += queries
+        reading += queries
 
-        def mask(of: list[_Spans], name: str) -> Tensor:
-            return torch.tensor([bit for spans in of for bit in spans.masks[name]], dtype=torch.bool)
+        def mask(sequences: list[_MaskedSequence], name: str) -> Tensor:
+            return torch.tensor(
+                [bit for sequence in sequences for bit in sequence.masks[name]], dtype=torch.bool
+            )
 
-        def tensors(of: list[_Spans]) -> list[Tensor]:
-            return [torch.tensor(spans.ids, dtype=torch.long) for spans in of]
+        def tensors(sequences: list[_MaskedSequence]) -> list[Tensor]:
+            return [torch.tensor(sequence.ids, dtype=torch.long) for sequence in sequences]
 
         return SelfRetrievalBatch(
-            names=tensors(names),
-            named=mask(names, "named"),
-            reads=tensors(reads),
+            names=tensors(retrieval),
+            named=mask(retrieval, "named"),
+            reads=tensors(reading),
             parents=torch.tensor(parents),
-            embed=torch.tensor(embed),
-            asked=mask(reads, "asked"),
-            answered=mask(reads, "answered"),
+            embed=torch.tensor(pooled),
+            asked=mask(reading, "asked"),
+            answered=mask(reading, "answered"),
             query_owner=torch.tensor(owners, dtype=torch.long),
         )
 
-    def _foreign(self, n: int, rng: np.random.Generator) -> list[list[int]]:
+    def _negative_questions(self, n: int, rng: np.random.Generator) -> list[list[int]]:
         """Questions that passage ``n`` does not answer, as far as anybody says."""
-        own = {tuple(ids) for ids, _ in self.questions_of[n]}
-        near = [ids for m in self.siblings[n] for ids, _ in self.questions_of[m]]
+        questions = self.questions_by_passage
+        positives = {tuple(ids) for ids, _ in questions[n]}
+        near = [ids for other in self.same_title[n] for ids, _ in questions[other]]
         count = self.config.hard_negatives
-        picked = [near[i] for i in rng.permutation(len(near))[: (count + 1) // 2]]
-        for m in rng.permutation(len(self.questions_of))[: 4 * count].tolist():
-            if len(picked) < count and m != n and self.questions_of[m]:
-                picked.append(self.questions_of[m][int(rng.integers(len(self.questions_of[m])))][0])
-        return [ids for ids in picked if tuple(ids) not in own]
+        negatives = [near[i] for i in rng.permutation(len(near))[: (count + 1) // 2]]
+        for other in rng.permutation(len(questions))[: 4 * count].tolist():
+            if len(negatives) < count and other != n and questions[other]:
+                negatives.append(questions[other][int(rng.integers(len(questions[other])))][0])
+        return [ids for ids in negatives if tuple(ids) not in positives]

@@ -29,7 +29,7 @@ from mmgem.utils.files import write_atomic, write_folder
 
 FORMAT = 1
 FOLDER = "corpus"
-_LEAST = 48
+_MIN_PREFIX_TOKENS = 48
 
 
 class Corpus:
@@ -38,8 +38,8 @@ class Corpus:
     def __init__(
         self,
         passages: list[Passage],
-        titles: Trie,
-        rows: Trie,
+        title_trie: Trie,
+        passage_trie: Trie,
         titled: bool = True,
         scoring: Scoring | None = None,
         vectors: np.ndarray | None = None,
@@ -47,8 +47,8 @@ class Corpus:
         """``vectors``: ``(n, D)`` float32 unit embeddings of the passages, if the model embeds them."""
         self.passages, self.titled, self.scoring = passages, titled, scoring or Scoring()
         self.vectors = vectors
-        self.names = _names(passages, titled)
-        self.titles, self.rows = titles, rows
+        self.titles = _distinct_titles(passages, titled)
+        self.title_trie, self.passage_trie = title_trie, passage_trie
 
     @classmethod
     def build(
@@ -59,12 +59,12 @@ class Corpus:
         scoring: Scoring | None = None,
     ) -> Corpus:
         """Make the tries of ``passages``. ``titled``: titles lead to passages, or one to all."""
-        names = _names(passages, titled)
-        titles = Trie.build(prompts.ended(names))
-        rows = Trie.build(*_rows(passages, range(len(passages)), names, titled, prompts))
-        return cls(list(passages), titles, rows, titled, scoring)
+        titles = _distinct_titles(passages, titled)
+        title_trie = Trie.build(prompts.ended(titles))
+        passage_trie = Trie.build(*_passage_rows(passages, range(len(passages)), titles, titled, prompts))
+        return cls(list(passages), title_trie, passage_trie, titled, scoring)
 
-    def added(self, passages: Sequence[Passage], prompts: Prompts) -> Corpus:
+    def extended(self, passages: Sequence[Passage], prompts: Prompts) -> Corpus:
         """This corpus with more passages. Only they and those they share a title with are read again.
 
         Raises ``DataError`` for an id that is there already.
@@ -74,19 +74,19 @@ class Corpus:
             if passage.id in known:
                 raise DataError(f"passage {passage.id!r} is in the corpus already")
             known.add(passage.id)
-        together = [*self.passages, *passages]
-        names = _names(together, self.titled)
-        number = {name: n for n, name in enumerate(names)}
-        touched = {_name(p, self.titled) for p in passages}
-        fresh = [i for i, p in enumerate(together) if _name(p, self.titled) in touched]
-        rows, ids = _rows(together, fresh, names, self.titled, prompts)
-        new_titles = range(len(self.names), len(names))
-        titles = self.titles
+        all_passages = [*self.passages, *passages]
+        titles = _distinct_titles(all_passages, self.titled)
+        title_number = {title: n for n, title in enumerate(titles)}
+        changed_titles = {_title(p, self.titled) for p in passages}
+        changed = [i for i, p in enumerate(all_passages) if _title(p, self.titled) in changed_titles]
+        rows, ids = _passage_rows(all_passages, changed, titles, self.titled, prompts)
+        new_titles = range(len(self.titles), len(titles))
+        title_trie = self.title_trie
         if new_titles:
-            titles = titles.merged(prompts.ended([names[n] for n in new_titles]), list(new_titles))
-        replaced = {number[name] for name in touched}
-        merged = self.rows.without(replaced).merged(rows, ids)
-        return Corpus(together, titles, merged, self.titled, self.scoring)
+            title_trie = title_trie.merged(prompts.ended([titles[n] for n in new_titles]), list(new_titles))
+        replaced = {title_number[title] for title in changed_titles}
+        merged = self.passage_trie.without(replaced).merged(rows, ids)
+        return Corpus(all_passages, title_trie, merged, self.titled, self.scoring)
 
     def save(self, folder: Path) -> None:
         """Write the corpus, replacing ``folder`` as a whole."""
@@ -94,12 +94,12 @@ class Corpus:
         def fill(new: Path) -> None:
             lines = (json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in self.passages)
             write_atomic(new / "passages.jsonl", "".join(lines))
-            self.titles.save(new / "titles")
-            self.rows.save(new / "rows")
+            self.title_trie.save(new / "titles")
+            self.passage_trie.save(new / "rows")
             if self.vectors is not None:
                 np.save(new / "vectors.npy", self.vectors)
-            facts = {"format": FORMAT, "titled": self.titled, "scoring": to_dict(self.scoring)}
-            write_atomic(new / "corpus.json", json.dumps(facts, indent=1) + "\n")
+            metadata = {"format": FORMAT, "titled": self.titled, "scoring": to_dict(self.scoring)}
+            write_atomic(new / "corpus.json", json.dumps(metadata, indent=1) + "\n")
 
         write_folder(folder, fill)
 
@@ -112,50 +112,52 @@ class Corpus:
         """Read a corpus; the tries stay on disk until they are walked. Raises ``CheckpointError``."""
         folder = complete(folder)
         try:
-            facts = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+            metadata = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder}: holds no corpus ({error})") from error
-        if facts.get("format") != FORMAT:
-            raise CheckpointError(f"{folder}: format {facts.get('format')!r}, this version reads {FORMAT}")
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(f"{folder}: format {metadata.get('format')!r}, this version reads {FORMAT}")
         passages = load_corpus(folder / "passages.jsonl")
-        scoring = from_dict(Scoring, current_config(facts.get("scoring", {}), "corpus.scoring")[0], "scoring")
+        scoring = from_dict(
+            Scoring, current_config(metadata.get("scoring", {}), "corpus.scoring")[0], "scoring"
+        )
         vectors = np.load(folder / "vectors.npy") if (folder / "vectors.npy").is_file() else None
-        titles, rows = Trie.open(folder / "titles"), Trie.open(folder / "rows")
-        made = cls(passages, titles, rows, facts["titled"], scoring, vectors)
-        fits = len(rows) == len(passages) and len(titles) == len(made.names)
-        if not fits or (vectors is not None and len(vectors) != len(passages)):
+        title_trie, passage_trie = Trie.open(folder / "titles"), Trie.open(folder / "rows")
+        corpus = cls(passages, title_trie, passage_trie, metadata["titled"], scoring, vectors)
+        consistent = len(passage_trie) == len(passages) and len(title_trie) == len(corpus.titles)
+        if not consistent or (vectors is not None and len(vectors) != len(passages)):
             raise CheckpointError(f"{folder}: passages and tries do not fit together")
-        return made
+        return corpus
 
 
-def _name(passage: Passage, titled: bool) -> str:
+def _title(passage: Passage, titled: bool) -> str:
     return passage.title if titled else "-"
 
 
-def _names(passages: Sequence[Passage], titled: bool) -> list[str]:
-    return list(dict.fromkeys(_name(p, titled) for p in passages))
+def _distinct_titles(passages: Sequence[Passage], titled: bool) -> list[str]:
+    return list(dict.fromkeys(_title(p, titled) for p in passages))
 
 
-def _rows(
-    passages: Sequence[Passage], chosen: Sequence[int], names: list[str], titled: bool, prompts: Prompts
+def _passage_rows(
+    passages: Sequence[Passage], indices: Sequence[int], titles: list[str], titled: bool, prompts: Prompts
 ) -> tuple[list[list[int]], list[int]]:
-    """Rows and passage numbers of the ``chosen``; of a title all or none."""
-    number = {name: n for n, name in enumerate(names)}
+    """Rows and passage numbers of the ``indices``; of a title all or none."""
+    title_number = {title: n for n, title in enumerate(titles)}
     groups: dict[int, list[tuple[list[int], int]]] = defaultdict(list)
-    for i, ids in zip(chosen, prompts.ended([passages[i].text for i in chosen]), strict=True):
-        groups[number[_name(passages[i], titled)]].append((ids, i))
+    for i, ids in zip(indices, prompts.ended([passages[i].text for i in indices]), strict=True):
+        groups[title_number[_title(passages[i], titled)]].append((ids, i))
     rows: list[list[int]] = []
     owners: list[int] = []
     for title, group in groups.items():
         group.sort()
         distinct = [ids for n, (ids, _) in enumerate(group) if n == 0 or ids != group[n - 1][0]]
-        shared = [0, *(_common(a, b) for a, b in pairwise(distinct)), 0]
-        length = {tuple(ids): max(shared[n], shared[n + 1]) + 1 for n, ids in enumerate(distinct)}
+        common = [0, *(_common_prefix_length(a, b) for a, b in pairwise(distinct)), 0]
+        prefix_length = {tuple(ids): max(common[n], common[n + 1]) + 1 for n, ids in enumerate(distinct)}
         for ids, i in group:
-            rows.append([title, *ids[: max(_LEAST, length[tuple(ids)])]])
+            rows.append([title, *ids[: max(_MIN_PREFIX_TOKENS, prefix_length[tuple(ids)])]])
             owners.append(i)
     return rows, owners
 
 
-def _common(a: list[int], b: list[int]) -> int:
+def _common_prefix_length(a: list[int], b: list[int]) -> int:
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

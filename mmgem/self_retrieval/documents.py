@@ -19,7 +19,7 @@ from mmgem.errors import DataError, UsageError
 
 MARKDOWN = (".md", ".markdown")
 SUFFIXES = (".txt", *MARKDOWN)
-MOST_WORDS = 200
+MAX_WORDS = 200
 
 _KEY = re.compile(r"#|[\w\"'][\w .\"'-]*:(?:\s|$)")
 _COMMENT = re.compile(r"\s*<!--.*?-->", re.DOTALL)
@@ -43,22 +43,22 @@ def text_files(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
 
     Hidden files and folders are left out, linked folders are not followed.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     skipped: list[tuple[Path, str]] = []
 
     def failed(error: OSError) -> None:
         skipped.append((Path(error.filename), error.strerror or "cannot be opened"))
 
-    for place, folders, names in os.walk(root, onerror=failed):
+    for directory, folders, names in os.walk(root, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                path = Path(place, name)
+                path = Path(directory, name)
                 if path.is_file():
-                    found.append(path)
+                    files.append(path)
                 else:  # a link to nowhere, a pipe
                     skipped.append((path, "not a file"))
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix()), skipped
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix()), skipped
 
 
 def read_document(path: Path) -> tuple[str, list[str]]:
@@ -75,8 +75,8 @@ def read_document(path: Path) -> tuple[str, list[str]]:
     title, passages = split_document(text, markdown=path.suffix.lower() in MARKDOWN)
     if not passages:
         raise DataError(f"{path}: no text")
-    spaced = path.stem.replace("_", " ").replace("-", " ")
-    return title or " ".join(spaced.split()) or path.stem, passages
+    name = path.stem.replace("_", " ").replace("-", " ")
+    return title or " ".join(name.split()) or path.stem, passages
 
 
 def split_document(text: str, markdown: bool) -> tuple[str, list[str]]:
@@ -173,16 +173,16 @@ def _passages(paragraphs: list[str]) -> Iterator[str]:
     """Fill passages. One that is half full ends rather than to break into the next paragraph."""
     words: list[str] = []
     for paragraph in paragraphs:
-        whole = paragraph.split()
-        if len(words) + len(whole) <= MOST_WORDS:
-            words += whole
+        paragraph_words = paragraph.split()
+        if len(words) + len(paragraph_words) <= MAX_WORDS:
+            words += paragraph_words
             continue
-        if 2 * len(words) >= MOST_WORDS:
+        if 2 * len(words) >= MAX_WORDS:
             yield " ".join(words)
             words = []
         for sentence in split_prose(paragraph):
-            for piece in cut_words(sentence.split(), MOST_WORDS):
-                if len(words) + len(piece) > MOST_WORDS:
+            for piece in cut_words(sentence.split(), MAX_WORDS):
+                if len(words) + len(piece) > MAX_WORDS:
                     yield " ".join(words)
                     words = []
                 words += piece

@@ -21,7 +21,7 @@ def embed_passages(
     ids = [torch.tensor(prompts.document(a, b)) for a, b in zip(titles, texts, strict=True)]
     vectors = np.empty((len(ids), network.config.dim), np.float32)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    for at in range(0, len(order), batch):
-        rows = order[at : at + batch]
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
         vectors[rows] = unit_rows(network.encode_text([ids[i] for i in rows]))
     return vectors

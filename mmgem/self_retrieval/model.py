@@ -20,7 +20,7 @@ from mmgem.self_retrieval.corpus import FOLDER, Corpus
 from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
-from mmgem.self_retrieval.retriever import Candidate, Found, Retriever
+from mmgem.self_retrieval.retriever import Candidate, Retriever, ScoredPassage
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Answer:
 
     text: str | None
     source: str | None
-    hits: list[Found]
+    hits: list[ScoredPassage]
 
 
 class SelfRetrieval:
-    """One LLM as index, retriever, judge and reader of a corpus (arXiv 2403.00801)."""
+    """One LLM as index, retriever, reranker and reader of a corpus (arXiv 2403.00801)."""
 
     def __init__(
         self, network: MMGEMNetwork, tokenizer: Tokenizer, corpus: Corpus, folder: Path | None = None
@@ -59,11 +59,11 @@ class SelfRetrieval:
         """What searches; new after :meth:`add`."""
         if self._retriever is None:
             device = self.network.emb_token.device
-            own = (self.network.llm, self.prompts, self.corpus, self.corpus.scoring, device)
-            self._retriever = Retriever(*own, self.embed_queries)
+            parts = (self.network.llm, self.prompts, self.corpus, self.corpus.scoring, device)
+            self._retriever = Retriever(*parts, self.embed_queries)
         return self._retriever
 
-    def search(self, questions: Sequence[str], k: int = 5) -> list[list[Found]]:
+    def search(self, questions: Sequence[str], k: int = 5) -> list[list[ScoredPassage]]:
         """The best ``k`` passages for each question. Raises ``UsageError`` for an empty question."""
         for question in questions:
             if not question.strip():
@@ -87,7 +87,7 @@ class SelfRetrieval:
         """Put passages into the corpus, here and, if it has one, in the model's folder.
 
         Raises ``DataError`` for an id that is there already; then nothing has changed."""
-        corpus = self.corpus.added(passages, self.prompts)
+        corpus = self.corpus.extended(passages, self.prompts)
         if self.corpus.vectors is not None:
             vectors = self.embed_passages(passages)
             corpus.vectors = np.concatenate([self.corpus.vectors, vectors])
@@ -103,24 +103,27 @@ class SelfRetrieval:
         from mmgem.evaluate.answers import answer_scores
         from mmgem.utils.progress import track
 
-        found: dict[str, list[Found]] = {}
-        spent = 0.0
-        chunks = [queries[at : at + at_once] for at in range(0, len(queries), at_once)]
-        for chunk in track(chunks, "Searching", sizes=[len(c) for c in chunks], unit=" queries"):
+        hits_by_query: dict[str, list[ScoredPassage]] = {}
+        seconds = 0.0
+        batches = [queries[start : start + at_once] for start in range(0, len(queries), at_once)]
+        for batch in track(batches, "Searching", sizes=[len(c) for c in batches], unit=" queries"):
             started = time.monotonic()
-            for query, hits in zip(chunk, self.search([q.query for q in chunk], 50), strict=True):
-                found[query.id] = hits
-            spent += time.monotonic() - started
-        scores = _scored([found[q.id] for q in queries], queries, spent)
+            for query, hits in zip(batch, self.search([q.query for q in batch], 50), strict=True):
+                hits_by_query[query.id] = hits
+            seconds += time.monotonic() - started
+        scores = _timed_ranking_scores([hits_by_query[q.id] for q in queries], queries, seconds)
         if answers:
-            told = [q for q in queries if q.answers]
-            said = [self.answer(q.query, found[q.id][:3]).text or "" for q in track(told, "Answering")]
-            scores |= answer_scores(said, [q.answers for q in told])
+            answerable = [q for q in queries if q.answers]
+            predictions = [
+                self.answer(q.query, hits_by_query[q.id][:3]).text or ""
+                for q in track(answerable, "Answering")
+            ]
+            scores |= answer_scores(predictions, [q.answers for q in answerable])
         if baselines:
-            scores["baselines"] = self._baselines(queries, found, answers)
+            scores["baselines"] = self._baselines(queries, hits_by_query, answers)
         return scores
 
-    def answer(self, question: str, hits: list[Found]) -> Answer:
+    def answer(self, question: str, hits: list[ScoredPassage]) -> Answer:
         """Answer from the first of ``hits`` in which the model finds an answer."""
         number = {p.id: n for n, p in enumerate(self.corpus.passages)}
         for hit in hits:
@@ -130,7 +133,7 @@ class SelfRetrieval:
         return Answer(None, None, hits)
 
     def _baselines(
-        self, queries: Sequence[Query], found: dict[str, list[Found]], answers: bool
+        self, queries: Sequence[Query], hits_by_query: dict[str, list[ScoredPassage]], answers: bool
     ) -> dict[str, dict[str, float]]:
         from mmgem.evaluate.answers import answer_scores
         from mmgem.self_retrieval.baselines import BM25, Dense, minilm_embedder
@@ -138,7 +141,7 @@ class SelfRetrieval:
 
         passages = self.corpus.passages
         texts = [f"{p.title} {p.text}" for p in passages]
-        judge = self.retriever
+        retriever = self.retriever
         embed = minilm_embedder()
         rankers: dict[str, Any] = {"BM25": BM25(passages)}
         if self.corpus.vectors is not None:
@@ -147,35 +150,61 @@ class SelfRetrieval:
         rows: dict[str, dict[str, float]] = {}
         questions = [q.query for q in queries]
         started = time.monotonic()
-        named = [c for at in range(0, len(questions), 8) for c in judge.name(questions[at : at + 8])]
-        spent = time.monotonic() - started
-        rows["names alone"] = _scored([[judge.found(c) for c in own] for own in named], queries, spent)
-        started, judged = time.monotonic(), []
-        for question, own in track(list(zip(questions, named, strict=True)), "Judging names"):
-            judged.append(judge.judged(question, own))
-        rows["names, judged"] = _scored(judged, queries, spent + time.monotonic() - started)
+        generated = [
+            candidates
+            for start in range(0, len(questions), 8)
+            for candidates in retriever.generate_candidates(questions[start : start + 8])
+        ]
+        seconds = time.monotonic() - started
+        rows["names alone"] = _timed_ranking_scores(
+            [
+                [retriever.to_scored_passage(candidate) for candidate in candidates]
+                for candidates in generated
+            ],
+            queries,
+            seconds,
+        )
+        started, reranked = time.monotonic(), []
+        for question, candidates in track(list(zip(questions, generated, strict=True)), "Judging names"):
+            reranked.append(retriever.score_candidates(question, candidates))
+        rows["names, judged"] = _timed_ranking_scores(reranked, queries, seconds + time.monotonic() - started)
         for name, ranker in rankers.items():
             started = time.monotonic()
             ranked = ranker.rank(questions, 50)
-            spent = time.monotonic() - started
-            hits = [[judge.found(Candidate(n), s) for n, s in own] for own in ranked]
-            rows[name] = _scored(hits, queries, spent)
+            seconds = time.monotonic() - started
+            hits = [
+                [retriever.to_scored_passage(Candidate(passage), score) for passage, score in candidates]
+                for candidates in ranked
+            ]
+            rows[name] = _timed_ranking_scores(hits, queries, seconds)
             if answers and name == "BM25":
-                told = [(q, own) for q, own in zip(queries, hits, strict=True) if q.answers]
-                said = [self.answer(q.query, own[:1]).text or "" for q, own in told]
-                rows[name] |= answer_scores(said, [q.answers for q, _ in told])
-            started, judged = time.monotonic(), []
-            for question, own in track(list(zip(questions, ranked, strict=True)), f"Judging {name}"):
-                judged.append(judge.judged(question, [Candidate(n) for n, _ in own]))
-            rows[f"{name}, judged"] = _scored(judged, queries, spent + time.monotonic() - started)
+                answerable = [
+                    (q, candidates) for q, candidates in zip(queries, hits, strict=True) if q.answers
+                ]
+                predictions = [
+                    self.answer(q.query, candidates[:1]).text or "" for q, candidates in answerable
+                ]
+                rows[name] |= answer_scores(predictions, [q.answers for q, _ in answerable])
+            started, reranked = time.monotonic(), []
+            for question, candidates in track(list(zip(questions, ranked, strict=True)), f"Judging {name}"):
+                reranked.append(
+                    retriever.score_candidates(question, [Candidate(passage) for passage, _ in candidates])
+                )
+            rows[f"{name}, judged"] = _timed_ranking_scores(
+                reranked, queries, seconds + time.monotonic() - started
+            )
         return rows
 
 
-def _scored(found: Sequence[Sequence[Found]], queries: Sequence[Query], spent: float) -> dict[str, Any]:
+def _timed_ranking_scores(
+    hits_by_query: Sequence[Sequence[ScoredPassage]], queries: Sequence[Query], seconds: float
+) -> dict[str, Any]:
     from mmgem.evaluate.ranking import ranking_scores
 
-    scores = ranking_scores([[hit.id for hit in hits] for hits in found], [q.positives for q in queries])
-    return {**scores, "seconds_per_query": round(spent / max(1, len(queries)), 4)}
+    scores = ranking_scores(
+        [[hit.id for hit in hits] for hits in hits_by_query], [q.positives for q in queries]
+    )
+    return {**scores, "seconds_per_query": round(seconds / max(1, len(queries)), 4)}
 
 
 __all__ = ["Answer", "Scoring", "SelfRetrieval"]

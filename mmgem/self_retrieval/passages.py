@@ -53,14 +53,14 @@ def load_corpus(path: str | os.PathLike[str], skipped: list[tuple[Path, str]] | 
     """
     path = Path(path)
     if path.is_dir():
-        return _folder(path, skipped)
+        return _load_folder(path, skipped)
     if path.suffix.lower() in SUFFIXES and path.exists():
-        return _document(path, path.parent)
+        return _load_document(path, path.parent)
     if path.exists() and path.suffix.lower() != ".jsonl":
         raise UsageError(f"{path}: a corpus is a .jsonl, .txt or .md file, or a folder of texts")
     return [
-        Passage(value["id"], _words(value, "title", where), _words(value, "text", where))
-        for where, value in _objects(path, "passages")
+        Passage(value["id"], _text_field(value, "title", where), _text_field(value, "text", where))
+        for where, value in _json_objects(path, "passages")
     ]
 
 
@@ -71,40 +71,44 @@ def load_queries(path: str | os.PathLike[str], known: Container[str] | None = No
     a query without positives, one whose passage is not known, and a file without queries.
     """
     queries = []
-    for where, value in _objects(Path(path), "queries"):
-        positives = tuple(dict.fromkeys(_strings(value, "positives", where)))
+    for where, value in _json_objects(Path(path), "queries"):
+        positives = tuple(dict.fromkeys(_text_list_field(value, "positives", where)))
         if not positives:
             raise DataError(f"{where}: positives is empty; a query needs the id of a passage")
         for i in positives:
             if known is not None and i not in known:
-                raise DataError(f"{where}: positives: no passage has the id {_shown(i)}")
-        answers = _strings(value, "answers", where) if value.get("answers") is not None else []
+                raise DataError(f"{where}: positives: no passage has the id {_preview(i)}")
+        answers = _text_list_field(value, "answers", where) if value.get("answers") is not None else []
         tidy = tuple(" ".join(answer.split()) for answer in answers)
-        queries.append(Query(value["id"], _words(value, "query", where), positives, tidy))
+        queries.append(Query(value["id"], _text_field(value, "query", where), positives, tidy))
     return queries
 
 
-def _folder(root: Path, skipped: list[tuple[Path, str]] | None) -> list[Passage]:
-    files, left = text_files(root)
+def _load_folder(root: Path, skipped: list[tuple[Path, str]] | None) -> list[Passage]:
+    files, unreadable = text_files(root)
     passages: list[Passage] = []
     for path in files:
         try:
-            passages += _document(path, root)
+            passages += _load_document(path, root)
         except DataError as error:
             reason = str(error).removeprefix(f"{path}:").strip()
-            left.append((path, re.sub(r"^(?=\d+: )", "line ", reason)))
+            unreadable.append((path, re.sub(r"^(?=\d+: )", "line ", reason)))
     if not passages:
-        first = f"{len(left)} skipped, the first is {left[0][0]}: {left[0][1]}" if left else ""
+        first = (
+            f"{len(unreadable)} skipped, the first is {unreadable[0][0]}: {unreadable[0][1]}"
+            if unreadable
+            else ""
+        )
         raise DataError(f"{root}: no passages, {first or 'no .txt, .md or .markdown files in it'}")
     if skipped is not None:
-        skipped += left
+        skipped += unreadable
     else:
-        for path, reason in left:
+        for path, reason in unreadable:
             _log.warning("%s: skipped, %s", path, reason)
     return passages
 
 
-def _document(path: Path, root: Path) -> list[Passage]:
+def _load_document(path: Path, root: Path) -> list[Passage]:
     name = path.relative_to(root).as_posix()
     if not _is_unicode(name):
         raise DataError(f"{path}: its name is not UTF-8")
@@ -112,20 +116,20 @@ def _document(path: Path, root: Path) -> list[Passage]:
     return [Passage(f"{name}#{n}", title, text) for n, text in enumerate(texts, 1)]
 
 
-def _objects(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_objects(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with an ``id`` of its own, and where they are ("file:line")."""
     lines: dict[str, int] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 where = f"{path}:{number}"
-                value = _object(line.removeprefix(BOM_UTF8) if number == 1 else line, where)
+                value = _json_object(line.removeprefix(BOM_UTF8) if number == 1 else line, where)
                 if value is None:
                     continue
-                _words(value, "id", where)
+                _text_field(value, "id", where)
                 first = lines.setdefault(value["id"], number)
                 if first != number:
-                    raise DataError(f"{where}: id {_shown(value['id'])} is that of line {first} as well")
+                    raise DataError(f"{where}: id {_preview(value['id'])} is that of line {first} as well")
                 yield where, value
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
@@ -133,7 +137,7 @@ def _objects(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}: no {what}, the file is empty")
 
 
-def _object(line: bytes, where: str) -> dict[str, Any] | None:
+def _json_object(line: bytes, where: str) -> dict[str, Any] | None:
     """The JSON object of a line; None if it is blank."""
     try:
         text = line.decode()
@@ -141,45 +145,45 @@ def _object(line: bytes, where: str) -> dict[str, Any] | None:
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text") from error
     except json.JSONDecodeError as error:
-        told = f"{error.msg} at column {error.colno}"
-        raise DataError(f"{where}: not a JSON object on one line: {told}") from error
+        reason = f"{error.msg} at column {error.colno}"
+        raise DataError(f"{where}: not a JSON object on one line: {reason}") from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"{where}: not JSON that can be read: {error}") from error
     if type(value) is not dict:
-        raise DataError(f"{where}: must be a JSON object, not {_shown(value)}")
+        raise DataError(f"{where}: must be a JSON object, not {_preview(value)}")
     return value if text.strip() else None
 
 
-def _words(value: dict[str, Any], key: str, where: str) -> str:
+def _text_field(value: dict[str, Any], key: str, where: str) -> str:
     """A field that must have words in it, white space made single spaces."""
     if key not in value:
         raise DataError(f"{where}: {key} is missing")
-    return _string(value[key], key, where)
+    return _checked_text(value[key], key, where)
 
 
-def _strings(value: dict[str, Any], key: str, where: str) -> list[str]:
+def _text_list_field(value: dict[str, Any], key: str, where: str) -> list[str]:
     """A field that must be a list of strings with words in them, as they are."""
     if key not in value:
         raise DataError(f"{where}: {key} is missing")
-    found = value[key]
-    if type(found) is not list:
-        raise DataError(f"{where}: {key} must be a list of strings, not {_shown(found)}")
-    for i, item in enumerate(found):
-        _string(item, f"{key}[{i}]", where)
-    return found
+    values = value[key]
+    if type(values) is not list:
+        raise DataError(f"{where}: {key} must be a list of strings, not {_preview(values)}")
+    for i, item in enumerate(values):
+        _checked_text(item, f"{key}[{i}]", where)
+    return values
 
 
-def _string(found: Any, name: str, where: str) -> str:
-    if type(found) is not str or not found.strip():
-        raise DataError(f"{where}: {name} must be a non-empty string, not {_shown(found)}")
-    if not _is_unicode(found):
+def _checked_text(text: Any, name: str, where: str) -> str:
+    if type(text) is not str or not text.strip():
+        raise DataError(f"{where}: {name} must be a non-empty string, not {_preview(text)}")
+    if not _is_unicode(text):
         raise DataError(f"{where}: {name} holds half a surrogate pair, which is no character")
-    return " ".join(found.split())
+    return " ".join(text.split())
 
 
-def _shown(value: Any) -> str:
-    shown = json.dumps(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+def _preview(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_unicode(text: str) -> bool:

@@ -25,8 +25,10 @@ class Prompts:
         self._pieces, self._decode = tokenizer.pieces, tokenizer.decode
         self.end = tokenizer.end
         markers = ["Question:", "\nTitle:", "\nPassage:", "Title:", "\nQuestion:", "\nAnswer:"]
-        found = tokenizer.pieces(markers)
-        self.question, self.then_title, self.then_passage, self.title, self.then_question, self.answer = found
+        marker_ids = tokenizer.pieces(markers)
+        self.question, self.then_title, self.then_passage, self.title, self.then_question, self.answer = (
+            marker_ids
+        )
         self.rejection = self.ended([REJECTION])[0]
 
     def text(self, ids: Sequence[int]) -> str:
@@ -36,8 +38,8 @@ class Prompts:
     def pieces(self, texts: Iterable[str]) -> list[list[int]]:
         """Token ids of texts inside a line: white space becomes single spaces, one goes before; the
         end token is never among them."""
-        found = self._pieces([" " + " ".join(text.split()) for text in texts])
-        return [[token for token in ids if token != self.end] for ids in found]
+        token_ids = self._pieces([" " + " ".join(text.split()) for text in texts])
+        return [[token for token in ids if token != self.end] for ids in token_ids]
 
     def ended(self, texts: Iterable[str]) -> list[list[int]]:
         """:meth:`pieces` with the end token: titles, whole passages, answers."""

@@ -1,7 +1,7 @@
 """Questions the model writes itself, for passages that nobody has asked about.
 
 Sampled behind the passage as the ask objective learns them; any LLM can do it before it has learned anything,
-better ones better. What does not end in a question mark within ``_LONGEST`` tokens is thrown away.
+better ones better. What does not end in a question mark within ``_MAX_TOKENS`` tokens is thrown away.
 """
 
 from __future__ import annotations
@@ -21,59 +21,60 @@ from mmgem.self_retrieval.prompts import Prompts
 from mmgem.utils.files import cache_home, write_atomic
 from mmgem.utils.progress import track
 
-_LONGEST = 40
-_TOP = 20
+_MAX_TOKENS = 40
+_TOP_K = 20
 _TEMPERATURE = 0.8
 
 
 @torch.inference_mode()
-def write_questions(
+def generate_queries(
     llm: LLM, prompts: Prompts, passages: Sequence[Passage], count: int, seed: int, device: torch.device
 ) -> list[Query]:
     """Up to ``count`` different questions for each passage, without answers; the same with each ``seed``."""
-    made: list[Query] = []
+    queries: list[Query] = []
     for n, passage in enumerate(track(list(passages), "Writing questions", unit=" passages")):
         title, text = prompts.pieces([passage.title, passage.text])
         rows = BatchedKVCache.empty(llm, 1, device)
         rows.append([[*prompts.document(title, text), *prompts.then_question]])
-        mixed = int(np.random.SeedSequence((seed, n)).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(mixed)
-        said = _sample(rows.select([0] * count), prompts, generator)
-        distinct = dict.fromkeys(question for question in said if question is not None)
-        made += [Query(f"{passage.id}?{i}", q, (passage.id,), ()) for i, q in enumerate(distinct)]
-    return made
+        sample_seed = int(np.random.SeedSequence((seed, n)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(sample_seed)
+        questions = _sample_questions(rows.select([0] * count), prompts, generator)
+        distinct = dict.fromkeys(question for question in questions if question is not None)
+        queries += [Query(f"{passage.id}?{i}", q, (passage.id,), ()) for i, q in enumerate(distinct)]
+    return queries
 
 
-def cached_questions(
+def cached_generated_queries(
     llm: LLM, prompts: Prompts, passages: Sequence[Passage], count: int, seed: int, model: str
 ) -> list[Query]:
-    """:func:`write_questions`, kept in the user's cache by ``model`` (its name), passages, count and seed."""
-    facts = json.dumps([model, count, seed, [[p.id, p.title, p.text] for p in passages]])
-    name = hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()
+    """:func:`generate_queries`, kept in the user's cache by ``model`` (its name), passages, count, seed."""
+    key = json.dumps([model, count, seed, [[p.id, p.title, p.text] for p in passages]])
+    name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
     path: Path = cache_home() / "questions" / f"{name}.jsonl"
     if not path.exists():
         device = next(llm.parameters()).device
-        found = write_questions(llm, prompts, passages, count, seed, device)
-        lines = [json.dumps({"id": q.id, "query": q.query, "positives": list(q.positives)}) for q in found]
+        queries = generate_queries(llm, prompts, passages, count, seed, device)
+        lines = [json.dumps({"id": q.id, "query": q.query, "positives": list(q.positives)}) for q in queries]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, "".join(f"{line}\n" for line in lines))
     return load_queries(path) if path.stat().st_size else []
 
 
-def _sample(rows: BatchedKVCache, prompts: Prompts, generator: torch.Generator) -> list[str | None]:
-    said: list[list[int]] = [[] for _ in range(len(rows.last))]
-    done = [False] * len(said)
-    for _ in range(_LONGEST):
-        top, tokens = (rows.llm.logits(rows.last).float() / _TEMPERATURE).topk(_TOP)
-        picked = torch.multinomial(top.softmax(-1).cpu(), 1, generator=generator)
-        chosen = tokens.cpu().gather(1, picked)[:, 0].tolist()
-        for i, token in enumerate(chosen):
-            if not done[i]:
-                said[i].append(token)
-                done[i] = "?" in prompts.text([token])
-        if all(done):
+def _sample_questions(rows: BatchedKVCache, prompts: Prompts, generator: torch.Generator) -> list[str | None]:
+    sampled: list[list[int]] = [[] for _ in range(len(rows.last))]
+    finished = [False] * len(sampled)
+    for _ in range(_MAX_TOKENS):
+        top_logits, top_tokens = (rows.llm.logits(rows.last).float() / _TEMPERATURE).topk(_TOP_K)
+        choices = torch.multinomial(top_logits.softmax(-1).cpu(), 1, generator=generator)
+        next_tokens = top_tokens.cpu().gather(1, choices)[:, 0].tolist()
+        for i, token in enumerate(next_tokens):
+            if not finished[i]:
+                sampled[i].append(token)
+                finished[i] = "?" in prompts.text([token])
+        if all(finished):
             break
-        rows.append([[] if done[i] else [token] for i, token in enumerate(chosen)])
+        rows.append([[] if finished[i] else [token] for i, token in enumerate(next_tokens)])
     return [
-        " ".join(prompts.text(ids).split()) if over else None for ids, over in zip(said, done, strict=True)
+        " ".join(prompts.text(ids).split()) if complete else None
+        for ids, complete in zip(sampled, finished, strict=True)
     ]

@@ -26,12 +26,12 @@ from mmgem.errors import CheckpointError
 from mmgem.utils.files import write_folder
 
 _DTYPES = {"tokens": np.dtype(np.int32), "offsets": np.dtype(np.int64), "ids": np.dtype(np.int32)}
-_LARGEST = np.iinfo(np.int32).max
-# Nodes of at least _WIDE rows are remembered. Each row leaves them by one child only, so the children of all
-# of them together are hardly more than the rows.
-_WIDE = 256
-_REMEMBERED = 4096
-_CELLS = 1 << 20
+_MAX_INT32 = np.iinfo(np.int32).max
+# Nodes of at least _CACHED_MIN_ROWS rows are cached. Each row leaves them by one child only, so the children
+# of all of them together are hardly more than the rows.
+_CACHED_MIN_ROWS = 256
+_CACHED_NODES = 4096
+_MAX_COMPARED = 1 << 20
 """Most tokens compared at once."""
 
 
@@ -49,7 +49,7 @@ class Trie:
     def __init__(self, tokens: np.ndarray, offsets: np.ndarray, ids: np.ndarray):
         """The arrays of the module's docstring, taken as they are."""
         self.tokens, self.offsets, self.ids = tokens, offsets, ids
-        self._remembered = lru_cache(_REMEMBERED)(partial(_children, tokens, offsets))
+        self._cached_children = lru_cache(_CACHED_NODES)(partial(_children, tokens, offsets))
 
     @classmethod
     def build(cls, rows: Sequence[Sequence[int]] | np.ndarray, ids: Sequence[int] | None = None) -> Trie:
@@ -81,18 +81,18 @@ class Trie:
         ids = np.arange(count) if ids is None else _integers(ids, "ids")
         if len(ids) != count:
             raise ValueError(f"{len(ids)} ids for {count} rows")
-        if count and (ids.max() > _LARGEST or ids.min() < -_LARGEST - 1):
+        if count and (ids.max() > _MAX_INT32 or ids.min() < -_MAX_INT32 - 1):
             raise ValueError("an id does not fit into 32 bits")
         if (empty := np.flatnonzero(np.diff(offsets) == 0)).size:
             raise ValueError(f"the row of id {ids[empty[0]]} is empty")
-        if count and (tokens.min() < 0 or tokens.max() > _LARGEST):
-            at = np.flatnonzero((tokens < 0) | (tokens > _LARGEST))[0]
-            row = offsets.searchsorted(at, "right") - 1
-            raise ValueError(f"the row of id {ids[row]} has the token {tokens[at]}")
+        if count and (tokens.min() < 0 or tokens.max() > _MAX_INT32):
+            position = np.flatnonzero((tokens < 0) | (tokens > _MAX_INT32))[0]
+            row = offsets.searchsorted(position, "right") - 1
+            raise ValueError(f"the row of id {ids[row]} has the token {tokens[position]}")
         tokens, ids = tokens.astype(np.int32, copy=False), ids.astype(np.int32, copy=False)
-        order = _sorted(tokens, offsets, ids)
-        trie = cls(*_take(tokens, offsets, order), ids[order])
-        trie._refuse_beginnings(np.arange(count - 1))
+        order = _lexicographic_order(tokens, offsets, ids)
+        trie = cls(*_gather_rows(tokens, offsets, order), ids[order])
+        trie._refuse_prefixes(np.arange(count - 1))
         return trie
 
     def save(self, folder: Path) -> None:
@@ -137,8 +137,8 @@ class Trie:
     def children(self, node: Node) -> tuple[np.ndarray, np.ndarray]:
         """Tokens that may follow ``node``, ascending, int32 ``(c,)``, and starts, int64 ``(c + 1,)``: child i
         is the rows ``starts[i]`` to ``starts[i + 1] - 1``. Both empty at the end of a row. Read-only."""
-        if node.hi - node.lo >= _WIDE:
-            return self._remembered(node)
+        if node.hi - node.lo >= _CACHED_MIN_ROWS:
+            return self._cached_children(node)
         return _children(self.tokens, self.offsets, node)
 
     def child(self, node: Node, token: int) -> Node:
@@ -167,8 +167,8 @@ class Trie:
         first, last = self.row(node.lo)[node.depth :], self.row(node.hi - 1)[node.depth :]
         length = min(len(first), len(last))
         differ = first[:length] != last[:length]
-        run = int(differ.argmax()) if differ.any() else length
-        return first[:run].tolist(), Node(node.lo, node.hi, node.depth + run)
+        count = int(differ.argmax()) if differ.any() else length
+        return first[:count].tolist(), Node(node.lo, node.hi, node.depth + count)
 
     def is_path(self, node: Node) -> bool:
         """Whether only one row, or several equal ones, is left."""
@@ -193,29 +193,29 @@ class Trie:
         Raises ``ValueError`` as :meth:`from_flat` does.
         """
         new = Trie.build(rows, ids)
-        fresh = np.zeros(len(self) + len(new), bool)
-        fresh[_places(self, new) + np.arange(len(new))] = True
-        lengths = _woven(fresh, np.diff(self.offsets), np.diff(new.offsets))
-        tokens = _woven(np.repeat(fresh, lengths), self.tokens, new.tokens)
-        trie = Trie(tokens, _offsets(lengths), _woven(fresh, self.ids, new.ids))
-        trie._refuse_beginnings(np.flatnonzero(fresh[1:] | fresh[:-1]))
+        is_new = np.zeros(len(self) + len(new), bool)
+        is_new[_insertion_points(self, new) + np.arange(len(new))] = True
+        lengths = _interleave(is_new, np.diff(self.offsets), np.diff(new.offsets))
+        tokens = _interleave(np.repeat(is_new, lengths), self.tokens, new.tokens)
+        trie = Trie(tokens, _offsets(lengths), _interleave(is_new, self.ids, new.ids))
+        trie._refuse_prefixes(np.flatnonzero(is_new[1:] | is_new[:-1]))
         return trie
 
     def without(self, first: Iterable[int]) -> Trie:
         """A trie of the rows whose first token is none of ``first``."""
-        gone = np.isin(self.tokens[self.offsets[:-1]], np.fromiter(first, np.int64))
-        kept = np.flatnonzero(~gone)
-        return Trie(*_take(self.tokens, self.offsets, kept), self.ids[kept])
+        removed = np.isin(self.tokens[self.offsets[:-1]], np.fromiter(first, np.int64))
+        remaining = np.flatnonzero(~removed)
+        return Trie(*_gather_rows(self.tokens, self.offsets, remaining), self.ids[remaining])
 
-    def _refuse_beginnings(self, rows: np.ndarray) -> None:
+    def _refuse_prefixes(self, rows: np.ndarray) -> None:
         """Raise ``ValueError`` if one of ``rows`` is the beginning of the row after it. Rows between a
         beginning and its continuation begin alike, so neighbours tell of all."""
         starts, lengths = self.offsets, np.diff(self.offsets)
-        maybe = rows[lengths[rows] < lengths[rows + 1]]
-        pair = self.tokens, starts[maybe], self.tokens, starts[maybe + 1]
-        bad = maybe[_common(*pair, lengths[maybe]) == lengths[maybe]]
-        if bad.size:
-            short, long = self.ids[bad[0] : bad[0] + 2]
+        shorter = rows[lengths[rows] < lengths[rows + 1]]
+        starts_of_pairs = self.tokens, starts[shorter], self.tokens, starts[shorter + 1]
+        prefixes = shorter[_common_prefix_lengths(*starts_of_pairs, lengths[shorter]) == lengths[shorter]]
+        if prefixes.size:
+            short, long = self.ids[prefixes[0] : prefixes[0] + 2]
             raise ValueError(f"the row of id {short} is the beginning of the row of id {long}")
 
 
@@ -235,91 +235,93 @@ def _children(tokens: np.ndarray, offsets: np.ndarray, node: Node) -> tuple[np.n
     if lo == hi or offsets[lo + 1] - offsets[lo] == depth:
         return np.empty(0, np.int32), np.empty(0, np.int64)
     column = tokens[offsets[lo:hi] + depth]
-    cuts = (column[1:] != column[:-1]).nonzero()[0]
-    starts = np.empty(len(cuts) + 2, np.int64)
+    boundaries = (column[1:] != column[:-1]).nonzero()[0]
+    starts = np.empty(len(boundaries) + 2, np.int64)
     starts[0], starts[-1] = lo, hi
-    np.add(cuts, lo + 1, out=starts[1:-1])
-    found = column[starts[:-1] - lo]
-    found.flags.writeable = starts.flags.writeable = False
-    return found, starts
+    np.add(boundaries, lo + 1, out=starts[1:-1])
+    child_tokens = column[starts[:-1] - lo]
+    child_tokens.flags.writeable = starts.flags.writeable = False
+    return child_tokens, starts
 
 
-def _sorted(tokens: np.ndarray, offsets: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def _lexicographic_order(tokens: np.ndarray, offsets: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """The order (N,) of rows by tokens, then by id. Column by column, of the rows still tied."""
     order = np.argsort(ids, kind="stable")
-    at = np.arange(len(order))  # places in the order that are not settled
-    group = np.zeros(len(order), np.int64)  # which of them are tied with which, ascending
+    unsettled = np.arange(len(order))  # places in the order that are not settled
+    tie_group = np.zeros(len(order), np.int64)  # which of them are tied with which, ascending
     depth = 0
-    while len(at):
-        rows = order[at]
-        key = np.zeros(len(at), np.int64)  # 0: the row has ended
-        more = offsets[rows] + depth < offsets[rows + 1]
-        key[more] = tokens[offsets[rows[more]] + depth].astype(np.int64) + 1
-        key |= group << 32
+    while len(unsettled):
+        rows = order[unsettled]
+        key = np.zeros(len(unsettled), np.int64)  # 0: the row has ended
+        longer = offsets[rows] + depth < offsets[rows + 1]
+        key[longer] = tokens[offsets[rows[longer]] + depth].astype(np.int64) + 1
+        key |= tie_group << 32
         if (key[1:] < key[:-1]).any():
-            by = np.argsort(key, kind="stable")
-            order[at], key, more = rows[by], key[by], more[by]
+            by_key = np.argsort(key, kind="stable")
+            order[unsettled], key, longer = rows[by_key], key[by_key], longer[by_key]
         new = np.concatenate([[True], key[1:] != key[:-1]])
-        tied = more & ~(new & np.concatenate([new[1:], [True]]))
-        at, group = at[tied], np.cumsum(new)[tied]
+        tied = longer & ~(new & np.concatenate([new[1:], [True]]))
+        unsettled, tie_group = unsettled[tied], np.cumsum(new)[tied]
         depth += 1
     return order
 
 
-def _take(tokens: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _gather_rows(tokens: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and offsets of ``rows`` alone, in this order."""
     lengths = offsets[rows + 1] - offsets[rows]
     new = _offsets(lengths)
     return tokens[np.repeat(offsets[rows] - new[:-1], lengths) + np.arange(new[-1])], new
 
 
-def _woven(fresh: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """``new`` where ``fresh``, ``old`` elsewhere, each in its order."""
-    woven = np.empty(len(fresh), old.dtype)
-    woven[fresh], woven[~fresh] = new, old
-    return woven
+def _interleave(is_new: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """``new`` where ``is_new``, ``old`` elsewhere, each in its order."""
+    interleaved = np.empty(len(is_new), old.dtype)
+    interleaved[is_new], interleaved[~is_new] = new, old
+    return interleaved
 
 
-def _places(old: Trie, new: Trie) -> np.ndarray:
+def _insertion_points(old: Trie, new: Trie) -> np.ndarray:
     """How many rows of ``old`` go before each row of ``new``, (M,): a binary search for all at once."""
     low, high = np.zeros(len(new), np.int64), np.full(len(new), len(old))
-    while (todo := np.flatnonzero(low < high)).size:
-        middle = (low[todo] + high[todo]) // 2
-        before = _before(old, middle, new, todo)
-        low[todo[before]] = middle[before] + 1
-        high[todo[~before]] = middle[~before]
+    while (open_rows := np.flatnonzero(low < high)).size:
+        middle = (low[open_rows] + high[open_rows]) // 2
+        before = _is_before(old, middle, new, open_rows)
+        low[open_rows[before]] = middle[before] + 1
+        high[open_rows[~before]] = middle[~before]
     return low
 
 
-def _before(a: Trie, a_rows: np.ndarray, b: Trie, b_rows: np.ndarray) -> np.ndarray:
+def _is_before(a: Trie, a_rows: np.ndarray, b: Trie, b_rows: np.ndarray) -> np.ndarray:
     """Whether each row of ``a`` goes before its row of ``b``, bool (m,)."""
     a_starts, b_starts = a.offsets[a_rows], b.offsets[b_rows]
     a_lengths, b_lengths = a.offsets[a_rows + 1] - a_starts, b.offsets[b_rows + 1] - b_starts
     limits = np.minimum(a_lengths, b_lengths)
-    common = _common(a.tokens, a_starts, b.tokens, b_starts, limits)
+    common = _common_prefix_lengths(a.tokens, a_starts, b.tokens, b_starts, limits)
     before = np.where(a_lengths == b_lengths, a.ids[a_rows] < b.ids[b_rows], a_lengths < b_lengths)
-    at = np.flatnonzero(common < limits)
-    before[at] = a.tokens[a_starts[at] + common[at]] < b.tokens[b_starts[at] + common[at]]
+    differing = np.flatnonzero(common < limits)
+    before[differing] = (
+        a.tokens[a_starts[differing] + common[differing]] < b.tokens[b_starts[differing] + common[differing]]
+    )
     return before
 
 
-def _common(
+def _common_prefix_lengths(
     a: np.ndarray, a_starts: np.ndarray, b: np.ndarray, b_starts: np.ndarray, limits: np.ndarray
 ) -> np.ndarray:
     """How many tokens from ``a_starts`` and ``b_starts`` on are equal, ``limits`` at most; all (m,)."""
     common = limits.copy()
-    todo = np.flatnonzero(limits > 0)
-    done, width = 0, 8
-    while todo.size:
-        width = max(1, min(width, _CELLS // todo.size))
-        columns = done + np.arange(width)
-        inside = columns < limits[todo, None]
+    open_rows = np.flatnonzero(limits > 0)
+    compared, width = 0, 8
+    while open_rows.size:
+        width = max(1, min(width, _MAX_COMPARED // open_rows.size))
+        columns = compared + np.arange(width)
+        inside = columns < limits[open_rows, None]
         columns = np.where(inside, columns, 0)
-        differ = (a[a_starts[todo, None] + columns] != b[b_starts[todo, None] + columns]) & inside
-        found = differ.any(1)
-        common[todo[found]] = done + differ[found].argmax(1)
-        done += width
+        differ = (a[a_starts[open_rows, None] + columns] != b[b_starts[open_rows, None] + columns]) & inside
+        has_difference = differ.any(1)
+        common[open_rows[has_difference]] = compared + differ[has_difference].argmax(1)
+        compared += width
         width *= 2
-        todo = todo[~found]
-        todo = todo[limits[todo] > done]
+        open_rows = open_rows[~has_difference]
+        open_rows = open_rows[limits[open_rows] > compared]
     return common

@@ -19,7 +19,7 @@ from mmgem.inference.texts import embed_pieces
 from mmgem.search.rerank import PAIR_BATCH_SIZE, RerankOptions, log_probs
 from mmgem.search.search import Hit, PhotoIndex
 from mmgem.search.spatial_filter import SpatialFilter
-from mmgem.self_retrieval.retriever import Found
+from mmgem.self_retrieval.retriever import ScoredPassage
 from mmgem.serve.batcher import JobType
 from mmgem.serve.image_input import DecodedPhoto
 from mmgem.serve.limits import Limits
@@ -72,11 +72,11 @@ class ModelJobs:
             "rerank", self._rerank, max_batch_size, 4 * PAIR_BATCH_SIZE
         )
         """Unit vectors ``(n, D)``, a text's ids -> log P of it given each ``(n,)``; costs n."""
-        self.passages: JobType[tuple[str, int], list[Found]] = JobType(
+        self.passages: JobType[tuple[str, int], list[ScoredPassage]] = JobType(
             "passage", self._passages, min(max_batch_size, 8)
         )
         """A question, how many (equal in a group) -> passages."""
-        self.answers: JobType[tuple[str, list[Found]], Answer] = JobType("answer", self._answers, 1)
+        self.answers: JobType[tuple[str, list[ScoredPassage]], Answer] = JobType("answer", self._answers, 1)
         """A question and its passages -> an answer."""
         self.searches: JobType[tuple[PhotoIndex, SearchQuery], list[Hit]] = JobType(
             "search", run_searches, max_batch_size
@@ -133,11 +133,11 @@ class ModelJobs:
         )
         return np.split(log_likelihoods, np.cumsum([len(v) for v, _ in requests])[:-1])
 
-    def _passages(self, requests: list[tuple[str, int]]) -> list[list[Found]]:
+    def _passages(self, requests: list[tuple[str, int]]) -> list[list[ScoredPassage]]:
         assert self.corpus is not None
         return self.corpus.search([question for question, _ in requests], requests[0][1])
 
-    def _answers(self, requests: list[tuple[str, list[Found]]]) -> list[Answer]:
+    def _answers(self, requests: list[tuple[str, list[ScoredPassage]]]) -> list[Answer]:
         assert self.corpus is not None
         return [self.corpus.answer(question, hits) for question, hits in requests]
 

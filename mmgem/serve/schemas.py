@@ -268,7 +268,7 @@ class HeatmapReply(Sized):
 
 
 class PassageReply(BaseModel):
-    """A passage, and why it was found (see mmgem.self_retrieval.retriever.Found)."""
+    """A passage, and why it was found (see mmgem.self_retrieval.retriever.ScoredPassage)."""
 
     id: str
     title: str

@@ -46,7 +46,7 @@ from mmgem.serve.request_cache import RequestCache
 
 if TYPE_CHECKING:
     from mmgem.self_retrieval.model import Answer, SelfRetrieval
-    from mmgem.self_retrieval.retriever import Found
+    from mmgem.self_retrieval.retriever import ScoredPassage
 
 T = TypeVar("T")
 
@@ -215,7 +215,7 @@ class Service:
         log_prob = await self._model.submit(self.jobs.rerank, (vectors_of_hits, ids), cost=cost)
         return list(rerank_hits(hits, log_prob, len(ids), self.model.temperature, options)[:k])
 
-    async def passages(self, question: str, k: int) -> list[Found]:
+    async def passages(self, question: str, k: int) -> list[ScoredPassage]:
         """The best ``k`` passages of the corpus."""
         self._need_corpus()
         return await self._model.submit(self.jobs.passages, (question, k), k)

@@ -1,9 +1,8 @@
-"""How a network trains on several ranks: replicated (DDP), sharded (FSDP2), or alone; PyTorch's own engines.
+"""How a network trains on several processes: replicated (DDP), sharded (FSDP2), or alone; PyTorch's engines.
 
-Every forward goes through one module, :class:`NetworkCall`: that is where DDP and FSDP look.
-Both
-average gradients over the ranks, so a rank's share of the loss is multiplied by their number before it goes
-backward. What is kept on disk are whole tensors, whatever the number of ranks that trained them.
+Every forward goes through one module, :class:`NetworkCall`: that is where DDP and FSDP look. Both average
+gradients over the processes, so a process's share of the loss is multiplied by their number before it goes
+backward. What is kept on disk are full tensors, whatever the number of processes that trained them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from mmgem.checkpoints.model_folder import build
 from mmgem.config import TrainConfig
-from mmgem.distributed.world import SINGLE_PROCESS, World, copies, is_shard, local
+from mmgem.distributed.world import SINGLE_PROCESS, World, gather_full_tensors, is_shard, local_tensor
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
 
@@ -43,9 +42,9 @@ class Engine:
         network: MMGEMNetwork,
         config: TrainConfig,
         world: World = SINGLE_PROCESS,
-        lora: int = 0,
+        lora_rank: int = 0,
     ):
-        self.network, self.world, self.lora = network, world, lora
+        self.network, self.world, self.lora_rank = network, world, lora_rank
         self.strategy = config.strategy if world.size > 1 else "none"
         network.to(world.device)
         set_precision(network, config.precision, world.device.type)
@@ -77,63 +76,64 @@ class Engine:
 
     def sync(self, last: bool) -> AbstractContextManager[Any]:
         """Around a forward and its backward: gradients are exchanged in the ``last`` of a step (FSDP: in
-        each, so that no rank ever holds them whole)."""
+        each, so that no process ever holds them in full)."""
         if self.strategy == "ddp" and not last:
             return self.module.no_sync()  # type: ignore[operator]
         return nullcontext()
 
     def backward(self, loss: Tensor | None, last: bool) -> None:
-        """Add the gradients of this rank's share of a loss; None: a pass that has none."""
+        """Add the gradients of this process's share of a loss; None: a pass that has none."""
         loss = None if loss is None else loss * self.world.size
         if self.strategy == "ddp" and last:
             # DDP waits for every parameter; those this pass did not use may hold gradients of an earlier one.
-            none = torch.zeros((), device=self.world.device)
-            loss = _Touched.apply(none if loss is None else loss, *self.trained())
+            zero = torch.zeros((), device=self.world.device)
+            loss = _TouchAll.apply(zero if loss is None else loss, *self.trainable_parameters())
         if loss is not None:
             loss.backward()
         elif self.strategy == "fsdp":
             self.module.reshard()  # type: ignore[operator]  # a backward pass would have
 
-    def trained(self) -> list[nn.Parameter]:
+    def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters that train."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
-    def clip(self, limit: float) -> float:
-        """Scale all gradients so that their norm is at most ``limit``; returns the norm it was."""
+    def clip_grad_norm(self, max_norm: float) -> float:
+        """Scale all gradients so that their norm is at most ``max_norm``; returns the norm it was."""
         if self.strategy != "fsdp":
-            return float(nn.utils.clip_grad_norm_(self.trained(), limit))
+            return float(nn.utils.clip_grad_norm_(self.trainable_parameters(), max_norm))
         for p in self.network.loss_parameters():
             if p.grad is not None:
                 dist.all_reduce(p.grad)
                 p.grad /= self.world.size
-        gradients = [p.grad for p in self.trained() if p.grad is not None]
-        sharded = [local(g) for g in gradients if is_shard(g)]
-        whole = [g for g in gradients if not is_shard(g)]
-        (squares,) = self.world.all_reduce_sum(sum(float(g.double().square().sum()) for g in sharded))
-        norm = (squares + sum(float(g.double().square().sum()) for g in whole)) ** 0.5
-        if norm > limit:
-            torch._foreach_mul_([*sharded, *whole], limit / (norm + 1e-6))
+        grads = [p.grad for p in self.trainable_parameters() if p.grad is not None]
+        sharded_grads = [local_tensor(g) for g in grads if is_shard(g)]
+        replicated_grads = [g for g in grads if not is_shard(g)]
+        (sharded_square,) = self.world.all_reduce_sum(
+            sum(float(g.double().square().sum()) for g in sharded_grads)
+        )
+        norm = (sharded_square + sum(float(g.double().square().sum()) for g in replicated_grads)) ** 0.5
+        if norm > max_norm:
+            torch._foreach_mul_([*sharded_grads, *replicated_grads], max_norm / (norm + 1e-6))
         return norm
 
-    def whole(self) -> MMGEMNetwork | None:
-        """The network with all of its current weights, to evaluate or export; None but on the first rank.
-
-        Every rank has to ask."""
+    def full_network(self) -> MMGEMNetwork | None:
+        """The network with all of its current weights, to evaluate or export; None but on the main
+        process. Every process has to call it."""
         if self.strategy != "fsdp":
             return self.network if self.world.is_main_process else None
-        tensors = copies(self.network.state_dict(), self.world)
+        tensors = gather_full_tensors(self.network.state_dict(), self.world)
         if not self.world.is_main_process:
             return None
-        made = build(self.network.config)
-        if self.lora:
+        full = build(self.network.config)
+        if self.lora_rank:
             from mmgem.train.optim import add_lora
 
-            add_lora(made, self.lora)
-        made.load_state_dict(tensors)
-        return made.to(self.world.device)
+            add_lora(full, self.lora_rank)
+        full.load_state_dict(tensors)
+        return full.to(self.world.device)
 
 
-class _Touched(torch.autograd.Function):
+class _TouchAll(torch.autograd.Function):
     """A loss that depends on more parameters than it was computed from. They get no gradient of it: not even
     zeros, which would take as much memory as the gradients."""
 

@@ -10,22 +10,22 @@ from typing import Any
 from mmgem.utils.files import write_atomic
 
 
-class Log:
+class MetricsLogger:
     """Appends one JSON object a line; a resumed run first drops the lines it will write again."""
 
     def __init__(self, folder: Path, step: int, trackers: Sequence[str] = ()):
         self.path = folder / "log.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-            write_atomic(self.path, "".join(f"{line}\n" for line in kept))
-        self.board: Any = None
+            lines = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+            write_atomic(self.path, "".join(f"{line}\n" for line in lines))
+        self.tensorboard: Any = None
         self.runs: list[Any] = []
         for name in trackers:
             if name == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
 
-                self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+                self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
             else:
                 import importlib
 
@@ -39,16 +39,16 @@ class Log:
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
         for run in self.runs:
             run.log(numbers, step=step)
-        if self.board is not None:
+        if self.tensorboard is not None:
             for name, value in numbers.items():
-                self.board.add_scalar(name, value, step)
+                self.tensorboard.add_scalar(name, value, step)
 
     def close(self) -> None:
         """End the run in the trackers, with all that was written."""
         for run in self.runs:
             run.finish()
-        if self.board is not None:
-            self.board.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
 
 
 def _step(line: str) -> float:

@@ -2,7 +2,7 @@
 
 Step n is a function of the weights after step n - 1, the seed and n alone, so a killed run that is started
 again ends with the same weights as one that was never interrupted (bitwise on one CPU machine). Started by
-``torchrun`` it is the same loop on every rank: each takes its part of a batch, and the first one writes.
+``torchrun`` it is the same loop on every process: each takes its part of a batch, and the main one writes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmgem.checkpoints.initialize import start
-from mmgem.checkpoints.model_card import card
+from mmgem.checkpoints.initialize import init_network
+from mmgem.checkpoints.model_card import model_card
 from mmgem.checkpoints.model_folder import build, save_model
 from mmgem.config import Recipe, to_dict
 from mmgem.data.tokens import Tokenizer
@@ -28,11 +28,17 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import Task
 from mmgem.train.checks import check, check_compiler
 from mmgem.train.engine import Engine, tf32
-from mmgem.train.log import Log
-from mmgem.train.optim import Average, learning_rate, merge_lora, optimizer, trainable
-from mmgem.train.speed import Speed
-from mmgem.train.state import Saver, load_state, snapshot
+from mmgem.train.log import MetricsLogger
+from mmgem.train.optim import (
+    ExponentialMovingAverage,
+    build_optimizer,
+    configure_trainable,
+    lr_multiplier,
+    merge_lora,
+)
+from mmgem.train.state import CheckpointWriter, load_state, take_snapshot
 from mmgem.train.step import accumulate_gradients
+from mmgem.train.throughput import ThroughputMeter
 from mmgem.utils.progress import Meter
 
 
@@ -46,7 +52,7 @@ class Run:
     tokenizer: Tokenizer
     tasks: list[Task[Any]]
     optimizer: torch.optim.AdamW
-    average: Average | None
+    ema: ExponentialMovingAverage | None
     total: int
 
     @property
@@ -84,60 +90,60 @@ def _train(recipe: Recipe, world: World) -> Path:
     run = prepare(recipe, world)
     plain = to_dict(recipe)
     out = recipe.train.out
-    state = load_state(out / "checkpoints", run.network, run.optimizer, run.average, recipe, world)
-    done = state["step"] if state else 0
+    state = load_state(out / "checkpoints", run.network, run.optimizer, run.ema, recipe, world)
+    first_step = state["step"] if state else 0
     data = run.data
     if state:
         _check_data(run, state)
     best = state["best"] if state else None
-    log = Log(out, done, recipe.train.trackers) if world.is_main_process else None
+    log = MetricsLogger(out, first_step, recipe.train.trackers) if world.is_main_process else None
     every = recipe.train.evaluate_every
-    speed = Speed(world, recipe.train.precision)
-    meter, saver = (
-        Meter("training", run.total, done, " pairs", world.is_main_process),
-        Saver(out / "checkpoints"),
+    throughput = ThroughputMeter(world, recipe.train.precision)
+    meter, writer = (
+        Meter("training", run.total, first_step, " pairs", world.is_main_process),
+        CheckpointWriter(out / "checkpoints"),
     )
-    with meter, saver:
-        for step in range(done, run.total):
-            with speed.measured(count=step == done):
-                values, pairs = one_step(run, step, speed)
+    with meter, writer:
+        for step in range(first_step, run.total):
+            with throughput.time_step(count=step == first_step):
+                values, pairs = train_step(run, step, throughput)
             meter.advance(1, pairs, values)
-            finished = step + 1
-            last = finished == run.total
-            if log and (finished % recipe.train.log_every == 0 or last):
-                facts = {"pairs_per_second": round(meter.rate, 1), **speed.facts()}
-                log.write(finished, {**values, **facts})
-            if run.evaluates and (last or (every and finished % every == 0)):
-                scores = measure(run)
+            done_steps = step + 1
+            last = done_steps == run.total
+            if log and (done_steps % recipe.train.log_every == 0 or last):
+                throughput_metrics = {"pairs_per_second": round(meter.rate, 1), **throughput.metrics()}
+                log.write(done_steps, {**values, **throughput_metrics})
+            if run.evaluates and (last or (every and done_steps % every == 0)):
+                scores = evaluate_tasks(run)
                 if log:
-                    log.write(finished, scores)
-                meter.say(finished, scores)
+                    log.write(done_steps, scores)
+                meter.say(done_steps, scores)
                 if best is None or scores["score"] > best["score"]:
-                    best = {"step": finished, **scores}
-                    export(run, out / "model", best)
-            if finished % recipe.train.checkpoint_every == 0 or last:
-                saver.save(
-                    finished,
-                    lambda: snapshot(run.network, run.optimizer, run.average, world),
+                    best = {"step": done_steps, **scores}
+                    export_model(run, out / "model", best)
+            if done_steps % recipe.train.checkpoint_every == 0 or last:
+                writer.save(
+                    done_steps,
+                    lambda: take_snapshot(run.network, run.optimizer, run.ema, world),
                     {"recipe": plain, "best": best, "data": data},
                     recipe.train.keep_checkpoints,
                 )
     for task in run.tasks:
         for problem in task.close():
             meter.note(problem)
-    if not run.evaluates and (done < run.total or not world.broadcast((out / "model").is_dir())):
-        export(run, out / "model", {"step": run.total})
+    if not run.evaluates and (first_step < run.total or not world.broadcast((out / "model").is_dir())):
+        export_model(run, out / "model", {"step": run.total})
     if log:
         log.close()
-    world.wait()
+    world.barrier()
     return out / "model"
 
 
 def _check_data(run: Run, state: dict[str, Any]) -> None:
     """Refuse to go on with other data than the run began with."""
-    began, now = str(state.get("data")).split(" "), run.data.split(" ")
-    if began != now:
-        pairs = zip(run.tasks, [*began, *run.tasks], now, strict=False)
+    started_with, present = str(state.get("data")).split(" "), run.data.split(" ")
+    if started_with != present:
+        pairs = zip(run.tasks, [*started_with, *run.tasks], present, strict=False)
         changed = next((task for task, before, word in pairs if before != word), run.tasks[0])
         raise ConfigError(
             f"{changed.data_key}: this is not the data the run began with; bring it back, or set another "
@@ -154,15 +160,15 @@ def prepare(recipe: Recipe, world: World = SINGLE_PROCESS) -> Run:
         torch.set_num_threads(recipe.train.threads)
     for task in tasks:  # before base weights are fetched for nothing
         task.check_files()
-    network, tokenizer = start(recipe)
+    network, tokenizer = init_network(recipe)
     for task in tasks:
         task.prepare(network, tokenizer, world)
-    groups = trainable(network, recipe.optim, recipe.data.cached)
+    groups = configure_trainable(network, recipe.optim, recipe.data.cached)
     engine = Engine(network, recipe.train, world, recipe.optim.lora_rank)
-    average = Average(network, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
+    ema = ExponentialMovingAverage(network, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
     total = max(1, round(recipe.train.epochs * tasks[0].batches.per_epoch))
-    trained = optimizer(network, groups, recipe.optim)
-    return Run(recipe, world, engine, tokenizer, tasks, trained, average, total)
+    adamw = build_optimizer(network, groups, recipe.optim)
+    return Run(recipe, world, engine, tokenizer, tasks, adamw, ema, total)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -170,30 +176,33 @@ def mixed_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
-def one_step(run: Run, step: int, speed: Speed | None = None) -> tuple[dict[str, float], int]:
-    """Forward, backward and update of ``step``; returns the numbers to log and the pairs of all ranks."""
+def train_step(
+    run: Run, step: int, throughput: ThroughputMeter | None = None
+) -> tuple[dict[str, float], int]:
+    """Forward, backward and update of ``step``; returns the numbers to log and the pairs of all
+    processes."""
     config, world = run.recipe.optim, run.world
     seeds = (run.recipe.train.seed, step) + ((world.rank,) if world.size > 1 else ())
     run.network.train()
     torch.manual_seed(mixed_seed(*seeds))
-    factor = learning_rate(step, run.total, config)
+    factor = lr_multiplier(step, run.total, config)
     for group in run.optimizer.param_groups:
         group["lr"] = group["base"] * factor
     run.optimizer.zero_grad()
-    waited = time.monotonic()
+    started = time.monotonic()
     work = [(task, task.load_batch(step, world.device)) for task in run.tasks]
-    if speed is not None:
-        speed.waited(time.monotonic() - waited)
+    if throughput is not None:
+        throughput.add_data_wait(time.monotonic() - started)
     chunk_size = run.recipe.train.grad_cache_chunk_size
     losses = accumulate_gradients(
         run.engine, work, chunk_size, lambda n: mixed_seed(*seeds, 7, n), f"step {step}"
     )
-    norm = run.engine.clip(config.max_grad_norm)
+    norm = run.engine.clip_grad_norm(config.max_grad_norm)
     run.optimizer.step()
     with torch.no_grad():
         run.network.logit_scale.clamp_(max=config.max_logit_scale_log)
-    if run.average is not None:
-        run.average.update(run.network, step)
+    if run.ema is not None:
+        run.ema.update(run.network, step)
     values = {name: round(value, 5) for name, value in losses.items()}
     values["gradient_norm"] = round(norm, 4)
     values["temperature"] = round(1 / run.network.logit_scale.exp().item(), 5)
@@ -203,22 +212,22 @@ def one_step(run: Run, step: int, speed: Speed | None = None) -> tuple[dict[str,
 
 
 @contextmanager
-def averaged(run: Run) -> Iterator[None]:
+def ema_weights(run: Run) -> Iterator[None]:
     """The averaged weights, if there are, in the place of the current ones."""
-    if run.average is not None:
-        run.average.swap(run.network)
+    if run.ema is not None:
+        run.ema.swap_weights(run.network)
     try:
         yield
     finally:
-        if run.average is not None:
-            run.average.swap(run.network)
+        if run.ema is not None:
+            run.ema.swap_weights(run.network)
 
 
-def measure(run: Run) -> dict[str, Any]:
+def evaluate_tasks(run: Run) -> dict[str, Any]:
     """Scores of the averaged (or current) weights on what tasks held out, the same on every process;
     ``score`` is the mean of theirs."""
-    with averaged(run):
-        network = run.engine.whole()
+    with ema_weights(run):
+        network = run.engine.full_network()
         scores: dict[str, Any] = {}
         if network is not None:
             network.eval()
@@ -231,10 +240,10 @@ def measure(run: Run) -> dict[str, Any]:
     return run.world.broadcast(scores)
 
 
-def export(run: Run, folder: Path, facts: dict[str, Any]) -> None:
+def export_model(run: Run, folder: Path, results: dict[str, Any]) -> None:
     """Write the model folder with the averaged (or current) weights, adapters merged."""
-    with averaged(run):
-        network = run.engine.whole()
+    with ema_weights(run):
+        network = run.engine.full_network()
         if network is None:
             return
         if run.recipe.optim.lora_rank:
@@ -246,4 +255,4 @@ def export(run: Run, folder: Path, facts: dict[str, Any]) -> None:
             for task in run.tasks:
                 task.export(exported, new)
 
-        save_model(folder, network, run.tokenizer, card(run.recipe, facts), more=write_tasks)
+        save_model(folder, network, run.tokenizer, model_card(run.recipe, results), more=write_tasks)

@@ -1,4 +1,4 @@
-"""AdamW groups, schedule and the averaged weights."""
+"""AdamW groups, schedule and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.config import OptimConfig
-from mmgem.distributed.world import is_shard, local
+from mmgem.distributed.world import is_shard, local_tensor
 from mmgem.models.network import MMGEMNetwork
 
 
-def trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool) -> dict[str, list[str]]:
+def configure_trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool) -> dict[str, list[str]]:
     """Names of the parameters of each group that trains; all others are frozen here.
 
-    ``cached``: the encoder's lower part comes from the feature cache, so it cannot train.
+    ``cached``: the encoder's frozen stem comes from the feature cache, so it cannot train.
     """
     if config.lora_rank:
         add_lora(network, config.lora_rank)
-    lower = {id(p) for p in network.encoder.frozen_parameters()} if cached else set()
-    table = network.llm.lm.get_input_embeddings().weight
+    stem = {id(p) for p in network.encoder.frozen_parameters()} if cached else set()
+    embedding_table = network.llm.lm.get_input_embeddings().weight
     groups: dict[str, list[str]] = {"heads": [], "llm": [], "embeddings": [], "encoder": []}
     rates = {
         "heads": config.lr_heads,
@@ -33,80 +33,82 @@ def trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool) -> dict[
         if name.startswith("encoder."):
             group = "encoder"
         elif name.startswith("llm."):
-            group = "embeddings" if p is table else "llm"
+            group = "embeddings" if p is embedding_table else "llm"
         else:
             group = "heads"
         frozen_by_lora = config.lora_rank and group in ("llm", "embeddings") and "lora_" not in name
-        p.requires_grad_(rates[group] > 0 and id(p) not in lower and not frozen_by_lora)
+        p.requires_grad_(rates[group] > 0 and id(p) not in stem and not frozen_by_lora)
         if p.requires_grad:
             groups[group].append(name)
     return {g: names for g, names in groups.items() if names}
 
 
-def optimizer(network: MMGEMNetwork, groups: dict[str, list[str]], config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    network: MMGEMNetwork, groups: dict[str, list[str]], config: OptimConfig
+) -> torch.optim.AdamW:
     """AdamW over ``groups``; vectors and scalars (norms, biases, markers, temperature) do not decay."""
     parameters = dict(network.named_parameters())
-    options = []
+    param_groups = []
     for group, names in groups.items():
         rate = getattr(config, f"lr_{group}")
-        own = [parameters[n] for n in names]
+        group_parameters = [parameters[n] for n in names]
         for decays, sharded in product((True, False), (True, False)):
-            chosen = [p for p in own if (p.ndim >= 2) == decays and is_shard(p) == sharded]
-            if chosen:
+            selected = [p for p in group_parameters if (p.ndim >= 2) == decays and is_shard(p) == sharded]
+            if selected:
                 decay = config.weight_decay if decays else 0.0
-                options.append({"params": chosen, "lr": rate, "base": rate, "weight_decay": decay})
-    return torch.optim.AdamW(options, betas=config.betas, fused=True)
+                param_groups.append({"params": selected, "lr": rate, "base": rate, "weight_decay": decay})
+    return torch.optim.AdamW(param_groups, betas=config.betas, fused=True)
 
 
-def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+def lr_multiplier(step: int, total: int, config: OptimConfig) -> float:
     """Factor on every group's rate: linear warm-up, then a cosine to ``final_lr_ratio``."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    share = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
+    progress = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
     return config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (
-        1 + math.cos(math.pi * min(1.0, share))
+        1 + math.cos(math.pi * min(1.0, progress))
     )
 
 
-class Average:
+class ExponentialMovingAverage:
     """Exponential moving average of the trained parameters, warmed up so that early steps count little."""
 
     def __init__(self, network: nn.Module, decay: float):
         self.decay = decay
         self.values = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
-        """Placed as the parameters are: on several ranks perhaps shards."""
+        """Placed as the parameters are: on several processes perhaps shards."""
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Move towards the current weights after ``step`` (from 0)."""
         decay = min(self.decay, (step + 1) / (step + 10))
-        own = dict(network.named_parameters())
-        mine = [local(value) for value in self.values.values()]
-        torch._foreach_lerp_(mine, [local(own[n].detach()) for n in self.values], 1 - decay)
+        current = dict(network.named_parameters())
+        averages = [local_tensor(value) for value in self.values.values()]
+        torch._foreach_lerp_(averages, [local_tensor(current[n].detach()) for n in self.values], 1 - decay)
 
     @torch.no_grad()
-    def swap(self, network: nn.Module) -> None:
+    def swap_weights(self, network: nn.Module) -> None:
         """Exchange the averaged and the current weights; call it twice to get back."""
-        own = dict(network.named_parameters())
+        parameters = dict(network.named_parameters())
         for name, value in self.values.items():
-            mine, theirs = local(value), local(own[name].detach())
-            current = theirs.clone()
-            theirs.copy_(mine)
-            mine.copy_(current)
+            average, weight = local_tensor(value), local_tensor(parameters[name].detach())
+            saved = weight.clone()
+            weight.copy_(average)
+            average.copy_(saved)
 
 
 def add_lora(network: MMGEMNetwork, rank: int) -> None:
     """Put LoRA adapters (arXiv 2106.09685) on every linear map of the LLM's blocks, in place."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    maps = {n.rsplit(".", 1)[-1]: m for n, m in network.llm.blocks.named_modules() if _is_linear(m)}
-    options = LoraConfig(
+    linear_layers = {n.rsplit(".", 1)[-1]: m for n, m in network.llm.blocks.named_modules() if _is_linear(m)}
+    lora_config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        target_modules=sorted(maps),
-        fan_in_fan_out=not all(isinstance(m, nn.Linear) for m in maps.values()),
+        target_modules=sorted(linear_layers),
+        fan_in_fan_out=not all(isinstance(m, nn.Linear) for m in linear_layers.values()),
     )
-    inject_adapter_in_model(options, network.llm.lm)
+    inject_adapter_in_model(lora_config, network.llm.lm)
 
 
 def merge_lora(state: dict[str, Tensor], network: MMGEMNetwork) -> dict[str, Tensor]:
@@ -118,16 +120,16 @@ def merge_lora(state: dict[str, Tensor], network: MMGEMNetwork) -> dict[str, Ten
         for name, module in network.named_modules()
         if isinstance(module, LoraLayer)
     }
-    out = {}
+    merged = {}
     for name, value in state.items():
         if "lora_" in name:
             continue
         owner, _, last = name.rpartition(".base_layer.")
         if owner:
-            out[f"{owner}.{last}"] = value + deltas[owner] if last == "weight" else value
+            merged[f"{owner}.{last}"] = value + deltas[owner] if last == "weight" else value
         else:
-            out[name] = value
-    return out
+            merged[name] = value
+    return merged
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 ``checkpoints/step-N/`` holds the trained weights, the optimiser's moments, the averaged weights and
 ``state.json``. Batches and dropout are functions of (seed, step), so no random state has to be kept. Tensors
-are whole, however many ranks hold shards of them: a run may go on with another number of ranks. They are
+are full, however many processes hold shards of them: a run may go on with another number. They are
 copied at the step they belong to and written beside the steps that follow.
 """
 
@@ -25,10 +25,10 @@ from mmgem.config import Recipe, from_dict, to_dict
 from mmgem.config.checks import free_on_resume
 from mmgem.config.compare import difference
 from mmgem.config.legacy import current_recipe, current_tensor, current_tensors
-from mmgem.distributed.world import SINGLE_PROCESS, World, copies, like, local
+from mmgem.distributed.world import SINGLE_PROCESS, World, distribute_like, gather_full_tensors, local_tensor
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.network import MMGEMNetwork
-from mmgem.train.optim import Average
+from mmgem.train.optim import ExponentialMovingAverage
 from mmgem.utils.files import write_atomic, write_folder
 
 
@@ -41,18 +41,18 @@ class Snapshot:
     average: dict[str, Tensor] | None
 
 
-def snapshot(
+def take_snapshot(
     network: MMGEMNetwork,
     optimizer: torch.optim.Optimizer,
-    average: Average | None,
+    average: ExponentialMovingAverage | None,
     world: World = SINGLE_PROCESS,
 ) -> Snapshot | None:
-    """Copy what trains; None but on the first rank. Every rank has to ask."""
+    """Copy what trains; None but on the main process. Every process has to call it."""
     trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    weights = copies(trained, world)
+    weights = gather_full_tensors(trained, world)
     held = {f"{n}|{part}": v for n, p in trained.items() for part, v in optimizer.state[p].items()}
-    moments = copies(held, world)
-    averaged = copies(average.values, world) if average is not None else None
+    moments = gather_full_tensors(held, world)
+    averaged = gather_full_tensors(average.values, world) if average is not None else None
     return Snapshot(weights, moments, averaged) if world.is_main_process else None
 
 
@@ -71,7 +71,7 @@ def save_state(folder: Path, step: int, taken: Snapshot, facts: dict[str, Any], 
         shutil.rmtree(folder / f"step-{old:08d}")
 
 
-class Saver:
+class CheckpointWriter:
     """Writes checkpoints beside the training, one at a time; leaving it waits for the last one."""
 
     def __init__(self, folder: Path):
@@ -79,7 +79,7 @@ class Saver:
         self.thread: Thread | None = None
         self.failure: BaseException | None = None
 
-    def __enter__(self) -> Saver:
+    def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -121,7 +121,7 @@ def load_state(
     folder: Path,
     network: MMGEMNetwork,
     optimizer: torch.optim.Optimizer,
-    average: Average | None,
+    average: ExponentialMovingAverage | None,
     recipe: Recipe,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any] | None:
@@ -159,7 +159,7 @@ def load_state(
     for key, value in moments.items():
         old, _, part = key.rpartition("|")
         name = current_tensor(old)
-        optimizer.state[own[name]][part] = like(value, own[name])
+        optimizer.state[own[name]][part] = distribute_like(value, own[name])
     if average is not None:
         _fill(current_tensors(load_tensors(newest / "average.safetensors")), average.values, newest)
     return state
@@ -171,4 +171,4 @@ def _fill(source: dict[str, Tensor], target: dict[str, Any], where: Path) -> Non
         odd = sorted(source.keys() ^ target.keys())
         raise CheckpointError(f"{where}: does not fit the model: {', '.join(odd[:5])}")
     for name, value in source.items():
-        local(target[name]).copy_(local(like(value, target[name])))
+        local_tensor(target[name]).copy_(local_tensor(distribute_like(value, target[name])))

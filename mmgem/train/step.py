@@ -51,8 +51,8 @@ def accumulate_gradients(
             terms = forward()
             log(terms)
             engine.backward(total_loss(terms), last)
-    sums = engine.world.all_reduce_sum(*map(float, logged.values()))
-    values = dict(zip(logged, sums, strict=True))
+    totals = engine.world.all_reduce_sum(*map(float, logged.values()))
+    values = dict(zip(logged, totals, strict=True))
     for value in values.values():
         if not math.isfinite(value):
             raise DataError(f"{where}: the loss is {value}; lower the learning rates")
@@ -105,22 +105,22 @@ def embedding_grads(
     ``embedded``: what ``cache.embed`` gave for each chunk. The loss's own parameters (temperature and bias)
     get their gradients here.
     """
-    whole = {
+    full = {
         name: torch.cat([embeddings[name] for embeddings in embedded]).requires_grad_()
         for name in embedded[0]
     }
-    terms = cache.embedding_loss(network, whole, batch, world)
+    terms = cache.embedding_loss(network, full, batch, world)
     loss = total_loss(terms)
     assert loss is not None
     scalars = [p for p in network.loss_parameters() if p.requires_grad]
-    found = torch.autograd.grad(loss, [*whole.values(), *scalars], allow_unused=True)
-    for p, gradient in zip(scalars, found[len(whole) :], strict=True):
+    grads = torch.autograd.grad(loss, [*full.values(), *scalars], allow_unused=True)
+    for p, gradient in zip(scalars, grads[len(full) :], strict=True):
         if gradient is not None:
             gradient = gradient * world.size  # as everything that goes backward: it will be averaged
             p.grad = gradient if p.grad is None else p.grad + gradient
     by_chunk: list[Embeddings] = [{} for _ in embedded]
-    for name, gradient in zip(whole, found[: len(whole)], strict=True):
-        gradient = torch.zeros_like(whole[name]) if gradient is None else gradient
+    for name, gradient in zip(full, grads[: len(full)], strict=True):
+        gradient = torch.zeros_like(full[name]) if gradient is None else gradient
         sizes = [len(embeddings[name]) for embeddings in embedded]
         for chunk, share in zip(by_chunk, gradient.split(sizes), strict=True):
             chunk[name] = share

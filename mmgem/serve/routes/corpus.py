@@ -20,7 +20,7 @@ async def search(request: Request) -> Response:
     """The passages that answer a question."""
     began = time.perf_counter()
     body = await parse_body(request, QuestionRequest)
-    hits = [vars(hit) for hit in await service_of(request).passages(body.query, body.k)]
+    hits = [hit.to_json() for hit in await service_of(request).passages(body.query, body.k)]
     return json_reply({"query": body.query, "hits": hits, "seconds": round(time.perf_counter() - began, 4)})
 
 
@@ -35,7 +35,7 @@ async def ask(request: Request) -> Response:
             "query": body.query,
             "answer": answer.text,
             "source": answer.source,
-            "hits": [vars(hit) for hit in answer.hits],
+            "hits": [hit.to_json() for hit in answer.hits],
             "seconds": round(time.perf_counter() - began, 4),
         }
     )

@@ -42,20 +42,20 @@ def caption_loss(
     if not config.sampled_softmax or batch.vocabulary is None:
         logits = network.llm.logits(states).float()
         return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum") / total
-    used = batch.vocabulary.to(states.device)
-    words = network.llm.vocabulary
-    sample = torch.randint(words, (config.sampled_softmax,), device=used.device)
+    used_ids = batch.vocabulary.to(states.device)
+    vocabulary_size = network.llm.vocabulary
+    sample = torch.randint(vocabulary_size, (config.sampled_softmax,), device=used_ids.device)
     # Sampled tokens that are in use are counted already: their copies get no mass.
-    position = torch.full((words,), -1, device=used.device)
-    position[used] = torch.arange(len(used), device=used.device)
-    rate = math.log(words / config.sampled_softmax)
-    extra = torch.where(position[sample] >= 0, -torch.inf, rate)
-    logits = network.llm.logits_of(states, torch.cat([used, sample])).float()
-    weights = torch.cat([torch.zeros(len(used), device=used.device), extra])
+    position = torch.full((vocabulary_size,), -1, device=used_ids.device)
+    position[used_ids] = torch.arange(len(used_ids), device=used_ids.device)
+    log_inverse_rate = math.log(vocabulary_size / config.sampled_softmax)
+    sample_weights = torch.where(position[sample] >= 0, -torch.inf, log_inverse_rate)
+    logits = network.llm.logits_of(states, torch.cat([used_ids, sample])).float()
+    weights = torch.cat([torch.zeros(len(used_ids), device=used_ids.device), sample_weights])
     log_norm = (logits + weights).logsumexp(1)
-    picked = logits.gather(1, position[targets][:, None])[:, 0]
-    loss = (log_norm - picked).sum()
+    target_logits = logits.gather(1, position[targets][:, None])[:, 0]
+    loss = (log_norm - target_logits).sum()
     if smoothing:
-        mean_logit = (logits @ weights.exp()) / words
+        mean_logit = (logits @ weights.exp()) / vocabulary_size
         loss = (1 - smoothing) * loss + smoothing * (log_norm - mean_logit).sum()
     return loss / total

@@ -4,8 +4,8 @@ Several texts may describe one image: they share the target mass. ``distill_weig
 other pairs that a text teacher finds similar, because "two dogs run in snow" is not a wrong caption for
 the next photo of dogs in snow. ``loss = "sigmoid"`` is SigLIP's pairwise loss (arXiv 2303.15343).
 
-Over several ranks every image and text has all others as negatives: embeddings are gathered, each rank
-computes the rows of its own, and the losses of all ranks add up to that of one process.
+Over several processes every image and text has all others as negatives: embeddings are gathered, each process
+computes the rows of its own, and the losses of all add up to that of a single one.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def similarity_margin(cosines: Tensor, positives: Tensor, images: int, texts: in
 
 
 def gather_batch(images: Tensor, texts: Tensor, batch: Batch, world: World) -> GatheredBatch:
-    """Gather what the loss needs of all ranks; gradients flow back into ``images`` and ``texts``."""
+    """Gather what the loss needs of all processes; gradients flow back into ``images`` and ``texts``."""
     device = images.device
     owner = batch.text_owner.to(device)
     photos, keys, teacher = (
@@ -171,14 +171,18 @@ def false_negative_mask(gathered: GatheredBatch, v: slice, n: slice) -> Tensor |
     ``v`` and the texts ``n``, ``(len(v), len(n))`` bool."""
     if gathered.photos is None or gathered.keys is None:
         return None
-    photo = gathered.photos[v, None] == gathered.photos[gathered.owner[n]][None]
-    # Which of the wanted words each image has: images x distinct texts, not texts x texts.
-    wanted, column = gathered.keys[n].unique(return_inverse=True)
-    place = torch.searchsorted(wanted, gathered.keys).clamp(max=len(wanted) - 1)
-    hit = (wanted[place] == gathered.keys) & (gathered.owner >= v.start) & (gathered.owner < v.stop)
-    has = torch.zeros(len(photo), len(wanted), dtype=torch.bool, device=photo.device)
-    has[gathered.owner[hit] - v.start, place[hit]] = True
-    return photo | has[:, column]
+    same_photo = gathered.photos[v, None] == gathered.photos[gathered.owner[n]][None]
+    # Which of these keys each image has: images x distinct texts, not texts x texts.
+    distinct_keys, column = gathered.keys[n].unique(return_inverse=True)
+    key_index = torch.searchsorted(distinct_keys, gathered.keys).clamp(max=len(distinct_keys) - 1)
+    match = (
+        (distinct_keys[key_index] == gathered.keys) & (gathered.owner >= v.start) & (gathered.owner < v.stop)
+    )
+    image_has_key = torch.zeros(
+        len(same_photo), len(distinct_keys), dtype=torch.bool, device=same_photo.device
+    )
+    image_has_key[gathered.owner[match] - v.start, key_index[match]] = True
+    return same_photo | image_has_key[:, column]
 
 
 def teacher_images(teacher_texts: Tensor, owner: Tensor, count: int) -> Tensor:

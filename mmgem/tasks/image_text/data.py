@@ -63,17 +63,17 @@ def read_batches(
     train = recipe.data.train
     assert train is not None
     if is_shards(train):
-        return _streamed(recipe, train, teacher, network, tokenizer, world)
-    boxed = recipe.data.region_share > 0
-    records = _described(train, recipe.data.split, "data.split", world, boxed)
+        return _stream_batches(recipe, train, teacher, network, tokenizer, world)
+    with_regions = recipe.data.region_share > 0
+    records = _load_captioned(train, recipe.data.split, "data.split", world, with_regions)
     check_encoder(recipe, network.config.encoder)
     source = world.main_process_first(
         lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.cached_augmentations)
     )
     box_records, box_source = world.main_process_first(
-        lambda: _boxed(recipe, network, tokenizer.prep, records, source)
+        lambda: _read_regions(recipe, network, tokenizer.prep, records, source)
     )
-    dev = _held_out(recipe, network, tokenizer, world)
+    dev = _read_dev(recipe, network, tokenizer, world)
     texts = distinct_texts(records + box_records)
     teacher_texts = world.main_process_first(lambda: embed_captions(*teacher, texts) if teacher else None)
     size, seed = recipe.train.batch_size, recipe.train.seed
@@ -93,7 +93,7 @@ def read_batches(
     return batches, dev
 
 
-def _streamed(
+def _stream_batches(
     recipe: Recipe,
     train: Path,
     teacher: tuple[str, str] | None,
@@ -116,15 +116,15 @@ def _streamed(
     if world.is_main_process:
         for problem in stream.problems[:20]:
             logger.warning("%s", problem)
-    return Ahead(batches, data.workers), _held_out(recipe, network, tokenizer, world)
+    return Ahead(batches, data.workers), _read_dev(recipe, network, tokenizer, world)
 
 
-def _held_out(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world: World) -> Dev | None:
+def _read_dev(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world: World) -> Dev | None:
     data = recipe.data
     path = data.dev or data.train
     if path is None or not (data.dev or data.dev_split):
         return None
-    records = _described(path, data.dev_split, "data.dev_split", world)
+    records = _load_captioned(path, data.dev_split, "data.dev_split", world)
     records = records[: recipe.train.evaluate_images]
     tokenizer.encode_parts(distinct_texts(records))  # a text that is too long is said now
     return records, world.main_process_first(
@@ -132,7 +132,7 @@ def _held_out(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world
     )
 
 
-def _described(
+def _load_captioned(
     path: Path, split: str | None, split_field: str, world: World, regions: bool = False
 ) -> list[Record]:
     """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); ``split_field`` is
@@ -141,15 +141,15 @@ def _described(
         records = load_dataset(path, split=split or None)
     except UsageError as error:
         raise ConfigError(f'{split_field}: {error} ("" for none)') from error
-    kept = [r for r in records if r.captions or (regions and r.regions)]
-    if not kept:
+    captioned = [r for r in records if r.captions or (regions and r.regions)]
+    if not captioned:
         raise DataError(f"{path}: no captions in split {split!r}")
-    if (left_out := len(records) - len(kept)) and world.is_main_process:
+    if (left_out := len(records) - len(captioned)) and world.is_main_process:
         logger.warning("%s: %d of %d records have no captions and are left out", path, left_out, len(records))
-    return kept
+    return captioned
 
 
-def _boxed(
+def _read_regions(
     recipe: Recipe,
     network: MMGEMNetwork,
     prep: Preprocessing,
@@ -161,30 +161,31 @@ def _boxed(
     data = recipe.data
     if not data.region_share:
         return [], source
-    own = [r for r in records if any(region.captions for region in r.regions)]
+    region_records = [r for r in records if any(region.captions for region in r.regions)]
     parts: list[FeatureCache | PixelSource] = []
     sizes: list[int] = []
-    if own and data.region_size in (0, prep.size):
-        own, parts, sizes = records, [source], [len(records)]
+    if region_records and data.region_size in (0, prep.size):
+        region_records, parts, sizes = records, [source], [len(records)]
     prep = dataclasses.replace(prep, size=data.region_size or prep.size)
-    if own and not parts:
-        parts, sizes = [image_source(recipe, network, prep, own, data.cached_augmentations)], [len(own)]
+    if region_records and not parts:
+        parts = [image_source(recipe, network, prep, region_records, data.cached_augmentations)]
+        sizes = [len(region_records)]
     if data.mosaics:
         photos = [records[i] for i in source.valid]
-        facts = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
-        name = hashlib.blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()
+        identity = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
+        name = hashlib.blake2b(json.dumps(identity).encode(), digest_size=12).hexdigest()
         folder = (data.cache or cache_home() / "features").parent / "mosaics" / name
         if not (folder / MOSAICS).is_file():
             make_mosaics(photos, folder, data.mosaics, recipe.train.seed, prep.size)
         canvases = read_jsonl(folder / MOSAICS)
         parts.append(image_source(recipe, network, prep, canvases, data.mosaic_augmentations))
         sizes.append(len(canvases))
-        own = own + canvases
+        region_records = region_records + canvases
     if not parts:
         raise DataError(
             f"data.region_share: {data.train} has no region with a caption, and data.mosaics is 0"
         )
-    return own, parts[0] if len(parts) == 1 else Joined(parts, sizes)
+    return region_records, parts[0] if len(parts) == 1 else Joined(parts, sizes)
 
 
 def image_source(

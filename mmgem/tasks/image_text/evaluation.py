@@ -31,31 +31,31 @@ def evaluate(
 
     ``score``, by which the best step is chosen, is the mean of the R@1s and R@10s and of CIDEr.
     """
-    usable = [i for i in source.valid if records[i].captions]
+    captioned = [i for i in source.valid if records[i].captions]
     visual = []
-    for at in range(0, len(usable), batch):
-        rows = usable[at : at + batch]
-        read = source.read(rows, [0] * len(rows)).to(network.emb_token.device)
-        features = read if isinstance(source, FeatureCache) else network.encoder.frozen_stem(read)
+    for start in range(0, len(captioned), batch):
+        rows = captioned[start : start + batch]
+        inputs = source.read(rows, [0] * len(rows)).to(network.emb_token.device)
+        features = inputs if isinstance(source, FeatureCache) else network.encoder.frozen_stem(inputs)
         visual.append(network.encode_image(network.encoder.trainable_head(features)))
     images = torch.cat(visual)
     scores: dict[str, Any] = {}
     parts: list[float] = []
     if retrieval:
-        texts = [c for i in usable for c in records[i].captions]
-        owner = np.repeat(np.arange(len(usable)), [len(records[i].captions) for i in usable])
+        texts = [c for i in captioned for c in records[i].captions]
+        owner = np.repeat(np.arange(len(captioned)), [len(records[i].captions) for i in captioned])
         embedded = embed_texts(network, tokenizer, texts, 4 * batch)
         recalls = retrieval_scores(unit_rows(images[:, 0]), embedded, owner)
         scores |= {"i2t": recalls["i2t"], "t2i": recalls["t2i"]}
         parts.append(float(np.mean([recalls[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")])))
     if captions:
         predicted = []
-        for at in range(0, len(images), batch):
-            prefixes = network.project_visual_prefix(images[at : at + batch])
+        for start in range(0, len(images), batch):
+            prefixes = network.project_visual_prefix(images[start : start + batch])
             beams = generate_captions(network, prefixes, tokenizer.end, beams=1)
             predicted += [tokenizer.decode(c.ids) for c in beams]
-        of_captions = caption_scores(predicted, [list(records[i].captions) for i in usable])
-        scores |= {"BLEU@4": of_captions["BLEU@4"], "CIDEr": of_captions["CIDEr"]}
-        parts.append(of_captions["CIDEr"])
+        caption_metrics = caption_scores(predicted, [list(records[i].captions) for i in captioned])
+        scores |= {"BLEU@4": caption_metrics["BLEU@4"], "CIDEr": caption_metrics["CIDEr"]}
+        parts.append(caption_metrics["CIDEr"])
     scores["score"] = float(np.mean(parts))
     return scores

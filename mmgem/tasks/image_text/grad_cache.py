@@ -88,45 +88,45 @@ class ImageTextGradCache:
 
 def chunks(batch: Batch, size: int) -> Iterator[Batch]:
     """Parts of ``batch`` of at most ``size`` items (of one image more, where its boxes are), in its order."""
-    seen = batch.features if batch.pixels is None else batch.pixels
-    for at in range(0, len(seen), size):
-        rows = slice(at, min(at + size, len(seen)))
+    inputs = batch.features if batch.pixels is None else batch.pixels
+    for start in range(0, len(inputs), size):
+        rows = slice(start, min(start + size, len(inputs)))
         pixels = None if batch.pixels is None else batch.pixels[rows]
         features = batch.features[rows] if batch.pixels is None else batch.features
         yield _part(batch, rows.start, rows.stop, features=features, pixels=pixels)
     if batch.boxes is None or batch.box_valid is None:
         return
-    first, none = len(seen), batch.features[:0]
+    first, no_features = len(inputs), batch.features[:0]
     images = max(1, size // batch.boxes.shape[1])
-    for at in range(0, len(batch.boxes), images):
-        rows = slice(at, at + images)
+    for start in range(0, len(batch.boxes), images):
+        rows = slice(start, start + images)
         valid = batch.box_valid[rows]
-        inside = {
+        fields = {
             name: value[rows]
             for name in ("boxes", "box_valid", "box_features", "box_pixels")
             if (value := getattr(batch, name)) is not None
         }
         count = int(valid.sum())
-        yield _part(batch, first, first + count, features=none, pixels=None, **inside)
+        yield _part(batch, first, first + count, features=no_features, pixels=None, **fields)
         first += count
 
 
-def _part(batch: Batch, start: int, stop: int, **own: Any) -> Batch:
+def _part(batch: Batch, start: int, stop: int, **fields: Any) -> Batch:
     """The items ``start`` to ``stop`` and their texts, which lie in the items' order."""
     bounds = torch.tensor([start, stop], device=batch.text_owner.device)
-    a, b = torch.searchsorted(batch.text_owner, bounds).tolist()
+    text_start, text_end = torch.searchsorted(batch.text_owner, bounds).tolist()
     lengths = [len(ids) + 1 for ids in batch.captions]
-    c, d = torch.searchsorted(batch.caption_owner, bounds).tolist()
-    tokens = slice(sum(lengths[:c]), sum(lengths[:d]))
+    caption_start, caption_end = torch.searchsorted(batch.caption_owner, bounds).tolist()
+    tokens = slice(sum(lengths[:caption_start]), sum(lengths[:caption_end]))
     empty: dict[str, Any] = dict.fromkeys(
         ("boxes", "box_valid", "box_features", "box_pixels", "photos", "text_keys", "teacher_texts")
     )
     return replace(
         batch,
-        texts=batch.texts[a:b],
-        text_owner=batch.text_owner[a:b] - start,
-        captions=batch.captions[c:d],
-        caption_owner=batch.caption_owner[c:d] - start,
+        texts=batch.texts[text_start:text_end],
+        text_owner=batch.text_owner[text_start:text_end] - start,
+        captions=batch.captions[caption_start:caption_end],
+        caption_owner=batch.caption_owner[caption_start:caption_end] - start,
         caption_targets=batch.caption_targets[tokens],
-        **(empty | own),
+        **(empty | fields),
     )

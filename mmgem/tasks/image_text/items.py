@@ -15,8 +15,8 @@ def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
     items = []
     if len(batch.features) or batch.pixels is not None:
         items.append(network.encode_image(_maps(network, batch.features, batch.pixels)))
-    seen = batch.box_features is not None or batch.box_pixels is not None
-    if seen and batch.boxes is not None and batch.box_valid is not None:
+    has_boxes = batch.box_features is not None or batch.box_pixels is not None
+    if has_boxes and batch.boxes is not None and batch.box_valid is not None:
         maps = _maps(network, batch.box_features, batch.box_pixels)
         boxes, valid = batch.boxes.to(maps.device), batch.box_valid.to(maps.device)
         items.append(network.encode_image(maps, boxes)[valid])
@@ -24,7 +24,7 @@ def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
 
 
 def _maps(network: MMGEMNetwork, features: Tensor | None, pixels: Tensor | None) -> Tensor:
-    encoder, given = network.encoder, features if pixels is None else pixels
-    assert given is not None
-    with autocast(given, encoder.training_dtype if encoder.training else torch.float32):
-        return encoder.trainable_head(given if pixels is None else encoder.frozen_stem(pixels)).float()
+    encoder, inputs = network.encoder, features if pixels is None else pixels
+    assert inputs is not None
+    with autocast(inputs, encoder.training_dtype if encoder.training else torch.float32):
+        return encoder.trainable_head(inputs if pixels is None else encoder.frozen_stem(pixels)).float()

@@ -23,7 +23,7 @@ _SAMPLE = 20_000
 
 
 @dataclass
-class Captions:
+class CaptionStats:
     """What is said of the images of a run, as far as it is known; of many, of a sample.
 
     ``images``: that are trained on, None if unknown; ``boxed``: of which boxes are taken; ``tokens``: lengths
@@ -42,66 +42,70 @@ class Captions:
     assumed: str = ""
 
 
-def captions_of(data: DataConfig, tokenizer: Tokenizer | None, tokens: int | None = None) -> Captions:
+def read_caption_stats(
+    data: DataConfig, tokenizer: Tokenizer | None, tokens: int | None = None
+) -> CaptionStats:
     """The captions ``data`` will train on. ``tokens``: the length of all of them, said by the user.
 
     Raises ``DataError`` for data that cannot be read and texts that are too long to train on.
     """
     assert data.train is not None
-    told = Captions()
+    stats = CaptionStats()
     if not named_by(data.train):
-        told.assumed = f"{data.train} is not here: texts of {tokens or ASSUMED_TOKENS} tokens"
+        stats.assumed = f"{data.train} is not here: texts of {tokens or ASSUMED_TOKENS} tokens"
     else:
-        reader = tokenizer or WordTokens()
-        records = _sharded(told, data) if is_shards(data.train) else _loose(told, data)
+        token_counter = tokenizer or WordTokens()
+        records = _read_first_shard(stats, data) if is_shards(data.train) else _read_loose(stats, data)
         texts = [caption for record in records for caption in record.captions]
-        ids = reader.encode_all(_spread(texts))
-        told.tokens = list(map(len, ids)) or told.tokens
-        told.each = round(len(texts) / max(1, sum(bool(r.captions) for r in records)))
-        described = [[g for g in record.regions if g.captions] for record in records]
-        told.regions = [len(regions) for regions in described if regions]
-        said = [caption for regions in described for region in regions for caption in region.captions]
-        of_regions = reader.encode_all(_spread(said))
-        told.region_tokens = list(map(len, of_regions))
+        token_ids = token_counter.encode_all(_evenly_spaced(texts))
+        stats.tokens = list(map(len, token_ids)) or stats.tokens
+        stats.each = round(len(texts) / max(1, sum(bool(r.captions) for r in records)))
+        captioned_regions = [[g for g in record.regions if g.captions] for record in records]
+        stats.regions = [len(regions) for regions in captioned_regions if regions]
+        region_captions = [
+            caption for regions in captioned_regions for region in regions for caption in region.captions
+        ]
+        region_token_ids = token_counter.encode_all(_evenly_spaced(region_captions))
+        stats.region_tokens = list(map(len, region_token_ids))
         if tokenizer is None:
-            told.assumed = f"the tokenizer is not here: {TOKENS_PER_WORD} tokens a word"
+            stats.assumed = f"the tokenizer is not here: {TOKENS_PER_WORD} tokens a word"
         else:
-            told.words = len(torch.cat([*ids, *of_regions]).unique()) + 1
+            stats.words = len(torch.cat([*token_ids, *region_token_ids]).unique()) + 1
     if tokens:
-        told.tokens, told.region_tokens = [tokens], [tokens]
-    _add_mosaics(told, data)
-    return told
+        stats.tokens, stats.region_tokens = [tokens], [tokens]
+    _add_mosaics(stats, data)
+    return stats
 
 
-def _loose(told: Captions, data: DataConfig) -> list[Record]:
+def _read_loose(stats: CaptionStats, data: DataConfig) -> list[Record]:
     assert data.train is not None
     records = load_dataset(data.train, split=data.split or None)
-    told.images = sum(bool(r.captions) for r in records)
-    told.boxed = sum(any(g.captions for g in r.regions) for r in records)
+    stats.images = sum(bool(r.captions) for r in records)
+    stats.boxed = sum(any(g.captions for g in r.regions) for r in records)
     return records
 
 
-def _sharded(told: Captions, data: DataConfig) -> list[Record]:
+def _read_first_shard(stats: CaptionStats, data: DataConfig) -> list[Record]:
     """Records of the first shard, taken for those of all."""
     assert data.train is not None
     paths = find_shards(data.train, data.split or None)
     first = open_shard(paths[0])
     numbers = np.flatnonzero(first.captioned).tolist()
-    told.images, told.boxed = len(numbers) * len(paths), 0
+    stats.images, stats.boxed = len(numbers) * len(paths), 0
     if len(paths) > 1:
-        told.assumed = f"{len(paths)} shards like {Path(paths[0]).name}"
-    return [first.read(i).record for i in _spread(numbers, 200)]
+        stats.assumed = f"{len(paths)} shards like {Path(paths[0]).name}"
+    return [first.read(i).record for i in _evenly_spaced(numbers, 200)]
 
 
-def _add_mosaics(told: Captions, data: DataConfig) -> None:
+def _add_mosaics(stats: CaptionStats, data: DataConfig) -> None:
     """Canvases of two to four photos, as often each, with the photos' captions."""
     if data.region_share and data.mosaics:
-        boxed = told.boxed or 0
-        canvases = [2, 3, 4] * max(1, round(len(told.regions) * data.mosaics / max(1, boxed) / 3))
-        told.boxed, told.regions = boxed + data.mosaics, told.regions + canvases
-        told.region_tokens = told.region_tokens + told.tokens
+        boxed = stats.boxed or 0
+        canvases = [2, 3, 4] * max(1, round(len(stats.regions) * data.mosaics / max(1, boxed) / 3))
+        stats.boxed, stats.regions = boxed + data.mosaics, stats.regions + canvases
+        stats.region_tokens = stats.region_tokens + stats.tokens
 
 
-def _spread(items: list, most: int = _SAMPLE) -> list:
-    """At most ``most`` of ``items``, evenly spaced."""
-    return [items[i * len(items) // most] for i in range(most)] if len(items) > most else items
+def _evenly_spaced(items: list, max_items: int = _SAMPLE) -> list:
+    """At most ``max_items`` of ``items``, evenly spaced."""
+    return [items[i * len(items) // max_items] for i in range(max_items)] if len(items) > max_items else items

@@ -78,11 +78,11 @@ class ImageTextTask(Task[Batch]):
             raise ConfigError(f"data.region_size: {data.region_size} is neither 0 nor 32 pixels or more")
         boxes = round(train.batch_size * data.region_share)
         images = train.batch_size - boxes
-        for wanted, count, what in (
+        for share, count, what in (
             (data.region_share, boxes, "box"),
             (1 - data.region_share, images, "image"),
         ):
-            if wanted and not count:
+            if share and not count:
                 raise ConfigError(
                     f"data.region_share: {data.region_share} leaves no {what} of train.batch_size = "
                     f"{train.batch_size}"
@@ -164,10 +164,10 @@ class ImageTextTask(Task[Batch]):
         return evaluate(network, self.tokenizer, *self.dev, retrieval=retrieval, captions=captions)
 
     def describe_data(self, tokenizer: Tokenizer | None, tokens: int | None, world: World) -> Any:
-        """Numbers and lengths of the captions (:class:`~mmgem.tasks.image_text.lengths.Captions`)."""
-        from mmgem.tasks.image_text.lengths import captions_of
+        """Numbers and lengths of the captions (:class:`~mmgem.tasks.image_text.lengths.CaptionStats`)."""
+        from mmgem.tasks.image_text.lengths import read_caption_stats
 
-        return captions_of(self.recipe.data, tokenizer, tokens)
+        return read_caption_stats(self.recipe.data, tokenizer, tokens)
 
     def step_size(self, data: Any) -> StepSize:
         """Pairs, images and boxes of a step, steps of an epoch."""

@@ -16,7 +16,7 @@ from mmgem.self_retrieval.passages import Passage, Query, load_corpus, load_quer
 from mmgem.self_retrieval.prompts import Prompts
 
 _PASSAGES, _SENTENCES, _QUESTIONS = 1000, 5, 3
-_TRIED = 32
+_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class CorpusShape:
         assumed = ""
         if config.passages.exists():
             passages = load_corpus(config.passages)
-            known = {p.id for p in passages}
-            queries = [q for path in config.queries if path.exists() for q in load_queries(path, known)]
+            passage_ids = {p.id for p in passages}
+            queries = [q for path in config.queries if path.exists() for q in load_queries(path, passage_ids)]
         else:
-            passages, queries = _usual_corpus()
-            usual = f"{_PASSAGES} passages of 150 words, {_QUESTIONS} questions each"
-            assumed = f"{config.passages} is not here: {usual}"
-        answered = {i for query in queries for i in query.positives}
-        unasked = [p for p in passages if p.id not in answered]
-        queries += [_question(p, n) for p in unasked for n in range(config.generated_queries)]
+            passages, queries = _typical_corpus()
+            shape = f"{_PASSAGES} passages of 150 words, {_QUESTIONS} questions each"
+            assumed = f"{config.passages} is not here: {shape}"
+        with_queries = {i for query in queries for i in query.positives}
+        without_queries = [p for p in passages if p.id not in with_queries]
+        queries += [_question(p, n) for p in without_queries for n in range(config.generated_queries)]
         prompts: Any = Prompts(tokenizer or WordTokens())  # type: ignore[arg-type]
         seed = recipe.train.seed
         batches = SelfRetrievalBatches(passages, queries, prompts, config, seed, world.rank, world.size)
-        steps = [batches[step] for step in range(min(_TRIED, batches.per_epoch))]
+        steps = [batches[step] for step in range(min(_STEPS, batches.per_epoch))]
         tokens = [_tokens(batch.names) + _tokens(batch.reads) for batch in steps]
         mean_share = sum(tokens) / len(tokens) / max(tokens)
         return cls(batches, steps[tokens.index(max(tokens))], mean_share, assumed)
@@ -61,7 +61,7 @@ def _tokens(sequences: Sequence[Any]) -> int:
     return sum(map(len, sequences))
 
 
-def _usual_corpus() -> tuple[list[Passage], list[Query]]:
+def _typical_corpus() -> tuple[list[Passage], list[Query]]:
     sentence = " ".join(["word"] * 29) + " Word."
     passages = [
         Passage(str(n), f"title {n // 5}", " ".join([sentence] * _SENTENCES)) for n in range(_PASSAGES)

@@ -22,7 +22,7 @@ from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.losses import reading_losses, retrieval_loss
 from mmgem.self_retrieval.passages import Passage, Query, load_corpus, load_queries
 from mmgem.self_retrieval.prompts import Prompts
-from mmgem.self_retrieval.query_generation import cached_questions
+from mmgem.self_retrieval.query_generation import cached_generated_queries
 from mmgem.self_retrieval.retriever import Retriever
 from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize, Task, Terms
 
@@ -80,23 +80,25 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
             raise ConfigError('self_retrieval: needs model.attention = "causal" and model.text_pool = "emb"')
         self.tokenizer, self.prompts = tokenizer, Prompts(tokenizer)
         self.passages: list[Passage] = load_corpus(config.passages)
-        known = {p.id for p in self.passages}
-        queries = [q for path in config.queries for q in load_queries(path, known)]
+        passage_ids = {p.id for p in self.passages}
+        queries = [q for path in config.queries for q in load_queries(path, passage_ids)]
         if self.dev_file is not None:
-            self.dev = load_queries(self.dev_file, known)[: config.dev_queries]
+            self.dev = load_queries(self.dev_file, passage_ids)[: config.dev_queries]
         if config.generated_queries:
-            answered = {i for q in queries for i in q.positives}
-            unasked = [p for p in self.passages if p.id not in answered]
+            with_queries = {i for q in queries for i in q.positives}
+            without_queries = [p for p in self.passages if p.id not in with_queries]
             model = f"{init.checkpoint} {init.llm} {init.keep_layers} {init.layers}"
             llm = network.eval().llm
-            queries += cached_questions(llm, self.prompts, unasked, config.generated_queries, seed, model)
+            queries += cached_generated_queries(
+                llm, self.prompts, without_queries, config.generated_queries, seed, model
+            )
         self.batches = SelfRetrievalBatches(
             self.passages, queries, self.prompts, config, seed, world.rank, world.size
         )
-        if self.batches.longest > network.llm.positions:
+        if self.batches.max_sequence_length > network.llm.positions:
             raise ConfigError(
                 f"self_retrieval.max_passage_tokens: a passage and a question take up to "
-                f"{self.batches.longest} tokens, the LLM reads {network.llm.positions}"
+                f"{self.batches.max_sequence_length} tokens, the LLM reads {network.llm.positions}"
             )
         tokenizer.encode_parts([q.query for q in self.dev])  # a query that is too long is said now
         for count, what in (
@@ -156,16 +158,19 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
             network.emb_token.device,
             lambda questions: embed_texts(network, self.tokenizer, questions, 64),
         )
-        named: list[list[str]] = []
+        generated: list[list[str]] = []
         ranked: list[list[str]] = []
-        for at in range(0, len(self.dev), 8):
-            questions = [q.query for q in self.dev[at : at + 8]]
-            named += [[corpus.passages[c.passage].id for c in row] for row in retriever.name(questions)]
+        for start in range(0, len(self.dev), 8):
+            questions = [q.query for q in self.dev[start : start + 8]]
+            generated += [
+                [corpus.passages[c.passage].id for c in row]
+                for row in retriever.generate_candidates(questions)
+            ]
             ranked += [[hit.id for hit in hits] for hits in retriever.search(questions)]
         positives = [q.positives for q in self.dev]
-        scores, before = ranking_scores(ranked, positives), ranking_scores(named, positives)
+        scores, generated_scores = ranking_scores(ranked, positives), ranking_scores(generated, positives)
         rounded = {name: round(scores[name], 2) for name in ("H@1", "H@5", "MRR@5")}
-        rounded |= {f"named {name}": round(before[name], 2) for name in ("H@1", "H@5")}
+        rounded |= {f"named {name}": round(generated_scores[name], 2) for name in ("H@1", "H@5")}
         return {**rounded, "score": rounded["H@1"]}
 
     def export(self, network: MMGEMNetwork, folder: Path) -> None:

@@ -17,24 +17,24 @@ from mmgem.distributed.world import World
 from mmgem.utils.flops import FlopCount
 
 
-class Speed:
-    """Where a step's time goes, over the steps since :meth:`facts` was last asked."""
+class ThroughputMeter:
+    """Where a step's time goes, over the steps since :meth:`metrics` was last asked."""
 
     def __init__(self, world: World, precision: str):
         self.world, self.precision = world, precision
         self.flops = 0
         self.peak = 0.0
-        self.seconds = self.waiting = 0.0
+        self.seconds = self.data_wait = 0.0
         self.steps = 0
 
     @contextmanager
-    def measured(self, count: bool) -> Iterator[None]:
+    def time_step(self, count: bool) -> Iterator[None]:
         """Around a step: its operations are counted, or else it is timed."""
         if count:
-            with FlopCount() as counted:
+            with FlopCount() as flop_count:
                 yield
-            self.flops = counted.total
-            self.waiting = 0.0
+            self.flops = flop_count.total
+            self.data_wait = 0.0
             self.peak = _matrix_product_rate(self.world.device, self.precision)
             return
         started = time.monotonic()
@@ -42,24 +42,24 @@ class Speed:
         self.seconds += time.monotonic() - started
         self.steps += 1
 
-    def waited(self, seconds: float) -> None:
+    def add_data_wait(self, seconds: float) -> None:
         """Count time in which a step waited for its batch."""
-        self.waiting += seconds
+        self.data_wait += seconds
 
-    def facts(self) -> dict[str, float]:
-        """``data_wait``: share of the time; ``tflops``: 10^12 operations a second of a rank; ``utilisation``:
-        their share of what a matrix product reaches."""
+    def metrics(self) -> dict[str, float]:
+        """``data_wait``: share of the time; ``tflops``: 10^12 operations a second of a process;
+        ``utilisation``: their share of what a matrix product reaches."""
         if not self.steps:
             return {}
         rate = self.flops * self.steps / self.seconds
-        told = {
-            "data_wait": self.waiting / self.seconds,
+        values = {
+            "data_wait": self.data_wait / self.seconds,
             "tflops": rate / 1e12,
             "utilisation": rate / self.peak,
         }
-        self.seconds = self.waiting = 0.0
+        self.seconds = self.data_wait = 0.0
         self.steps = 0
-        return {name: round(value, 4) for name, value in told.items()}
+        return {name: round(value, 4) for name, value in values.items()}
 
 
 def _matrix_product_rate(device: torch.device, precision: str) -> float:
