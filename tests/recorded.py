@@ -10,12 +10,14 @@ import json
 import os
 import platform
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import pytest
 import torch
 import toys
 from forks import run_ranks
@@ -189,13 +191,20 @@ TEXTS = ("a dog runs in the snow", "Two men play football. One has a red shirt."
 
 
 def shipped(photos: list[Path], index: Path) -> dict[str, Any]:
-    """What ``tiny`` says of ``photos``: embeddings (as products with a fixed matrix), captions, regions, and
+    """What ``tiny`` says of ``photos``, boxes sampled twice a bin as they were then: embeddings (as products with a fixed matrix), captions, regions, and
     the scores of a reranked search."""
     from mmgem import MMGEM
+    from mmgem.models import pooling
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pooling, "axis_weights", partial(pooling.axis_weights, samples=2))
+        return _shipped(MMGEM.from_pretrained("tiny"), photos, index)
+
+
+def _shipped(model: Any, photos: list[Path], index: Path) -> dict[str, Any]:
     from mmgem.search.index import update_index
     from mmgem.search.search import PhotoIndex
 
-    model = MMGEM.from_pretrained("tiny")
     matrix = np.random.default_rng(0).standard_normal((model.dim, 8)).astype(np.float32)
     boxes: list[Any] = [(20.0, 10.0, 200.0, 150.0)] * len(photos)
     vectors, captions = model.describe(photos)
@@ -224,7 +233,9 @@ def record() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (1, 2):
             facts[f"{ranks} ranks"] = training(Path(folder) / str(ranks), ranks)
-        facts["tiny"] = shipped(pictures(Path(folder) / "pictures"), Path(folder) / "index")
+        for count in (100, 20):
+            place = Path(folder) / f"{count}"
+            facts[f"tiny, {count} photos"] = shipped(pictures(place / "pictures", count), place / "index")
     return facts
 
 

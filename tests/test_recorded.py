@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,15 @@ def test_training_is_as_recorded(ranks: int, tmp_path: Path, monkeypatch: pytest
         np.testing.assert_allclose(outcome["norms"], expected["norms"], **CLOSE, err_msg=name)
         if SAME_MACHINE:
             assert (outcome["scores"], outcome["sha256"]) == (expected["scores"], expected["sha256"]), name
+
+
+def test_the_shipped_model_is_as_recorded(tmp_path: Path) -> None:
+    """$RECORDED_PHOTOS pictures: 20, or all 100 that were recorded."""
+    count = int(os.environ.get("RECORDED_PHOTOS", "20"))
+    outcome = recorded.shipped(recorded.pictures(tmp_path / "p", count), tmp_path / "index")
+    expected = WRITTEN[f"tiny, {count} photos"]
+    close = {"rtol": 0, "atol": 1e-6 if SAME_MACHINE else 1e-3}
+    for name in ("images", "boxes", "texts", "scores"):
+        np.testing.assert_allclose(outcome[name], expected[name], **close, err_msg=name)
+    if SAME_MACHINE:
+        assert outcome == expected
