@@ -120,7 +120,7 @@ def test_an_encoder_and_a_connector_of_ones_own(
     code, said, err = run(*OURS, *train, f"train.out={tmp_path / 'whole'}")
     assert code == 0, err
     model = Path(said.strip())
-    plain = loop.one_step
+    plain = loop.train_step
 
     def stopped(run: Any, step: int, *more: Any) -> Any:
         if step == 4:
@@ -128,7 +128,7 @@ def test_an_encoder_and_a_connector_of_ones_own(
         return plain(run, step, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "one_step", stopped)
+        patch.setattr(loop, "train_step", stopped)
         assert run(*OURS, *train)[0] == 130
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(

@@ -125,11 +125,12 @@ def load_state(
     recipe: Recipe,
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Any] | None:
-    """Restore the newest checkpoint of ``folder``, as the first rank sees it, in place and return its
-    ``state.json``; None if there is none. Every rank has to ask.
+    """Restore the newest checkpoint of ``folder``, as the main process sees it, in place and return its
+    ``state.json``; None if there is none. Every process has to call it.
 
     One that an earlier version wrote goes on under today's names. Raises ``ConfigError`` if it was written by
-    another recipe, ``CheckpointError`` if this rank does not see it or it does not fit the model."""
+    another recipe, ``CheckpointError`` if this process does not see it
+    or it does not fit the model."""
     steps = world.broadcast(saved_steps(folder)[-1:])
     if not steps:
         return None
