@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/mmgem demo --out $(OUT) $(if $(PHOTOS),--photos "$(patsubst ~/%,$(HOME)/%,$(PHOTOS))")
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,33 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 # Toy matrices are too small to share; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# Files of tests that take longest; begun first, so that no process is left with one of them in the end.
+LONG = ("bulk", "ranks", "recorded", "docs", "plan", "export", "resume", "page", "serve_schema", "train")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Imports make a million objects that stay; they are not searched for garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """A process a core, but no more than memory allows: each takes one to two GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +70,11 @@ def tiny_photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def tracings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where graphs are kept once traced."""
-    return tmp_path_factory.mktemp("tracings")
+    """Where graphs are kept once traced, by all of pytest's processes."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tracings"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

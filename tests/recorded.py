@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +190,18 @@ TEXTS = ("a dog runs in the snow", "Two men play football. One has a red shirt."
 
 
 def shipped(photos: list[Path], index: Path) -> dict[str, Any]:
-    """What ``tiny`` says of ``photos``, boxes sampled twice a bin as they were then: embeddings (as products with a fixed matrix), captions, regions, and
-    the scores of a reranked search."""
+    """What ``tiny`` says of ``photos``, boxes sampled twice a bin as they were then: embeddings (as products
+    with a fixed matrix), captions, regions, and the scores of a reranked search."""
     from mmgem import MMGEM
     from mmgem.models import pooling
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pooling, "axis_weights", partial(pooling.axis_weights, samples=2))
+        weights = pooling.axis_weights
+        patch.setattr(
+            pooling,
+            "axis_weights",
+            lambda start, end, size, samples=None, bins=7: weights(start, end, size, samples or 2, bins),
+        )
         return _shipped(MMGEM.from_pretrained("tiny"), photos, index)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,11 +22,10 @@ def write_once(folder: Path) -> Callable[[MMGEMNetwork, Sequence[int], Path], No
             known.update(name.encode() + value.numpy().tobytes())
         kept = folder / known.hexdigest()
         if not kept.exists():
-            unfinished = folder / "unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            graphs.write_onnx(network, sides, unfinished)
-            unfinished.rename(kept)
+            made = Path(tempfile.mkdtemp(dir=folder))
+            graphs.write_onnx(network, sides, made)
+            with contextlib.suppress(OSError):  # another process may have been faster
+                made.rename(kept)
         shutil.copytree(kept, out, dirs_exist_ok=True)
 
     return write
