@@ -193,15 +193,17 @@ def shipped(photos: list[Path], index: Path) -> dict[str, Any]:
     """What ``tiny`` says of ``photos``, boxes sampled twice a bin as they were then: embeddings (as products
     with a fixed matrix), captions, regions, and the scores of a reranked search."""
     from mmgem import MMGEM
+    from mmgem.inference import region_proposals
     from mmgem.models import pooling
 
     with pytest.MonkeyPatch.context() as patch:
         weights = pooling.axis_weights
-        patch.setattr(
-            pooling,
-            "axis_weights",
-            lambda start, end, size, samples=None, bins=7: weights(start, end, size, samples or 2, bins),
-        )
+        for module in (pooling, region_proposals):
+            patch.setattr(
+                module,
+                "axis_weights",
+                lambda start, end, size, samples=None, bins=7: weights(start, end, size, samples or 2, bins),
+            )
         return _shipped(MMGEM.from_pretrained("tiny"), photos, index)
 
 
