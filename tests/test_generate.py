@@ -17,6 +17,11 @@ END = 0
 def confident(llm: str = "llama", seed: int = 0, ends: float = 0.0) -> MMGEMNetwork:
     """A network whose next-token distributions are peaked; ``ends`` is added to the end token's logit."""
     network = toys.network(llm, seed=seed, visual_tokens=2)
+    # By name: which random numbers a weight gets when it is made depends on the release of transformers.
+    draws = torch.Generator().manual_seed(seed)
+    for _, weight in sorted(network.llm.named_parameters()):
+        if weight.ndim >= 2:
+            weight.data.copy_(0.1 * torch.randn(weight.shape, generator=draws))
     head = network.llm.lm.get_output_embeddings()
     plain = head.forward
     bias = torch.zeros(len(toys.WORDS))

@@ -26,11 +26,12 @@ def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, un
 
     Nothing is shown where stderr is not a terminal.
     """
-    rows = list(items)
-    if not _log.isEnabledFor(logging.INFO):
+    from rich.console import Console
+
+    rows, console = list(items), Console(stderr=True)
+    if not rows or not console.is_terminal or not _log.isEnabledFor(logging.INFO):
         yield from rows
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
@@ -39,17 +40,12 @@ def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, un
             return Text(f"{task.speed or 0:.1f}{unit}/s", style="progress.data.speed")
 
     weights = sizes if sizes is not None else [1] * len(rows)
-    if not rows:
-        return
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
     ]
-    console = Console(stderr=True)
-    with Progress(
-        *columns, Rate(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, Rate(), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task(label, total=sum(weights))
         for row, weight in zip(rows, weights, strict=True):
             yield row
