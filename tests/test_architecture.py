@@ -85,3 +85,29 @@ def test_no_file_is_over_500_lines() -> None:
 def test_every_room_is_on_the_page() -> None:
     rooms = {room(module) for module in MODULES} - {"mmgem", "__main__"}
     assert rooms == set(FLOORS)
+
+
+def names_of_kinds() -> set[str]:
+    """The names that tasks, terms, encoders and connectors are chosen by."""
+    from mmgem import CONNECTORS, ENCODERS, TASKS, ImageTextTask
+
+    return {*TASKS, *ImageTextTask.terms, *ENCODERS, *CONNECTORS, "joint", "captioning"} - {"none"}
+
+
+@pytest.mark.parametrize("room", ["tasks", "train", "plan", "checkpoints", "models", "encoders", "export"])
+def test_nobody_asks_what_something_is_called(room: str) -> None:
+    """What a task, term, encoder or connector can do is said by itself: no other file compares its name."""
+    kinds = names_of_kinds()
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            values = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+            for value in values:
+                items = value.elts if isinstance(value, ast.Tuple | ast.List | ast.Set) else [value]
+                for item in items:
+                    asked = isinstance(item, ast.Constant) and item.value in kinds
+                    where = f"{FILES[path]}:{node.lineno}"
+                    assert not asked or (path.stem, item.value) in OWN, f"{where} compares a name"
+
+
+OWN = {("efficientnet", "efficientnet_lite0"), ("network", "linear")}
+"""Files that read a name of their own: the format of base weights; the shape of a projection."""
