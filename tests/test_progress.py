@@ -91,7 +91,7 @@ def test_the_library_logs_and_does_not_print() -> None:
     printing = []
     for path in sorted(root.rglob("*.py")):
         room = path.relative_to(root).parts[0]
-        if room in ("cli", "config"):
+        if room == "cli" or path.name == "describe.py":  # a script as well, which writes docs/recipes.md
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
