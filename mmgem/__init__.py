@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmgem.api import MMGEM, open_index
     from mmgem.bulk import embed_collection
     from mmgem.config import Recipe
+    from mmgem.config.fields import setting
     from mmgem.config.recipe import load_recipe
     from mmgem.config.tasks import TASKS
     from mmgem.data.images import ImageSource
@@ -53,9 +54,9 @@ if TYPE_CHECKING:
     from mmgem.tasks.base import Task
     from mmgem.tasks.image_text.captioning import CaptionTerm
     from mmgem.tasks.image_text.config import CaptionConfig, ContrastiveConfig
-    from mmgem.tasks.image_text.contrastive import ContrastiveTerm, gather_batch
+    from mmgem.tasks.image_text.contrastive import ContrastiveTerm, GatheredBatch, gather_batch
     from mmgem.tasks.image_text.task import ImageTextTask
-    from mmgem.tasks.image_text.terms import EmbeddingTerm, TokenTerm
+    from mmgem.tasks.image_text.terms import EmbeddingTerm, Term, TokenTerm
     from mmgem.tasks.self_retrieval.task import SelfRetrievalTask
     from mmgem.train.loop import train as train_model
     from mmgem.utils.plugins import load_plugin
@@ -81,6 +82,7 @@ _EXPORTS = {
     "ENCODERS": "encoders",
     "EmbeddingTerm": "tasks.image_text.terms",
     "Encoder": "encoders.base",
+    "GatheredBatch": "tasks.image_text.contrastive",
     "Hit": "search.search",
     "ImageError": "errors",
     "ImageSource": "data.images",
@@ -102,6 +104,7 @@ _EXPORTS = {
     "SpatialFilter": "search.spatial_filter",
     "TASKS": "config.tasks",
     "Task": "tasks.base",
+    "Term": "tasks.image_text.terms",
     "TokenTerm": "tasks.image_text.terms",
     "UsageError": "errors",
     "VectorStore": "search.stores.base",
@@ -126,6 +129,7 @@ _EXPORTS = {
     "region_scores": "evaluate.regions",
     "retrieval_scores": "evaluate.retrieval",
     "search_store": "search.stores.base",
+    "setting": "config.fields",
     "train_model": "train.loop:train",
     "write_jsonl": "data.records",
 }
@@ -150,6 +154,7 @@ __all__ = [
     "DownloadError",
     "EmbeddingTerm",
     "Encoder",
+    "GatheredBatch",
     "Hit",
     "ImageError",
     "ImageSource",
@@ -168,6 +173,7 @@ __all__ = [
     "SelfRetrievalTask",
     "SpatialFilter",
     "Task",
+    "Term",
     "TokenTerm",
     "UsageError",
     "VectorStore",
@@ -193,6 +199,7 @@ __all__ = [
     "region_scores",
     "retrieval_scores",
     "search_store",
+    "setting",
     "train_model",
     "write_jsonl",
 ]

@@ -121,7 +121,7 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
         ),
         (
             {"model__logit_bias": -10.0},
-            "model.logit_bias: counts for image_text.contrastive.loss = 'sigmoid' only",
+            "model.logit_bias: counts for losses with a bias only",
         ),
         ({"init__checkpoint": "tiny", "init__layers": 2}, "init.layers: init.checkpoint excludes it"),
         ({"init__checkpoint": "tiny", "init__llm": "x"}, "init.llm: init.checkpoint excludes it"),

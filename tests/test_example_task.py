@@ -149,6 +149,40 @@ def test_margins_are_checked_like_any_field(recipe: Path, capfd: pytest.CaptureF
     ):
         code = main([*PLUGIN, "plan", str(recipe), change])
         assert said in capfd.readouterr().err and code == (2 if said else 0), change
-    both = ["siglip_margin.margin.weight=0", "siglip_margin.caption.weight=0"]
+    both = ["siglip_margin.margin.weight=0", "siglip_margin.caption.weight=0", "model.logit_bias=0"]
     assert main([*PLUGIN, "train", str(recipe), *both]) == 2
     assert "siglip_margin: every loss has the weight 0" in capfd.readouterr().err
+
+
+TERM = "class T(EmbeddingTerm):\n    def loss(self, network, images, *_):\n        return "
+
+
+@pytest.mark.parametrize(
+    ("term", "name", "said"),
+    [
+        (TERM + "1 / 0", "x", "task.py:8: ZeroDivisionError: division by zero"),
+        (TERM + "None", "x", "mine.x: T.loss has to return a dict of scalar tensors"),
+        (TERM + "{'x': images.sum()}", "x", "with a name that ends in _loss"),
+        (TERM + "{'x_loss': images}", "x", "mine.x: T.loss has to return a dict of scalar tensors"),
+        ("T = CaptionTerm", "y", "mine: its Config has to have a field 'y'"),
+    ],
+)
+def test_mistakes_of_a_task_are_named(
+    recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], term: str, name: str, said: str
+) -> None:
+    plugin = tmp_path / "task.py"
+    plugin.write_text(
+        "from dataclasses import dataclass, field\nfrom mmgem import *\n"
+        "@dataclass\nclass C:\n    x: CaptionConfig = field(default_factory=CaptionConfig)\n"
+        f"{term}\n@TASKS.register('mine')\nclass M(ImageTextTask):\n    Config, terms = C, {{'{name}': T}}\n"
+    )
+    changed = tmp_path / "r.toml"
+    before, _, after = recipe.read_text().partition("[siglip_margin.margin]")
+    rest = after.partition("[preprocessing]")
+    changed.write_text(f"{before}[mine.x]\n{rest[1]}{rest[2]}")
+    try:
+        assert main(["--plugin", str(plugin), "plan", str(changed), "model.logit_bias=0"]) == 2
+    finally:
+        TASKS._made.pop("mine", None)
+    error = capfd.readouterr().err
+    assert said in error and error.count("\n") == 1, error

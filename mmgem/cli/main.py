@@ -36,7 +36,7 @@ from mmgem.cli.serve import serve
 from mmgem.cli.store import app as store
 from mmgem.cli.train import train
 from mmgem.errors import MMGEMError, UsageError
-from mmgem.utils.plugins import load_named_plugins, load_plugin
+from mmgem.utils.plugins import load_named_plugins, load_plugin, plugin_line
 
 # What typer raises for a bad command line is not exported by name, but it is the base of this one.
 _BadCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
@@ -142,6 +142,9 @@ def _report(error: Exception) -> int:
     elif isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename is not None else ""
         message = f"{where}{error.strerror}"
+    elif place := plugin_line(error):
+        message = f"plugin {place}: {type(error).__name__}: {message}"
+        code = UsageError.exit_code
     else:
         hint = "a bug in mmgem; set MMGEM_DEBUG=1 for the traceback"
         message, code = f"{type(error).__name__}: {message} ({hint})", _INTERNAL

@@ -58,10 +58,10 @@ def _tasks(recipe: Any) -> list[Any]:
     return [TASKS[name](config, recipe) for name, config in recipe.tasks.items()]
 
 
-SIGMOID = Need(
-    'image_text.contrastive.loss = "sigmoid"',
+BIASED_LOSS = Need(
+    'a loss with a bias (image_text.contrastive.loss = "sigmoid")',
     lambda recipe: any(task.uses_logit_bias for task in _tasks(recipe)),
-    "counts for image_text.contrastive.loss = 'sigmoid' only",
+    "counts for losses with a bias only (image_text.contrastive.loss = 'sigmoid')",
 )
 HELD_OUT = Need(
     "data.dev, data.dev_split or self_retrieval.dev",

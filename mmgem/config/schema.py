@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from mmgem.config.fields import setting
 from mmgem.config.needs import (
     BASE_WEIGHTS,
+    BIASED_LOSS,
     FROZEN_EMBEDDINGS,
     HELD_OUT,
     IMAGES,
@@ -25,7 +26,6 @@ from mmgem.config.needs import (
     NO_LORA,
     REGIONS,
     SHARDS,
-    SIGMOID,
     STAGES,
 )
 from mmgem.config.tasks import TASKS
@@ -109,7 +109,7 @@ class ModelConfig:
         1 / 0.07, help="Initial inverse temperature of the contrastive loss.", above=0
     )
     logit_bias: float = setting(
-        0.0, help="Initial bias, used by the sigmoid loss only (SigLIP starts at -10).", needs=SIGMOID
+        0.0, help="Initial bias, used by the sigmoid loss only (SigLIP starts at -10).", needs=BIASED_LOSS
     )
 
 

@@ -14,6 +14,8 @@ from types import ModuleType
 
 from mmgem.errors import MMGEMError, UsageError
 
+_PREFIX = "mmgem_plugin_"  # of the modules that files become
+
 VARIABLE = "MMGEM_PLUGINS"
 """Plugins to load, separated as the folders of ``PATH`` are."""
 
@@ -37,6 +39,24 @@ def load_named_plugins() -> None:
         _load(name)
 
 
+def plugin_line(error: BaseException) -> str | None:
+    """``file:line`` of a plugin where ``error`` was raised, or passed last; None where no plugin had part in
+    it."""
+    files = {
+        getattr(module, "__file__", None) for name, module in list(sys.modules.items()) if _is_plugin(name)
+    }
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        found = f"{file}:{trace.tb_lineno}" if file in files else found
+        trace = trace.tb_next
+    return found
+
+
+def _is_plugin(module: str) -> bool:
+    return module.startswith(_PREFIX) or module in _named()
+
+
 def _named() -> list[str]:
     return [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
 
@@ -54,7 +74,7 @@ def _import_file(path: Path) -> ModuleType:
     import hashlib  # here: `mmgem --help` goes without
     import importlib.util
 
-    name = f"mmgem_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    name = f"{_PREFIX}{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     if not path.is_file():

@@ -23,12 +23,11 @@ from mmgem.tasks.image_text.terms import TokenTerm
 class CaptionTerm(TokenTerm):
     """Predict every caption from its image."""
 
-    Config = CaptionConfig
     uses_logit_bias = False
 
     def loss(self, network: MMGEMNetwork, states: Tensor, batch: Batch, total: float) -> Terms:
         """``{"caption_loss"}``, see :func:`caption_loss`."""
-        return {"caption_loss": self.config.weight * caption_loss(network, states, batch, self.config, total)}
+        return {"caption_loss": caption_loss(network, states, batch, self.config, total)}
 
 
 def caption_loss(

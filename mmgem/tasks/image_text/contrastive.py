@@ -31,7 +31,7 @@ _MASKED = -1e4
 
 @dataclass
 class GatheredBatch:
-    """The images and texts of all processes. ``images`` ``(V, D)``, ``texts`` ``(N, D)``: unit rows;
+    """The images and texts of all processes. ``images`` ``(V, D)``, ``texts`` ``(N, D)``, as given;
     ``owner`` ``(N,)``: the image of each text; ``photos``, ``keys``, ``teacher``: as in a batch. ``v``,
     ``n``: the images and texts of this process."""
 
@@ -44,16 +44,16 @@ class GatheredBatch:
     v: slice
     n: slice
 
-    def positives(self, v: slice, n: slice) -> Tensor:
-        """Whether the texts ``n`` belong to the images ``v``: ``(len(v), len(n))`` bool."""
+    def positives(self, v: slice | None = None, n: slice | None = None) -> Tensor:
+        """Whether the texts ``n`` (None: all) belong to the images ``v`` (None: those of this process):
+        ``(len(v), len(n))`` bool."""
+        v, n = v or self.v, n or slice(None)
         items = torch.arange(len(self.images), device=self.owner.device)
         return self.owner[None, n] == items[v, None]
 
 
 class ContrastiveTerm(EmbeddingTerm):
     """Contrast images and texts."""
-
-    Config = ContrastiveConfig
 
     def __init__(self, config: ContrastiveConfig, section: str):
         super().__init__(config, section)
@@ -87,8 +87,8 @@ def contrastive_terms(
     config: ContrastiveConfig,
     world: World = SINGLE_PROCESS,
 ) -> Terms:
-    """``contrastive_loss`` of ``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not normalised, times its
-    weight: this process's share of the mean over the images and over the texts of all processes. And
+    """``contrastive_loss`` of ``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not normalised: this
+    process's share of the mean over the images and over the texts of all processes. And
     ``similarity_margin``: how much nearer a text is to its own image than to the others (cosine)."""
     images, texts = F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
     gathered = gather_batch(images, texts, batch, world)
@@ -102,7 +102,7 @@ def contrastive_terms(
     if config.loss == "sigmoid":
         signs = positives.to(i2t) * 2 - 1
         loss = -F.logsigmoid(signs * (i2t + network.logit_bias)).sum() / all_n.stop
-        return {"contrastive_loss": config.weight * loss, "similarity_margin": margin}
+        return {"contrastive_loss": loss, "similarity_margin": margin}
     t2i, text_positives = i2t.T, positives.T
     if world.size > 1:
         t2i = scale * texts @ gathered.images.T
@@ -119,7 +119,7 @@ def contrastive_terms(
         t2i_teacher = gathered.teacher[gathered.n] @ image_teacher.T / temperature
     loss = _cross_entropy(i2t, positives, i2t_teacher, config.distill_weight) / all_v.stop
     loss = loss + _cross_entropy(t2i, text_positives, t2i_teacher, config.distill_weight) / all_n.stop
-    return {"contrastive_loss": config.weight * loss, "similarity_margin": margin}
+    return {"contrastive_loss": loss, "similarity_margin": margin}
 
 
 def _cross_entropy(

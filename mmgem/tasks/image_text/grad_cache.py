@@ -53,7 +53,9 @@ class ImageTextGradCache:
         """The losses of the embedding terms."""
         terms: Terms = {}
         for term in self.embedding_terms:
-            terms |= term.loss(network, embeddings["images"], embeddings["texts"], batch, world)
+            terms |= term.weighted(
+                term.loss(network, embeddings["images"], embeddings["texts"], batch, world)
+            )
         return terms
 
     def totals(self, batch: Batch, world: World) -> dict[str, float]:
@@ -82,7 +84,7 @@ class ImageTextGradCache:
             segments = network.caption_segments(part.captions, prefixes)
             states = network.forward_packed(segments).prediction_states
             for term in self.token_terms:
-                terms |= term.loss(network, states, part, totals["caption_tokens"])
+                terms |= term.weighted(term.loss(network, states, part, totals["caption_tokens"]))
         return terms
 
 

@@ -32,8 +32,13 @@ from mmgem.tasks.image_text.terms import EmbeddingTerm, Term, TokenTerm
 class ImageTextTask(Task[Batch]):
     """Images, boxes and texts of ``[data]``, learned by weighted terms.
 
-    A task of one's own over the same data is a subclass with another ``name``, other ``terms`` and a
-    ``Config`` that has a field for each of them.
+    A task of one's own over the same data is a subclass with other ``terms`` (names and classes) and a
+    ``Config``, a dataclass that has a field for each of them::
+
+        @mmgem.TASKS.register("my_task")          # its section: [my_task]
+        class MyTask(mmgem.ImageTextTask):
+            Config = MyConfig                     # mine: MyTermConfig; caption: mmgem.CaptionConfig
+            terms = {"mine": MyTerm, "caption": mmgem.CaptionTerm}
     """
 
     name = "image_text"
@@ -45,7 +50,13 @@ class ImageTextTask(Task[Batch]):
 
     def __init__(self, config: Any, recipe: Recipe):
         super().__init__(config, recipe)
-        configs = {name: getattr(config, name) for name in self.terms}
+        configs: dict[str, Any] = {name: getattr(config, name, None) for name in self.terms}
+        for name, term_config in configs.items():
+            if not hasattr(term_config, "weight"):
+                raise ConfigError(
+                    f"{self.name}: its Config has to have a field {name!r}, as its terms do, whose own has a "
+                    "weight"
+                )
         active = [self.terms[name](c, f"{self.name}.{name}") for name, c in configs.items() if c.weight]
         self.active: list[Term] = active
         self.embedding_terms = [term for term in active if isinstance(term, EmbeddingTerm)]
@@ -125,10 +136,12 @@ class ImageTextTask(Task[Batch]):
         if self.token_terms:
             (tokens,) = world.all_reduce_sum(len(batch.caption_targets))
             for token_term in self.token_terms:
-                token_losses |= token_term.loss(network, output.prediction_states, batch, tokens)
+                terms = token_term.loss(network, output.prediction_states, batch, tokens)
+                token_losses |= token_term.weighted(terms)
         losses: Terms = {}
         for embedding_term in self.embedding_terms:
-            losses |= embedding_term.loss(network, visual[:, 0], output.embeddings, batch, world)
+            terms = embedding_term.loss(network, visual[:, 0], output.embeddings, batch, world)
+            losses |= embedding_term.weighted(terms)
         return losses | token_losses
 
     @property

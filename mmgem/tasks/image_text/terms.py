@@ -7,22 +7,25 @@ task computes what its terms need in one pass; a weight of 0 leaves a term out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from mmgem.config import Recipe
 from mmgem.data.batches import Batch
 from mmgem.distributed.world import World
+from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import Terms
 
 
 class Term:
-    """A weighted loss. ``Config``: a dataclass with a ``weight``; ``section``: its table in a recipe."""
+    """A weighted loss. ``config``: its table in a recipe, a dataclass with a ``weight``; ``section``: the
+    table's name."""
 
-    Config: ClassVar[type[Any]]
     uses_logit_bias: bool = True
+    """Whether ``network.logit_bias`` has a part in it (``model.logit_bias`` is refused where it has in
+    none)."""
 
     def __init__(self, config: Any, section: str):
         self.config, self.section = config, section
@@ -30,15 +33,33 @@ class Term:
     def check(self, recipe: Recipe) -> None:
         """Raise ``ConfigError`` naming the field for what cannot work."""
 
+    def weighted(self, terms: Terms) -> Terms:
+        """What :meth:`loss` gave, its losses times the weight. Raises ``ConfigError`` for what is no dict of
+        scalars of which one is a loss."""
+        scalars = isinstance(terms, dict) and all(
+            isinstance(x, Tensor) and x.ndim == 0 for x in terms.values()
+        )
+        if not scalars or not any(name.endswith("_loss") for name in terms):
+            raise ConfigError(
+                f"{self.section}: {type(self).__name__}.loss has to return a dict of scalar tensors with a "
+                "name that ends in _loss"
+            )
+        weight = self.config.weight
+        return {name: weight * x if name.endswith("_loss") else x for name, x in terms.items()}
+
 
 class EmbeddingTerm(Term, ABC):
     """A loss over all embeddings of a step, which may be cached."""
 
     @abstractmethod
     def loss(self, network: MMGEMNetwork, images: Tensor, texts: Tensor, batch: Batch, world: World) -> Terms:
-        """Losses of ``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not normalised, of which
-        ``batch.text_owner`` ``(N,)`` says whose each is: this process's share of those of all processes,
-        times the weight."""
+        """``{"..._loss": scalar}`` of this process's ``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not
+        normalised, of which ``batch.text_owner`` ``(N,)`` says whose each is. Others in the dict are for the
+        log. The weight is not its business.
+
+        The values of all processes are added up: sum over the rows of this one, divide by the number of all.
+        :func:`~mmgem.tasks.image_text.contrastive.gather_batch` gives the images and texts of all, negatives
+        of each other. Temperature and bias: ``network.logit_scale.exp()``, ``network.logit_bias``."""
 
 
 class TokenTerm(Term, ABC):
@@ -46,5 +67,6 @@ class TokenTerm(Term, ABC):
 
     @abstractmethod
     def loss(self, network: MMGEMNetwork, states: Tensor, batch: Batch, total: float) -> Terms:
-        """Losses of hidden ``states`` ``(T, H)`` that predict ``batch.caption_targets`` ``(T,)``, summed and
-        divided by ``total``, the tokens of all processes; times the weight."""
+        """``{"..._loss": scalar}`` of hidden ``states`` ``(T, H)`` that predict ``batch.caption_targets``
+        ``(T,)``, summed and divided by ``total``, the tokens of all processes. The weight is not its
+        business."""
