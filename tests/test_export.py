@@ -244,7 +244,7 @@ def test_threads_change_nothing(tiny_photos: list[Path]) -> None:
         assert torch.allclose(encode_images(network, prep, images, [[None]] * len(images)), whole)
 
 
-def test_graphs_of_before_are_read(tiny_model_folder: Path, tmp_path: Path, graphs_at_hand: None) -> None:
+def test_graphs_of_before_are_read(tiny_model_folder: Path, tmp_path: Path, traced_once: None) -> None:
     fast = tmp_path / "fast"
     info = export_graphs(tiny_model_folder, fast, "onnx")
     file = fast / "graphs" / "graphs.json"

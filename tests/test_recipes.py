@@ -97,7 +97,7 @@ def test_a_model_config_comes_back_from_plain_data() -> None:
     ("text", "message"),
     [
         ("train.bach = 3", r"train\.bach: unknown field \(known: batch_size, "),
-        ("trian.batch = 3", r"trian: unknown field"),
+        ("trian.batch = 3", r"trian: unknown section"),
         ("train.batch_size = 1.5", r"train\.batch_size: expected int, got 1\.5"),
         ("train.batch_size = true", r"train\.batch_size: expected int"),
         ("optim.lr_heads = '1e-3'", r"optim\.lr_heads: expected float"),
