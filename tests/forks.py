@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
@@ -85,3 +86,10 @@ def run_ranks(said: Path, size: int, call: Callable[..., Any], *arguments: Any) 
             for rank in ranks
         ]
     )
+
+
+def command(argv: Sequence[str]) -> None:
+    """``mmgem ARGV`` as a process of its own: it ends with the command's exit code."""
+    from mmgem.cli.main import main
+
+    sys.exit(main(argv))

@@ -239,7 +239,7 @@ def record() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (1, 2):
             facts[f"{ranks} ranks"] = training(Path(folder) / str(ranks), ranks)
-        for count in (100, 20):
+        for count in (100, 10):
             place = Path(folder) / f"{count}"
             facts[f"tiny, {count} photos"] = shipped(pictures(place / "pictures", count), place / "index")
     return facts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import toys
+from forks import command, run_ranks
 from safetensors.torch import load_file
 
 from mmgem.checkpoints.model_folder import load_model
@@ -130,15 +130,8 @@ def test_an_encoder_and_a_connector_of_ones_own(
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", stopped)
         assert run(*OURS, *train)[0] == 130
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "mmgem", *OURS, *map(str, train)],
-        env={k: v for k, v in os.environ.items() if k != VARIABLE} | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    os.environ.pop(VARIABLE, None)  # the command line alone names the plugins
+    run_ranks(tmp_path / "said", 2, command, [*OURS, *map(str, train)])
     whole, resumed = (
         load_file(str(folder / "checkpoints" / "step-00000009" / "weights.safetensors"))
         for folder in (tmp_path / "whole", tmp_path / "run")

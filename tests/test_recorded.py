@@ -30,8 +30,8 @@ def test_training_is_as_recorded(ranks: int, tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_shipped_model_is_as_recorded(tmp_path: Path) -> None:
-    """$RECORDED_PHOTOS pictures: 20, or all 100 that were recorded."""
-    count = int(os.environ.get("RECORDED_PHOTOS", "20"))
+    """Of $RECORDED_PHOTOS pictures: 10, or 100."""
+    count = int(os.environ.get("RECORDED_PHOTOS", "10"))
     outcome = recorded.shipped(recorded.pictures(tmp_path / "p", count), tmp_path / "index")
     expected = WRITTEN[f"tiny, {count} photos"]
     close = {"rtol": 0, "atol": 1e-6 if SAME_MACHINE else 1e-3}
