@@ -6,7 +6,7 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,17 @@ def pytest_xdist_auto_num_workers() -> int:
     """A process a core, but no more than memory allows: each takes one to two GB."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, 8)
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What a command leaves in the environment for the processes it starts ends with its test."""
+    before = dict(os.environ)
+    yield
+    if (after := dict(os.environ)) != before:
+        for name in after.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
