@@ -20,7 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 # Files of tests that take longest; begun first, so that no process is left with one of them in the end.
-LONG = ("bulk", "ranks", "recorded", "docs", "plan", "export", "resume", "page", "serve_schema", "train")
+LONG = (
+    *("plan", "docs", "ranks", "export", "recorded", "bulk", "examples", "example_task", "resume"),
+    *("page", "serve_schema", "train", "corpus_training", "demo"),
+)
 
 
 @pytest.hookimpl(wrapper=True)
