@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmgem.config import Recipe
+from mmgem.config import ModelConfig, Recipe
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.partition import check_enough
 from mmgem.distributed.world import World
@@ -51,12 +51,16 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
             raise ConfigError("self_retrieval.passages: missing")
         if not (config.retrieve_weight or config.ask_weight or config.assess_weight or config.embed_weight):
             raise ConfigError("self_retrieval: every loss has the weight 0")
-        if model.attention != "causal" or model.text_pool != "emb":
-            raise ConfigError('self_retrieval: needs model.attention = "causal" and model.text_pool = "emb"')
+        self.check_model(model)
         if config.batch_size < world.size:
             raise ConfigError(
                 f"self_retrieval.batch_size: {config.batch_size} is too small for {world.size} processes"
             )
+
+    def check_model(self, config: ModelConfig) -> None:
+        """Raise ``ConfigError`` for a model whose embedding of a text is not the state behind its tokens."""
+        if config.attention != "causal" or config.text_pool != "emb":
+            raise ConfigError('self_retrieval: needs model.attention = "causal" and model.text_pool = "emb"')
 
     def check_files(self) -> None:
         """Raise ``ConfigError`` for a file that is not there."""
@@ -76,8 +80,7 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
     def _prepare(self, network: MMGEMNetwork, tokenizer: Tokenizer, world: World) -> None:
         config, init, seed = self.config, self.recipe.init, self.recipe.train.seed
         assert config.passages is not None
-        if network.config.attention != "causal" or network.config.text_pool != "emb":
-            raise ConfigError('self_retrieval: needs model.attention = "causal" and model.text_pool = "emb"')
+        self.check_model(network.config)
         self.tokenizer, self.prompts = tokenizer, Prompts(tokenizer)
         self.passages: list[Passage] = load_corpus(config.passages)
         passage_ids = {p.id for p in self.passages}
