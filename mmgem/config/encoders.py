@@ -9,7 +9,9 @@ from mmgem.utils.registry import Registry
 ENCODERS: Registry[Any] = Registry(
     "encoder",
     {
-        "efficientnet_lite0": "mmgem.encoders.efficientnet:EfficientNetLiteEncoder",
+        "efficientnet_lite0": "mmgem.encoders.efficientnet:EfficientNetLite0",
+        "efficientnet_lite1": "mmgem.encoders.efficientnet:EfficientNetLite1",
+        "efficientnet_lite2": "mmgem.encoders.efficientnet:EfficientNetLite2",
         "transformers": "mmgem.encoders.transformers_vision:TransformersEncoder",
         "none": "mmgem.encoders.none:NoEncoder",
     },

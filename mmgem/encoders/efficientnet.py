@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, the default vision encoder: 3.4M parameters, 224 px -> a (1280, 7, 7) map.
+"""EfficientNet-Lite, the default vision encoder: Lite0 has 3.4M parameters, 224 px -> a (1280, 7, 7) map.
 
 Written from the papers (Tan & Le 2019, arXiv 1905.11946; the Lite variant drops squeeze-and-excite
 and uses ReLU6). Batch norm is folded into the convolutions when base weights are converted
@@ -9,7 +9,9 @@ inference, faster, and the form that fine-tunes well on small batches (frozen st
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,8 @@ from mmgem.config import EncoderConfig
 from mmgem.encoders.base import Encoder
 from mmgem.errors import CheckpointError, ConfigError
 
-# (expansion, kernel, stride, out channels, repeats); stem and last stage are not scaled in Lite0.
+# (expansion, kernel, stride, out channels, repeats). Larger ones have wider stages and more blocks in each but
+# the first and the last; the stem and the 1280 channels at the end are those of Lite0.
 LITE0_STAGES = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -31,6 +34,20 @@ LITE0_STAGES = (
     (6, 5, 2, 192, 4),
     (6, 3, 1, 320, 1),
 )
+
+
+def scaled_stages(width: float, depth: float) -> tuple[tuple[int, int, int, int, int], ...]:
+    """:data:`LITE0_STAGES` with ``width`` times the channels (to the nearest multiple of 8, at most a tenth
+    less) and ``depth`` times the blocks (rounded up)."""
+    last = len(LITE0_STAGES) - 1
+    stages = []
+    for n, (expansion, kernel, stride, cout, repeats) in enumerate(LITE0_STAGES):
+        channels = max(8, int(cout * width + 4) // 8 * 8)
+        channels += 8 if channels < 0.9 * cout * width else 0
+        stages.append(
+            (expansion, kernel, stride, channels, repeats if n in (0, last) else math.ceil(depth * repeats))
+        )
+    return tuple(stages)
 
 
 class SameConv(nn.Conv2d):
@@ -140,16 +157,17 @@ def fold_batch_norm(weights: dict[str, Tensor], eps: float = 1e-3) -> dict[str, 
     return out
 
 
-class EfficientNetLiteEncoder(Encoder):
+class EfficientNetLite0(Encoder):
     """EfficientNet-Lite0. ``freeze_until``: how many of its 16 blocks belong to ``frozen_stem`` (None: the
     whole net)."""
 
     can_freeze_stages = True
     pulled_weights = ("efficientnet_lite0",)
+    stages: ClassVar[tuple] = LITE0_STAGES
 
     def __init__(self, freeze_until: int | None = None, size: int = 224, stem: int = 32, head: int = 1280):
         super().__init__()
-        self.net = EfficientNetLite(stem=stem, head=head)
+        self.net = EfficientNetLite(stem, self.stages, head)
         if freeze_until is not None and not 0 <= freeze_until <= len(self.net.blocks):
             raise ConfigError(
                 f"model.encoder.freeze_until: {freeze_until} is not between 0 and {len(self.net.blocks)}"
@@ -162,8 +180,9 @@ class EfficientNetLiteEncoder(Encoder):
         ``CheckpointError`` for damaged weights and for those of another shape."""
         folder = Path(source)
         facts = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
-        if facts.get("kind") != "efficientnet_lite0":
-            raise ConfigError(f"init.encoder: {folder} does not hold EfficientNet-Lite0 weights")
+        if (kind := facts.get("kind")) not in cls.pulled_weights:
+            wanted = " or ".join(cls.pulled_weights)
+            raise ConfigError(f"init.encoder: {folder} does not hold weights of {wanted}, but of {kind}")
         encoder = cls.build(config)
         try:
             encoder.net.load_state_dict(load_file(str(folder / "model.safetensors")))
@@ -197,3 +216,23 @@ class EfficientNetLiteEncoder(Encoder):
         if self.freeze_until is None:
             return list(self.parameters())
         return [*self.net.stem.parameters(), *self.net.blocks[: self.freeze_until].parameters()]
+
+
+class EfficientNetLite1(EfficientNetLite0):
+    """EfficientNet-Lite1: 21 blocks; its weights were trained at 240 pixels."""
+
+    pulled_weights = ("efficientnet_lite1",)
+    stages = scaled_stages(1.0, 1.1)
+
+    def __init__(self, freeze_until: int | None = None, size: int = 240, stem: int = 32, head: int = 1280):
+        super().__init__(freeze_until, size, stem, head)
+
+
+class EfficientNetLite2(EfficientNetLite0):
+    """EfficientNet-Lite2: 21 blocks, a tenth wider; its weights were trained at 260 pixels."""
+
+    pulled_weights = ("efficientnet_lite2",)
+    stages = scaled_stages(1.1, 1.2)
+
+    def __init__(self, freeze_until: int | None = None, size: int = 260, stem: int = 32, head: int = 1280):
+        super().__init__(freeze_until, size, stem, head)
