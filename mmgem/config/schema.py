@@ -22,6 +22,7 @@ from mmgem.config.needs import (
     FROZEN_EMBEDDINGS,
     HELD_OUT,
     IMAGES,
+    LOOSE_FILES,
     NO_LAYERS,
     NO_LORA,
     REGIONS,
@@ -171,6 +172,43 @@ class DataConfig:
         "a folder, a pattern); none: only a corpus is learned.",
     )
     split: str | None = setting("train", help='Records of `train` that are learned; "": all.')
+    extra_train: list[Path] = setting(
+        default_factory=list,
+        help="More sets that are learned together with `train`, each in any form that it may have.",
+        needs=(IMAGES, LOOSE_FILES),
+    )
+    extra_share: float = setting(
+        0.0,
+        help="Share of the whole images of a step that are of `extra_train`; 0: as many as there are.",
+        low=0,
+        below=1,
+        needs=(IMAGES, LOOSE_FILES),
+    )
+    labels: bool = setting(
+        False,
+        help="Learn from the `label` of images without captions too, in sentences that name it; of those the "
+        "captioner learns the name alone.",
+        needs=(IMAGES, LOOSE_FILES),
+    )
+    translations: list[Path] = setting(
+        default_factory=list,
+        help='Captions of the same images in other languages, by file name (`{"image": ..., "de": ...}`); '
+        "those in the sets themselves (`captions_de`) count as well. They are embedded, not predicted.",
+        needs=(IMAGES, LOOSE_FILES),
+    )
+    translation_prob: float = setting(
+        0.0,
+        help="Share of whole images that come with one caption in another language beside their own.",
+        low=0,
+        high=1,
+        needs=(IMAGES, LOOSE_FILES),
+    )
+    texts: list[Path] = setting(
+        default_factory=list,
+        help="Captions without images, JSON lines or one a line of `.txt`, also `.gz`; "
+        "`[image_text.text_only]` learns from them.",
+        needs=IMAGES,
+    )
     dev: Path | None = setting(
         None, help="Evaluated during training; none: `train`'s own `dev_split`.", needs=IMAGES
     )
@@ -214,6 +252,14 @@ class DataConfig:
     )
     boxes_per_image: int = setting(
         4, help="Most boxes taken from one image in a batch; they share its feature map.", low=1
+    )
+    mosaic_share: float = setting(
+        0.0,
+        help="Share of mosaics among the images boxes are taken from, where there are others too; 0: as many "
+        "as there are.",
+        low=0,
+        below=1,
+        needs=(IMAGES, REGIONS),
     )
     mosaics: int = setting(
         0,

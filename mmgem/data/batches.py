@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 from mmgem.config import DataConfig
 from mmgem.data.features import Source
 from mmgem.data.images import image_size
+from mmgem.data.mosaics import is_mosaic
 from mmgem.data.records import Box, Record
 from mmgem.data.sampling import round_robin_sample
 from mmgem.data.tokens import Tokenizer
@@ -36,6 +38,16 @@ _SEEN = 0.6  # a box of which a view shows a smaller share is no longer what its
 
 
 @dataclass
+class DrawnTexts:
+    """Texts of no image that a term draws for a step: token ids, each 1-D int64 on the CPU. ``of``: whatever
+    else the term has to know of all texts of the step, these being its ``rows`` of them."""
+
+    texts: list[Tensor]
+    of: Any = None
+    rows: slice = slice(None)
+
+
+@dataclass
 class Batch:
     """What a training step reads. Token lists stay on the CPU (they are packed there).
 
@@ -46,9 +58,10 @@ class Batch:
     ``(R, K)`` says which of them are items, in reading order; None: there are no boxes.
     ``texts``: N sequences to embed, ``text_owner``: ``(N,)`` their item. ``captions``: M sequences to
     predict, ``caption_owner``: ``(M,)``, ``caption_targets``: ``(sum of n + 1,)`` tokens and end of text of
-    each in turn. ``photos`` ``(V,)`` and ``text_keys`` ``(N,)``: equal numbers show the same photo, say the
-    same words. ``teacher_texts``: ``(N, E)`` unit rows or None. ``vocabulary``: ``(V',)`` tokens that occur
-    in training captions.
+    each in turn, of which those at ``caption_kept`` are predicted (None: all). ``photos`` ``(V,)`` and
+    ``text_keys`` ``(N,)``: equal numbers show the same photo, say the same words. ``teacher_texts``: ``(N,
+    E)`` unit rows or None. ``vocabulary``: ``(V',)`` tokens that occur in training captions. ``drawn``: texts
+    that a term wants embedded beside, by the term's section.
     """
 
     features: Tensor
@@ -57,6 +70,7 @@ class Batch:
     captions: list[Tensor]
     caption_owner: Tensor
     caption_targets: Tensor
+    caption_kept: Tensor | None = None
     pixels: Tensor | None = None
     box_features: Tensor | None = None
     box_pixels: Tensor | None = None
@@ -66,6 +80,12 @@ class Batch:
     text_keys: Tensor | None = None
     teacher_texts: Tensor | None = None
     vocabulary: Tensor | None = None
+    drawn: dict[str, DrawnTexts] = field(default_factory=dict)
+
+    @property
+    def caption_tokens(self) -> int:
+        """How many tokens are predicted."""
+        return len(self.caption_targets if self.caption_kept is None else self.caption_kept)
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; token lists stay where they are."""
@@ -76,12 +96,13 @@ class Batch:
 @dataclass
 class _Item:
     """An image (by its place in the batch) or a box of it; ``said``: numbers of its captions, in one text
-    or several."""
+    or several; ``translated``: numbers of texts that are embedded only."""
 
     photo: str
     said: list[list[int]]
     mirrored: bool
     box: Box | None = None
+    translated: list[int] = field(default_factory=list)
 
 
 def name_of(what: str) -> int:
@@ -89,13 +110,18 @@ def name_of(what: str) -> int:
     return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def distinct_texts(records: Iterable[Record]) -> list[str]:
-    """Every caption of images and regions once, in the order of ``records``."""
+def distinct_texts(records: Iterable[Record], translations: bool = False) -> list[str]:
+    """Every caption of images and regions once, in the order of ``records``; with ``translations`` those in
+    other languages too."""
     return list(
         dict.fromkeys(
             caption
             for record in records
-            for captions in (record.captions, *(region.captions for region in record.regions))
+            for captions in (
+                record.captions,
+                *(region.captions for region in record.regions),
+                *(record.translations.values() if translations else ()),
+            )
             for caption in captions
         )
     )
@@ -116,13 +142,17 @@ class Batches:
         boxed: tuple[list[Record], Source] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        labels: Mapping[str, str] | None = None,
+        extra: int = 0,
     ):
         """``boxed``: what boxes are taken from, and its features; None: ``records`` and ``source``.
-        ``teacher``: ``(texts, E)`` float32, rows in the order of :func:`distinct_texts` of ``records`` and,
-        if given, those of ``boxed``. ``rank`` of ``world_size`` processes; each has its own part of every
-        batch."""
+        ``extra``: how many of the last ``records`` are ``data.extra_train``. ``labels``: which captions only
+        name a label, and the label: of those the label alone is predicted. ``teacher``: ``(texts, E)``
+        float32, rows in the order of :func:`distinct_texts` of ``records`` and, if given, those of ``boxed``.
+        ``rank`` of ``world_size`` processes; each has its own part of every batch."""
         self.records, self.source, self.config, self.seed = records, source, config, seed
         self.rank, self.world_size = rank, world_size
+        self.labels = labels or {}
         self.boxed, self.box_source = boxed or (records, source)
         self.tokenizer, self.end, self.teacher = tokenizer, tokenizer.end, teacher
         self.usable = [i for i in source.valid if records[i].captions]
@@ -136,11 +166,26 @@ class Batches:
             self.sizes = {i: image_size(self.boxed[i].image) for i in self.regional}
         if boxes < size and not self.usable:
             raise DataError("no readable image has a caption")
+        self.extra: list[int] = []
         self.size = min(size - boxes, len(self.usable))
+        self.extra_size = 0
+        if config.extra_share and extra:
+            first = len(records) - extra
+            self.usable, self.extra = (
+                [i for i in self.usable if (i >= first) == more] for more in (False, True)
+            )
+            self.extra_size = min(round(self.size * config.extra_share), len(self.extra))
+            self.size = min(self.size - self.extra_size, len(self.usable))
         self.boxes = boxes
         # Images a step takes boxes from; at the end of a batch there may be fewer boxes of the last one.
         self.box_images = min(-(-boxes // config.boxes_per_image), len(self.regional))
-        for count, what in ((self.size, "images"), (self.box_images, "images to take boxes from")):
+        self.mosaics = [i for i in self.regional if is_mosaic(self.boxed[i])]
+        if config.mosaic_share and len(self.mosaics) < len(self.regional):
+            self.photos = sorted(set(self.regional) - set(self.mosaics))
+        else:
+            self.photos = self.mosaics = []
+        whole = self.size + self.extra_size
+        for count, what in ((whole, "images"), (self.box_images, "images to take boxes from")):
             if count:
                 check_enough(count, what, world_size)
         walked, each = (self.usable, self.size) if self.size else (self.regional, self.box_images)
@@ -153,26 +198,45 @@ class Batches:
     def fingerprint(self) -> str:
         """Tells whether two runs learn from the same photos, captions and boxes; folders may have moved."""
         digest = hashlib.blake2b(digest_size=16)
-        for records, used in ((self.records, self.usable), (self.boxed, self.regional)):
+        whole = self.usable + self.extra
+        for records, used in ((self.records, whole), (self.boxed, self.regional)):
             for record in (records[i] for i in used):
                 boxes = [(region.box, region.captions) for region in record.regions]
                 digest.update(json.dumps([record.image.name, record.captions, boxes]).encode())
+                if self.config.translation_prob and record.translations:
+                    digest.update(json.dumps(record.translations).encode())
         return digest.hexdigest()
 
     def _read_texts(self, tokenizer: Tokenizer, records: list[Record]) -> None:
-        texts = distinct_texts(records)
+        texts = distinct_texts(records, bool(self.config.translation_prob))
         self.number = {text: n for n, text in enumerate(texts)}
         self.texts, self.ids = texts, tokenizer.encode_all(texts)
         flips = max(self.source.views, self.box_source.views) > 1
-        self.mirrored = tokenizer.encode_all([mirror_text(t) for t in texts]) if flips else self.ids
-        used = np.unique(np.concatenate([np.asarray(t) for t in (*self.ids, *self.mirrored)]))
-        self.vocabulary = torch.from_numpy(np.union1d(used, [self.end]))
+        self.mirrored = self.ids
+        if flips:
+            mirrored = tokenizer.encode_all([t if t in self.labels else mirror_text(t) for t in texts])
+            self.mirrored = mirrored
+        captions = [self.number[text] for text in distinct_texts(records)]
+        read = [np.asarray(ids[n]) for ids in (self.ids, self.mirrored) for n in captions]
+        self.vocabulary = torch.from_numpy(np.union1d(np.unique(np.concatenate(read)), [self.end]))
+        self.label_spans = {
+            n: self._label_span(t, self.labels[t]) for t, n in self.number.items() if t in self.labels
+        }
+
+    def _label_span(self, text: str, label: str) -> slice:
+        """Where the tokens of ``label`` are among those of ``text``, which ends with it or goes on after
+        it."""
+        before = text[: text.rindex(label)].rstrip()
+        whole = len(self.tokenizer.encode_all([f"{before} {label}".strip()])[0])
+        return slice(len(self.tokenizer.encode_all([before])[0]) if before else 0, whole)
 
     def _check_long_texts(self) -> None:
         """Raise ``DataError`` if the captions of an image, all in one text, may be too long: said now, not at
         the step that draws them."""
         limit = self.tokenizer.prep.max_text_tokens
         for record in (self.records[i] for i in self.usable):
+            if record.captions[0] in self.labels:
+                continue
             # Joined, each is followed by a full stop, and a word that was the first may take a token more.
             most = sum(len(self.ids[self.number[c]]) + 2 for c in record.captions)
             if len(record.captions) > 1 and most > limit:
@@ -202,6 +266,12 @@ class Batches:
         epoch, place = divmod(step, self.per_epoch)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.usable))
         images = [self.usable[i] for i in order[place * self.size : (place + 1) * self.size]]
+        turns = [epoch] * len(images)
+        if self.extra_size:
+            turn, at = divmod(step, len(self.extra) // self.extra_size)
+            order = np.random.default_rng((self.seed, turn, 19)).permutation(len(self.extra))
+            images += [self.extra[i] for i in order[at * self.extra_size : (at + 1) * self.extra_size]]
+            turns += [turn] * self.extra_size
         rng = np.random.default_rng((self.seed, epoch, place))
         views = rng.integers(self.source.views_of(images)).tolist()
         long = (
@@ -212,15 +282,39 @@ class Batches:
         items = []
         for b, (i, view) in enumerate(zip(images, views, strict=True)):
             record = self.records[i]
-            if long is not None and long[b] and len(record.captions) > 1:
+            labelled = bool(self.labels) and bool(record.captions) and record.captions[0] in self.labels
+            if long is not None and long[b] and len(record.captions) > 1 and not labelled:
                 count = int(rng.integers(2, len(record.captions) + 1))
                 said = [rng.permutation(len(record.captions))[:count].tolist()]
             else:
-                said = [[c] for c in self._captions((i,), epoch, len(record.captions))]
+                said = [[c] for c in self._captions((i,), turns[b], len(record.captions))]
             numbers = [[self.number[record.captions[c]] for c in text] for text in said]
             flip = self._geometry(record, view).flip
-            items.append(_Item(str(record.image), numbers, flip))
+            translated = self._translated(record, epoch, place, b)
+            items.append(_Item(str(record.image), numbers, flip, translated=translated))
         return images, views, items
+
+    def _translated(self, record: Record, epoch: int, place: int, b: int) -> list[int]:
+        """One caption of an image in another language, or none."""
+        if not self.config.translation_prob or not record.translations:
+            return []
+        rng = np.random.default_rng((self.seed, epoch, place, b, 5))
+        if rng.random() >= self.config.translation_prob:
+            return []
+        language = sorted(record.translations)[rng.integers(len(record.translations))]
+        texts = record.translations[language]
+        return [self.number[texts[rng.integers(len(texts))]]]
+
+    def _boxed_image(self, at: int) -> tuple[int, int, int]:
+        """The image that the ``at``-th place of the run takes boxes from, and its turn and place in it."""
+        pool, salt = self.regional, 3
+        if self.photos:
+            share = self.config.mosaic_share
+            mosaics = math.floor((at + 1) * share) - math.floor(at * share)
+            before = math.floor(at * share)
+            pool, at, salt = (self.mosaics, before, 3) if mosaics else (self.photos, at - before, 6)
+        turn, place = divmod(at, len(pool))
+        return pool[np.random.default_rng((self.seed, turn, salt)).permutation(len(pool))[place]], turn, place
 
     def _regions(self, step: int) -> tuple[list[int], list[int], list[list[_Item]]]:
         """Images, their views, and the items on each: boxes that the view shows well enough."""
@@ -229,9 +323,7 @@ class Batches:
         items: list[list[_Item]] = []
         wanted = self.boxes
         for at in range(step * self.box_images, (step + 1) * self.box_images):
-            turn, place = divmod(at, len(self.regional))
-            order = np.random.default_rng((self.seed, turn, 3)).permutation(len(self.regional))
-            i = self.regional[order[place]]
+            i, turn, place = self._boxed_image(at)
             rng = np.random.default_rng((self.seed, turn, place, 3))
             view = int(rng.integers(self.box_source.views_of([i])[0]))
             found = self._boxes(i, view, turn, rng)
@@ -264,15 +356,23 @@ class Batches:
         owners: list[int] = []
         keys: list[int] = []
         rows: list[np.ndarray] = []
+        captions: list[int] = []
+        targets: list[Tensor] = []
+        kept: list[Tensor] = []
+        end = torch.tensor([self.end])
         for v, item in enumerate(items):
-            for said in item.said:
-                texts.append(self._tokens(said, item.mirrored))
+            for n, said in enumerate([*item.said, *([number] for number in item.translated)]):
+                ids = self._tokens(said, item.mirrored)
+                if n < len(item.said):
+                    captions.append(len(texts))
+                    targets += [ids, end]
+                    kept.append(self._kept(said, len(ids)))
+                texts.append(ids)
                 owners.append(v)
-                keys.append(name_of(" ".join(map(str, said))))
+                keys.append(self._key(said))
                 if self.teacher is not None:
                     mean = self.teacher[said].mean(0)
                     rows.append(mean if len(said) == 1 else mean / np.linalg.norm(mean))
-        end = torch.tensor([self.end])
         owner = torch.tensor(owners)
         boxes, valid = self._pad(boxed)
         vocabulary = self.vocabulary
@@ -284,14 +384,29 @@ class Batches:
             box_valid=valid,
             texts=texts,
             text_owner=owner,
-            captions=texts,
-            caption_owner=owner,
-            caption_targets=torch.cat([t for ids in texts for t in (ids, end)]),
+            captions=[texts[n] for n in captions],
+            caption_owner=owner[captions],
+            caption_targets=torch.cat(targets),
+            caption_kept=torch.cat(kept).nonzero()[:, 0] if self.label_spans else None,
             photos=torch.tensor([name_of(item.photo) for item in items]),
             text_keys=torch.tensor(keys),
             teacher_texts=None if self.teacher is None else torch.from_numpy(np.stack(rows)),
             vocabulary=vocabulary,
         )
+
+    def _key(self, said: list[int]) -> int:
+        """The same number for the same words, and for sentences that name the same label."""
+        if len(said) == 1 and said[0] in self.label_spans:
+            return name_of(f"label {self.labels[self.texts[said[0]]]}")
+        return name_of(" ".join(map(str, said)))
+
+    def _kept(self, said: list[int], count: int) -> Tensor:
+        """Which of the ``count`` tokens of a caption, and the end of text, are predicted."""
+        if len(said) > 1 or said[0] not in self.label_spans:
+            return torch.ones(count + 1, dtype=torch.bool)
+        kept = torch.zeros(count + 1, dtype=torch.bool)
+        kept[self.label_spans[said[0]]] = True
+        return kept
 
     def _tokens(self, said: list[int], mirrored: bool) -> Tensor:
         if len(said) == 1:

@@ -69,6 +69,11 @@ def make_mosaics(
     return out / FILE, list(problems.values())
 
 
+def is_mosaic(record: Record) -> bool:
+    """Whether a record is a canvas that :func:`make_mosaics` made."""
+    return any("photo" in region.meta for region in record.regions)
+
+
 def _is_set(folder: Path) -> bool:
     """Whether a folder holds a set of mosaics, and nothing else."""
     return {FILE, "images"} == {path.name for path in folder.iterdir()} and all(

@@ -48,6 +48,11 @@ class Tokenizer:
                 )
         return encoded
 
+    def encode_short(self, texts: Sequence[str]) -> list[Tensor | None]:
+        """As :meth:`encode_all`, but None in the place of a text over ``max_text_tokens``."""
+        limit = self.prep.max_text_tokens
+        return [tokens if len(tokens) <= limit else None for tokens in self._encode(texts)]
+
     def _encode(self, texts: Sequence[str]) -> list[Tensor]:
         if not texts:
             return []

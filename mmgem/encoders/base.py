@@ -70,6 +70,13 @@ class Encoder(nn.Module):
         return {}, config
 
     @classmethod
+    def load_classifier(cls, source: str) -> tuple[Tensor, Tensor, list[str] | None]:
+        """Weight ``(classes, C)``, bias ``(classes,)`` and, if known, the names of the classes of the linear
+        classifier on the mean of the map that the base weights ``source`` have. Raises ``ConfigError`` if
+        they have none, ``CheckpointError`` for damaged weights."""
+        raise ConfigError(f"{source}: an encoder of this kind has no classifier")
+
+    @classmethod
     def trains_when_cached(cls, config: EncoderConfig) -> bool:
         """Whether something of it lies above what is cached, so that it can train all the same."""
         if cls.can_freeze_stages:

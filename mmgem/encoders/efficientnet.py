@@ -23,8 +23,8 @@ from mmgem.config import EncoderConfig
 from mmgem.encoders.base import Encoder
 from mmgem.errors import CheckpointError, ConfigError
 
-# (expansion, kernel, stride, out channels, repeats). Larger ones have wider stages and more blocks in each but
-# the first and the last; the stem and the 1280 channels at the end are those of Lite0.
+# (expansion, kernel, stride, out channels, repeats). Larger ones have wider stages and more blocks in each
+# but the first and the last; the stem and the 1280 channels at the end are those of Lite0.
 LITE0_STAGES = (
     (1, 3, 1, 16, 1),
     (6, 3, 2, 24, 2),
@@ -192,6 +192,18 @@ class EfficientNetLite0(Encoder):
             wrong = [line.strip() for line in str(error).splitlines()[1:2]]
             raise CheckpointError(f"{folder}: tensors do not fit the model: {' '.join(wrong)}") from error
         return encoder.state_dict(), config
+
+    @classmethod
+    def load_classifier(cls, source: str) -> tuple[Tensor, Tensor, list[str] | None]:
+        """Of ``classifier.safetensors`` in a folder that ``mmgem pull`` made: ``weight`` and ``bias``."""
+        path = Path(source) / "classifier.safetensors"
+        if not path.is_file():
+            raise ConfigError(f"{path}: No such file; there is no classifier of these weights")
+        try:
+            head = load_file(str(path))
+            return head["weight"], head["bias"], None
+        except (OSError, SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
     def frozen_stem(self, pixels: Tensor) -> Tensor:
         """Stem and the first ``freeze_until`` blocks."""

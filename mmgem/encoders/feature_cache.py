@@ -7,6 +7,7 @@ stopped; an image that cannot be read is marked, reported and left out of traini
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -48,8 +49,9 @@ def cache_features(
     folder: Path,
     views: int = 1,
     crop_scale: float = 0.5,
+    dtype: torch.dtype = torch.float32,
 ) -> FeatureCache:
-    """Compute what is missing and return the cache for ``images`` (order kept).
+    """Compute what is missing, in ``dtype``, and return the cache for ``images`` (order kept).
 
     Raises ``DataError`` if no image can be read.
     """
@@ -62,6 +64,9 @@ def cache_features(
         "prep": pixels,
         "images": [image_identity(p) for p in images],
     }
+    if dtype != torch.float32:
+        base["dtype"] = str(dtype)
+        encoder = copy.deepcopy(encoder).to(dtype)
     maps, states, problems = [], [], {}
     for view in range(views):
         key = json.dumps({**base, "view": view, "crop_scale": crop_scale if view > 1 else None})
@@ -93,7 +98,8 @@ def _fill(
     problems = {int(k): v for k, v in json.loads(log.read_text()).items()} if log.exists() else {}
     device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
     with torch.inference_mode():
-        probe = torch.zeros(1, 3, prep.size, prep.size, device=device)
+        dtype = next((p.dtype for p in encoder.parameters()), torch.float32)
+        probe = torch.zeros(1, 3, prep.size, prep.size, device=device, dtype=dtype)
         shape = (len(images), *encoder.frozen_stem(probe).shape[1:])
     values = _open(folder / "maps.npy", shape, np.float16)
     state = _open(folder / "state.npy", (len(images),), np.uint8)
@@ -115,7 +121,7 @@ def _fill(
             good.append(row)
         if good:
             with torch.inference_mode():
-                maps = encoder.frozen_stem(normalise(np.stack(pixels), prep).to(device))
+                maps = encoder.frozen_stem(normalise(np.stack(pixels), prep).to(device, dtype))
             values[good] = maps.half().cpu().numpy()
             state[good] = _DONE
     return values, state, problems

@@ -99,6 +99,27 @@ class TransformersEncoder(Encoder):
         weights = {f"net.{name}": value for name, value in net.state_dict().items()}
         return weights, dataclasses.replace(config, config=export_config(net.config) | size)
 
+    @classmethod
+    def load_classifier(cls, source: str) -> tuple[Tensor, Tensor, list[str] | None]:
+        """Of an image classification model of transformers that reads the mean of its map, as ResNet, Swin
+        and RegNet do; its ``id2label`` has the names."""
+        from transformers import AutoModelForImageClassification
+
+        try:
+            model, found = AutoModelForImageClassification.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{source}: no image classifier: {_line(error)}") from error
+        head = getattr(model, "classifier", nn.Identity())
+        linear = [m for m in head.modules() if isinstance(m, nn.Linear)]
+        if found["missing_keys"] or len(linear) != 1 or linear[0].bias is None:
+            raise ConfigError(f"{source}: no image classifier with one linear map")
+        if not _reads_mean(model.eval(), linear[0]):
+            raise ConfigError(f"{source}: its classifier reads something else than the mean of the map")
+        names = [str(model.config.id2label[n]) for n in range(linear[0].out_features)]
+        return linear[0].weight.detach(), linear[0].bias.detach(), names
+
     def train(self, mode: bool = True) -> Self:
         """As every module; but batch norm keeps its statistics, which no rank and no resumed run could
         share."""
@@ -168,6 +189,18 @@ class TransformersEncoder(Encoder):
             f"{_WHERE}: {self.model_type} gives {tuple(states.shape)} for two images of {self.size} pixels, "
             "which is no square map each"
         )
+
+
+@torch.no_grad()
+def _reads_mean(model: Any, linear: nn.Linear) -> bool:
+    """Whether ``linear`` of the mean of the map (or of all tokens) is what the classifier ``model`` says."""
+    side = _native_size(model.config)
+    pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    states = model.base_model(pixels).last_hidden_state
+    pooled = states.mean((2, 3)) if states.ndim == 4 else states.mean(1)
+    if pooled.shape[1] != linear.in_features:
+        return False
+    return torch.allclose(model(pixels).logits, linear(pooled), rtol=1e-3, atol=1e-4)
 
 
 def _hf_config(model_type: str, options: dict[str, Any]) -> Any:

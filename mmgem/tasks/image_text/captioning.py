@@ -36,25 +36,48 @@ def caption_loss(
     """Sum of the cross-entropies of ``states`` ``(T, H)`` against the batch's caption tokens, over ``total``
     tokens (None: its own, so that it is their mean)."""
     targets = batch.caption_targets.to(states.device)
+    if batch.caption_kept is not None:
+        kept = batch.caption_kept.to(states.device)
+        states, targets = states[kept], targets[kept]
     total = total or len(targets)
-    smoothing = config.label_smoothing
-    if not config.sampled_softmax or batch.vocabulary is None:
+    sampled = config.sampled_softmax and batch.vocabulary is not None
+    vocabulary = batch.vocabulary if sampled else None
+    loss = token_cross_entropy(
+        network, states, targets, vocabulary, config.sampled_softmax, config.label_smoothing
+    )
+    return loss / total
+
+
+def token_cross_entropy(
+    network: MMGEMNetwork,
+    states: Tensor,
+    targets: Tensor,
+    vocabulary: Tensor | None = None,
+    sampled: int = 0,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Sum of the cross-entropies of ``states`` ``(T, H)`` against ``targets`` ``(T,)``, tokens of
+    ``vocabulary`` (None: any, exact): the softmax is over these and ``sampled`` random ones. ``smoothing``:
+    share of the target that is spread over the vocabulary."""
+    if vocabulary is None:
         logits = network.llm.logits(states).float()
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum") / total
-    used_ids = batch.vocabulary.to(states.device)
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
+    used_ids, targets = vocabulary.to(states.device), targets.to(states.device)
     vocabulary_size = network.llm.vocabulary
-    sample = torch.randint(vocabulary_size, (config.sampled_softmax,), device=used_ids.device)
     # Sampled tokens that are in use are counted already: their copies get no mass.
     position = torch.full((vocabulary_size,), -1, device=used_ids.device)
     position[used_ids] = torch.arange(len(used_ids), device=used_ids.device)
-    log_inverse_rate = math.log(vocabulary_size / config.sampled_softmax)
-    sample_weights = torch.where(position[sample] >= 0, -torch.inf, log_inverse_rate)
-    logits = network.llm.logits_of(states, torch.cat([used_ids, sample])).float()
-    weights = torch.cat([torch.zeros(len(used_ids), device=used_ids.device), sample_weights])
+    chosen, weights = used_ids, torch.zeros(len(used_ids), device=used_ids.device)
+    if sampled:
+        sample = torch.randint(vocabulary_size, (sampled,), device=used_ids.device)
+        log_inverse_rate = math.log(vocabulary_size / sampled)
+        sample_weights = torch.where(position[sample] >= 0, -torch.inf, log_inverse_rate)
+        chosen, weights = torch.cat([used_ids, sample]), torch.cat([weights, sample_weights])
+    logits = network.llm.logits_of(states, chosen).float()
     log_norm = (logits + weights).logsumexp(1)
     target_logits = logits.gather(1, position[targets][:, None])[:, 0]
     loss = (log_norm - target_logits).sum()
     if smoothing:
         mean_logit = (logits @ weights.exp()) / vocabulary_size
         loss = (1 - smoothing) * loss + smoothing * (log_norm - mean_logit).sum()
-    return loss / total
+    return loss

@@ -6,7 +6,10 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Container
 from pathlib import Path
+
+import torch
 
 from mmgem.config import DataConfig, EncoderConfig, Preprocessing, Recipe
 from mmgem.data.batches import Batches, distinct_texts
@@ -14,6 +17,7 @@ from mmgem.data.features import FeatureCache, Joined, PixelSource, Source, image
 from mmgem.data.mosaics import FILE as MOSAICS
 from mmgem.data.mosaics import make_mosaics
 from mmgem.data.readers import load_dataset
+from mmgem.data.readers.translations import add_captions
 from mmgem.data.records import Record, read_jsonl
 from mmgem.data.shards import find_shards, is_shards
 from mmgem.data.shards.ahead import Ahead
@@ -25,6 +29,7 @@ from mmgem.encoders import encoder_class
 from mmgem.encoders.feature_cache import cache_features
 from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.models.network import MMGEMNetwork
+from mmgem.tasks.image_text.label_captions import with_label_captions
 from mmgem.tasks.image_text.teacher import embed_captions
 from mmgem.utils.files import cache_home
 
@@ -35,7 +40,9 @@ Dev = tuple[list[Record], FeatureCache | PixelSource]
 
 def check_files(data: DataConfig) -> None:
     """Raise ``ConfigError`` for a file that is to be learned from, or measured on, and is not there."""
-    for field, path in (("data.train", data.train), ("data.dev", data.dev)):
+    lists = ("extra_train", "translations", "texts")
+    more = [(f"data.{name}", path) for name in lists for path in getattr(data, name)]
+    for field, path in (("data.train", data.train), ("data.dev", data.dev), *more):
         shards = field == "data.train" and path is not None and is_shards(path)
         if path is not None and not shards and not path.exists():
             raise ConfigError(f"{field}: {path}: No such file")
@@ -64,17 +71,16 @@ def read_batches(
     assert train is not None
     if is_shards(train):
         return _stream_batches(recipe, train, teacher, network, tokenizer, world)
-    with_regions = recipe.data.region_share > 0
-    records = _load_captioned(train, recipe.data.split, "data.split", world, with_regions)
+    records, labels, extra = _load_train(recipe.data, train, world)
     check_encoder(recipe, network.config.encoder)
     source = world.main_process_first(
         lambda: image_source(recipe, network, tokenizer.prep, records, recipe.data.cached_augmentations)
     )
     box_records, box_source = world.main_process_first(
-        lambda: _read_regions(recipe, network, tokenizer.prep, records, source)
+        lambda: _read_regions(recipe, network, tokenizer.prep, records, source, labels)
     )
     dev = _read_dev(recipe, network, tokenizer, world)
-    texts = distinct_texts(records + box_records)
+    texts = distinct_texts(records + box_records, bool(recipe.data.translation_prob))
     teacher_texts = world.main_process_first(lambda: embed_captions(*teacher, texts) if teacher else None)
     size, seed = recipe.train.batch_size, recipe.train.seed
     regions = (box_records, box_source)
@@ -89,8 +95,31 @@ def read_batches(
         regions,
         world.rank,
         world.size,
+        labels,
+        extra,
     )
     return batches, dev
+
+
+def _load_train(data: DataConfig, train: Path, world: World) -> tuple[list[Record], dict[str, str], int]:
+    """The records of all sets that are learned, labels and translations as captions; which captions name
+    which label; and how many records are of ``data.extra_train``."""
+    with_regions = data.region_share > 0
+    labels: dict[str, str] = {}
+    records: list[Record] = []
+    first = 0
+    for path in (train, *data.extra_train):
+        loaded = _load(path, data.split, "data.split")
+        if data.labels:
+            loaded, named = with_label_captions(loaded)
+            labels |= named
+        records += _captioned(loaded, path, data.split, world, with_regions)
+        first = first or len(records)
+    for path in data.translations:
+        records = add_captions(records, path)
+    if data.translation_prob and not any(record.translations for record in records):
+        raise ConfigError("data.translation_prob: no image of the data has a caption in another language")
+    return records, labels, len(records) - first
 
 
 def _stream_batches(
@@ -124,7 +153,7 @@ def _read_dev(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world
     path = data.dev or data.train
     if path is None or not (data.dev or data.dev_split):
         return None
-    records = _load_captioned(path, data.dev_split, "data.dev_split", world)
+    records = _captioned(_load(path, data.dev_split, "data.dev_split"), path, data.dev_split, world)
     records = records[: recipe.train.evaluate_images]
     tokenizer.encode_parts(distinct_texts(records))  # a text that is too long is said now
     return records, world.main_process_first(
@@ -132,15 +161,19 @@ def _read_dev(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world
     )
 
 
-def _load_captioned(
-    path: Path, split: str | None, split_field: str, world: World, regions: bool = False
-) -> list[Record]:
-    """Records with captions (or ``regions``) of ``split`` (none, or "" in a recipe: all); ``split_field`` is
-    its name in the recipe, for errors."""
+def _load(path: Path, split: str | None, split_field: str) -> list[Record]:
+    """Records of ``split`` (none, or "" in a recipe: all); ``split_field`` is its name in the recipe, for
+    errors."""
     try:
-        records = load_dataset(path, split=split or None)
+        return load_dataset(path, split=split or None)
     except UsageError as error:
         raise ConfigError(f'{split_field}: {error} ("" for none)') from error
+
+
+def _captioned(
+    records: list[Record], path: Path, split: str | None, world: World, regions: bool = False
+) -> list[Record]:
+    """Those with captions (or ``regions``)."""
     captioned = [r for r in records if r.captions or (regions and r.regions)]
     if not captioned:
         raise DataError(f"{path}: no captions in split {split!r}")
@@ -155,9 +188,10 @@ def _read_regions(
     prep: Preprocessing,
     records: list[Record],
     source: FeatureCache | PixelSource,
+    labels: Container[str] = (),
 ) -> tuple[list[Record], Source]:
     """What boxes are taken from: the ``records`` that have some, and canvases, made unless the cache has
-    them."""
+    them: of photos with captions that are more than ``labels``."""
     data = recipe.data
     if not data.region_share:
         return [], source
@@ -171,7 +205,8 @@ def _read_regions(
         parts = [image_source(recipe, network, prep, region_records, data.cached_augmentations)]
         sizes = [len(region_records)]
     if data.mosaics:
-        photos = [records[i] for i in source.valid]
+        described = [i for i in source.valid if not any(c in labels for c in records[i].captions[:1])]
+        photos = [records[i] for i in described]
         identity = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
         name = hashlib.blake2b(json.dumps(identity).encode(), digest_size=12).hexdigest()
         folder = (data.cache or cache_home() / "features").parent / "mosaics" / name
@@ -197,7 +232,8 @@ def image_source(
     source: FeatureCache | PixelSource
     if recipe.data.cached:
         folder = recipe.data.cache or cache_home() / "features"
-        source = cache_features(network.encoder.eval(), prep, paths, folder, views, scale)
+        dtype = getattr(torch, recipe.train.precision)
+        source = cache_features(network.encoder.eval(), prep, paths, folder, views, scale, dtype)
     else:
         source = PixelSource(paths, prep, views, scale)
     if source.problems:

@@ -13,56 +13,71 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmgem.data.batches import Batch
+from mmgem.data.batches import Batch, DrawnTexts
 from mmgem.distributed.world import World
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import Terms
-from mmgem.tasks.image_text.items import embed_items
-from mmgem.tasks.image_text.terms import EmbeddingTerm, TokenTerm
+from mmgem.tasks.image_text.items import drawn_texts, embed_items, split_drawn
+from mmgem.tasks.image_text.terms import EmbeddingTerm, TextTerm, TokenTerm
 
 
 class ImageTextGradCache:
-    """Caches the losses of ``embedding_terms`` over a batch; ``token_terms`` are computed with each part."""
+    """Caches the losses of ``embedding_terms`` and ``text_terms`` over a batch; ``token_terms``, and the
+    losses of text terms over tokens, are computed with each part."""
 
-    def __init__(self, embedding_terms: Sequence[EmbeddingTerm], token_terms: Sequence[TokenTerm]):
-        self.embedding_terms, self.token_terms = embedding_terms, token_terms
+    def __init__(
+        self,
+        embedding_terms: Sequence[EmbeddingTerm],
+        token_terms: Sequence[TokenTerm],
+        text_terms: Sequence[TextTerm] = (),
+    ):
+        self.embedding_terms, self.token_terms, self.text_terms = embedding_terms, token_terms, text_terms
 
     @property
     def over_embeddings(self) -> bool:
-        """Whether there are embedding terms."""
-        return bool(self.embedding_terms)
+        """Whether there are embedding terms, or text terms."""
+        return bool(self.embedding_terms or self.text_terms)
 
     def split(self, batch: Batch, size: int) -> list[Batch]:
         """See :func:`chunks`."""
         return list(chunks(batch, size))
 
     def sizes(self, part: Batch) -> dict[str, int]:
-        """``images`` (boxes too) and ``texts`` of a part."""
+        """``images`` (boxes too), ``texts`` and ``drawn`` texts of a part."""
         pixels = part.features if part.pixels is None else part.pixels
         boxes = 0 if part.box_valid is None else int(part.box_valid.sum())
-        return {"images": len(pixels) + boxes, "texts": len(part.texts)}
+        return {"images": len(pixels) + boxes, "texts": len(part.texts), "drawn": len(drawn_texts(part))}
 
     def embed(self, network: MMGEMNetwork, part: Batch) -> dict[str, Tensor]:
-        """``images`` ``(V, D)`` and ``texts`` ``(N, D)``, not normalised."""
+        """``images`` ``(V, D)``, ``texts`` ``(N, D)`` and ``drawn`` texts ``(T, D)``, not normalised."""
         visual = embed_items(network, part)
-        return {"images": visual[:, 0], "texts": network.encode_text(part.texts)}
+        embedded = network.encode_text([*part.texts, *drawn_texts(part)])
+        return {
+            "images": visual[:, 0],
+            "texts": embedded[: len(part.texts)],
+            "drawn": embedded[len(part.texts) :],
+        }
 
     def embedding_loss(
         self, network: MMGEMNetwork, embeddings: dict[str, Tensor], batch: Batch, world: World
     ) -> Terms:
-        """The losses of the embedding terms."""
+        """The losses of the embedding terms and of the text terms."""
         terms: Terms = {}
+        images, texts = embeddings["images"], embeddings["texts"]
         for term in self.embedding_terms:
-            terms |= term.weighted(
-                term.loss(network, embeddings["images"], embeddings["texts"], batch, world)
-            )
+            terms |= term.weighted(term.loss(network, images, texts, batch, world))
+        drawn = split_drawn(embeddings["drawn"], batch)
+        for text_term in self.text_terms:
+            section = text_term.section
+            own = drawn[section], batch.drawn[section]
+            terms |= text_term.weighted(text_term.loss(network, images, texts, *own, batch, world))
         return terms
 
     def totals(self, batch: Batch, world: World) -> dict[str, float]:
         """``caption_tokens`` of all processes."""
         if not self.token_terms:
             return {}
-        (tokens,) = world.all_reduce_sum(len(batch.caption_targets))
+        (tokens,) = world.all_reduce_sum(batch.caption_tokens)
         return {"caption_tokens": tokens}
 
     def replay(
@@ -76,10 +91,17 @@ class ImageTextGradCache:
         visual = embed_items(network, part)
         terms: Terms = {}
         if embedding_grads:
-            texts = network.encode_text(part.texts)
+            embedded = network.encode_text([*part.texts, *drawn_texts(part)])
+            texts, own = embedded[: len(part.texts)], embedded[len(part.texts) :]
             products = visual[:, 0] * embedding_grads["images"], texts * embedding_grads["texts"]
             terms["surrogate"] = products[0].sum() + products[1].sum()
-        if self.token_terms:
+            if len(own):
+                terms["surrogate"] = terms["surrogate"] + (own * embedding_grads["drawn"]).sum()
+            for section, rows in split_drawn(own, part).items():
+                text_term = next(term for term in self.text_terms if term.section == section)
+                if losses := text_term.token_loss(network, rows, part.drawn[section]):
+                    terms |= text_term.weighted(losses)
+        if self.token_terms and part.captions:
             prefixes = network.project_visual_prefix(visual[part.caption_owner])
             segments = network.caption_segments(part.captions, prefixes)
             states = network.forward_packed(segments).prediction_states
@@ -96,9 +118,15 @@ def chunks(batch: Batch, size: int) -> Iterator[Batch]:
         pixels = None if batch.pixels is None else batch.pixels[rows]
         features = batch.features[rows] if batch.pixels is None else batch.features
         yield _part(batch, rows.start, rows.stop, features=features, pixels=pixels)
+    no_features = batch.features[:0]
+    for section, drawn in batch.drawn.items():
+        for start in range(0, len(drawn.texts), size):
+            rows = slice(start, start + size)
+            part = DrawnTexts(drawn.texts[rows], drawn.of, rows)
+            yield _part(batch, 0, 0, features=no_features, pixels=None, drawn={section: part})
     if batch.boxes is None or batch.box_valid is None:
         return
-    first, no_features = len(inputs), batch.features[:0]
+    first = len(inputs)
     images = max(1, size // batch.boxes.shape[1])
     for start in range(0, len(batch.boxes), images):
         rows = slice(start, start + images)
@@ -120,6 +148,10 @@ def _part(batch: Batch, start: int, stop: int, **fields: Any) -> Batch:
     lengths = [len(ids) + 1 for ids in batch.captions]
     caption_start, caption_end = torch.searchsorted(batch.caption_owner, bounds).tolist()
     tokens = slice(sum(lengths[:caption_start]), sum(lengths[:caption_end]))
+    kept = batch.caption_kept
+    if kept is not None:
+        kept = kept[(kept >= tokens.start) & (kept < tokens.stop)] - tokens.start
+    fields.setdefault("drawn", {})
     empty: dict[str, Any] = dict.fromkeys(
         ("boxes", "box_valid", "box_features", "box_pixels", "photos", "text_keys", "teacher_texts")
     )
@@ -130,5 +162,6 @@ def _part(batch: Batch, start: int, stop: int, **fields: Any) -> Batch:
         captions=batch.captions[caption_start:caption_end],
         caption_owner=batch.caption_owner[caption_start:caption_end] - start,
         caption_targets=batch.caption_targets[tokens],
+        caption_kept=kept,
         **(empty | fields),
     )

@@ -1,4 +1,4 @@
-"""The embeddings of what a batch holds: whole images, then boxes."""
+"""The embeddings of what a batch holds: whole images, then boxes; and the texts drawn beside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
         maps = _maps(network, batch.box_features, batch.box_pixels)
         boxes, valid = batch.boxes.to(maps.device), batch.box_valid.to(maps.device)
         items.append(network.encode_image(maps, boxes)[valid])
-    return torch.cat(items)
+    return torch.cat(items) if items else network.emb_token.new_zeros(0, 1, network.config.dim)
 
 
 def _maps(network: MMGEMNetwork, features: Tensor | None, pixels: Tensor | None) -> Tensor:
@@ -28,3 +28,14 @@ def _maps(network: MMGEMNetwork, features: Tensor | None, pixels: Tensor | None)
     assert inputs is not None
     with autocast(inputs, encoder.training_dtype if encoder.training else torch.float32):
         return encoder.trainable_head(inputs if pixels is None else encoder.frozen_stem(pixels)).float()
+
+
+def drawn_texts(batch: Batch) -> list[Tensor]:
+    """Token ids of all texts that terms drew, section after section."""
+    return [ids for drawn in batch.drawn.values() for ids in drawn.texts]
+
+
+def split_drawn(embeddings: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """The ``embeddings`` of :func:`drawn_texts`, by section."""
+    parts = embeddings.split([len(drawn.texts) for drawn in batch.drawn.values()])
+    return dict(zip(batch.drawn, parts, strict=True))

@@ -25,8 +25,10 @@ from mmgem.tasks.image_text.contrastive import ContrastiveTerm
 from mmgem.tasks.image_text.data import check_encoder, check_files, read_batches
 from mmgem.tasks.image_text.evaluation import evaluate
 from mmgem.tasks.image_text.grad_cache import ImageTextGradCache
-from mmgem.tasks.image_text.items import embed_items
-from mmgem.tasks.image_text.terms import EmbeddingTerm, Term, TokenTerm
+from mmgem.tasks.image_text.items import drawn_texts, embed_items, split_drawn
+from mmgem.tasks.image_text.label_distillation import LabelDistillationTerm
+from mmgem.tasks.image_text.terms import EmbeddingTerm, Term, TextTerm, TokenTerm
+from mmgem.tasks.image_text.text_only import TextOnlyTerm
 
 
 class ImageTextTask(Task[Batch]):
@@ -43,7 +45,12 @@ class ImageTextTask(Task[Batch]):
 
     name = "image_text"
     Config = ImageTextConfig
-    terms: ClassVar[Mapping[str, type[Term]]] = {"contrastive": ContrastiveTerm, "caption": CaptionTerm}
+    terms: ClassVar[Mapping[str, type[Term]]] = {
+        "contrastive": ContrastiveTerm,
+        "caption": CaptionTerm,
+        "label_distillation": LabelDistillationTerm,
+        "text_only": TextOnlyTerm,
+    }
 
     batches: Batches | Ahead
     dev: tuple[list[Record], FeatureCache | PixelSource] | None = None
@@ -60,6 +67,7 @@ class ImageTextTask(Task[Batch]):
         active = [self.terms[name](c, f"{self.name}.{name}") for name, c in configs.items() if c.weight]
         self.active: list[Term] = active
         self.embedding_terms = [term for term in active if isinstance(term, EmbeddingTerm)]
+        self.text_terms = [term for term in active if isinstance(term, TextTerm)]
         self.needs_loose_files = bool(recipe.data.region_share or self.teacher or self.knows_words)
         self.uses_logit_bias = any(term.uses_logit_bias for term in active)
         self.token_terms = [term for term in active if isinstance(term, TokenTerm)]
@@ -70,7 +78,7 @@ class ImageTextTask(Task[Batch]):
         for term in self.active:
             if getattr(term.config, "distill_weight", 0) and term.config.teacher is not None:
                 return str(term.config.teacher), f"{term.section}.teacher"
-        return None
+        return next((term.teacher for term in self.text_terms if term.teacher is not None), None)
 
     @property
     def knows_words(self) -> bool:
@@ -106,6 +114,10 @@ class ImageTextTask(Task[Batch]):
             raise ConfigError(f"{self.name}: every loss has the weight 0")
         for term in self.active:
             term.check(self.recipe)
+        for text_term in self.text_terms:
+            own = text_term.teacher
+            if own is not None and self.teacher is not None and own[0] != self.teacher[0]:
+                raise ConfigError(f"{own[1]}: differs from {self.teacher[1]}; texts have one teacher")
 
     def check_model(self, config: ModelConfig) -> None:
         """Raise ``ConfigError`` for an encoder that is to train and of which the last map is cached."""
@@ -119,35 +131,52 @@ class ImageTextTask(Task[Batch]):
         """Read records, fill the feature cache, make batches."""
         self.tokenizer = tokenizer
         self.batches, self.dev = read_batches(self.recipe, self.teacher, network, tokenizer, world)
+        steps = max(1, round(self.recipe.train.epochs * self.batches.per_epoch))
+        for term in self.text_terms:
+            term.prepare(self.recipe, network, tokenizer, steps, world)
+        self.network, self.world = network, world
 
     def load_batch(self, step: int, device: torch.device) -> Batch:
-        """The batch of ``step`` on ``device``; token lists stay on the CPU, where they are packed."""
-        return self.batches[step].to(device)
+        """The batch of ``step`` on ``device``, with what terms draw beside; token lists stay on the CPU,
+        where they are packed."""
+        batch = self.batches[step].to(device)
+        batch.drawn = {
+            term.section: term.draw(self.network, batch, step, self.world) for term in self.text_terms
+        }
+        return batch
 
     def forward(self, network: MMGEMNetwork, batch: Batch, world: World) -> Terms:
         """The losses of all terms, from one pass of the LLM; and what terms tell beside."""
         visual = embed_items(network, batch)
-        segments = network.text_segments(batch.texts if self.embedding_terms else [])
+        texts = batch.texts if self.embedding_terms or self.text_terms else []
+        segments = network.text_segments([*texts, *drawn_texts(batch)])
         if self.token_terms:
             prefixes = network.project_visual_prefix(visual[batch.caption_owner])
             segments += network.caption_segments(batch.captions, prefixes)
         output = network.forward_packed(segments)
+        embedded = output.embeddings[: len(texts)]
+        drawn_embeddings = split_drawn(output.embeddings[len(texts) :], batch)
         token_losses: Terms = {}
         if self.token_terms:
-            (tokens,) = world.all_reduce_sum(len(batch.caption_targets))
+            (tokens,) = world.all_reduce_sum(batch.caption_tokens)
             for token_term in self.token_terms:
                 terms = token_term.loss(network, output.prediction_states, batch, tokens)
                 token_losses |= token_term.weighted(terms)
         losses: Terms = {}
         for embedding_term in self.embedding_terms:
-            terms = embedding_term.loss(network, visual[:, 0], output.embeddings, batch, world)
+            terms = embedding_term.loss(network, visual[:, 0], embedded, batch, world)
             losses |= embedding_term.weighted(terms)
-        return losses | token_losses
+        losses |= token_losses
+        for text_term in self.text_terms:
+            own, drawn = drawn_embeddings[text_term.section], batch.drawn[text_term.section]
+            terms = text_term.loss(network, visual[:, 0], embedded, own, drawn, batch, world)
+            losses |= text_term.weighted(terms | text_term.token_loss(network, own, drawn))
+        return losses
 
     @property
     def grad_cache(self) -> ImageTextGradCache:
         """Embeddings over the whole batch, captions part by part."""
-        return ImageTextGradCache(self.embedding_terms, self.token_terms)
+        return ImageTextGradCache(self.embedding_terms, self.token_terms, self.text_terms)
 
     def pairs(self, batch: Batch) -> int:
         """Texts of a batch."""
@@ -195,7 +224,11 @@ class ImageTextTask(Task[Batch]):
         from mmgem.tasks.image_text.fake_batch import fake_batch
 
         sampled = max((getattr(term.config, "sampled_softmax", 0) for term in self.active), default=0)
-        return fake_batch(self.recipe, network, data, world, fake_tensor, self.teacher is not None, sampled)
+        teacher = self.teacher is not None
+        fake = fake_batch(self.recipe, network, data, world, fake_tensor, teacher, sampled)
+        batch: Batch = fake.batch
+        batch.drawn = {term.section: term.fake_draw(batch, fake_tensor, world) for term in self.text_terms}
+        return fake
 
 
 __all__ = ["ImageTextTask"]

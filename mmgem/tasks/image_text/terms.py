@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from mmgem.config import Recipe
-from mmgem.data.batches import Batch
+from mmgem.data.batches import Batch, DrawnTexts
+from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import World
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
-from mmgem.tasks.base import Terms
+from mmgem.tasks.base import FakeTensorFactory, Terms
 
 
 class Term:
@@ -60,6 +61,47 @@ class EmbeddingTerm(Term, ABC):
         The values of all processes are added up: sum over the rows of this one, divide by the number of all.
         :func:`~mmgem.tasks.image_text.contrastive.gather_batch` gives the images and texts of all, negatives
         of each other. Temperature and bias: ``network.logit_scale.exp()``, ``network.logit_bias``."""
+
+
+class TextTerm(Term, ABC):
+    """A loss that embeds texts of its own beside those of the images."""
+
+    teacher: tuple[str, str] | None = None
+    """The sentence encoder that the texts of the images are to be embedded by too, and the field that names
+    it."""
+
+    def prepare(
+        self, recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, steps: int, world: World
+    ) -> None:
+        """Read what it draws from in the ``steps`` of a run. Called once, in every process; raises
+        ``ConfigError`` or ``DataError``."""
+
+    @abstractmethod
+    def draw(self, network: MMGEMNetwork, batch: Batch, step: int, world: World) -> DrawnTexts:
+        """The texts of a step for this process, whose images are ``batch``. A function of the seed, ``step``
+        and the batch alone. Called in every process."""
+
+    @abstractmethod
+    def loss(
+        self,
+        network: MMGEMNetwork,
+        images: Tensor,
+        texts: Tensor,
+        own: Tensor,
+        drawn: DrawnTexts,
+        batch: Batch,
+        world: World,
+    ) -> Terms:
+        """As :meth:`EmbeddingTerm.loss`; ``own`` ``(T, D)``: the embeddings of the texts of ``drawn``."""
+
+    def token_loss(self, network: MMGEMNetwork, own: Tensor, drawn: DrawnTexts) -> Terms:
+        """Losses that are sums over the drawn texts, for a part of them whose embeddings are ``own``; called
+        after :meth:`loss` of all. None: ``{}``."""
+        return {}
+
+    @abstractmethod
+    def fake_draw(self, batch: Batch, fake_tensor: FakeTensorFactory, world: World) -> DrawnTexts:
+        """What :meth:`draw` gives, for a dry run without data and without :meth:`prepare`."""
 
 
 class TokenTerm(Term, ABC):

@@ -1,0 +1,41 @@
+"""Sentences that name a label, for images that have no other caption."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mmgem.data.records import Record
+from mmgem.evaluate.classify import PROMPTS, fill_prompt
+
+TEMPLATES = ("{}", *PROMPTS)
+_ARTICLE = re.compile(r"(?:an?|the) ", re.IGNORECASE)
+
+
+def name_sentences(name: str, templates: Sequence[str] = TEMPLATES) -> list[str]:
+    """``name`` in every template (:func:`mmgem.evaluate.classify.fill_prompt`); an article that it begins
+    with takes the place of the template's own."""
+    if article := _ARTICLE.match(name):
+        rest = name[article.end() :]
+        return [re.sub(r"\b(?:an?|the) \{\}", f"{article[0]}{{}}", t).replace("{}", rest) for t in templates]
+    return [fill_prompt(template, name) for template in templates]
+
+
+def with_label_captions(records: Sequence[Record]) -> tuple[list[Record], dict[str, str]]:
+    """``records``, those with a label and no caption now with sentences that name it; and which sentence
+    names which label. The form of a name is that of :func:`fill_prompt`."""
+    named: dict[str, str] = {}
+    sentences: dict[str, tuple[str, ...]] = {}
+    filled: list[Record] = []
+    for record in records:
+        if record.captions or record.label is None:
+            filled.append(record)
+            continue
+        if record.label not in sentences:
+            name = " ".join(record.label.replace("_", " ").split())
+            sentences[record.label] = tuple(name_sentences(name))
+            core = name[found.end() :] if (found := _ARTICLE.match(name)) else name
+            named |= dict.fromkeys(sentences[record.label], core)
+        filled.append(replace(record, captions=sentences[record.label]))
+    return filled, named

@@ -1,0 +1,163 @@
+"""Learning from captions without images, in both modes.
+
+Embedding: the cosines of the texts of a step, those of its images among them, follow a text teacher's. So a
+text that no image shows lies beside texts that one does. Captioning: a text is predicted from its own
+embedding, as if it were that of an image (CapDec, Nukrai et al. 2022, arXiv 2211.00575; DeCap, Li et al.
+2023). What lies between an image and its text is added first: the difference of a random pair of the step,
+which has the size, the direction and the scatter of the gap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmgem.config import Recipe
+from mmgem.data.batches import Batch, DrawnTexts
+from mmgem.data.text_corpus import read_texts
+from mmgem.data.tokens import Tokenizer
+from mmgem.distributed.partition import shard_slice
+from mmgem.distributed.world import World
+from mmgem.errors import ConfigError, DataError, UsageError
+from mmgem.models.network import MMGEMNetwork
+from mmgem.tasks.base import FakeTensorFactory, Terms
+from mmgem.tasks.image_text.captioning import token_cross_entropy
+from mmgem.tasks.image_text.config import TextOnlyConfig
+from mmgem.tasks.image_text.teacher import embed_captions
+from mmgem.tasks.image_text.terms import TextTerm
+
+_TOKENS = 16
+_TEACHER = 384
+_MASKED = -1e4
+
+
+@dataclass
+class TextStep:
+    """Of all drawn texts of a process: ``teacher`` ``(T, E)`` unit rows, ``pairs`` ``(T,)`` random numbers
+    that choose the pair whose gap each is given, ``tokens``: to be predicted, of all processes,
+    ``captioned``: which are captioned. ``gaps`` ``(T, D)``, put there by the loss over embeddings."""
+
+    teacher: Tensor | None
+    pairs: Tensor
+    captioned: list[bool]
+    tokens: float
+    gaps: Tensor | None = None
+
+
+class TextOnlyTerm(TextTerm):
+    """Learn from texts alone."""
+
+    config: TextOnlyConfig
+    uses_logit_bias = False
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ``ConfigError`` without texts or a teacher."""
+        if not recipe.data.texts:
+            raise ConfigError("data.texts: missing; " + self.section + " learns from them")
+        if self.config.teacher is None:
+            raise ConfigError(f'{self.section}.teacher: needed, e.g. "minilm"')
+
+    @property
+    def teacher(self) -> tuple[str, str]:  # type: ignore[override]
+        """The text teacher and its field."""
+        return str(self.config.teacher), f"{self.section}.teacher"
+
+    def prepare(
+        self, recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, steps: int, world: World
+    ) -> None:
+        """Read the texts; embed those that the run will draw by the teacher."""
+        self.seed = recipe.train.seed
+        try:
+            texts = read_texts(recipe.data.texts, recipe.data.split or None)
+        except UsageError as error:
+            raise ConfigError(f"data.texts: {error}") from error
+        order = np.random.default_rng((self.seed, 23)).permutation(len(texts))
+        names = list(texts)
+        chosen = [names[n] for n in order[: steps * self.config.batch_size]]
+        ids = tokenizer.encode_short(chosen)
+        short = [(text, tokens) for text, tokens in zip(chosen, ids, strict=True) if tokens is not None]
+        if not short:
+            raise DataError("data.texts: no text is as short as preprocessing.max_text_tokens")
+        self.ids = [tokens for _, tokens in short]
+        self.captioned = [texts[text] for text, _ in short]
+        source, field = self.teacher
+        kept = [text for text, _ in short]
+        self.rows = world.main_process_first(lambda: embed_captions(source, field, kept))
+        said = [tokens for tokens, captioned in zip(self.ids, self.captioned, strict=True) if captioned]
+        self.end = tokenizer.end
+        self.vocabulary = torch.cat([*said, torch.tensor([self.end])]).unique()
+
+    def draw(self, network: MMGEMNetwork, batch: Batch, step: int, world: World) -> DrawnTexts:
+        """This process's share of the texts of a step; each text is drawn once before any is drawn again."""
+        size = min(self.config.batch_size, len(self.ids))
+        turn, place = divmod(step, max(1, len(self.ids) // size))
+        order = np.random.default_rng((self.seed, turn, 13)).permutation(len(self.ids))
+        chosen = order[place * size : (place + 1) * size]
+        chosen = chosen[shard_slice(size, world.rank, world.size)]
+        captioned = [self.captioned[n] for n in chosen]
+        tokens = sum(len(self.ids[n]) + 1 for n, c in zip(chosen, captioned, strict=True) if c)
+        (total,) = world.all_reduce_sum(tokens)
+        pairs = np.random.default_rng((self.seed, step, 17, world.rank)).random(len(chosen), np.float32)
+        teacher = torch.from_numpy(np.asarray(self.rows[chosen], np.float32))
+        of = TextStep(teacher, torch.from_numpy(pairs), captioned, total)
+        return DrawnTexts([self.ids[n] for n in chosen], of)
+
+    def loss(
+        self,
+        network: MMGEMNetwork,
+        images: Tensor,
+        texts: Tensor,
+        own: Tensor,
+        drawn: DrawnTexts,
+        batch: Batch,
+        world: World,
+    ) -> Terms:
+        """``{"text_loss"}``: this process's share of the mean over all texts of a step, of images or not."""
+        of: TextStep = drawn.of
+        with torch.no_grad():
+            pair = (of.pairs.to(own.device) * len(texts)).long().clamp(max=len(texts) - 1)
+            owner = batch.text_owner.to(own.device)[pair]
+            of.gaps = images[owner].float() - texts[pair].float()
+        assert batch.teacher_texts is not None and of.teacher is not None
+        rows = F.normalize(torch.cat([texts, own]).float(), dim=-1)
+        teacher = torch.cat([batch.teacher_texts.to(rows.device), of.teacher.to(rows.device)])
+        sizes = world.all_gather_sizes(len(rows))
+        everywhere, all_teacher = world.all_gather(rows, sizes), world.all_gather(teacher, sizes)
+        first = sum(sizes[: world.rank])
+        itself = torch.arange(len(rows), device=rows.device)[:, None] + first == torch.arange(
+            len(everywhere), device=rows.device
+        )
+        logits = (rows @ everywhere.T / self.config.temperature).masked_fill(itself, _MASKED)
+        target = (teacher @ all_teacher.T / self.config.teacher_temperature).masked_fill(itself, _MASKED)
+        loss = -(target.softmax(1) * logits.log_softmax(1)).sum() / len(everywhere)
+        return {"text_loss": loss}
+
+    def token_loss(self, network: MMGEMNetwork, own: Tensor, drawn: DrawnTexts) -> Terms:
+        """``{"text_caption_loss"}``: mean over the tokens of all drawn texts that are captioned."""
+        of: TextStep = drawn.of
+        captioned = [n for n, c in enumerate(of.captioned[drawn.rows]) if c]
+        if not self.config.caption_weight or not captioned:
+            return {}
+        assert of.gaps is not None
+        at = torch.tensor(captioned, device=own.device)
+        seen = own.detach()[at] + self.config.noise * of.gaps[drawn.rows][at]
+        ids = [drawn.texts[n] for n in captioned]
+        prefixes = network.project_visual_prefix(seen[:, None])
+        states = network.forward_packed(network.caption_segments(ids, prefixes)).prediction_states
+        end = torch.tensor([self.end])
+        targets = torch.cat([t for tokens in ids for t in (tokens, end)])
+        loss = token_cross_entropy(network, states, targets, self.vocabulary) / of.tokens
+        return {"text_caption_loss": self.config.caption_weight * loss}
+
+    def fake_draw(self, batch: Batch, fake_tensor: FakeTensorFactory, world: World) -> DrawnTexts:
+        """So many texts of a usual length."""
+        rows = shard_slice(self.config.batch_size, world.rank, world.size)
+        count = len(range(self.config.batch_size)[rows])
+        self.end, self.vocabulary = 0, torch.arange(8192)
+        tokens = float(self.config.batch_size * (_TOKENS + 1))
+        of = TextStep(fake_tensor(count, _TEACHER), torch.zeros(count), [True] * count, tokens)
+        return DrawnTexts([torch.ones(_TOKENS, dtype=torch.long)] * count, of)
