@@ -44,7 +44,7 @@ class DrawnTexts:
 
     texts: list[Tensor]
     of: Any = None
-    rows: slice = slice(None)
+    rows: slice = field(default_factory=lambda: slice(None))
 
 
 @dataclass
