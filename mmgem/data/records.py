@@ -3,8 +3,10 @@
 ``{"image": "images/1.jpg", "captions": ["..."], "split": "train", "label": "daisy",
 "regions": [{"box": [x0, y0, x1, y1], "captions": ["..."]}]}``: all but ``image`` may be absent or null.
 Image paths are relative to the file. Boxes are pixels of the stored, upright image, half-open, x right and
-y down; they may cross the border. Unknown keys of a line or a region are kept as ``meta``. Whatever is
-wrong is an error that names the file, the line and the field: a caption lost in silence is a worse model.
+y down; they may cross the border. Captions in other languages are ``"captions_de": ["..."]`` (or one string;
+any code of two or three letters) or ``"captions_other": {"de": ["..."]}``. Unknown keys of a line or a
+region are kept as ``meta``. Whatever is wrong is an error that names the file, the line and the field: a
+caption lost in silence is a worse model.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import gc
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,8 +25,10 @@ from typing import Any
 
 from mmgem.errors import DataError, UsageError
 
-_RECORD_KEYS = frozenset({"image", "captions", "split", "label", "regions"})
+_RECORD_KEYS = frozenset({"image", "captions", "split", "label", "regions", "captions_other"})
 _REGION_KEYS = frozenset({"box", "captions"})
+_LANGUAGE = re.compile(r"[a-z]{2,3}")
+_TRANSLATED = "captions_"
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the stored, upright image, half-open."""
@@ -48,7 +53,8 @@ class Media:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Record:
-    """One item of a dataset: what it is of, and what is said of it."""
+    """One item of a dataset: what it is of, and what is said of it; ``translations``: captions by the code of
+    their language ("de"), which ``captions`` do not hold."""
 
     media: Media
     captions: tuple[str, ...] = ()
@@ -56,6 +62,7 @@ class Record:
     label: str | None = None
     regions: tuple[Region, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict, hash=False)
+    translations: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def __init__(
         self,
@@ -65,6 +72,7 @@ class Record:
         label: str | None = None,
         regions: tuple[Region, ...] = (),
         meta: dict[str, Any] | None = None,
+        translations: dict[str, tuple[str, ...]] | None = None,
     ):
         """``media``: also the path of an image, absolute; the file need not exist."""
         put = object.__setattr__
@@ -74,6 +82,7 @@ class Record:
         put(self, "label", label)
         put(self, "regions", regions)
         put(self, "meta", {} if meta is None else meta)
+        put(self, "translations", {} if translations is None else translations)
 
     @property
     def image(self) -> Path:
@@ -201,8 +210,51 @@ def record_of(value: Any, folder: str) -> Record:
         _name(value, "split"),
         _name(value, "label"),
         _regions(value),
-        _meta(value, _RECORD_KEYS),
+        _meta(value, _RECORD_KEYS | _translated_keys(value)),
+        translations_of(value),
     )
+
+
+def language_code(text: str) -> bool:
+    """Whether ``text`` has the form of a language's code: two or three small letters, like ``de``."""
+    return _LANGUAGE.fullmatch(text) is not None
+
+
+def _translated_keys(value: dict[str, Any]) -> frozenset[str]:
+    """The keys like ``captions_de``."""
+    return frozenset(
+        key for key in value if key.startswith(_TRANSLATED) and language_code(key[len(_TRANSLATED) :])
+    )
+
+
+def translations_of(value: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Captions by language of a parsed line's ``captions_XX`` and ``captions_other``; ValueError names the
+    field."""
+    texts = {key[len(_TRANSLATED) :]: (key, value[key]) for key in sorted(_translated_keys(value))}
+    others = value.get("captions_other")
+    if others is not None and type(others) is not dict:
+        raise ValueError(f'captions_other must be an object, like {{"de": ["..."]}}, not {_kind(others)}')
+    for language, item in (others or {}).items():
+        name = f"captions_other.{language}"
+        if not language_code(language):
+            raise ValueError(f"{name}: a language is two or three small letters, like de")
+        if language in texts:
+            raise ValueError(f"{name}: its language has captions in {texts[language][0]} too")
+        texts[language] = name, item
+    return {
+        language: checked_texts(name, item) for language, (name, item) in texts.items() if item is not None
+    }
+
+
+def checked_texts(name: str, value: Any) -> tuple[str, ...]:
+    """One string or a list of strings as captions; ValueError names the field ``name``."""
+    if type(value) is str:
+        if not value or value.isspace():
+            raise ValueError(f"{name} is empty")
+        return (value,)
+    if type(value) is not list:
+        raise ValueError(f"{name} must be a string or a list of strings, not {_kind(value)}")
+    return _checked_list(name, value)
 
 
 def _regions(value: dict[str, Any]) -> tuple[Region, ...]:
@@ -230,11 +282,15 @@ def _captions(value: dict[str, Any]) -> tuple[str, ...]:
         return ()
     if type(captions) is not list:
         raise ValueError(f'captions must be a list of strings, like ["..."], not {_kind(captions)}')
+    return _checked_list("captions", captions)
+
+
+def _checked_list(name: str, captions: list[Any]) -> tuple[str, ...]:
     for i, caption in enumerate(captions):
         if type(caption) is not str:
-            raise ValueError(f"captions[{i}] must be a string, not {_kind(caption)}")
+            raise ValueError(f"{name}[{i}] must be a string, not {_kind(caption)}")
         if not caption or caption.isspace():
-            raise ValueError(f"captions[{i}] is empty")
+            raise ValueError(f"{name}[{i}] is empty")
     return tuple(captions)
 
 
@@ -290,7 +346,8 @@ def line_of(record: Record, folder: str) -> bytes:
         value["label"] = record.label
     if record.regions:
         value["regions"] = [_region_value(region) for region in record.regions]
-    value |= _free_meta(record.meta, _RECORD_KEYS)
+    value |= {f"{_TRANSLATED}{language}": texts for language, texts in record.translations.items() if texts}
+    value |= _free_meta(record.meta, _RECORD_KEYS | _translated_keys(record.meta))
     try:
         text = json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
