@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from mmgem.cli.inputs import BeamsOption, ModelOption, load_model, map_photos
 from mmgem.cli.output import JsonOption, note, print_json
@@ -23,6 +24,22 @@ _TASKS = ("retrieval", "caption", "classify", "region", "place", "longtext")
 _REGIONS_A_PHOTO = 20  # regions of each photo, as in the index of the docs
 
 
+class EvalCommand(TyperCommand):
+    """``--captions FILE`` beside the flag ``--captions``: typer's options have a value always or never."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line ``args`` with ``--captions FILE`` as ``--captions-file FILE``."""
+        rewritten: list[str] = []
+        for number, argument in enumerate(args):
+            following = args[number + 1] if number + 1 < len(args) else "-"
+            if argument.startswith("--captions="):
+                argument = argument.replace("--captions", "--captions-file", 1)
+            elif argument == "--captions" and not following.startswith("-") and following not in _TASKS:
+                argument = "--captions-file"
+            rewritten.append(argument)
+        return super().parse_args(ctx, rewritten)
+
+
 def evaluate(
     task: Annotated[
         str, typer.Argument(metavar="TASK", help="retrieval, caption, classify, region, place, longtext.")
@@ -34,7 +51,16 @@ def evaluate(
     root: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the preset's files are.")] = None,
     beams: BeamsOption = CAPTION_DEFAULTS.beams,
     rerank: Annotated[bool, typer.Option("--rerank", help="retrieval: assess the best.")] = False,
-    captions: Annotated[bool, typer.Option("--captions", help="region: captions too.")] = False,
+    captions: Annotated[
+        bool, typer.Option("--captions", help="region: captions too. With a FILE, for retrieval: see below.")
+    ] = False,
+    captions_file: Annotated[
+        Path | None,
+        typer.Option("--captions-file", metavar="FILE", help="retrieval: --captions FILE.", hidden=True),
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(metavar="XX", help="retrieval: captions in that language, like de.")
+    ] = None,
     pointing: Annotated[bool, typer.Option("--pointing", help="region: heat maps too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,7 +68,7 @@ def evaluate(
 
     Photos that cannot be read are left out, which is noted, and "skipped" counts them. With --json:
     retrieval {"i2t": {"R@1", "R@5", "R@10"}, "t2i": {...}, "images", "texts", "skipped"}, with --rerank
-    "cosine", the same without, and "seconds_per_query";
+    "cosine", the same without, and "seconds_per_query", with --language "language";
     caption {"BLEU@1" to "BLEU@4", "ROUGE_L", "CIDEr", "images", "skipped"};
     classify {"top1", "top5", "mean_per_class", "images", "skipped"};
     region {"r2t": {...}, "t2r": {...}, "regions", "texts", "skipped"}, with --captions those of caption, with
@@ -50,6 +76,9 @@ def evaluate(
     place (of data made by mosaic --twins) {"place", "questions"};
     longtext (all captions of a photo as one text) as retrieval, with "shortened", the texts that had to lose
     sentences, and "ways": "mean" of sentences, "joined" as one text, "first" sentence alone.
+
+    --language de takes the captions in German of the photos that have any, from the data, or with --captions
+    FILE from a JSON-lines file of {"image": "1.jpg", "en": "...", "de": "..."} (also .gz).
     """
     if task not in _TASKS:
         raise UsageError(f"no eval task {task!r}; there are {', '.join(_TASKS)}")
@@ -57,14 +86,19 @@ def evaluate(
         ("rerank", rerank, "retrieval"),
         ("captions", captions, "region"),
         ("pointing", pointing, "region"),
+        ("captions FILE", captions_file is not None, "retrieval"),
+        ("language", language is not None, "retrieval"),
     ):
         if requested and task != option_task:
             raise UsageError(f"--{option} is for eval {option_task}")
-    records, classes = _load_records(task, data, split, preset, root)
+    if captions_file is not None and language is None:
+        raise UsageError("--captions FILE needs --language")
+    records, classes = _load_records(task, data, split, preset, root, captions_file, language)
     mmgem = load_model(model)
     skipped: list[tuple[Path, str]] = []
     if task == "retrieval":
         scores = _retrieval(mmgem, records, rerank, skipped)
+        scores |= {} if language is None else {"language": language}
     elif task == "caption":
         scores = _captions(mmgem, records, beams, skipped, by_domain=preset == "nocaps")
     elif task == "classify":
@@ -84,7 +118,13 @@ def evaluate(
 
 
 def _load_records(
-    task: str, data: Path | None, split: str | None, preset: str | None, root: Path | None
+    task: str,
+    data: Path | None,
+    split: str | None,
+    preset: str | None,
+    root: Path | None,
+    captions_file: Path | None = None,
+    language: str | None = None,
 ) -> tuple[list[Record], dict[str, str]]:
     """The records the task can use, and the class name of each label."""
     from mmgem.data.readers import load_dataset
@@ -102,9 +142,13 @@ def _load_records(
         records = load_preset(preset, root)
         if warning := preset_mismatch(preset, records):
             note(f"warning: {warning}")
+        if language is not None:
+            records = _translated(records, captions_file, language)
         return records, preset_classes(preset, root) if task == "classify" else {}
     assert data is not None
     everything = load_dataset(data, split=split)
+    if language is not None:
+        return _translated(everything, captions_file, language), {}
     field = {"classify": "label", "region": "regions", "place": "regions"}.get(task, "captions")
     records = [record for record in everything if getattr(record, field)]
     if not records:
@@ -112,6 +156,16 @@ def _load_records(
     if left_out := len(everything) - len(records):
         note(f"{left_out} of {len(everything)} records have no {field} and are left out")
     return records, {label: label for label in sorted({str(record.label) for record in records})}
+
+
+def _translated(records: list[Record], captions_file: Path | None, language: str) -> list[Record]:
+    """The records that have captions in ``language``, with these."""
+    from mmgem.data.readers import add_captions, in_language
+
+    selected = in_language(add_captions(records, captions_file) if captions_file else records, language)
+    if left_out := len(records) - len(selected):
+        note(f"{left_out} of {len(records)} records have no captions in {language!r} and are left out")
+    return selected
 
 
 def _retrieval(
@@ -333,4 +387,6 @@ def _show(scores: dict[str, Any], indent: str = "") -> None:
             print(f"{indent}{name}")
             _show(value, indent + "  ")
         else:
-            print(f"{indent}{name:<{16 - len(indent)}}{value if isinstance(value, int) else f'{value:.2f}'}")
+            print(
+                f"{indent}{name:<{16 - len(indent)}}{f'{value:.2f}' if isinstance(value, float) else value}"
+            )

@@ -23,7 +23,7 @@ from mmgem.cli.corpus import app as corpus
 from mmgem.cli.data import app as data
 from mmgem.cli.demo import demo
 from mmgem.cli.embed import embed
-from mmgem.cli.eval import evaluate
+from mmgem.cli.eval import EvalCommand, evaluate
 from mmgem.cli.export import export
 from mmgem.cli.heatmap import heatmap
 from mmgem.cli.index import index
@@ -55,7 +55,7 @@ app.command("bulk", short_help="Embed a large collection, part by part.")(bulk)
 app.command("serve", short_help="HTTP API and web page over an index.")(serve)
 app.command("plan", short_help="What a recipe will cost, before it runs.")(plan)
 app.command("train", short_help="Train a model from a recipe.")(train)
-app.command("eval", short_help="Measure a model on a test set.")(evaluate)
+app.command("eval", cls=EvalCommand, short_help="Measure a model on a test set.")(evaluate)
 app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)
 app.add_typer(corpus, name="corpus", short_help="Search and question texts a model has learned.")
 app.add_typer(data, name="data", short_help="Write data sets as shards.")

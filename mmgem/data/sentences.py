@@ -6,22 +6,41 @@ pieces, so the rule may not change without the models. :func:`split_prose` is fo
 are broken anywhere: a mark ends a sentence unless what follows goes on in lower case or what precedes is a
 title ("Dr."), an initial ("J. R. Smith"), an acronym ("U.S.") or a shortened word ("Inc.", "No. 5"). Those
 that can also stand at an end ("in the U.S. The ...") end a sentence where a word follows that often begins
-one. English words; in other languages of that punctuation an initial or an abbreviation may be taken for an
-end. Words are what white space separates.
+one. So it is with German, French and Czech abbreviations and ordinals (:mod:`mmgem.data.abbreviations`); in
+other languages of that punctuation an abbreviation may be taken for an end. The full stops, question and
+exclamation marks of all scripts count, those of Chinese and Japanese without a space after them. Words are
+what white space separates, but for scripts without it (:mod:`mmgem.data.scripts`).
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
-_CAPTION_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\s*\n\s*")
-_LEAST_WORDS = 3
-_MARK = re.compile(
-    r"(?<![.!?\u2026\u061f\u0964])([.!?\u2026\u061f\u0964]+)"
-    r"[\"'\u201d\u2019\u00bb)\]]*(?:\[\w{1,3}\])*\s+(?=(\S+))"
+from mmgem.data.abbreviations import EITHER, STARTERS, goes_on
+from mmgem.data.scripts import MARKS_WITHOUT_SPACE, SENTENCE_MARKS, join_units, text_units
+
+# English closes with none of these: French and German quotes, and those and the brackets of Chinese.
+_FOREIGN_CLOSING = "\u00bb\u00ab\u201c\u2018\u203a\u2039\u300d\u300f\uff09\u3011\u300b\u3009"
+_OTHER_MARKS = "".join(mark for mark in SENTENCE_MARKS if mark not in ".!?\u2026" + MARKS_WITHOUT_SPACE)
+_AFTER_MARK = (
+    rf"(?:\s+|(?<=[{MARKS_WITHOUT_SPACE}])(?![{SENTENCE_MARKS}{_FOREIGN_CLOSING}\"'\u201d\u2019)\]]|$))"
 )
-_OPENING = "\"'\u201c\u2018\u00ab([{<\u00bf\u00a1"
+_CLOSING = rf"[\"')\]]|[{_FOREIGN_CLOSING}](?!\w)|\s[\u00bb\u203a](?!\w)"
+_CAPTION_END = re.compile(
+    rf"(?:(?<=[.!?{_OTHER_MARKS}{MARKS_WITHOUT_SPACE}])|(?<=\u2026)(?=\s+[^\W\d_A-Za-z\u00c0-\u052f]))"
+    rf"(?:{_CLOSING})*{_AFTER_MARK}|\s*\n\s*"
+)
+_LEAST_WORDS = 3
+_HANGUL = re.compile("[\uac00-\ud7a3]{2,}")
+_MARK = re.compile(
+    rf"(?<![{SENTENCE_MARKS}])([{SENTENCE_MARKS}]+)"
+    rf"(?:{_CLOSING}|[\u201d\u2019])*(?:\[\w{{1,3}}\])*{_AFTER_MARK}(?=(\S+))"
+)
+_OPENING = (
+    "\"'\u201c\u2018\u00ab\u00bb\u201e\u201a\u203a\u2039([{<\u00bf\u00a1\u300c\u300e\uff08\u3010\u300a\u3008"
+)
 _LETTERS = re.compile(r"(?:[^\W\d_]{1,2}\.)+[^\W\d_]{1,2}")  # U.S, Ph.D, a.m
 _STARTER = re.compile(r"[^\W\d_]+(?=['\u2019,]|$)")
 _SEEN = 40  # characters before a mark that are looked at
@@ -56,25 +75,53 @@ _STARTERS = _words(
 def split_sentences(text: str) -> list[str]:
     """The sentences of a caption or description in turn, white space at their ends dropped; no word is lost.
 
-    Every full stop, question and exclamation mark and line break ends one. What is left of one in fewer than
-    three words ("Mr.", "No. 5") goes with its neighbour. A text without words gives an empty list.
+    Every full stop, question and exclamation mark and line break ends one, but for the abbreviations of
+    German, French and Czech. What is left of one in fewer than three words ("Mr.", "No. 5") goes with its
+    neighbour; a Korean word of two syllables or more counts twice, as it holds a particle. A text without
+    words gives an empty list.
     """
     sentences: list[str] = []
     short = ""
-    for piece in filter(None, (part.strip() for part in _CAPTION_END.split(text))):
-        piece = f"{short} {piece}".strip()
+    for piece in filter(None, map(str.strip, _caption_pieces(text))):
+        piece = _joined(short, piece) if short else piece
         short = ""
-        if sum(any(map(str.isalnum, word)) for word in piece.split()) < _LEAST_WORDS:
+        if _count_words(piece) < _LEAST_WORDS:
             short = piece
         else:
             sentences.append(piece)
     if short:  # nothing follows
-        sentences = [*sentences[:-1], f"{sentences[-1]} {short}"] if sentences else [short]
+        sentences = [*sentences[:-1], _joined(sentences[-1], short)] if sentences else [short]
     return sentences
 
 
+def _caption_pieces(text: str) -> list[str]:
+    pieces, start = [], 0
+    for end in _CAPTION_END.finditer(text):
+        before = text[max(start, end.start() - _SEEN) : end.start()]
+        if before.endswith(".") and "\n" not in end[0] and _goes_on(before[:-1], text[end.end() :]):
+            continue
+        pieces.append(text[start : end.start()])
+        start = end.end()
+    return [*pieces, text[start:]]
+
+
+def _goes_on(before: str, after: str) -> bool:
+    following = after[:_SEEN].split(maxsplit=1)[:1]
+    return goes_on(unicodedata.normalize("NFC", before), unicodedata.normalize("NFC", "".join(following)))
+
+
+def _joined(one: str, two: str) -> str:
+    return join_units([*text_units(one), *text_units(two)]) if not one.isascii() else f"{one} {two}"
+
+
+def _count_words(text: str) -> int:
+    words = sum(any(map(str.isalnum, unit)) for unit in text_units(text))
+    return words if text.isascii() else words + len(_HANGUL.findall(unicodedata.normalize("NFC", text)))
+
+
 def split_prose(text: str) -> list[str]:
-    """The sentences of ``text`` in turn, white space made single spaces; joined by spaces they are it again.
+    """The sentences of ``text`` in turn, white space made single spaces; joined by spaces (in Chinese and
+    Japanese by nothing) they are it again.
 
     A text without words gives an empty list.
     """
@@ -97,18 +144,19 @@ def passage_sentences(text: str, least: int = 6, most: int = 49) -> list[str]:
     """
     joined: list[list[str]] = []
     for sentence in split_prose(text):
-        for words in cut_words(sentence.split(), most):
+        for words in cut_words(text_units(sentence), most):
             short = joined and min(len(joined[-1]), len(words)) < least
             if short and len(joined[-1]) + len(words) <= most:
                 joined[-1] += words
             else:
                 joined.append(words)
-    kept = [" ".join(words) for words in joined if len(words) >= least]
-    return kept or [" ".join(words[:most]) for words in [text.split()] if words]
+    kept = [join_units(words) for words in joined if len(words) >= least]
+    return kept or [join_units(words[:most]) for words in [text_units(text)] if words]
 
 
 def cut_words(words: Sequence[str], most: int) -> list[list[str]]:
-    """``words`` in as few pieces of at most ``most`` words as there can be, as equal as they can be."""
+    """``words``, or the units of a text, in as few pieces of at most ``most`` as there can be, as equal as they
+    can be."""
     count = -(-len(words) // most)
     return [list(words[i * len(words) // count : (i + 1) * len(words) // count]) for i in range(count)]
 
@@ -116,6 +164,7 @@ def cut_words(words: Sequence[str], most: int) -> list[list[str]]:
 def _ends(before: str, mark: str, after: str) -> bool:
     """Whether ``mark`` ends the sentence that reads ``before`` so far (its end, if long); ``after``: the next
     word as it is."""
+    before, after = unicodedata.normalize("NFC", before), unicodedata.normalize("NFC", after)
     following = after.lstrip(_OPENING)
     if following[:1].islower() or not any(map(str.isalnum, after)):
         return False
@@ -125,12 +174,17 @@ def _ends(before: str, mark: str, after: str) -> bool:
     lower = word.lower()
     if lower in _NEVER or (lower in _BEFORE_NUMBER and following[:1].isdigit()):
         return False
-    if before.isdigit():  # the number of an item
+    if before.isdigit() or goes_on(before, following):  # the number of an item, or an abbreviation
         return False
     single = len(word) == 1 and word.isalpha()
     if single and _INITIAL.match(following):
         return False
     if lower in _EITHER or (single and word.isupper()) or ("." in word and _LETTERS.fullmatch(word)):
         starter = _STARTER.match(following)
-        return starter is not None and starter[0] in _STARTERS
+        return starter is not None and (
+            starter[0] in _STARTERS or (lower == "etc" and starter[0] in STARTERS)
+        )
+    if lower in EITHER:
+        starter = _STARTER.match(following)
+        return starter is not None and starter[0] in STARTERS
     return True

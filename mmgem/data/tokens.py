@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mmgem.config import Preprocessing
+from mmgem.data.scripts import CJK, SENTENCE_MARKS
 from mmgem.data.sentences import split_sentences
 from mmgem.data.transforms import join_sentences, normalise_text
 from mmgem.errors import CheckpointError, DataError
@@ -112,5 +113,7 @@ class Tokenizer:
         # As people write, not as corpora do.
         text = re.sub(r" (?='(?:s|re|ve|ll|d|m)\b|n't\b|[,;:])", "", text)
         if self.prep.lowercase and text:
-            text = text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+            text = text[0].upper() + text[1:]
+            if text[-1] not in SENTENCE_MARKS or text[-1] == "\u2026":
+                text += "\u3002" if re.search(rf"[{CJK}]$", text) else "."
         return text

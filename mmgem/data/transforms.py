@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,13 +18,14 @@ import numpy as np
 from PIL import Image
 
 from mmgem.config import Preprocessing
+from mmgem.data.mirror import mirror_text as mirror_text
 from mmgem.data.records import Box
+from mmgem.data.scripts import FULL_STOPS, SENTENCE_MARKS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_SIDES = {"left": "right", "right": "left"}
 
 
 @dataclass(frozen=True)
@@ -101,26 +103,17 @@ def normalise(pixels: np.ndarray, prep: Preprocessing) -> Tensor:
     return (x - mean) / std
 
 
-def mirror_text(text: str) -> str:
-    """Swap the words left and right, as a mirrored picture asks; case is kept."""
-
-    def swap(match: re.Match[str]) -> str:
-        word = match.group(0)
-        other = _SIDES[word.lower()]
-        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
-
-    return re.sub(r"\b(left|right)\b", swap, text, flags=re.IGNORECASE)
-
-
 def join_sentences(texts: Sequence[str]) -> str:
     """One text of several captions, a full stop between them."""
-    return ". ".join(text.strip().rstrip(" .") for text in texts)
+    return ". ".join(text.strip().rstrip(f" {FULL_STOPS}") for text in texts)
 
 
 def normalise_text(text: str, prep: Preprocessing) -> str:
-    """The form of ``text`` the model reads: white space collapsed, no space before punctuation; where the
-    preprocessing says so lower case without the final full stop, and the prefix in front."""
-    text = re.sub(r"\s+([.,;:!?])", r"\1", " ".join(text.split()))
+    """The form of ``text`` the model reads: letters and their marks composed (NFC), white space collapsed, no
+    space before punctuation; where the preprocessing says so lower case without the final full stop of any
+    script, and the prefix in front."""
+    text = unicodedata.normalize("NFC", " ".join(text.split()))
+    text = re.sub(rf"\s+([,;:{SENTENCE_MARKS}\u3001\uff0c\u060c])", r"\1", text)
     if prep.lowercase:
-        text = text.lower().rstrip(" .")
+        text = text.lower().rstrip(f" {FULL_STOPS}")
     return prep.text_prefix + text

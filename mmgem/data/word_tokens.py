@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmgem.data.scripts import text_units
+
 TOKENS_PER_WORD = 1.3
 
 
@@ -17,7 +19,7 @@ class WordTokens:
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """As :meth:`Tokenizer.pieces`, of ones."""
-        return [[1] * max(1, round(TOKENS_PER_WORD * len(text.split()))) for text in texts]
+        return [[1] * max(1, round(TOKENS_PER_WORD * len(text_units(text)))) for text in texts]
 
     def encode_all(self, texts: Sequence[str]) -> list[Tensor]:
         """As :meth:`Tokenizer.encode_all`, of ones."""

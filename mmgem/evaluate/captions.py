@@ -12,7 +12,7 @@ from mmgem.errors import UsageError
 from mmgem.evaluate.bleu import bleu
 from mmgem.evaluate.cider import cider_d
 from mmgem.evaluate.rouge import rouge_l
-from mmgem.evaluate.tokenize import ptb_words
+from mmgem.evaluate.tokenize import caption_words
 
 
 def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | int]:
@@ -37,8 +37,8 @@ def caption_scores(predictions: Sequence[str], references: Sequence[Sequence[str
             raise UsageError(f"references[{i}] is a string; give a list of captions for each image")
         if not any(map(str.strip, captions)):
             raise UsageError(f"references[{i}] is empty; every image needs a reference caption")
-    predicted_words = [ptb_words(caption) for caption in predictions]
-    reference_words = [[ptb_words(caption) for caption in captions] for captions in references]
+    predicted_words = [caption_words(caption) for caption in predictions]
+    reference_words = [[caption_words(caption) for caption in captions] for captions in references]
     scores = {f"BLEU@{n}": 100 * score for n, score in enumerate(bleu(predicted_words, reference_words), 1)}
     scores["ROUGE_L"] = 100 * rouge_l(predicted_words, reference_words)
     scores["CIDEr"] = 100 * sum(cider_d(predicted_words, reference_words)) / len(predicted_words)

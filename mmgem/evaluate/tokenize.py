@@ -1,17 +1,24 @@
-"""English sentences -> Penn-Treebank-style words without punctuation, as caption metrics count them.
+"""Sentences -> Penn-Treebank-style words without punctuation, as caption metrics count them.
 
 The rules were written from observing what the COCO evaluation's tokeniser (Stanford's, a Java program) gives
 out; so were its quirks, because scores are only comparable when both sides keep them: brackets become words
 (``-lrb-``), "???" is a word while "?" is none, "co-worker" and "and/or" stay whole, "dog.a" is one word,
 "st." keeps its point and "dog." does not. One regular expression, its alternatives in order of precedence;
 whatever none of them matches (punctuation, emoji, control characters) is dropped.
+
+:func:`ptb_words` is that and no more. :func:`caption_words`, which the metrics use, is the same on English
+and reads the scripts that the original makes nothing, or one long word, of.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
+
+from mmgem.data.scripts import unspaced_characters
 
 # A letter or a mark on one: not a digit, blank, ASCII or Latin-1 sign, symbol, private or astral character.
 _NO_LETTER = (
@@ -95,7 +102,8 @@ _SPLIT = {
 
 
 def ptb_words(sentence: str) -> list[str]:
-    """Return the lower-cased Penn-Treebank-style words of an English sentence, without punctuation.
+    """Return the lower-cased Penn-Treebank-style words of a sentence, without punctuation, as the original
+    does.
 
     Clitics are words of their own (``isn't`` -> ``is``, ``n't``); hyphenated words stay whole.
     """
@@ -115,6 +123,53 @@ def ptb_words(sentence: str) -> list[str]:
         else:
             words.append(word.translate(_AFTER))
     return words
+
+
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]+")
+_TYPOGRAPHIC = range(0x2000, 0x2070)  # dashes, quotes and bullets, which the rules above know
+_DROPPED = "\xa1\xbf\u201a\u201e"
+
+
+def caption_words(sentence: str) -> list[str]:
+    """Return the lower-cased words of a caption in any language, without punctuation.
+
+    Composed and decomposed letters are the same. Words in Latin and all other letters are those of
+    :func:`ptb_words`: whole, with their accents ("l'homme" is one word there, "j'ai" two), Korean by its
+    spaces. Chinese and Japanese words are single characters, as are Thai, Lao, Burmese and Khmer ones, each
+    with its marks.
+    """
+    sentence = unicodedata.normalize("NFC", sentence)
+    if sentence.isascii():
+        return ptb_words(sentence)
+    sentence = "".join(" " if _is_dropped(character) else character for character in sentence)
+    words: list[str] = []
+    end = 0
+    for found in unspaced_characters().finditer(sentence):
+        words += _spaced_words(sentence[end : found.start()])
+        words.append(found[0])
+        end = found.end()
+    return words + _spaced_words(sentence[end:])
+
+
+def _spaced_words(text: str) -> list[str]:
+    """The words of text with spaces; letters beyond the first 65,536 characters are letters, too."""
+    words: list[str] = []
+    end = 0
+    for found in _ASTRAL.finditer(text):
+        if any(map(str.isalnum, found[0])):  # no emoji
+            words += (*ptb_words(text[end : found.start()]), found[0].lower())
+            end = found.end()
+    return words + ptb_words(text[end:])
+
+
+@lru_cache(maxsize=4096)
+def _is_dropped(character: str) -> bool:
+    """Punctuation that the rules would make a word of, or leave at one, as they know Latin's only."""
+    return character in _DROPPED or (
+        character > "\u02ff"
+        and ord(character) not in _TYPOGRAPHIC
+        and unicodedata.category(character).startswith("P")
+    )
 
 
 def ngram_counts(words: Sequence[str], longest: int = 4) -> Counter[tuple[str, ...]]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmgem.data.readers.files import read_text
+from mmgem.data.scripts import join_units, text_units
 from mmgem.data.sentences import cut_words, split_prose
 from mmgem.errors import DataError, UsageError
 
@@ -173,18 +174,18 @@ def _passages(paragraphs: list[str]) -> Iterator[str]:
     """Fill passages. One that is half full ends rather than to break into the next paragraph."""
     words: list[str] = []
     for paragraph in paragraphs:
-        paragraph_words = paragraph.split()
+        paragraph_words = text_units(paragraph)
         if len(words) + len(paragraph_words) <= MAX_WORDS:
             words += paragraph_words
             continue
         if 2 * len(words) >= MAX_WORDS:
-            yield " ".join(words)
+            yield join_units(words)
             words = []
         for sentence in split_prose(paragraph):
-            for piece in cut_words(sentence.split(), MAX_WORDS):
+            for piece in cut_words(text_units(sentence), MAX_WORDS):
                 if len(words) + len(piece) > MAX_WORDS:
-                    yield " ".join(words)
+                    yield join_units(words)
                     words = []
                 words += piece
     if words:
-        yield " ".join(words)
+        yield join_units(words)

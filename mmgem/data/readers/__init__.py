@@ -12,9 +12,12 @@ from mmgem.data.readers.flickr import read_caption_csv, read_flickr_tokens
 from mmgem.data.readers.flickr30k_entities import read_flickr30k_entities
 from mmgem.data.readers.folders import read_caption_folder, read_class_folders
 from mmgem.data.readers.refcoco import read_refcoco
+from mmgem.data.readers.translations import add_captions, in_language
 from mmgem.data.readers.visual_genome import read_visual_genome
 
 __all__ = [
+    "add_captions",
+    "in_language",
     "load_dataset",
     "missing_images",
     "read_caption_csv",

@@ -30,8 +30,7 @@ def add_captions(records: Sequence[Record], path: str | os.PathLike[str]) -> lis
     A line is for the records whose image has its file name; where several images have, for those whose path
     ends with all of its ``image``. Captions of a language that a record has already go behind them. Lines of
     images that no record has are ignored, and one warning of the log counts them. Raises UsageError if the
-    file cannot be read, DataError naming the line if one is malformed, has no caption, or fits several
-    images.
+    file cannot be read, DataError naming the line if one is malformed, has no caption or fits several images.
     """
     path = Path(path)
     by_name: dict[str, dict[Path, list[int]]] = {}

@@ -54,7 +54,8 @@ def _texts(captions_value: Any) -> list[Any]:
 
 def check_characters(record: Record) -> None:
     """ValueError for captions with halves of characters, which JSON may hold and no tokenizer reads."""
-    for captions in (record.captions, *(region.captions for region in record.regions)):
+    of_regions = (region.captions for region in record.regions)
+    for captions in (record.captions, *of_regions, *record.translations.values()):
         for i, caption in enumerate(captions):
             try:
                 caption.encode()
