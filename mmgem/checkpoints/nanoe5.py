@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ def _read(cursor: _Cursor) -> PackedModel:
     count, *special, length = cursor.unpack("5iQ")
     ends, scores = cursor.array("<u4", count + 1), cursor.array("<f4", count)
     text = cursor.array("u1", length).tobytes()
-    pieces = [text[a:b].decode() for a, b in zip(ends[:-1], ends[1:], strict=True)]
-    if ends[-1] != length or len(set(pieces)) != count or not np.isfinite(scores).all():
+    pieces = [text[a:b].decode() for a, b in pairwise(ends)]
+    if ends[-1] != length or len({*pieces} - {''}) != count or not np.isfinite(scores).all():
         raise ValueError("its vocabulary does not add up")
     special_ids = dict(zip(("bos", "eos", "pad", "unk"), special, strict=True))
     if count > sizes["vocab_size"] or not all(0 <= token < count for token in special):
