@@ -87,12 +87,10 @@ class LabelDistillationTerm(TextTerm):
         """Sentences that name classes and kinds, the same in every process, with their probabilities for this
         process's images."""
         probabilities = self._probabilities(batch)
-        rng = np.random.default_rng((self.seed, step, 11, world.rank))
-        shown = torch.multinomial(
-            probabilities.cpu(), 1, generator=torch.Generator().manual_seed(int(rng.integers(2**31)))
-        )[:, 0]
-        shown = world.all_gather(shown, world.all_gather_sizes(len(shown)))
+        everywhere = world.all_gather(probabilities, world.all_gather_sizes(len(probabilities))).cpu()
         rng = np.random.default_rng((self.seed, step, 11))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        shown = torch.multinomial(everywhere, 1, generator=generator)[:, 0]
         classes = rng.permutation(np.unique(shown.numpy()))
         others = np.setdiff1d(rng.permutation(len(self.labels.names)), classes, assume_unique=True)
         classes = np.concatenate([classes, rng.permutation(others)])[: self.config.classes_per_step]
@@ -155,7 +153,9 @@ class LabelDistillationTerm(TextTerm):
         by_name = _soft_cross_entropy(scale * own[mine] @ everywhere.T, name_targets)
         return {"label_loss": loss + by_name / len(own)}
 
-    def fake_draw(self, batch: Batch, fake_tensor: FakeTensorFactory, world: World) -> DrawnTexts:
+    def fake_draw(
+        self, network: MMGEMNetwork, batch: Batch, fake_tensor: FakeTensorFactory, world: World
+    ) -> DrawnTexts:
         """So many names of a usual length."""
         classes = min(self.config.classes_per_step, _CLASSES)
         count = classes + (self.config.kinds_per_step if self.config.labels is not None else 0)

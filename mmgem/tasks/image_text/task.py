@@ -227,7 +227,9 @@ class ImageTextTask(Task[Batch]):
         teacher = self.teacher is not None
         fake = fake_batch(self.recipe, network, data, world, fake_tensor, teacher, sampled)
         batch: Batch = fake.batch
-        batch.drawn = {term.section: term.fake_draw(batch, fake_tensor, world) for term in self.text_terms}
+        batch.drawn = {
+            term.section: term.fake_draw(network, batch, fake_tensor, world) for term in self.text_terms
+        }
         return fake
 
 

@@ -100,7 +100,9 @@ class TextTerm(Term, ABC):
         return {}
 
     @abstractmethod
-    def fake_draw(self, batch: Batch, fake_tensor: FakeTensorFactory, world: World) -> DrawnTexts:
+    def fake_draw(
+        self, network: MMGEMNetwork, batch: Batch, fake_tensor: FakeTensorFactory, world: World
+    ) -> DrawnTexts:
         """What :meth:`draw` gives, for a dry run without data and without :meth:`prepare`."""
 
 

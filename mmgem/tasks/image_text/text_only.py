@@ -27,11 +27,13 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import FakeTensorFactory, Terms
 from mmgem.tasks.image_text.captioning import token_cross_entropy
 from mmgem.tasks.image_text.config import TextOnlyConfig
+from mmgem.tasks.image_text.contrastive import gather_batch
 from mmgem.tasks.image_text.teacher import embed_captions
 from mmgem.tasks.image_text.terms import TextTerm
 
 _TOKENS = 16
 _TEACHER = 384
+_VOCABULARY = 8192  # of the captions, about
 _MASKED = -1e4
 
 
@@ -96,12 +98,12 @@ class TextOnlyTerm(TextTerm):
         size = min(self.config.batch_size, len(self.ids))
         turn, place = divmod(step, max(1, len(self.ids) // size))
         order = np.random.default_rng((self.seed, turn, 13)).permutation(len(self.ids))
-        chosen = order[place * size : (place + 1) * size]
-        chosen = chosen[shard_slice(size, world.rank, world.size)]
+        mine = shard_slice(size, world.rank, world.size)
+        chosen = order[place * size : (place + 1) * size][mine]
         captioned = [self.captioned[n] for n in chosen]
         tokens = sum(len(self.ids[n]) + 1 for n, c in zip(chosen, captioned, strict=True) if c)
         (total,) = world.all_reduce_sum(tokens)
-        pairs = np.random.default_rng((self.seed, step, 17, world.rank)).random(len(chosen), np.float32)
+        pairs = np.random.default_rng((self.seed, step, 17)).random(size, np.float32)[mine]
         teacher = torch.from_numpy(np.asarray(self.rows[chosen], np.float32))
         of = TextStep(teacher, torch.from_numpy(pairs), captioned, total)
         return DrawnTexts([self.ids[n] for n in chosen], of)
@@ -119,9 +121,9 @@ class TextOnlyTerm(TextTerm):
         """``{"text_loss"}``: this process's share of the mean over all texts of a step, of images or not."""
         of: TextStep = drawn.of
         with torch.no_grad():
-            pair = (of.pairs.to(own.device) * len(texts)).long().clamp(max=len(texts) - 1)
-            owner = batch.text_owner.to(own.device)[pair]
-            of.gaps = images[owner].float() - texts[pair].float()
+            pairs = gather_batch(images.float(), texts.float(), batch, world)
+            pair = (of.pairs.to(own.device) * len(pairs.texts)).long().clamp(max=len(pairs.texts) - 1)
+            of.gaps = pairs.images[pairs.owner[pair]] - pairs.texts[pair]
         assert batch.teacher_texts is not None and of.teacher is not None
         rows = F.normalize(torch.cat([texts, own]).float(), dim=-1)
         teacher = torch.cat([batch.teacher_texts.to(rows.device), of.teacher.to(rows.device)])
@@ -153,11 +155,13 @@ class TextOnlyTerm(TextTerm):
         loss = token_cross_entropy(network, states, targets, self.vocabulary) / of.tokens
         return {"text_caption_loss": self.config.caption_weight * loss}
 
-    def fake_draw(self, batch: Batch, fake_tensor: FakeTensorFactory, world: World) -> DrawnTexts:
+    def fake_draw(
+        self, network: MMGEMNetwork, batch: Batch, fake_tensor: FakeTensorFactory, world: World
+    ) -> DrawnTexts:
         """So many texts of a usual length."""
         rows = shard_slice(self.config.batch_size, world.rank, world.size)
         count = len(range(self.config.batch_size)[rows])
-        self.end, self.vocabulary = 0, torch.arange(8192)
+        self.end, self.vocabulary = 0, torch.arange(min(_VOCABULARY, network.llm.vocabulary))
         tokens = float(self.config.batch_size * (_TOKENS + 1))
         of = TextStep(fake_tensor(count, _TEACHER), torch.zeros(count), [True] * count, tokens)
         return DrawnTexts([torch.ones(_TOKENS, dtype=torch.long)] * count, of)
