@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import spread
 import torch
@@ -48,8 +49,26 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     data = toys.photos(folder / "data")
     passages, queries = toys.corpus(folder / "corpus", 12, 4)
     pack(read_jsonl(data), folder / "shards", per_shard=5)
+    texts = folder / "texts.txt"
+    rng = np.random.default_rng(3)
+    texts.write_text("".join(f"{toys.sentence(rng)}\n" for _ in range(20)))
+    learned = {
+        "image_text__label_distillation": {
+            "weight": 1.0,
+            "labels": str(toys.labels(folder / "labels")),
+            "classes_per_step": 5,
+            "kinds_per_step": 2,
+        },
+        "image_text__text_only": {
+            "weight": 0.5,
+            "batch_size": 5,
+            "teacher": str(toys.text_teacher(folder / "teacher")),
+        },
+        "data__texts": [str(texts)],
+    }
     return {
         "folder": folder,
+        "learned": learned,
         "shards": folder / "shards",
         "data": data,
         "regions": regions(data),
@@ -93,6 +112,8 @@ def cases(world: dict[str, Any]) -> dict[str, Recipe]:
             world, data__train=str(world["shards"]), data__cached=False, data__workers=1, data__split=""
         ),
         "checkpointed": made(world, train__checkpoint_activations=True),
+        "distilled": made(world, "efficient", optim__lr_encoder=1e-3, **world["learned"]),
+        "distilled in chunks": made(world, "efficient", **world["learned"], train__grad_cache_chunk_size=2),
     }
 
 
@@ -129,6 +150,21 @@ def test_chunks_equal_the_whole_batch(world: dict[str, Any], objective: str, chu
     parts, told = spread.first_gradients(
         made(world, **options, train__grad_cache_chunk_size=chunk), SINGLE_PROCESS
     )
+    assert told == pytest.approx(values, rel=1e-5, abs=1e-5)
+    assert parts.keys() == whole.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("chunk", [2, 64])
+def test_chunks_equal_the_whole_batch_with_texts_drawn_beside(world: dict[str, Any], chunk: int) -> None:
+    boxes = {"data__train": str(world["regions"]), "data__region_share": 0.4}
+    options = {**world["learned"], **boxes, "optim__lr_encoder": 1e-3}
+    whole, values = spread.first_gradients(made(world, "efficient", **options), SINGLE_PROCESS)
+    parts, told = spread.first_gradients(
+        made(world, "efficient", **options, train__grad_cache_chunk_size=chunk), SINGLE_PROCESS
+    )
+    assert {"label_loss", "text_loss", "text_caption_loss"} <= told.keys()
     assert told == pytest.approx(values, rel=1e-5, abs=1e-5)
     assert parts.keys() == whole.keys()
     for name, gradient in whole.items():

@@ -262,8 +262,6 @@ def test_lora_is_merged_on_export(make: Any) -> None:
 
 
 def test_soft_targets_need_and_use_a_teacher(make: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    from transformers import BertConfig, BertModel
-
     monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match=r"image_text\.contrastive\.teacher"):
         prepare(make(image_text__contrastive__distill_weight=0.3))
@@ -274,12 +272,7 @@ def test_soft_targets_need_and_use_a_teacher(make: Any, tmp_path: Path, monkeypa
                 image_text__contrastive__teacher=str(tmp_path / "none"),
             )
         )
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    BertModel(BertConfig(vocab_size=len(toys.WORDS), **sizes)).save_pretrained(tmp_path / "teacher")
-    hf = toys.hf_tokenizer()
-    hf.pad_token = "<unk>"
-    hf.save_pretrained(tmp_path / "teacher")
+    toys.text_teacher(tmp_path / "teacher")
     recipe = make(
         image_text__contrastive__distill_weight=0.3,
         image_text__contrastive__teacher=str(tmp_path / "teacher"),

@@ -247,9 +247,44 @@ def base_models(folder: Path, llm: str = "llama", encoder: str = "clip", seed: i
         weights = {name: value.contiguous() for name, value in made.encoder.net.state_dict().items()}
         save_file(weights, str(encoder_folder / "model.safetensors"))
         (encoder_folder / "config.json").write_text('{"kind": "efficientnet_lite0"}')
+        generator = torch.Generator().manual_seed(seed)
+        head = {"weight": 30 * torch.randn(len(CLASSES), made.encoder.channels, generator=generator)}
+        head["bias"] = torch.zeros(len(CLASSES))
+        save_file(head, str(encoder_folder / "classifier.safetensors"))
     else:
         made.encoder.net.save_pretrained(encoder_folder)
     return lm_folder, encoder_folder
+
+
+CLASSES = ("dog", "cat", "horse", "tree", "house", "boat", "red ball")
+"""What the classifier of the toy EfficientNet tells apart."""
+
+
+def labels(folder: Path) -> Path:
+    """Write the names of :data:`CLASSES`, two of them with a synonym, and two kinds above them."""
+    lines: list[dict[str, Any]] = [{"id": name, "names": [name]} for name in CLASSES]
+    lines[1]["names"].append("small cat")
+    lines += [
+        {"id": "animal", "names": ["big dog"], "members": ["dog", "cat"]},
+        {"id": "thing", "names": ["house"], "members": ["tree", "boat"]},
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "labels.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def text_teacher(folder: Path) -> Path:
+    """Write a sentence encoder that reads the toy words."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(folder)
+    hf = hf_tokenizer()
+    hf.pad_token = "<unk>"
+    hf.save_pretrained(folder)
+    return folder
 
 
 def recipe(folder: Path, data: Path, lm: Path, encoder: Path, **changes: Any) -> Recipe:
