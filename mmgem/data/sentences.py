@@ -155,8 +155,8 @@ def passage_sentences(text: str, least: int = 6, most: int = 49) -> list[str]:
 
 
 def cut_words(words: Sequence[str], most: int) -> list[list[str]]:
-    """``words``, or the units of a text, in as few pieces of at most ``most`` as there can be, as equal as they
-    can be."""
+    """``words``, or the units of a text, in as few pieces of at most ``most`` as there can be, as equal as
+    they can be."""
     count = -(-len(words) // most)
     return [list(words[i * len(words) // count : (i + 1) * len(words) // count]) for i in range(count)]
 
