@@ -69,11 +69,16 @@ def test_captions_in_other_languages(tmp_path):
         "captions_ko": ["개", "강아지"],
         "captions_fr": None,
         "captions_other": {"de": "ein Hund", "cs": ["pes"]},
+        "captions_pt_BR": "um cachorro",
         "captions_source": "x",
+        "captions_alt_text": 3,
     }
     (record,) = read_jsonl(put(tmp_path / "d.jsonl", line))
-    assert record.translations == {"ko": ("개", "강아지"), "de": ("ein Hund",), "cs": ("pes",)}
-    assert record.captions == ("a dog",) and record.meta == {"captions_source": "x"}
+    assert record.translations == {"ko": ("개", "강아지"), "de": ("ein Hund",), "cs": ("pes",)} | {
+        "pt_BR": ("um cachorro",)
+    }
+    assert record.captions == ("a dog",)
+    assert record.meta == {"captions_source": "x", "captions_alt_text": 3}
     write_jsonl(tmp_path / "e.jsonl", [record])
     assert read_jsonl(tmp_path / "e.jsonl") == [record]
     assert json.loads((tmp_path / "e.jsonl").read_text("utf-8"))["captions_de"] == ["ein Hund"]
