@@ -96,6 +96,8 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my", "xquad"):
         _, queries = toys.corpus(folder / name)
         (folder / name / "dev.jsonl").write_bytes(queries.read_bytes())
+    lines = [{"image": f"{n}.png", "de": "der Hund rennt"} for n in range(12)]
+    (folder / "translations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "token").write_text("a-token\n")
     (folder / "new").mkdir()
     (folder / "new" / "one.md").write_text("# the red horse\n\nThe red horse jumps on the beach.\n")

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgem.evaluate.tokenize import ngram_counts, ptb_words
+from mmgem.evaluate.tokenize import caption_words, ngram_counts, ptb_words
 
 RECORDED = json.loads((Path(__file__).parent / "fixtures" / "captions_metrics.json").read_text("utf-8"))
 SENTENCES = [
@@ -67,6 +68,33 @@ def test_long_nonsense_is_not_slow(piece: str) -> None:
     start = time.perf_counter()
     ptb_words(piece * 3000)
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        ("„Ein Hündchen“ läuft auf der Straße.", "ein hündchen läuft auf der straße"),
+        ("Zu\u0308rich Štěně", "zürich štěně"),
+        ("Le chien de l’homme, là !", "le chien de l'homme là"),
+        ("¿Qué?", "qué"),
+        ("왼쪽에 개가 있다.", "왼쪽에 개가 있다"),
+        ("一只狗在跑。", "一 只 狗 在 跑"),
+        ("犬が走る！Red犬", "犬 が 走 る red 犬"),
+        ("สุนัขวิ่ง", "สุ นั ข วิ่ ง"),
+        ("كلب يجري؟ نعم، هنا", "كلب يجري نعم هنا"),
+        ("कुत्ता दौड़ता है।", "कुत्ता दौड़ता है"),
+        ("𠮷野家 👍 𝐚b", "𠮷 野 家 𝐚 b"),
+    ],
+)
+def test_words_of_captions_in_any_language(sentence: str, words: str) -> None:
+    expected = unicodedata.normalize("NFC", words).split()
+    for form in ("NFC", "NFD"):
+        assert caption_words(unicodedata.normalize(form, sentence)) == expected
+
+
+@pytest.mark.parametrize(("sentence", "words"), SENTENCES)
+def test_captions_in_english_keep_their_words(sentence: str, words: str) -> None:
+    assert caption_words(sentence) == words.split()
 
 
 def test_ngram_counts() -> None:

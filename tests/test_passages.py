@@ -300,11 +300,22 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
         ["World War I.", "The war ended . . ."],
         ["Он ушёл.", "Ёж остался."],
         ["no mark at all"],
+        ["Er kam am 3. Mai bzw. im 19. Jahrhundert.", "Dr. Weber, Nr. 5, d. h. Nora usw.", "Das war alles."],
+        ["„Ja.“", "»Nein.«", "Am 5. August ging er."],
+        ["M. Dupont et Mme Durand, p. ex. Luc, etc.", "Il est parti. « Oui. »", "Quoi ?", "Rien !"],
+        ["Přišel 3. května.", "Je to tzv. Most, např. Karlův apod.", "Pak odešel."],
+        ["개가 뛴다.", "2023. 5. 3. 서울에서 찍었다.", "정말?!", "네…", "그렇다."],
+        ["I am 25.", "August came.", "He is 3.", "Then he left."],
         [],
     ],
 )
 def test_where_sentences_end(expected: list[str]) -> None:
     assert split_prose("\n ".join(expected)) == expected
+
+
+def test_where_sentences_without_spaces_end() -> None:
+    text = "一只狗在跑。今日は3.5度です！？「行く。」と言った。（终）"
+    assert split_prose(text) == ["一只狗在跑。", "今日は3.5度です！？", "「行く。」と言った。", "（终）"]
 
 
 @given(st.text(st.sampled_from("aA1 .!?\"')(\n"), max_size=60))

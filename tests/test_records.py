@@ -62,6 +62,30 @@ def test_only_image_is_required_and_null_means_absent(tmp_path):
     assert records == [Record(tmp_path / "1.jpg")] * 2
 
 
+def test_captions_in_other_languages(tmp_path):
+    line = {
+        "image": "1.jpg",
+        "captions": ["a dog"],
+        "captions_ko": ["개", "강아지"],
+        "captions_fr": None,
+        "captions_other": {"de": "ein Hund", "cs": ["pes"]},
+        "captions_pt_BR": "um cachorro",
+        "captions_source": "x",
+        "captions_alt_text": 3,
+    }
+    (record,) = read_jsonl(put(tmp_path / "d.jsonl", line))
+    assert record.translations == {"ko": ("개", "강아지"), "de": ("ein Hund",), "cs": ("pes",)} | {
+        "pt_BR": ("um cachorro",)
+    }
+    assert record.captions == ("a dog",)
+    assert record.meta == {"captions_source": "x", "captions_alt_text": 3}
+    write_jsonl(tmp_path / "e.jsonl", [record])
+    assert read_jsonl(tmp_path / "e.jsonl") == [record]
+    assert json.loads((tmp_path / "e.jsonl").read_text("utf-8"))["captions_de"] == ["ein Hund"]
+    with pytest.raises(DataError, match="captions_de is the name of a field"):
+        write_jsonl(tmp_path / "e.jsonl", [replace(record, meta={"captions_de": 1})])
+
+
 def test_blank_lines_mark_windows_line_ends_and_no_last_newline(tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"image": "1.jpg"}\r\n\r\n  \t\n{"image": "2.jpg"}')
@@ -114,6 +138,16 @@ def test_paths_are_those_seen_from_the_file(tmp_path, monkeypatch):
         ({"image": "1", "captions": ["a", None]}, ["captions[1] must be a string, not null"]),
         ({"image": "1", "captions": ["a", ""]}, ["captions[1] is empty"]),
         ({"image": "1", "captions": [" \n\u00a0"]}, ["captions[0] is empty"]),
+        ({"image": "1", "captions_de": 3}, ["captions_de must be a string or a list of strings", "a number"]),
+        ({"image": "1", "captions_de": " "}, ["captions_de is empty"]),
+        ({"image": "1", "captions_de": ["a", 3]}, ["captions_de[1] must be a string, not a number"]),
+        ({"image": "1", "captions_other": ["a"]}, ["captions_other must be an object", "not a list"]),
+        ({"image": "1", "captions_other": {"German": "a"}}, ["captions_other.German", "two or three"]),
+        ({"image": "1", "captions_other": {"de": ""}}, ["captions_other.de is empty"]),
+        (
+            {"image": "1", "captions_de": "a", "captions_other": {"de": "b"}},
+            ["captions_other.de", "captions_de too"],
+        ),
         ({"image": "1", "split": 1}, ["split must be a non-empty string, not a number"]),
         ({"image": "1", "split": " "}, ["split must be a non-empty string, not an empty string"]),
         ({"image": "1", "label": 3}, ["label must be a non-empty string, not a number"]),

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmgem import MMGEM, DataError
-from mmgem.data.sentences import split_sentences
+from mmgem.data.scripts import join_units, text_units
+from mmgem.data.sentences import passage_sentences, split_sentences
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,18 @@ from mmgem.data.sentences import split_sentences
         (" . ", ["."]),
         ("", []),
         (" \n ", []),
+        (
+            "Ein Hund, z. B. ein Pudel, rennt. Er bellt bzw. knurrt sehr.",
+            ["Ein Hund, z. B. ein Pudel, rennt.", "Er bellt bzw. knurrt sehr."],
+        ),
+        ("Am 3. Mai kam ein Hund. Er blieb lange.", ["Am 3. Mai kam ein Hund.", "Er blieb lange."]),
+        ("Le chien, p. ex. Médor, court. Il est brun.", ["Le chien, p. ex. Médor, court.", "Il est brun."]),
+        ("Pes přišel 3. května. Je to tzv. jezevčík.", ["Pes přišel 3. května.", "Je to tzv. jezevčík."]),
+        ("개가 뛴다. 고양이가 잔다.", ["개가 뛴다.", "고양이가 잔다."]),
+        ("一只狗在跑。两只猫在睡觉！真的吗？是的。", ["一只狗在跑。", "两只猫在睡觉！", "真的吗？是的。"]),
+        ("「行く。」と言った。彼は帰った。", ["「行く。」と言った。", "彼は帰った。"]),
+        ("एक कुत्ता दौड़ता है। दो बिल्लियाँ सो रही हैं।", ["एक कुत्ता दौड़ता है।", "दो बिल्लियाँ सो रही हैं।"]),
+        ("هذا كلب كبير؟ قطة تنام هنا۔", ["هذا كلب كبير؟", "قطة تنام هنا۔"]),
     ],
 )
 def test_split(text: str, expected: list[str]) -> None:
@@ -35,6 +48,24 @@ def test_split(text: str, expected: list[str]) -> None:
 def test_no_words_are_lost(text: str) -> None:
     plain = str.maketrans("", "", "\"')] ")
     assert "".join(split_sentences(text)).translate(plain) == "".join(text.split()).translate(plain)
+
+
+@given(st.text(st.sampled_from("ab개狗か。！？…「」»« .\n"), max_size=60))
+def test_no_words_of_other_scripts_are_lost(text: str) -> None:
+    plain = str.maketrans("", "", "\"')]«»」 ")
+    assert "".join(split_sentences(text)).translate(plain) == "".join(text.split()).translate(plain)
+
+
+@given(st.text(st.sampled_from("a 개狗か。！ส็，"), max_size=60))
+def test_units_joined_are_the_text(text: str) -> None:
+    assert join_units(text_units(text)).replace(" ", "") == "".join(text.split())
+
+
+def test_text_without_spaces_is_cut_by_characters() -> None:
+    assert [len(s) for s in passage_sentences("狗" * 100)] == [33, 33, 34]
+    assert passage_sentences("一只黑狗在跑。" * 2) == ["一只黑狗在跑。", "一只黑狗在跑。"]
+    thai = passage_sentences("สุนัขวิ่งเล่นบนชายหาด" * 20)
+    assert len(thai) > 1 and "".join(thai) == "สุนัขวิ่งเล่นบนชายหาด" * 20
 
 
 def model(**prep: object) -> MMGEM:

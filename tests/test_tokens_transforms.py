@@ -112,6 +112,18 @@ def test_normalise() -> None:
         ("the right-hand side", "the left-hand side"),
         ("bright leftovers and rights", "bright leftovers and rights"),
         ("no sides here", "no sides here"),
+        ("sausage links on a plate", "sausage links on a plate"),
+        ("ein Mann links von einem Baum", "ein Mann rechts von einem Baum"),
+        ("Links ein Hund, rechts die linke Hand", "Rechts ein Hund, links die rechte Hand"),
+        ("zur Rechten, im rechten Winkel", "zur Linken, im rechten Winkel"),
+        ("die Rechten und ein Rechtsanwalt", "die Rechten und ein Rechtsanwalt"),
+        ("un homme à gauche lève la main droite", "un homme à droite lève la main gauche"),
+        ("le bras gauche tout droit", "le bras droit tout droit"),
+        ("de gauche à droite, une ligne droite", "de droite à gauche, une ligne droite"),
+        ("muž vlevo se dívá doprava", "muž vpravo se dívá doleva"),
+        ("hustá doprava v levé části", "hustá doprava v pravé části"),
+        ("왼쪽에 있는 남자의 오른손", "오른쪽에 있는 남자의 왼손"),
+        ("산에 오른 사람, 좌측 상단", "산에 오른 사람, 우측 상단"),
     ],
 )
 def test_mirrored_text_swaps_sides(text: str, mirrored: str) -> None:
@@ -123,6 +135,8 @@ def test_text_form() -> None:
     assert normalise_text("  A  dog\n runs .", Preprocessing()) == "A dog runs."
     assert normalise_text("A dog , a cat . ", Preprocessing(lowercase=True)) == "a dog, a cat"
     assert normalise_text("A dog.", Preprocessing(lowercase=True, text_prefix=" ")) == " a dog"
+    assert normalise_text("Une e\u0301toile !", Preprocessing()) == "Une \u00e9toile!"
+    assert normalise_text("\u1100\u1162 。", Preprocessing(lowercase=True)) == "\uac1c"
     once = normalise_text("A dog , runs .", Preprocessing(lowercase=True))
     assert normalise_text(once, Preprocessing(lowercase=True)) == once
 

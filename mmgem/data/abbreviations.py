@@ -73,6 +73,7 @@ _AFTER_ORDINAL = re.compile(_alternatives("after_ordinal"))
 _DAY = re.compile(r"(?:^|\s)(?:(?<!\bI )am|ab|bis|seit|vom|zum) \d{1,2}$", re.IGNORECASE)
 _MONTH = re.compile(r"(?:April|August|September|November)\b")  # as in English
 _KOREAN_DATE = re.compile(r"(?:^|\s)\d{4}(?:\. \d{1,2})?$")
+_KOREAN_DAY = re.compile(r"(?:^|\s)\d{4}\. \d{1,2}\. \d{1,2}$")
 _DATE_PART = re.compile(r"\d{1,2}\.")
 
 
@@ -88,4 +89,6 @@ def goes_on(before: str, following: str) -> bool:
         return True
     if _DAY.search(before) and _MONTH.match(following):
         return True
-    return bool(_KOREAN_DATE.search(before) and _DATE_PART.match(following))
+    if _KOREAN_DATE.search(before) and _DATE_PART.match(following):
+        return True
+    return bool(_KOREAN_DAY.search(before) and "\uac00" <= following[:1] <= "\ud7a3")

@@ -82,6 +82,9 @@ MIRROR_WORDS: dict[str, tuple[MirrorWords, ...]] = {
 }
 
 
+_STEMS = re.compile("left|right|link|recht|gauche|droit|lev|prav|왼|오른|좌|우", re.IGNORECASE)  # for speed
+
+
 @lru_cache(maxsize=1)
 def _swaps() -> tuple[re.Pattern[str], dict[str, tuple[dict[str, str], str]]]:
     """One pattern of all tables, its groups named, and what each group's words become, with its evidence."""
@@ -101,17 +104,23 @@ def _swaps() -> tuple[re.Pattern[str], dict[str, tuple[dict[str, str], str]]]:
 def mirror_text(text: str) -> str:
     """Swap the words for left and right, as a mirrored picture asks: of English, German, French, Czech and
     Korean, where they can mean nothing else. Case is kept; other words and languages are left alone."""
-    pattern, groups = _swaps()
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
+    if not _STEMS.search(text):
+        return text
+    pattern, groups = _swaps()
+    evident: dict[str, bool] = {}
 
     def swap(match: re.Match[str]) -> str:
         name = next((name for name in groups if match[name] is not None), None)
         if name is None:
             return match[0]
         others, evidence = groups[name]
-        if evidence and not re.search(evidence, text, re.IGNORECASE):
-            return match[0]
+        if evidence:
+            if name not in evident:
+                evident[name] = re.search(evidence, text, re.IGNORECASE) is not None
+            if not evident[name]:
+                return match[0]
         word = match[name]
         other = others[word.lower()]
         other = other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other

@@ -27,7 +27,8 @@ from mmgem.errors import DataError, UsageError
 
 _RECORD_KEYS = frozenset({"image", "captions", "split", "label", "regions", "captions_other"})
 _REGION_KEYS = frozenset({"box", "captions"})
-_LANGUAGE = re.compile(r"[a-z]{2,3}([_-][A-Za-z0-9]{2,8})*")
+# Region and script begin with a capital, or "alt_text" and "src_id" would be languages.
+_LANGUAGE = re.compile(r"[a-z]{2,3}(?:[_-](?:[A-Z]{2}|[A-Z][a-z]{3}|\d{3}))*")
 _TRANSLATED = "captions_"
 
 Box = tuple[float, float, float, float]
@@ -216,8 +217,8 @@ def record_of(value: Any, folder: str) -> Record:
 
 
 def language_code(text: str) -> bool:
-    """Whether ``text`` has the form of a language's code: two or three small letters, like ``de``, and perhaps
-    a region or script, like ``zh_CN``."""
+    """Whether ``text`` has the form of a language's code: two or three small letters, like ``de``, and
+    perhaps a region or script, like ``zh_CN``."""
     return _LANGUAGE.fullmatch(text) is not None
 
 

@@ -81,14 +81,15 @@ def split_sentences(text: str) -> list[str]:
     words gives an empty list.
     """
     sentences: list[str] = []
-    short = ""
+    short, words = "", 0
     for piece in filter(None, map(str.strip, _caption_pieces(text))):
+        words += _count_words(piece)
         piece = _joined(short, piece) if short else piece
-        short = ""
-        if _count_words(piece) < _LEAST_WORDS:
+        if words < _LEAST_WORDS:
             short = piece
         else:
             sentences.append(piece)
+            short, words = "", 0
     if short:  # nothing follows
         sentences = [*sentences[:-1], _joined(sentences[-1], short)] if sentences else [short]
     return sentences
@@ -111,7 +112,7 @@ def _goes_on(before: str, after: str) -> bool:
 
 
 def _joined(one: str, two: str) -> str:
-    return join_units([*text_units(one), *text_units(two)]) if not one.isascii() else f"{one} {two}"
+    return f"{one}{'' if one[-1] in MARKS_WITHOUT_SPACE else ' '}{two}"
 
 
 def _count_words(text: str) -> int:
@@ -155,8 +156,8 @@ def passage_sentences(text: str, least: int = 6, most: int = 49) -> list[str]:
 
 
 def cut_words(words: Sequence[str], most: int) -> list[list[str]]:
-    """``words``, or the units of a text, in as few pieces of at most ``most`` as there can be, as equal as they
-    can be."""
+    """``words``, or the units of a text, in as few pieces of at most ``most`` as there can be, as equal as
+    they can be."""
     count = -(-len(words) // most)
     return [list(words[i * len(words) // count : (i + 1) * len(words) // count]) for i in range(count)]
 

@@ -1,18 +1,22 @@
 """Spatial words: "a dog at the bottom left" is a dog, and a filter of where in the photo it may be.
 
 Only words at the end of a query (or before a colon at its start) name a position in the photo: "a man on the
-left of a tree" is about the tree. A box passes by where its centre lies.
+left of a tree" is about the tree. A box passes by where its centre lies. German, French, Czech and Korean
+words are in :mod:`mmgem.search.place_words`.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from mmgem.errors import UsageError
+from mmgem.search.place_words import PLACE_WORDS
 
 _HORIZONTAL = {"left": -1, "right": 1}
 _VERTICAL = {"top": -1, "upper": -1, "bottom": 1, "lower": 1}
@@ -59,8 +63,13 @@ class SpatialFilter:
 
 
 def parse_spatial_filter(words: str) -> SpatialFilter:
-    """``bottom-left``, ``top``, ``right``, ``middle`` and the like. Raises UsageError for anything else."""
-    parts = re.split(r"[\s-]+", words.strip().lower())
+    """``bottom-left``, ``top``, ``right``, ``middle`` and the like, also ``unten links``, ``en haut à
+    gauche``, ``vlevo dole``, ``왼쪽 위``. Raises UsageError for anything else."""
+    normalised = unicodedata.normalize("NFC", words).strip().lower()
+    for language in PLACE_WORDS.values():
+        if language.place.fullmatch(normalised) and (found := _from_sides(language.sides_in(normalised))):
+            return found
+    parts = re.split(r"[\s-]+", normalised)
     across: int | None = None
     down: int | None = None
     for part in parts:
@@ -78,11 +87,23 @@ def parse_spatial_filter(words: str) -> SpatialFilter:
     return SpatialFilter(across, down)
 
 
+def _from_sides(sides: Sequence[str]) -> SpatialFilter | None:
+    """The filter of ``left``, ``top`` and the like; None if there are none or they exclude each other."""
+    across = {_HORIZONTAL[side] for side in sides if side in _HORIZONTAL}
+    down = {_VERTICAL[side] for side in sides if side in _VERTICAL}
+    middle = "middle" in sides
+    if not sides or len(across) > 1 or len(down) > 1 or (across and down and middle):
+        return None
+    rest = 0 if middle else None
+    return SpatialFilter(across.pop() if across else rest, down.pop() if down else rest)
+
+
 def split_query(query: str) -> tuple[str, SpatialFilter | None]:
     """What a query asks for, and where: ``"a dog at the bottom left"`` is
     ``("a dog", SpatialFilter(-1, 1))``.
 
-    A query without spatial words comes back as it is, with None.
+    English, German, French, Czech and Korean: ``"개가 왼쪽에 있다"`` is ``("개", SpatialFilter(-1))``. A
+    query without spatial words comes back as it is, with None.
     """
     for pattern in (_AT_END, _AT_START):
         if match := pattern.match(query):
@@ -90,4 +111,9 @@ def split_query(query: str) -> tuple[str, SpatialFilter | None]:
                 return match["what"].rstrip(" ,"), parse_spatial_filter(match["position"])
             except UsageError:  # "left right"
                 continue
+    normalised = unicodedata.normalize("NFC", query)
+    for language in PLACE_WORDS.values():
+        for what, sides in language.splits(normalised):
+            if (found := _from_sides(sides)) is not None:
+                return what, found
     return query, None
