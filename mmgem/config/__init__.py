@@ -1,19 +1,15 @@
 """Typed configuration: what a model is, how it is trained, and the recipes that say so."""
 
-from mmgem.config.schema import (
+from mmgem.config.convert import from_dict, to_dict
+from mmgem.config.data import DataConfig
+from mmgem.config.model import (
     ConnectorConfig,
-    DataConfig,
     EncoderConfig,
-    InitConfig,
     LLMConfig,
     ModelConfig,
-    OptimConfig,
     Preprocessing,
-    Recipe,
-    TrainConfig,
-    from_dict,
-    to_dict,
 )
+from mmgem.config.schema import InitConfig, OptimConfig, Recipe, TrainConfig
 from mmgem.config.tasks import TASKS
 
 __all__ = [

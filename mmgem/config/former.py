@@ -108,7 +108,7 @@ def tasks_by_their_data(data: dict[str, Any], former: Collection[str]) -> None:
 
 
 def _is_default(data: dict[str, Any], section: str) -> bool:
-    from mmgem.config.schema import from_dict
+    from mmgem.config.convert import from_dict
 
     config = TASKS[section].Config
     return section in data and from_dict(config, data[section], section) == config()

@@ -24,8 +24,8 @@ from mmgem.data.labels import LabelSet, label_set, read_labels
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.partition import shard_slice
 from mmgem.distributed.world import World
-from mmgem.encoders.classifier import Classifier
 from mmgem.errors import ConfigError
+from mmgem.models.classifier import Classifier
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import FakeTensorFactory, Terms
 from mmgem.tasks.image_text.config import LabelDistillationConfig
