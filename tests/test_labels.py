@@ -12,7 +12,7 @@ import torch
 import toys
 from safetensors.torch import load_file, save_file
 
-from mmgem.checkpoints.imagenet_labels import write_imagenet_labels
+from mmgem.checkpoints.imagenet_labels import wordnet_nouns, write_imagenet_labels
 from mmgem.config import EncoderConfig
 from mmgem.data.labels import label_set, read_labels
 from mmgem.data.records import Record
@@ -98,7 +98,10 @@ def test_labels_of_imagenet_are_made_of_synsets_and_wordnet(
     monkeypatch.setenv("WNHOME", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DownloadError, match="wordnet-base"):
-        write_imagenet_labels(tmp_path / "wheel", tmp_path)
+        wordnet_nouns()
+    write_imagenet_labels(tmp_path / "wheel", tmp_path)
+    bare = read_labels(tmp_path / "labels.jsonl")
+    assert (bare.names, bare.kind_names) == (found.names, ())
 
 
 def test_sentences_that_name() -> None:
@@ -252,7 +255,7 @@ def test_classifiers_of_transformers(tmp_path: Path, reads: str) -> None:
 
 
 def test_names_learn_what_the_classifier_says(tmp_path: Path) -> None:
-    """Names of classes alone: after some steps a name is nearest to the images that the classifier gives it."""
+    """Names of classes alone: their loss falls."""
     bases = toys.base_models(tmp_path / "bases", "tied llama", "efficientnet_lite0")
     recipe = toys.recipe(
         tmp_path,

@@ -7,12 +7,15 @@ WordNet is read where Debian's package ``wordnet-base`` puts it, or from the fol
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import tempfile
 from pathlib import Path
 
 from mmgem.errors import DownloadError
+
+logger = logging.getLogger(__name__)
 
 _INSTALLED = Path("/usr/share/wordnet")
 _LARGEST = 400
@@ -21,13 +24,17 @@ _LARGEST = 400
 
 def write_imagenet_labels(wheel: Path, out: Path) -> None:
     """Write ``labels.jsonl`` (:mod:`mmgem.data.labels`) into ``out`` from the unpacked package that lists the
-    synsets of the classes, in their order, and the words for each. Raises ``DownloadError`` without
-    WordNet."""
+    synsets of the classes, in their order, and the words for each. Without WordNet there are no kinds above
+    the classes, which is a warning."""
     folder = wheel / "timm" / "data" / "_info"
     synsets = (folder / "imagenet_synsets.txt").read_text().split()
     lines = (folder / "imagenet_synset_to_lemma.txt").read_text().splitlines()
     lemmas = dict(line.split("\t", 1) for line in lines if "\t" in line)
-    names, parents = _read_nouns(wordnet_nouns())
+    try:
+        names, parents = _read_nouns(wordnet_nouns())
+    except DownloadError as error:
+        logger.warning("imagenet_labels: names of classes, but not of kinds (bird, vehicle): %s", error)
+        names, parents = {}, {}
     classes = [{"id": s, "names": _distinct(lemmas[s].split(","))} for s in synsets]
     members: dict[str, list[str]] = {}
     for synset in synsets:
@@ -61,7 +68,8 @@ def wordnet_nouns() -> str:
         else:
             return (Path(folder) / "usr/share/wordnet/data.noun").read_text("utf-8", "replace")
     raise DownloadError(
-        "WordNet 3.0 is not here: install Debian's wordnet-base, or set WNHOME to the folder with data.noun"
+        "WordNet 3.0 is not here: install Debian's wordnet-base, or set WNHOME to the folder with data.noun, "
+        "remove the folder in the cache and pull again"
     )
 
 
