@@ -284,3 +284,65 @@ def test_two_sources_are_read_as_one() -> None:
     assert joined.views_of([0, 6, 3]).tolist() == [3, 1, 3]
     got = joined.read([6, 1, 4, 3], [0, 2, 0, 1])[:, 0, 0].tolist()
     assert got == [[2, 0], [1, 2], [0, 0], [3, 1]]
+
+
+def test_extra_sets_have_their_share_of_every_step() -> None:
+    data, source = records(20), features(20)
+    config = DataConfig(train=Path("data.jsonl"), extra_share=0.25)
+    made = Batches(data, source, toys.tokenizer(), config, 4, 0, extra=5)
+    assert (made.size, made.extra_size, made.per_epoch) == (3, 1, 5)
+    seen = [images_of(made[step]) for step in range(10)]
+    assert all(sum(i >= 15 for i in images) == 1 for images in seen)
+    assert Counter(i for images in seen for i in images) == Counter(dict.fromkeys(range(20), 2))
+    captions = Counter(tuple(ids.tolist()) for step in range(25) for ids in made[step].captions)
+    assert set(captions.values()) == {1}  # five rounds of five captions: each once
+    plain = batches(data[:15], features(15), size=3)
+    assert [images[:3] for images in seen] == [images_of(plain[step]) for step in range(10)]
+
+
+def test_translations_are_embedded_and_not_predicted() -> None:
+    data = [
+        Record(r.image, r.captions, translations={"de": (f"{toys.WORDS[10 + i]} und",), "ko": ("of of",)})
+        if i % 2
+        else r
+        for i, r in enumerate(records(8))
+    ]
+    made = batches(data, features(8), size=8, translation_prob=1.0)
+    batch = made[0]
+    images = images_of(batch)
+    assert (len(batch.captions), len(batch.texts)) == (8, 12)
+    assert batch.caption_owner.tolist() == list(range(8))
+    own = batch.text_owner.tolist()
+    for n, owner in enumerate(own):
+        second = n > 0 and own[n - 1] == owner
+        said = toys.tokenizer().decode(batch.texts[n].tolist())
+        assert second == (said in ("of of", toys.WORDS[10 + images[owner]]))
+        assert not second or images[owner] % 2
+    assert len({tuple(made[s].texts[1].tolist()) for s in range(9)}) > 2
+    plain = batches(data, features(8), size=8)
+    assert all(
+        torch.equal(a, b)
+        for step in range(3)
+        for a, b in zip(plain[step].captions, made[step].captions, strict=True)
+    )
+    few = batches(data, features(8), size=8, translation_prob=0.5)
+    count = sum(len(few[step].texts) - 8 for step in range(100))
+    assert 160 < count < 240
+
+
+def test_photos_and_mosaics_share_the_boxes(tmp_path: Path) -> None:
+    data = boxed_records(tmp_path)
+    mosaics = [
+        Record(
+            r.image, r.captions, regions=tuple(Region(g.box, g.captions, {"photo": "x"}) for g in r.regions)
+        )
+        for r in data[:4]
+    ]
+    boxed = (mosaics + data[4:], features(6))
+    config = DataConfig(train=tmp_path, region_share=1.0, boxes_per_image=2, mosaic_share=0.25)
+    made = Batches(data, features(6), toys.tokenizer(), config, 8, 0, None, boxed)
+    assert made.box_images == 4
+    for start in (0, 6):
+        seen = Counter(i for step in range(start, start + 4) for i, _, _ in told_boxes(made[step]))
+        assert sum(count for image, count in seen.items() if image < 4) == 8  # a quarter of 32
+        assert seen[4] == seen[5] == 12
