@@ -7,7 +7,7 @@ import { go } from "./route.js";
 import { anchor, roving } from "./roving.js";
 import { Rows } from "./rows.js";
 import { askAbout, indexed, subjectOf } from "./subject.js";
-import { loadSoon, tile } from "./tile.js";
+import { doubtful, loadSoon, tile } from "./tile.js";
 
 const SIDE = 512; // pixels of a picture
 const SLOW = 200; // ms; skeletons are shown for what takes longer
@@ -90,7 +90,8 @@ export class Results {
     anchor(byId("results"));
     const ms = Math.max(1, Math.round(1000 * answer.seconds));
     const photos = answer.photos.toLocaleString();
-    const found = `best ${this.hits.length} of ${photos} photos · ${ms} ms`;
+    const doubt = this.hits.every(doubtful) ? "probably no match · " : "";
+    const found = `${doubt}best ${this.hits.length} of ${photos} photos · ${ms} ms`;
     byId("found").textContent = this.hits.length ? found : "";
     if (!this.hits.length) byId("results").append(make("p", { className: "empty" }, nothing(answer)));
     this.hint(state, answer);
