@@ -24,13 +24,16 @@ Alike = Callable[[np.ndarray, np.ndarray], npt.NDArray[np.bool_]]
 class MatchDraws:
     """Queries and the best cosine of each, where what it asks for is ``present`` and where it is ``absent``:
     both ``(n,)``. ``present_query``, ``absent_query``: ``(n,)`` rows of the text that the cosine is of (for
-    classes those of the best class)."""
+    classes those of the best class). ``present_photos``, ``absent_photos``: rows of the two best photos
+    ``(n, 2)``; for classes that of the image ``(n, 1)``."""
 
     size: int
     present: np.ndarray
     absent: np.ndarray
     present_query: np.ndarray
     absent_query: np.ndarray
+    present_photos: np.ndarray
+    absent_photos: np.ndarray
 
 
 def draw_searches(
@@ -58,28 +61,35 @@ def draw_searches(
         raise UsageError("no text belongs to a photo that can be drawn")
     rng = np.random.default_rng((seed, size))
     texts_of = {int(photo): np.flatnonzero(image_of_text == photo) for photo in asked}
-    present, absent, queries = [], [], []
+    present: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])  # best cosines, best photos
+    absent: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    queries = []
     drawn = 0
     while drawn < count:
         sample = rng.permutation(pool)[: size + 1]
-        photos, spare = sample[:size], sample[size:]
-        own = np.array([place for place, photo in enumerate(photos.tolist()) if photo in texts_of], np.int64)
+        photos = sample[:size].tolist()
+        own = np.array([place for place, photo in enumerate(photos) if photo in texts_of], np.int64)
         own = own[: count - drawn]
         if not len(own):
             continue
-        query = np.array([rng.choice(texts_of[int(photos[place])]) for place in own])
-        cosines = texts[query] @ images[photos].T
-        present.append(cosines.max(axis=1))
+        query = np.array([rng.choice(texts_of[photos[place]]) for place in own])
+        cosines = texts[query] @ images[sample].T
+        without = cosines.copy()
         if alike is not None:
-            cosines[alike(query, photos)] = -1
-        cosines[np.arange(len(own)), own] = (texts[query] @ images[spare].T)[:, 0] if len(spare) else -1
-        absent.append(cosines.max(axis=1))
+            without[alike(query, sample)] = -1
+        without[np.arange(len(own)), own] = -1
+        cosines[:, size:] = -1  # the one that stands in for each
+        for (best, best_photos), scores in ((present, cosines), (absent, without)):
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :2]
+            best.append(np.take_along_axis(scores, order[:, :1], axis=1)[:, 0])
+            best_photos.append(sample[order])
         queries.append(query)
         drawn += len(own)
-    all_queries = np.concatenate(queries)
-    return MatchDraws(
-        min(size, len(pool)), np.concatenate(present), np.concatenate(absent), all_queries, all_queries
+    rows = np.concatenate(queries)
+    (with_own, with_photos), (without_own, without_photos) = (
+        (np.concatenate(best), np.concatenate(photos)) for best, photos in (present, absent)
     )
+    return MatchDraws(min(size, len(pool)), with_own, without_own, rows, rows, with_photos, without_photos)
 
 
 def draw_classes(
@@ -103,7 +113,8 @@ def draw_classes(
     (present, present_query), (absent, absent_query) = (
         (np.array(column) for column in zip(*best[key], strict=True)) for key in ("present", "absent")
     )
-    return MatchDraws(size, present, absent, present_query, absent_query)
+    rows = picked[:, None]
+    return MatchDraws(size, present, absent, present_query, absent_query, rows, rows)
 
 
 def alike_by_text(

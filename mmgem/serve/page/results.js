@@ -90,9 +90,9 @@ export class Results {
     anchor(byId("results"));
     const ms = Math.max(1, Math.round(1000 * answer.seconds));
     const photos = answer.photos.toLocaleString();
-    const doubt = this.hits.every(doubtful) ? "probably no match · " : "";
-    const found = `${doubt}best ${this.hits.length} of ${photos} photos · ${ms} ms`;
+    const found = `best ${this.hits.length} of ${photos} photos · ${ms} ms`;
     byId("found").textContent = this.hits.length ? found : "";
+    if (this.hits.length && this.hits.every(doubtful)) byId("found").prepend(make("b", {}, "Probably no match"), " · ");
     if (!this.hits.length) byId("results").append(make("p", { className: "empty" }, nothing(answer)));
     this.hint(state, answer);
     this.come();
