@@ -24,6 +24,7 @@ from mmgem.data.tokens import Tokenizer
 from mmgem.errors import ImageError, UsageError
 from mmgem.export.compress import quantization_bits
 from mmgem.export.run import Backend, use_graphs, wanted_graphs
+from mmgem.inference.calibration import MatchCalibration
 from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.inference.captioning import describe
 from mmgem.inference.images import encode_images, find_regions, text_heatmaps
@@ -56,15 +57,17 @@ class MMGEM:
         batch: int = 32,
         card: str = "",
         name: str = "",
+        calibration: MatchCalibration | None = None,
     ):
         """``fingerprint`` of the weights and ``name``, what loads them again in any working directory, are
-        kept in an index; empty: this model is in no folder."""
+        kept in an index; empty: this model is in no folder. ``calibration``: what its cosines mean."""
         self.network = network.eval()
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         self.batch = batch
         self.card = card
         self.name = name
+        self.calibration = calibration
 
     @classmethod
     def from_pretrained(
@@ -88,7 +91,14 @@ class MMGEM:
         network = network.to(device).to_inference_dtype(getattr(torch, precision))
         if graphs is not None:
             use_graphs(network, folder, graphs)
-        return cls(network, tokenizer, fingerprint(folder), card=read_card(folder), name=lasting_name(name))
+        return cls(
+            network,
+            tokenizer,
+            fingerprint(folder),
+            card=read_card(folder),
+            name=lasting_name(name),
+            calibration=MatchCalibration.load(folder, network.config.dim),
+        )
 
     def save_pretrained(
         self, folder: str | os.PathLike[str], licence: str | None = None, small: bool = False
@@ -97,14 +107,15 @@ class MMGEM:
 
         The card (``README.md``) keeps its text and gets the front matter that the hub reads; ``licence`` goes
         there, as a hub identifier (``apache-2.0``). ``small``: matrices in 4, 8 and 16 bits, as
-        ``mmgem export`` writes them; else float32. A corpus and graphs are not written. Raises ``UsageError``
-        for a model that runs graphs, or in bfloat16.
+        ``mmgem export`` writes them; else float32. The calibration is written too, a corpus and graphs are
+        not. Raises ``UsageError`` for a model that runs graphs, or in bfloat16.
         """
         if self.network.text_graph is not None or self.network.llm.dtype != torch.float32:
             raise UsageError("to save a model load it with backend='torch' and precision='float32'")
         card = with_front_matter(self.card, self.network, licence)
         bits = quantization_bits(self.network) if small else None
-        save_model(Path(folder), self.network, self.tokenizer, card, bits)
+        more = self.calibration.save if self.calibration is not None else None
+        save_model(Path(folder), self.network, self.tokenizer, card, bits, more)
 
     def push_to_hub(
         self,
@@ -269,7 +280,7 @@ class MMGEM:
     ) -> list[RerankedHit]:
         """The ``k`` best photos of ``index`` for ``text``: found by their embeddings, then ordered by cosine
         and by how likely the text is given each. See :func:`mmgem.search.rerank.rerank`."""
-        return rerank(self.network, self.tokenizer, index, text, k, options)
+        return rerank(self.network, self.tokenizer, index, text, k, options, self.calibration)
 
     @torch.inference_mode()
     def find_regions(

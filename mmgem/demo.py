@@ -36,7 +36,7 @@ from mmgem.report.data import (
 )
 from mmgem.report.html import write_report
 from mmgem.search.index import IndexReport, update_index
-from mmgem.search.search import PhotoIndex
+from mmgem.search.search import PhotoIndex, with_match
 from mmgem.utils.progress import track
 
 SAMPLE_QUERIES = (
@@ -208,11 +208,15 @@ def _queries(
     mmgem: MMGEM, index: PhotoIndex, queries: Sequence[str], captions: dict[Path, str]
 ) -> list[QueryRow]:
     """A row of results for each text."""
-    results = index.search_many(mmgem.embed_texts(queries), _MATCHES)
-    return [
-        QueryRow(query, [Match(hit.path, hit.score, caption=captions.get(hit.path, "")) for hit in hits])
-        for query, hits in zip(queries, results, strict=True)
-    ]
+    vectors = mmgem.embed_texts(queries)
+    rows = []
+    for query, vector, hits in zip(queries, vectors, index.search_many(vectors, _MATCHES), strict=True):
+        matches = [
+            Match(hit.path, hit.score, caption=captions.get(hit.path, ""), match=hit.match)
+            for hit in with_match(hits, mmgem.calibration, vector, len(index.photos))
+        ]
+        rows.append(QueryRow(query, matches))
+    return rows
 
 
 def _similar(index: PhotoIndex, vectors: np.ndarray, captions: dict[Path, str]) -> list[SimilarRow]:

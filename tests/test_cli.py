@@ -33,6 +33,7 @@ VERBS = (
     "plan",
     "train",
     "eval",
+    "calibrate",
     "mosaic",
     "export",
     "pull",
@@ -241,8 +242,8 @@ def test_search_by_photo_leaves_the_photo_out(run, photo_index, tiny_photos, tmp
     found = [hit["file"] for hit in json.loads(out)["hits"]]
     assert sorted(found) == [str(p) for p in tiny_photos if p != tiny_photos[2]]
     copy = shutil.copy(tiny_photos[2], tmp_path / "copy.png")
-    out, _ = run("search", photo_index, "--image", copy, "-k", 1, "--json")
-    assert json.loads(out)["hits"] == [{"file": str(tiny_photos[2]), "score": pytest.approx(1, abs=1e-4)}]
+    hit = {"file": str(tiny_photos[2]), "score": pytest.approx(1, abs=1e-4), "match": None}
+    assert json.loads(run("search", photo_index, "--image", copy, "-k", 1, "--json")[0])["hits"] == [hit]
 
 
 def test_search_by_box(run, model, photo_index, tiny_photos):

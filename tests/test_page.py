@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import toys
 from browser import Browser, chromium
@@ -16,6 +17,7 @@ from serving import data_uri, picture, serving
 from tiny import save_photo
 
 from mmgem import MMGEM
+from mmgem.inference.calibration import Background, MatchCalibration, MatchWeights
 from mmgem.search.index import update_index
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.model import SelfRetrieval
@@ -119,6 +121,31 @@ def test_words_are_searched_while_they_are_typed(page: Browser, server) -> None:
     page.until(f"{SHOWN}.length === 24")
     page.driver.back()
     page.until("$('#wall').checkVisibility() && $('#words').value === ''")
+
+
+def test_what_is_probably_no_match_says_so(page: Browser, server, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, service = server
+    background = Background(np.zeros(service.model.dim, np.float32), np.zeros((service.model.dim, 1)), 1.0)
+    cosines = sorted(hit["score"] for hit in ask(client, "/search", text="a boat", k=24)["hits"])
+    for middle in ((cosines[0] + cosines[-1]) / 2, 2.0):  # between the hits' cosines; above them all
+        weights = MatchWeights(100.0, 0.0, 0.0, 0.0, -100 * middle)
+        monkeypatch.setattr(service.model, "calibration", MatchCalibration(background, weights, weights))
+        doubtful = [hit["match"] < 0.5 for hit in ask(client, "/search", text="a boat", k=24)["hits"]]
+        page.open("about:blank")
+        page.open(address(client, "q=a+boat"))
+        page.until(f"{SHOWN}.length === 24")
+        assert page.js("$$('#results .tile').map((t) => t.matches('.doubtful'))") == doubtful
+        labels = page.js("$$('#results .photo').map((b) => b.getAttribute('aria-label'))")
+        assert [label.endswith(", probably no match") for label in labels] == doubtful
+        assert page.js("$$('#results .score em').length") == sum(doubtful)
+        assert page.js("$('#found').textContent").startswith("Probably no match") is all(doubtful)
+        page.click("#results .photo")
+        page.until("$('#viewer').open")
+        page.js("$('#classes').value = 'dog, boat', $('#classes-form').requestSubmit()")
+        page.until("$('#classes-said li')")
+        if all(doubtful):
+            assert "Probably none of these (100%)" in page.js("$('#classes-said').textContent")
+    assert all(doubtful)
 
 
 def test_regions_show_their_boxes_and_place_words_count(page: Browser, server) -> None:

@@ -23,14 +23,17 @@ def classify(
 ) -> None:
     """Say which of the classes each photo shows: its path, then the most likely, tab-separated.
 
-    With --json: {"photos": [{"file", "guesses": [{"class", "probability"}]}],
-    "failed": [{"file", "reason"}]}.
+    If the model is calibrated for classes (mmgem calibrate), "none of these" comes first where it is likelier
+    than not; the probabilities of classes are among those given, whether one fits or not. With --json:
+    {"photos": [{"file", "guesses": [{"class", "probability"}], "none"}], "failed": [{"file", "reason"}]};
+    "none" is the probability that no class fits, null for a model that is not calibrated.
     """
     names = read_classes(classes)
     photos = find_photos(files)
     mmgem = load_model(model)
     from mmgem.evaluate.classify import class_embeddings
     from mmgem.evaluate.classify import classify as probabilities
+    from mmgem.inference.calibration import MATCH_THRESHOLD
 
     prototypes = class_embeddings(mmgem.embed_texts, names)
     show = line_printer()
@@ -41,11 +44,17 @@ def classify(
     ):
         probs = probabilities(vector[None], prototypes, mmgem.temperature)[0]
         guesses = [(names[i], float(probs[i])) for i in (-probs).argsort(kind="stable")[:top]]
+        none = None
+        if mmgem.calibration is not None:
+            none_probs = mmgem.calibration.none_of_these(vector[None], prototypes)
+            none = None if none_probs is None else float(none_probs[0])
         if as_json:
             guesses_json = [{"class": name, "probability": round(share, 6)} for name, share in guesses]
-            rows.append({"file": str(photo), "guesses": guesses_json})
+            rounded = None if none is None else round(none, 6)
+            rows.append({"file": str(photo), "guesses": guesses_json, "none": rounded})
         else:
-            show("\t".join([str(photo), *(f"{name} {share:.0%}" for name, share in guesses)]))
+            verdict = [] if none is None or none <= MATCH_THRESHOLD else [f"none of these {none:.0%}"]
+            show("\t".join([str(photo), *verdict, *(f"{name} {share:.0%}" for name, share in guesses)]))
     if as_json:
         print_json({"photos": rows, "failed": failed_json(failed)})
 

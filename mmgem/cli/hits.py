@@ -56,6 +56,17 @@ class Query:
             return find(k)
         return [hit for hit in find(k + 1) if not same_file(hit.path, self.image)][:k]
 
+    def with_match(
+        self, mmgem: MMGEM, hits: Sequence[Hit], vector: np.ndarray, photos: Callable[[], int]
+    ) -> Sequence[Hit]:
+        """``hits`` of whole photos for this query of embedding ``vector`` ``(D,)``, with the probability that
+        they match if it is a text and the model is calibrated; ``photos`` counts what was searched."""
+        from mmgem.search.search import with_match
+
+        if self.text is None or mmgem.calibration is None:
+            return hits
+        return with_match(hits, mmgem.calibration, vector, photos())
+
 
 def parse_query(text: str | None, image: Path | None, box: str | None, html: Path | None) -> Query:
     """What the command line asks for. Raises UsageError for nothing, or for more than one thing, for a box
@@ -111,6 +122,11 @@ def print_hits(
     fields of the hits that the JSON has."""
     if html is not None:
         _write_page(html, query, hits)
+    from mmgem.inference.calibration import MATCH_THRESHOLD
+
+    best = max((hit.match for hit in hits if hit.match is not None), default=1.0)
+    if best < MATCH_THRESHOLD and not as_json:
+        note(f"probably no match: that the best one fits is {best:.0%} likely")
     if not as_json:
         for hit in hits:
             box = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
@@ -125,7 +141,8 @@ def print_hits(
         rounded = {
             name: round(value, 6) if isinstance(value, float) else value for name, value in extra.items()
         }
-        hit_rows.append({"file": str(hit.path), "score": round(hit.score, 6), **rounded})
+        match = None if hit.match is None else round(hit.match, 6)
+        hit_rows.append({"file": str(hit.path), "score": round(hit.score, 6), "match": match, **rounded})
     print_json({"query": query_json, "hits": hit_rows, "photos": photos()})
 
 
@@ -133,7 +150,7 @@ def _write_page(path: Path, query: Query, hits: Sequence[Hit]) -> None:
     from mmgem.report.data import Match, QueryRow, Report, SimilarRow
     from mmgem.report.html import write_report
 
-    matches = [Match(hit.path, hit.score, hit.box) for hit in hits]
+    matches = [Match(hit.path, hit.score, hit.box, match=hit.match) for hit in hits]
     if query.text is not None:
         report = Report(title=query.text, queries=[QueryRow(query.text, matches)])
     else:

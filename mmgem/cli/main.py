@@ -17,6 +17,7 @@ import typer
 
 from mmgem import __version__
 from mmgem.cli.bulk import bulk
+from mmgem.cli.calibrate import calibrate
 from mmgem.cli.caption import caption
 from mmgem.cli.classify import classify
 from mmgem.cli.corpus import app as corpus
@@ -56,6 +57,7 @@ app.command("serve", short_help="HTTP API and web page over an index.")(serve)
 app.command("plan", short_help="What a recipe will cost, before it runs.")(plan)
 app.command("train", short_help="Train a model from a recipe.")(train)
 app.command("eval", cls=EvalCommand, short_help="Measure a model on a test set.")(evaluate)
+app.command("calibrate", short_help="Let a model say what is no match.")(calibrate)
 app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)
 app.add_typer(corpus, name="corpus", short_help="Search and question texts a model has learned.")
 app.add_typer(data, name="data", short_help="Write data sets as shards.")

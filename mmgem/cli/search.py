@@ -56,8 +56,11 @@ def search(
     has the box as well, and place words at the end of a text ("a dog at the bottom left") mean what --where
     does; what lies well there gains up to 0.1. --rerank orders the first 16 (or N, if more) by similarity and
     the probability of the text given each photo: more are right, for more time. With --json: {"query":
-    {"text"} or {"image", "box"}, "hits": [{"file", "score"}, with --regions "box", with --rerank "cosine" and
-    "log_prob", a token, in nats], "photos"}.
+    {"text"} or {"image", "box"}, "hits": [{"file", "score", "match"}, with --regions "box", with --rerank
+    "cosine" and "log_prob", a token, in nats], "photos"}.
+
+    "match" is the probability that a whole photo is what a text asked for, null if the model has no
+    calibration (mmgem calibrate). If no hit reaches 0.5, a line on standard error says so.
     """
     parsed = parse_query(query, image, box, html)
     if rerank and (image is not None or regions):
@@ -76,7 +79,10 @@ def search(
         hits = mmgem.rerank(photos, text, k)
     else:
         find = partial(photos.search_regions, where=spatial_filter) if regions else photos.search
-        hits = parsed.search(partial(find, parsed.embed(mmgem, text)), k)
+        vector = parsed.embed(mmgem, text)
+        hits = parsed.search(partial(find, vector), k)
+        if not regions:
+            hits = parsed.with_match(mmgem, hits, vector, lambda: len(photos.photos))
     details = ["box"] if regions else ["cosine", "log_prob"] if rerank else []
     print_hits(parsed, hits, lambda: len(photos.photos), html, as_json, details)
 

@@ -101,4 +101,6 @@ def search(
         find = search_store_regions if regions else search_store
         vector = parsed.embed(mmgem)
         hits = parsed.search(lambda count: find(store, vector, count, exact), k)
+        if not regions:
+            hits = list(parsed.with_match(mmgem, hits, vector, store.photos))
         print_hits(parsed, hits, store.photos, html, as_json, ["box"] if regions else [])

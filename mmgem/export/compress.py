@@ -14,6 +14,7 @@ from mmgem.checkpoints.resolve import complete
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.rotate import rotate_embedding_space
+from mmgem.inference.calibration import MatchCalibration
 from mmgem.inference.pca import pca_components
 from mmgem.models.network import MMGEMNetwork
 from mmgem.self_retrieval.corpus import FOLDER as CORPUS_FOLDER
@@ -44,12 +45,14 @@ def compress_model(
     of which one was trained from the other are often best in between (WiSE-FT, Wortsman et al. 2021,
     arXiv 2109.01903). ``embed`` makes embeddings ``(n, D)`` float32 of what is to be searched; the space is
     rotated to their principal components (see :mod:`mmgem.export.rotate`). A corpus that ``source`` has
-    learned is copied, its passages lying in the space of the copy. Raises ``CheckpointError`` if a model
+    learned is copied, its passages lying in the space of the copy; a calibration as well, but not to an
+    average, whose cosines are others. Raises ``CheckpointError`` if a model
     cannot be loaded or the two differ in shape, ``UsageError`` for an ``alpha`` outside 0 to 1.
     """
     network, tokenizer = load_model(source)
     corpus_folder = complete(source / CORPUS_FOLDER)
     corpus = Corpus.open(corpus_folder) if corpus_folder.is_dir() else None
+    calibration = MatchCalibration.load(complete(source), network.config.dim) if other is None else None
     if other is not None:
         average_weights(network, load_model(other)[0], alpha)
         if corpus is not None and corpus.vectors is not None:
@@ -59,7 +62,15 @@ def compress_model(
         rotate_embedding_space(network, components)
         if corpus is not None and corpus.vectors is not None:
             corpus.vectors = corpus.vectors @ components
-    more = corpus.save_in if corpus is not None else None
+        if calibration is not None:
+            calibration = calibration.rotated(components)
+
+    def more(new: Path) -> None:
+        if corpus is not None:
+            corpus.save_in(new)
+        if calibration is not None:
+            calibration.save(new)
+
     save_model(out, network, tokenizer, read_card(source), quantization_bits(network), more)
     return folder_bytes(out)
 

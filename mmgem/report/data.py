@@ -13,6 +13,7 @@ import numpy as np
 
 from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
+from mmgem.inference.calibration import MATCH_THRESHOLD
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,12 +36,19 @@ class PhotoCard:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Match:
-    """One search result; with a box, the region of the photo that was found."""
+    """One search result; with a box, the region of the photo that was found. ``match``: the probability
+    that it is what was asked for, None if that is not known."""
 
     image: ImageSource
     score: float
     box: Box | None = None
     caption: str = ""
+    match: float | None = None
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether it is probably no match."""
+        return self.match is not None and self.match < MATCH_THRESHOLD
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -199,10 +199,17 @@ def _region_queries(rows: Sequence[QueryRow], pictures: _PhotoEncoder) -> str:
 def _query_rows(rows: Sequence[QueryRow], pictures: _PhotoEncoder) -> str:
     top = _top_score(rows)
     return "".join(
-        f'<div class="row">\n<h3 class="query">{_escape(row.text)}</h3>\n'
+        f'<div class="row">\n<h3 class="query">{_escape(row.text)}</h3>\n{_verdict(row.matches)}'
         f'<div class="strip">\n{_matches(row.matches, top, pictures)}</div>\n</div>\n'
         for row in rows
     )
+
+
+def _verdict(matches: Sequence[Match]) -> str:
+    """A line for a query whose matches are all doubtful."""
+    if not matches or not all(match.is_doubtful for match in matches):
+        return ""
+    return _paragraph("verdict", "Probably no match: none of the photos fits these words well.")
 
 
 def _heatmaps(cards: Sequence[HeatmapCard], pictures: _PhotoEncoder) -> str:
@@ -237,7 +244,9 @@ def _matches(matches: Sequence[Match], top: float, pictures: _PhotoEncoder) -> s
         alt = match.caption or f"Result {rank}"
         photo = _photo(picture, alt, match.caption, _boxes([match.box], picture.size))
         score = f'<p class="score"><span>{match.score:.3f}</span>{_bar(match.score / top)}</p>'
-        body += f"{_figure('match', picture)}{photo}{score}</figure>\n"
+        doubt = _paragraph("doubt", "probably no match") if match.is_doubtful else ""
+        css_class = "match doubtful" if match.is_doubtful else "match"
+        body += f"{_figure(css_class, picture)}{photo}{score}{doubt}</figure>\n"
     return body
 
 

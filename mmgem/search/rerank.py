@@ -23,9 +23,10 @@ from torch import Tensor
 
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
+from mmgem.inference.calibration import MatchCalibration
 from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
-from mmgem.search.search import Hit, PhotoIndex
+from mmgem.search.search import Hit, PhotoIndex, with_match
 
 PAIR_BATCH_SIZE = 32  # in one pass of the LLM
 _LOGIT_ROWS = 512  # text positions whose logits exist at once: 100 MB where there are 50,000 tokens
@@ -72,10 +73,12 @@ def rerank(
     text: str,
     k: int = 10,
     options: RerankOptions | None = None,
+    calibration: MatchCalibration | None = None,
 ) -> list[RerankedHit]:
     """The ``k`` best photos of ``index`` for ``text``, best first: found by cosine, at least
     ``options.candidates`` of them, and ordered by :meth:`RerankOptions.scores`; equal ones as they
-    were found.
+    were found. ``calibration``: the model's, for the probability that they match, by their cosines: log P
+    adds nothing to that.
 
     Raises ``DataError`` for an empty text or one over ``max_text_tokens``, ``UsageError`` for ``k`` below 1
     and as :func:`log_probs` does.
@@ -88,6 +91,7 @@ def rerank(
         return []
     vectors = np.stack([index.vector_of(hit.path) for hit in hits])
     log_prob = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.embedding_norm)
+    hits = with_match(hits, calibration, query, len(index.photos))
     return rerank_hits(hits, log_prob, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
 
 
@@ -100,7 +104,11 @@ def rerank_hits(
     scores = options.scores(cosines, log_prob, log_prob.mean(), temperature)
     return [
         RerankedHit(
-            hits[i].path, float(scores[i]), cosine=hits[i].score, log_prob=float(log_prob[i]) / (tokens + 1)
+            hits[i].path,
+            float(scores[i]),
+            match=hits[i].match,
+            cosine=hits[i].score,
+            log_prob=float(log_prob[i]) / (tokens + 1),
         )
         for i in np.argsort(-scores, kind="stable")
     ]

@@ -14,16 +14,17 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
 from mmgem.errors import SearchIndexError, UsageError
+from mmgem.inference.calibration import MatchCalibration
 from mmgem.search.hnsw import HNSWIndex
 from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
 from mmgem.search.spatial_filter import SpatialFilter
@@ -38,11 +39,31 @@ _SPATIAL_WEIGHT = np.float32(0.1)
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One result: the photo, its cosine similarity and, for a region, the box in pixels (x0, y0, x1, y1)."""
+    """One result: the photo, its cosine similarity and, for a region, the box in pixels (x0, y0, x1, y1).
+
+    ``match``: the probability that it is what a text asked for (see :func:`with_match`), None if that cannot
+    be said.
+    """
 
     path: Path
     score: float
     box: Box | None = None
+    match: float | None = None
+
+
+HitT = TypeVar("HitT", bound=Hit)
+
+
+def with_match(
+    hits: Sequence[HitT], calibration: MatchCalibration | None, query: np.ndarray, size: int
+) -> list[HitT]:
+    """``hits`` of whole photos, of ``size`` there are, with the probability that each is what a text of
+    embedding ``query`` ``(D,)`` asked for, by its cosine; as they are without a calibration for texts."""
+    cosines = np.array([getattr(hit, "cosine", hit.score) for hit in hits], np.float32)
+    matches = calibration.probability(cosines, query, size) if calibration is not None and hits else None
+    if matches is None:
+        return list(hits)
+    return [replace(hit, match=match) for hit, match in zip(hits, matches.tolist(), strict=True)]
 
 
 class QueryEmbedder(Protocol):
@@ -165,13 +186,17 @@ class PhotoIndex:
         return next(self._search(np.asarray(vector, np.float32)[None], k), [])
 
     def search_text(self, text: str, k: int = 10, regions: bool = False) -> list[Hit]:
-        """Return the ``k`` photos that fit ``text`` best, best first: :meth:`search` for its embedding.
+        """Return the ``k`` photos that fit ``text`` best, best first: :meth:`search` for its embedding, with
+        the probability that they match if the model is calibrated.
 
         ``regions``: their best boxes instead, as :meth:`search_regions` finds them. Raises DataError for an
         empty text, UsageError as those do, and if this index was opened without a model.
         """
         vector = self._embedder.embed_texts([text])[0]
-        return self.search_regions(vector, k) if regions else self.search(vector, k)
+        if regions:
+            return self.search_regions(vector, k)
+        calibration = getattr(self._embedder, "calibration", None)
+        return with_match(self.search(vector, k), calibration, vector, len(self.photos))
 
     def search_image(
         self, image: ImageSource, k: int = 10, box: Box | None = None, regions: bool = False

@@ -195,9 +195,11 @@ class PhotosReply(BaseModel):
 
 
 class HitReply(PhotoName):
-    """A photo, or a box of it, that was found."""
+    """A photo, or a box of it, that was found. ``match``: the probability that a whole photo is what a text
+    asked for; null for other searches, and where the model is not calibrated."""
 
     score: float
+    match: float | None
     width: int | None
     height: int | None
     box: BoxField | None
@@ -241,9 +243,11 @@ class Guess(BaseModel):
 
 
 class ClassifyReply(Timed):
-    """The likeliest classes, best first."""
+    """The likeliest classes, best first. ``none``: the probability that no class fits, null where the model
+    is not calibrated."""
 
     guesses: list[Guess]
+    none: float | None
 
 
 class Region(BaseModel):

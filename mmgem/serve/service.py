@@ -23,7 +23,7 @@ from mmgem.inference.caption_options import CaptionOptions
 from mmgem.inference.images import preprocess_image
 from mmgem.inference.texts import unit_rows
 from mmgem.search.rerank import RerankOptions, rerank_hits
-from mmgem.search.search import Hit
+from mmgem.search.search import Hit, with_match
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.serve.batcher import Batcher
 from mmgem.serve.errors import APIError
@@ -210,6 +210,7 @@ class Service:
         hits = await self.search(gallery, vectors[0], max(k, options.candidates), False, None)
         if not hits:
             return []
+        hits = with_match(hits, self.model.calibration, vectors[0], len(gallery))
         vectors_of_hits = np.stack([gallery.index.vector_of(hit.path) for hit in hits])
         cost = len(vectors_of_hits)
         log_prob = await self._model.submit(self.jobs.rerank, (vectors_of_hits, ids), cost=cost)

@@ -22,9 +22,14 @@ def cache_home() -> Path:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write ``text`` (UTF-8) so that readers see the old file or the new one, never a part."""
+    write_atomic_bytes(path, text.encode("utf-8"))
+
+
+def write_atomic_bytes(path: Path, data: bytes) -> None:
+    """:func:`write_atomic` of bytes."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as f:
-        f.write(text)
+    with temporary.open("wb") as f:
+        f.write(data)
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(path)

@@ -19,7 +19,12 @@ export function classing(looking, box) {
       const at = await box(subject, signal);
       return askAbout(subject, "classify", at ? { ...fields, box: at } : fields, signal);
     };
-    const draw = ({ guesses }) => make("ul", { className: "guesses" }, ...guesses.map(row));
+    const draw = ({ guesses, none }) => {
+      const list = make("ul", { className: "guesses" }, ...guesses.map(row));
+      if (none === null || none <= 0.5) return list;
+      const percent = `${Math.round(100 * none)}%`;
+      return [make("p", { className: "quiet" }, `Probably none of these (${percent}). The nearest:`), list];
+    };
     work(byId("classes-said"), button, signal, task, draw);
   };
   return { reset: () => clear(byId("classes-said")) };

@@ -7,7 +7,7 @@ import { go } from "./route.js";
 import { anchor, roving } from "./roving.js";
 import { Rows } from "./rows.js";
 import { askAbout, indexed, subjectOf } from "./subject.js";
-import { loadSoon, tile } from "./tile.js";
+import { doubtful, loadSoon, tile } from "./tile.js";
 
 const SIDE = 512; // pixels of a picture
 const SLOW = 200; // ms; skeletons are shown for what takes longer
@@ -92,6 +92,7 @@ export class Results {
     const photos = answer.photos.toLocaleString();
     const found = `best ${this.hits.length} of ${photos} photos · ${ms} ms`;
     byId("found").textContent = this.hits.length ? found : "";
+    if (this.hits.length && this.hits.every(doubtful)) byId("found").prepend(make("b", {}, "Probably no match"), " · ");
     if (!this.hits.length) byId("results").append(make("p", { className: "empty" }, nothing(answer)));
     this.hint(state, answer);
     this.come();

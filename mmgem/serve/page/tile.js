@@ -5,13 +5,16 @@ import { make, place } from "./dom.js";
 import { show } from "./pictures.js";
 import { go } from "./route.js";
 
+const DOUBT = "probably no match";
+
 /**
  * A tile for `subject` (see subject.js); `img` is its picture if it is loaded already. A hit has `score`, `share`
  * (of the best score) and `rank`.
  */
 export function tile(subject, img = null, hit = null) {
   const name = baseName(subject.name);
-  const label = hit ? `${hit.rank}: ${name}, similarity ${hit.score.toFixed(2)}` : name;
+  const doubt = hit && doubtful(hit) ? `, ${DOUBT}` : "";
+  const label = hit ? `${hit.rank}: ${name}, similarity ${hit.score.toFixed(2)}${doubt}` : name;
   const button = make("button", { type: "button", className: "photo", tabIndex: -1, title: name, "aria-label": label });
   const made = make("div", { className: "tile", role: "listitem" }, button);
   made.dataset.id = subject.id;
@@ -26,6 +29,10 @@ export function tile(subject, img = null, hit = null) {
     const bar = make("i");
     bar.style.width = `${100 * hit.share}%`;
     const figures = [make("b", {}, hit.score.toFixed(3)), make("span", {}, bar)];
+    if (doubt) {
+      made.classList.add("doubtful");
+      figures.push(make("em", {}, DOUBT));
+    }
     button.append(make("span", { className: "score", title: told(hit) }, ...figures));
   }
   return made;
@@ -59,9 +66,13 @@ export function gone(made, error) {
 /** The last part of a path. */
 export const baseName = (path) => path.split("/").at(-1);
 
+/** Whether a hit is probably no match; a model that is not calibrated does not say. */
+export const doubtful = (hit) => hit.match !== null && hit.match < 0.5;
+
 /** A hit's figures in words. */
 export function told(hit) {
-  if (hit.cosine === null) return `similarity ${hit.score.toFixed(3)}`;
+  const match = hit.match === null ? [] : [`match ${Math.round(100 * hit.match)}%`];
+  if (hit.cosine === null) return [`similarity ${hit.score.toFixed(3)}`, ...match].join(" · ");
   const figures = [`score ${hit.score.toFixed(3)}`, `cosine ${hit.cosine.toFixed(3)}`];
-  return [...figures, `log P ${hit.log_prob.toFixed(2)} a token`].join(" · ");
+  return [...figures, `log P ${hit.log_prob.toFixed(2)} a token`, ...match].join(" · ");
 }

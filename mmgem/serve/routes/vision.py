@@ -16,7 +16,7 @@ from mmgem.data.records import Box
 from mmgem.evaluate.classify import PROMPTS, class_embeddings, classify, fill_prompt
 from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.report.heatmap import draw_heatmap
-from mmgem.search.search import Hit
+from mmgem.search.search import Hit, with_match
 from mmgem.search.spatial_filter import parse_spatial_filter, split_query
 from mmgem.serve import limits
 from mmgem.serve.image_input import PhotoSource
@@ -93,7 +93,9 @@ async def classes(request: Request) -> Response:
     probabilities = classify(vector[None], prototypes, service.model.temperature)[0]
     best = (-probabilities).argsort(kind="stable")[: body.top]
     guesses = [{"class": names[i], "probability": round(float(probabilities[i]), 6)} for i in best]
-    return _timed_reply(began, guesses=guesses)
+    calibration = service.model.calibration
+    none = None if calibration is None else calibration.none_of_these(vector[None], prototypes)
+    return _timed_reply(began, guesses=guesses, none=None if none is None else round(float(none[0]), 6))
 
 
 @router.post(
@@ -151,7 +153,10 @@ async def _by_words(
     if body.rerank:
         return query, await service.rerank(gallery, text, body.k)
     vectors, _ = await service.texts([text])
-    return query, await service.search(gallery, vectors[0], body.k, body.regions, where)
+    hits = await service.search(gallery, vectors[0], body.k, body.regions, where)
+    if not body.regions:
+        hits = with_match(hits, service.model.calibration, vectors[0], len(gallery))
+    return query, hits
 
 
 async def _by_photo(
@@ -169,7 +174,7 @@ async def _by_photo(
 async def _hit(service: Service, gallery: Gallery, hit: Hit) -> dict[str, Any]:
     photo = gallery.id_of(hit.path)
     width, height = await service.indexed_photo_size(gallery, photo) or (None, None)
-    rerank_scores = {name: getattr(hit, name, None) for name in ("cosine", "log_prob")}
+    further_scores = {name: getattr(hit, name, None) for name in ("match", "cosine", "log_prob")}
     return {
         "id": photo,
         "name": gallery.name(photo),
@@ -177,7 +182,7 @@ async def _hit(service: Service, gallery: Gallery, hit: Hit) -> dict[str, Any]:
         "width": width,
         "height": height,
         "box": hit.box,
-        **{name: value if value is None else round(value, 6) for name, value in rerank_scores.items()},
+        **{name: value if value is None else round(value, 6) for name, value in further_scores.items()},
     }
 
 

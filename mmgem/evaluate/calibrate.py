@@ -1,0 +1,263 @@
+"""Fit what a model's cosines mean (:mod:`mmgem.inference.calibration`) on photos with captions, or labels.
+
+Notable choices. Data must be photos that the model was not trained on: those it knows by heart lie nearer to
+their captions than any others will, and half of what fits would be called no match. From the index with a
+text's photo taken out, photos that its words fit as well are taken out too, by their own captions: else a
+large index, which always holds some, would teach that a good hit is none. The fit is Newton's method on a
+handful of numbers, in numpy.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from mmgem.data.images import attempt
+from mmgem.data.records import Record
+from mmgem.errors import DataError, ImageError
+from mmgem.evaluate.classify import class_embeddings
+from mmgem.evaluate.match import MatchDraws, alike_by_text, auroc, draw_classes, draw_searches
+from mmgem.inference.calibration import Background, MatchCalibration, MatchWeights, match_features
+from mmgem.utils.progress import track
+
+_log = logging.getLogger(__name__)
+
+_BATCH = 32  # photos embedded at once
+_RIDGE = 1e-3  # keeps weights finite where a line separates all
+
+
+class EmbeddingModel(Protocol):
+    """What is calibrated: unit vectors ``(n, D)`` float32 of images and texts."""
+
+    def embed_images(self, images: Sequence[Path], /) -> np.ndarray: ...  # noqa: D102
+    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """How the fit is made."""
+
+    sizes: tuple[int, ...] = (10, 30, 100, 300, 1000)
+    """Photos of the indexes that are drawn; those beyond the photos there are are left out."""
+    class_counts: tuple[int, ...] = (3, 10, 30, 100, 300)
+    """Likewise of lists of classes."""
+    draws: int = 3000
+    """Queries a size, each with its photo and without."""
+    max_photos: int = 2000
+    """Captioned, and labelled, that are embedded; chosen at random from more."""
+    rank: int = 32
+    """Directions of the background."""
+    lookalike_quantile: float = 0.25
+    """See :func:`mmgem.evaluate.match.alike_by_text`."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationReport:
+    """What was used, and AUROC by the size of the index and by the number of classes: of a fit on half of the
+    photos, measured on the other half. Empty where there was no data, or too little to halve."""
+
+    photos: int
+    texts: int
+    labelled: int
+    search: dict[int, float] = field(default_factory=dict)
+    classes: dict[int, float] = field(default_factory=dict)
+
+
+def fit_calibration(
+    model: EmbeddingModel, records: Sequence[Record], options: CalibrationOptions | None = None
+) -> tuple[MatchCalibration, CalibrationReport]:
+    """Fit the calibration of ``model`` on records with captions (for search) and with labels (for classes).
+
+    The photos should be none that the model was trained on. Photos that cannot be read are left out, with a
+    warning in the log. Raises ``DataError`` if there are neither four captioned photos nor four labelled ones
+    of three classes, ``ImageError`` if none can be read.
+    """
+    options = options or CalibrationOptions()
+    captioned = _sampled([record for record in records if record.captions], options)
+    labelled = _sampled([record for record in records if record.label], options)
+    captioned_photos, captioned = _embed_photos(model, captioned)
+    labelled_photos, labelled = _embed_photos(model, labelled)
+    names = sorted({record.label for record in labelled if record.label})
+    has_texts, has_classes = len(captioned) >= 4, len(labelled) >= 4 and len(names) >= 3
+    if not has_texts and not has_classes:
+        raise DataError("calibration needs four photos with captions, or four with labels of three classes")
+    photos = [vectors for vectors in (captioned_photos, labelled_photos) if len(vectors)]
+    background = Background.of(np.concatenate(photos), options.rank)
+    search = classes = None
+    search_auroc: dict[int, float] = {}
+    class_auroc: dict[int, float] = {}
+    captions = [caption for record in captioned for caption in record.captions]
+    if has_texts:
+        owners = np.repeat(np.arange(len(captioned)), [len(record.captions) for record in captioned])
+        texts = _embed_texts(model, captions)
+        search, search_auroc = fit_search(captioned_photos, texts, owners, background, options)
+    if has_classes:
+        prototypes = class_embeddings(model.embed_texts, names)
+        labels = np.array([names.index(record.label or "") for record in labelled])
+        classes, class_auroc = fit_classes(labelled_photos, prototypes, labels, background, options)
+    report = CalibrationReport(len(captioned), len(captions), len(labelled), search_auroc, class_auroc)
+    return MatchCalibration(background, search, classes), report
+
+
+def fit_search(
+    images: np.ndarray,
+    texts: np.ndarray,
+    image_of_text: np.ndarray,
+    background: Background,
+    options: CalibrationOptions,
+) -> tuple[MatchWeights, dict[int, float]]:
+    """Weights for texts, and their AUROC by index size, held out.
+
+    ``images`` ``(n, D)`` and ``texts`` ``(m, D)``: unit embeddings; ``image_of_text`` ``(m,)``: rising rows
+    of ``images``. The AUROC is of the photo itself taken out, and no other.
+    """
+
+    alike = alike_by_text(texts, image_of_text, len(images), options.lookalike_quantile)
+    present = np.unique(image_of_text)
+
+    def draws(photos: np.ndarray, is_fit: bool) -> list[MatchDraws]:
+        return [
+            draw_searches(
+                images,
+                texts,
+                image_of_text,
+                size,
+                options.draws,
+                options.seed,
+                pool=present[photos],
+                alike=alike if is_fit else None,
+            )
+            for size in _sizes(options.sizes, len(photos))
+        ]
+
+    return _fit_and_measure(len(present), draws, background.cosines(texts), options)
+
+
+def fit_classes(
+    images: np.ndarray,
+    classes: np.ndarray,
+    labels: np.ndarray,
+    background: Background,
+    options: CalibrationOptions,
+) -> tuple[MatchWeights, dict[int, float]]:
+    """Weights for classes, and their AUROC by the number of classes, held out.
+
+    ``images`` ``(n, D)`` and ``classes`` ``(c, D)``: unit embeddings; ``labels`` ``(n,)``: rows of
+    ``classes``."""
+
+    def draws(photos: np.ndarray, _: bool) -> list[MatchDraws]:
+        return [
+            draw_classes(images[photos], classes, labels[photos], size, options.draws, options.seed)
+            for size in _sizes(options.class_counts, len(classes) - 1)
+        ]
+
+    return _fit_and_measure(len(images), draws, background.cosines(classes), options)
+
+
+def fit_weights(draws: Sequence[MatchDraws], mean: np.ndarray, std: np.ndarray) -> MatchWeights:
+    """Weights from draws of several sizes, whose queries have background cosines of ``mean`` and ``std``
+    ``(m,)``."""
+    present = np.concatenate([_features(draw, mean, std, True) for draw in draws])
+    absent = np.concatenate([_features(draw, mean, std, False) for draw in draws])
+    features = np.concatenate([present, absent])
+    targets = np.repeat([1.0, 0.0], [len(present), len(absent)])
+    weights, bias = logistic_regression(features, targets)
+    if weights[0] < 0:  # cosines that say nothing: what is left decides, the same for every hit of a query
+        features[:, 0] = 0
+        weights, bias = logistic_regression(features, targets)
+    cosine, mean_weight, std_weight, log_size = weights.tolist()
+    return MatchWeights(cosine, mean_weight, std_weight, log_size, bias)
+
+
+def logistic_regression(
+    features: np.ndarray, targets: np.ndarray, ridge: float = _RIDGE, steps: int = 50
+) -> tuple[np.ndarray, float]:
+    """Weights ``(f,)`` and bias of the most likely logistic model of ``targets`` ``(n,)``, 0 or 1, by
+    ``features`` ``(n, f)``; ``ridge`` holds the weights of standardised features down."""
+    centre, scale = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(scale > 0, scale, 1)
+    inputs = np.column_stack([(features - centre) / scale, np.ones(len(features))])
+    penalty = np.append(np.full(features.shape[1], ridge), 0)
+    weights = np.zeros(inputs.shape[1])
+    for _ in range(steps):
+        probabilities = 0.5 * (1 + np.tanh(inputs @ weights / 2))
+        gradient = inputs.T @ (probabilities - targets) / len(inputs) + penalty * weights
+        curvature = probabilities * (1 - probabilities) / len(inputs)
+        hessian = inputs.T @ (inputs * curvature[:, None]) + np.diag(penalty + 1e-9)
+        step = np.linalg.solve(hessian, gradient)
+        weights -= step
+        if np.abs(step).max() < 1e-8:
+            break
+    slopes = weights[:-1] / scale
+    return slopes, float(weights[-1] - slopes @ centre)
+
+
+def _fit_and_measure(
+    count: int,
+    draws: Callable[[np.ndarray, bool], list[MatchDraws]],
+    background_cosines: tuple[np.ndarray, np.ndarray],
+    options: CalibrationOptions,
+) -> tuple[MatchWeights, dict[int, float]]:
+    """Weights fitted on all ``count`` photos, and the AUROC on one half of those fitted on the other;
+    ``draws`` makes the draws of some photos, to be fitted to or not."""
+    weights = fit_weights(draws(np.arange(count), True), *background_cosines)
+    if count < 8:
+        return weights, {}
+    first, second = np.array_split(np.random.default_rng(options.seed).permutation(count), 2)
+    half = fit_weights(draws(np.sort(first), True), *background_cosines)
+    held_out = {}
+    for draw in draws(np.sort(second), False):
+        scores = [
+            half.probability(_features(draw, *background_cosines, present)) for present in (True, False)
+        ]
+        held_out[draw.size] = auroc(*scores)
+    return weights, held_out
+
+
+def _features(draw: MatchDraws, mean: np.ndarray, std: np.ndarray, present: bool) -> np.ndarray:
+    """:func:`match_features` of one side of a draw."""
+    queries = draw.present_query if present else draw.absent_query
+    cosines = draw.present if present else draw.absent
+    return match_features(cosines, mean[queries], std[queries], draw.size)
+
+
+def _sizes(sizes: Sequence[int], most: int) -> list[int]:
+    """Those that can be drawn; all there is, if none can."""
+    return [size for size in sizes if size <= most] or [most]
+
+
+def _sampled(records: list[Record], options: CalibrationOptions) -> list[Record]:
+    """At most ``max_photos`` records, in order."""
+    order = np.random.default_rng(options.seed).permutation(len(records))[: options.max_photos]
+    return [records[i] for i in np.sort(order)]
+
+
+def _embed_photos(model: EmbeddingModel, records: list[Record]) -> tuple[np.ndarray, list[Record]]:
+    """Embeddings ``(n, D)`` of those photos that can be read, and their records."""
+    vectors, readable = [], []
+    chunks = [records[at : at + _BATCH] for at in range(0, len(records), _BATCH)]
+    for chunk in track(chunks, "Embedding photos", [len(chunk) for chunk in chunks], unit=" photos"):
+        images = [record.image for record in chunk]
+        results = attempt(lambda batch: list(model.embed_images(batch)), images)
+        for record, result in zip(chunk, results, strict=True):
+            if isinstance(result, ImageError):
+                _log.warning("left out %s", result)
+                continue
+            vectors.append(result)
+            readable.append(record)
+    if records and not readable:
+        raise ImageError(f"none of the {len(records)} photos could be read")
+    return np.array(vectors, np.float32), readable
+
+
+def _embed_texts(model: EmbeddingModel, texts: list[str]) -> np.ndarray:
+    """Embeddings ``(n, D)`` of texts."""
+    chunks = [texts[at : at + 8 * _BATCH] for at in range(0, len(texts), 8 * _BATCH)]
+    progress = track(chunks, "Embedding captions", [len(chunk) for chunk in chunks], unit=" captions")
+    return np.concatenate([model.embed_texts(chunk) for chunk in progress])
