@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from mmgem.tasks.image_text.config import CaptionConfig, ContrastiveConfig
     from mmgem.tasks.image_text.contrastive import ContrastiveTerm, GatheredBatch, gather_batch
     from mmgem.tasks.image_text.task import ImageTextTask
-    from mmgem.tasks.image_text.terms import EmbeddingTerm, Term, TokenTerm
+    from mmgem.tasks.image_text.terms import EmbeddingTerm, Term, TextTerm, TokenTerm
     from mmgem.tasks.self_retrieval.task import SelfRetrievalTask
     from mmgem.train.loop import train as train_model
     from mmgem.utils.plugins import load_plugin
@@ -105,6 +105,7 @@ _EXPORTS = {
     "TASKS": "config.tasks",
     "Task": "tasks.base",
     "Term": "tasks.image_text.terms",
+    "TextTerm": "tasks.image_text.terms",
     "TokenTerm": "tasks.image_text.terms",
     "UsageError": "errors",
     "VectorStore": "search.stores.base",
@@ -174,6 +175,7 @@ __all__ = [
     "SpatialFilter",
     "Task",
     "Term",
+    "TextTerm",
     "TokenTerm",
     "UsageError",
     "VectorStore",

@@ -186,8 +186,9 @@ def test_every_recipe_is_planned_at_its_full_size(path: Path) -> None:
     expected = {
         "paper": 1_408_479_234,
         "laptop": 229_271_490,
-        "tiny": 55_037_106,
-        "tiny_regions": 55_037_106,
+        "tiny": 56_469_130,
+        "tiny_regions": 56_469_130,
+        "world": 56_469_130,
         "xquad": 134_811_586,
     }
     assert told.parameters["total"] == expected[path.stem]
