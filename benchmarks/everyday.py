@@ -1,10 +1,10 @@
 """What models say of photos and find for everyday words, side by side, to be looked at one by one.
 
-    python benchmarks/everyday.py tiny other/model --photos a.jpg b.jpg --queries "a cat" "a receipt" \
+    python benchmarks/everyday.py tiny other/model --photos a.jpg b.jpg --queries "a cat" "a bill" \
         --out everyday.jpg
 
-Writes a sheet (captions under every photo, then the first hit of every query with its cosine, each model in its
-row) and prints the same as JSON. Nothing is scored: right or wrong is for a person to say.
+Writes a sheet (captions under every photo, then the first hit of every query with its cosine, each model in
+its row) and prints the same as JSON. Nothing is scored: right or wrong is for a person to say.
 """
 
 from __future__ import annotations
