@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mmgem.api import MMGEM
@@ -50,9 +51,7 @@ def main() -> None:
     for name, (call, count) in work.items():
         for model in models:
             call(model)
-        rounds = [
-            [seconds(lambda model=model: call(model)) for model in models] for _ in range(options.rounds)
-        ]
+        rounds = [[seconds(partial(call, model)) for model in models] for _ in range(options.rounds)]
         rates = [count / statistics.median(times) for times in zip(*rounds, strict=True)]
         print(f"{name:12}{rates[0]:>24.1f}{rates[1]:>24.1f}{rates[1] / rates[0]:>8.2f}")
 
