@@ -17,8 +17,8 @@ class EncoderConfig:
 
     kind: str = setting(
         "efficientnet_lite0",
-        help="`efficientnet_lite0`, `efficientnet_lite1`, `efficientnet_lite2`, `transformers`, `none` (a model "
-        "of texts only; it embeds, searches and answers, and sees nothing), or one of your own.",
+        help="`efficientnet_lite0`, `efficientnet_lite1`, `efficientnet_lite2`, `transformers`, `none` (a "
+        "model of texts only; it embeds, searches and answers, and sees nothing), or one of your own.",
     )
     freeze_until: int | None = setting(
         None,
