@@ -125,7 +125,8 @@ def _karpathy(folder: Path) -> None:
 def _bases(folder: Path) -> None:
     lm, _ = toys.base_models(folder / "made")
     _, encoder = toys.base_models(folder / "made", encoder="efficientnet_lite0")
-    for name, made in (("smollm2", lm), ("efficientnet_lite0", encoder), ("minilm", lm)):
+    for name in ("efficientnet_lite0", "minilm", *pull.SETS["tiny"]):
+        made = encoder if name.startswith("efficientnet") else lm
         (folder / pull.cache_folder(name).name).symlink_to(made)
 
 

@@ -73,11 +73,10 @@ def token_cross_entropy(
         log_inverse_rate = math.log(vocabulary_size / sampled)
         sample_weights = torch.where(position[sample] >= 0, -torch.inf, log_inverse_rate)
         chosen, weights = torch.cat([used_ids, sample]), torch.cat([weights, sample_weights])
-    logits = network.llm.logits_of(states, chosen).float()
-    log_norm = (logits + weights).logsumexp(1)
-    target_logits = logits.gather(1, position[targets][:, None])[:, 0]
-    loss = (log_norm - target_logits).sum()
-    if smoothing:
-        mean_logit = (logits @ weights.exp()) / vocabulary_size
-        loss = (1 - smoothing) * loss + smoothing * (log_norm - mean_logit).sum()
-    return loss
+    logits, places = network.llm.logits_of(states, chosen).float(), position[targets]
+    losses = F.cross_entropy(logits + weights, places, reduction="none")
+    if not smoothing:
+        return losses.sum()
+    log_norm = losses + logits.gather(1, places[:, None])[:, 0]
+    mean_logit = (logits @ weights.exp()) / vocabulary_size
+    return (1 - smoothing) * losses.sum() + smoothing * (log_norm - mean_logit).sum()
