@@ -365,7 +365,7 @@ def test_settings_the_weights_contradict_are_refused(make: Any) -> None:
     encoder = {"kind": "transformers", "config": {"size": 64}}
     network, _ = init_network(make(model__encoder=encoder, preprocessing__size=64))
     assert network.encoder.size == 64
-    with pytest.raises(ConfigError, match=r"init\.encoder: .*EfficientNet"):
+    with pytest.raises(ConfigError, match=r"init\.encoder: .*weights of efficientnet_lite0"):
         init_network(make(model__encoder={"kind": "efficientnet_lite0"}))
 
 

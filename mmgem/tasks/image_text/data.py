@@ -157,7 +157,7 @@ def _read_dev(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world
     records = records[: recipe.train.evaluate_images]
     tokenizer.encode_parts(distinct_texts(records))  # a text that is too long is said now
     return records, world.main_process_first(
-        lambda: image_source(recipe, network, tokenizer.prep, records, 1)
+        lambda: image_source(recipe, network, tokenizer.prep, records, 1, "float32")
     )
 
 
@@ -224,15 +224,21 @@ def _read_regions(
 
 
 def image_source(
-    recipe: Recipe, network: MMGEMNetwork, prep: Preprocessing, records: list[Record], views: int
+    recipe: Recipe,
+    network: MMGEMNetwork,
+    prep: Preprocessing,
+    records: list[Record],
+    views: int,
+    precision: str | None = None,
 ) -> FeatureCache | PixelSource:
-    """Cached features of ``records``, or their pixels where the whole encoder trains; says what it skips."""
+    """Cached features of ``records``, or their pixels where the whole encoder trains; says what it skips.
+    ``precision``: what features are computed in; None: as ``train.precision``."""
     paths = [r.image for r in records]
     scale = recipe.data.crop_scale
     source: FeatureCache | PixelSource
     if recipe.data.cached:
         folder = recipe.data.cache or cache_home() / "features"
-        dtype = getattr(torch, recipe.train.precision)
+        dtype = getattr(torch, precision or recipe.train.precision)
         source = cache_features(network.encoder.eval(), prep, paths, folder, views, scale, dtype)
     else:
         source = PixelSource(paths, prep, views, scale)
