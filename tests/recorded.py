@@ -44,25 +44,6 @@ def _cpu() -> str:
     return " ".join(line.partition(":")[2].strip() for line in lines[:8] if line.startswith(wanted))
 
 
-def teacher(folder: Path) -> Path:
-    """A random sentence encoder."""
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(3)
-    config = BertConfig(
-        vocab_size=len(toys.WORDS),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer = toys.hf_tokenizer()
-    tokenizer.pad_token = "<end>"
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def recipes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Toy forms of ``tiny``, ``tiny_regions`` and ``xquad``, those on photos with and without chunks: plain
     recipes, in the order in which they need each other."""
@@ -71,7 +52,7 @@ def recipes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     lm, encoder = toys.base_models(folder / "bases", "tied llama", "efficientnet_lite0")
     shared = {
         "image_text__contrastive__distill_weight": 0.5,
-        "image_text__contrastive__teacher": str(teacher(folder / "teacher")),
+        "image_text__contrastive__teacher": str(toys.text_teacher(folder / "teacher", 16, 3, "<end>")),
         "image_text__contrastive__teacher_temperature": 0.03,
         "image_text__caption__sampled_softmax": 12,
         "optim__lr_encoder": 1e-3,

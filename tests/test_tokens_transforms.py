@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmgem.config import Preprocessing
+from mmgem.data.mirror import mirror_text
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import (
     Geometry,
-    mirror_text,
     normalise,
     normalise_text,
     to_square,

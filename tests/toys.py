@@ -274,15 +274,21 @@ def labels(folder: Path) -> Path:
     return path
 
 
-def text_teacher(folder: Path) -> Path:
-    """Write a sentence encoder that reads the toy words."""
+def text_teacher(folder: Path, width: int = 8, seed: int = 0, pad: str = "<unk>") -> Path:
+    """Write a random sentence encoder that reads the toy words."""
     from transformers import BertConfig, BertModel
 
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    BertModel(BertConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=width,
+    )
+    BertModel(config).save_pretrained(folder)
     hf = hf_tokenizer()
-    hf.pad_token = "<unk>"
+    hf.pad_token = pad
     hf.save_pretrained(folder)
     return folder
 

@@ -24,11 +24,12 @@ from torch import Tensor
 from mmgem.config import DataConfig
 from mmgem.data.features import Source
 from mmgem.data.images import image_size
+from mmgem.data.mirror import mirror_text
 from mmgem.data.mosaics import is_mosaic
 from mmgem.data.records import Box, Record
 from mmgem.data.sampling import round_robin_sample
 from mmgem.data.tokens import Tokenizer
-from mmgem.data.transforms import Geometry, join_sentences, mirror_text, place_box, view_geometry
+from mmgem.data.transforms import Geometry, join_sentences, place_box, view_geometry
 from mmgem.distributed.partition import check_enough, shard_slice
 from mmgem.errors import DataError
 
@@ -214,28 +215,35 @@ class Batches:
         flips = max(self.source.views, self.box_source.views) > 1
         self.mirrored = self.ids
         if flips:
-            mirrored = tokenizer.encode_all([t if t in self.labels else mirror_text(t) for t in texts])
-            self.mirrored = mirrored
+            turned = [text if text in self.labels else mirror_text(text) for text in texts]
+            self.mirrored = tokenizer.encode_all(turned)
         captions = [self.number[text] for text in distinct_texts(records)]
         read = [np.asarray(ids[n]) for ids in (self.ids, self.mirrored) for n in captions]
         self.vocabulary = torch.from_numpy(np.union1d(np.unique(np.concatenate(read)), [self.end]))
-        self.label_spans = {
-            n: self._label_span(t, self.labels[t]) for t, n in self.number.items() if t in self.labels
+        self.label_spans = self._label_spans()
+
+    def _label_spans(self) -> dict[int, slice]:
+        """Where the tokens of its label are in each text that names one, by the text's number."""
+        named = [(text, self.labels[text]) for text in self.texts if text in self.labels]
+        before = [text[: text.rindex(label)].rstrip() for text, label in named]
+        until = [f"{b} {label}".strip() for b, (_, label) in zip(before, named, strict=True)]
+        pieces = list(dict.fromkeys([*filter(None, before), *until]))
+        lengths = {"": 0} | dict(zip(pieces, map(len, self.tokenizer.encode_all(pieces)), strict=True))
+        return {
+            self.number[text]: slice(lengths[b], lengths[u])
+            for (text, _), b, u in zip(named, before, until, strict=True)
         }
 
-    def _label_span(self, text: str, label: str) -> slice:
-        """Where the tokens of ``label`` are among those of ``text``, which ends with it or goes on after
-        it."""
-        before = text[: text.rindex(label)].rstrip()
-        whole = len(self.tokenizer.encode_all([f"{before} {label}".strip()])[0])
-        return slice(len(self.tokenizer.encode_all([before])[0]) if before else 0, whole)
+    def _named_by_label(self, record: Record) -> bool:
+        """Whether the captions of a record only name its label."""
+        return bool(record.captions) and record.captions[0] in self.labels
 
     def _check_long_texts(self) -> None:
         """Raise ``DataError`` if the captions of an image, all in one text, may be too long: said now, not at
         the step that draws them."""
         limit = self.tokenizer.prep.max_text_tokens
         for record in (self.records[i] for i in self.usable):
-            if record.captions[0] in self.labels:
+            if self._named_by_label(record):
                 continue
             # Joined, each is followed by a full stop, and a word that was the first may take a token more.
             most = sum(len(self.ids[self.number[c]]) + 2 for c in record.captions)
@@ -282,8 +290,8 @@ class Batches:
         items = []
         for b, (i, view) in enumerate(zip(images, views, strict=True)):
             record = self.records[i]
-            labelled = bool(self.labels) and bool(record.captions) and record.captions[0] in self.labels
-            if long is not None and long[b] and len(record.captions) > 1 and not labelled:
+            joins = long is not None and long[b] and len(record.captions) > 1
+            if joins and not self._named_by_label(record):
                 count = int(rng.integers(2, len(record.captions) + 1))
                 said = [rng.permutation(len(record.captions))[:count].tolist()]
             else:

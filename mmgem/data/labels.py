@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from mmgem.errors import DataError, UsageError
+from mmgem.data.text_lines import line_error, read_lines
+from mmgem.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,7 @@ def read_labels(path: str | os.PathLike[str]) -> LabelSet:
     kinds: list[tuple[str, ...]] = []
     members: list[list[int]] = []
     numbers: dict[str, int] = {}
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
             value = json.loads(line)
             names, id_ = _named(value)
@@ -82,7 +75,7 @@ def read_labels(path: str | os.PathLike[str]) -> LabelSet:
             if id_ in numbers:
                 raise ValueError(f"id {id_!r} occurs twice")
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: {error}") from error
+            raise line_error(path, number, error) from error
         numbers[id_] = len(classes)
         classes.append(names)
     if not classes:

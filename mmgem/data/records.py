@@ -23,6 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmgem.data.text_lines import line_error
 from mmgem.errors import DataError, UsageError
 
 _RECORD_KEYS = frozenset({"image", "captions", "split", "label", "regions", "captions_other"})
@@ -111,16 +112,8 @@ def read_jsonl(path: str | os.PathLike[str], split: str | None = None) -> list[R
                     records.append(record_of(json.loads(text), folder))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: not a JSON object on one line: {error.msg} at column {error.colno}"
-        ) from error
-    except RecursionError as error:
-        raise DataError(f"{path}:{number}: JSON is nested too deeply") from error
-    except ValueError as error:
-        raise DataError(f"{path}:{number}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise line_error(path, number, error) from error
     if not records:
         raise DataError(f"{path}: no records, the file is empty")
     return keep_split(records, split, path)

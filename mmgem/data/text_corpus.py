@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmgem.errors import DataError, UsageError
-
-_LANGUAGE_LENGTHS = (2, 3)
+from mmgem.data.records import language_code
+from mmgem.data.text_lines import line_error, read_lines
+from mmgem.errors import DataError
 
 
 def read_texts(paths: Iterable[str | os.PathLike[str]], split: str | None = None) -> dict[str, bool]:
@@ -20,8 +19,8 @@ def read_texts(paths: Iterable[str | os.PathLike[str]], split: str | None = None
 
     Of a JSON object the texts are ``captions``, ``caption`` and ``text`` (a string or a list of them) and
     what has the code of a language for its name, with or without a number behind (``de``, ``ko1``); those are
-    captions in the first language only if the code is ``en``. Lines of another
-    ``split`` than that given are left out; lines that name none count.
+    captions in the first language only if the code is ``en``. Lines of another ``split`` than that given are
+    left out; lines that name none count.
 
     Raises DataError ("file:line: ...") for a malformed line and a file without texts, UsageError for a file
     that cannot be read.
@@ -29,9 +28,7 @@ def read_texts(paths: Iterable[str | os.PathLike[str]], split: str | None = None
     found: dict[str, bool] = {}
     for path in map(Path, paths):
         before = len(found)
-        for number, line in _lines(path):
-            if not line.strip():
-                continue
+        for number, line in read_lines(path):
             if ".txt" in path.suffixes[-2:]:
                 found.setdefault(" ".join(line.split()), True)
                 continue
@@ -43,30 +40,16 @@ def read_texts(paths: Iterable[str | os.PathLike[str]], split: str | None = None
                     for text, first in _texts_of(value):
                         found.setdefault(text, first)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}:{number}: {error}") from error
+                raise line_error(path, number, error) from error
         if len(found) == before:
             raise DataError(f"{path}: no texts" + (f" of split {split!r}" if split else ""))
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        ) as file:
-            yield from enumerate(file, 1)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text") from error
-    except EOFError as error:
-        raise DataError(f"{path}: {error}") from error
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error
-
-
 def _texts_of(value: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for key, item in value.items():
         code = key.rstrip("0123456789")
-        language = len(code) in _LANGUAGE_LENGTHS and code.isalpha() and code.islower() and code != "id"
+        language = code != "id" and language_code(code)
         if key not in ("captions", "caption", "text") and not language:
             continue
         for text in item if isinstance(item, list) else [item]:

@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from mmgem.config import Preprocessing
-from mmgem.data.mirror import mirror_text as mirror_text
 from mmgem.data.records import Box
 from mmgem.data.scripts import FULL_STOPS, SENTENCE_MARKS
 

@@ -8,17 +8,16 @@ is an ``id`` that is no text.
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmgem.data.records import Record, checked_texts, language_code, translations_of
+from mmgem.data.text_lines import line_error, read_lines
 from mmgem.errors import DataError, UsageError
 
 _log = logging.getLogger(__name__)
@@ -38,19 +37,13 @@ def add_captions(records: Sequence[Record], path: str | os.PathLike[str]) -> lis
         by_name.setdefault(record.image.name, {}).setdefault(record.image, []).append(number)
     merged = [dict(record.translations) for record in records]
     ignored = lines = 0
-    for line_number, line in _lines(path):
+    for line_number, line in read_lines(path):
         lines += 1
         try:
             image, captions = _parse(line)
             numbers = _matches(image, by_name)
-        except RecursionError as error:
-            raise DataError(f"{path}:{line_number}: JSON is nested too deeply") from error
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}:{line_number}: not a JSON object on one line: {error.msg} at column {error.colno}"
-            ) from error
-        except ValueError as error:
-            raise DataError(f"{path}:{line_number}: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise line_error(path, line_number, error) from error
         ignored += not numbers
         for number in numbers:
             for language, texts in captions.items():
@@ -87,23 +80,6 @@ def in_language(records: Sequence[Record], language: str) -> list[Record]:
         known = f"there are {', '.join(languages)}" if languages else "the records are in one language only"
         raise UsageError(f"no captions in the language {language!r}; {known}")
     return selected
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if text.strip():
-                    yield number, text
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number}: not UTF-8 text") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}:{number + 1}: damaged gzip data") from error
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
 
 
 def _parse(line: str) -> tuple[str, dict[str, tuple[str, ...]]]:

@@ -19,11 +19,12 @@ from torch import Tensor
 from mmgem.config import DataConfig
 from mmgem.data.batches import Batch, name_of
 from mmgem.data.images import open_image
+from mmgem.data.mirror import mirror_text
 from mmgem.data.sampling import round_robin_sample
 from mmgem.data.shards.shard import Sample
 from mmgem.data.shards.stream import ShardPosition, ShardStream
 from mmgem.data.tokens import Tokenizer
-from mmgem.data.transforms import join_sentences, mirror_text, normalise, to_square, view_geometry
+from mmgem.data.transforms import join_sentences, normalise, to_square, view_geometry
 from mmgem.distributed.partition import check_enough, shard_slice
 from mmgem.errors import ConfigError, DataError, ImageError
 

@@ -16,7 +16,8 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize
 from mmgem.tasks.image_text.lengths import CaptionStats
 
-_TEACHER = 384  # the width of all-MiniLM-L6
+TEACHER_WIDTH = 384
+"""Of the embeddings of all-MiniLM-L6 and multilingual-e5-small."""
 
 
 def fake_batch(
@@ -49,7 +50,7 @@ def fake_batch(
         caption_targets=torch.ones(sum(len(ids) + 1 for ids in texts), dtype=torch.long),
         photos=torch.arange(len(lengths)),
         text_keys=torch.arange(len(texts)),
-        teacher_texts=fake_tensor(len(texts), _TEACHER) if has_teacher else None,
+        teacher_texts=fake_tensor(len(texts), TEACHER_WIDTH) if has_teacher else None,
         vocabulary=torch.arange(min(captions.words, network.llm.vocabulary)),
     )
     _add_images(batch, recipe, network, images, boxes_per_image, fake_tensor)
@@ -65,6 +66,8 @@ def step_size(recipe: Recipe, captions: CaptionStats) -> StepSize:
     pairs = sum(map(len, _image_text_lengths(recipe, captions, images))) + boxes
     requested_boxes = round(recipe.train.batch_size * recipe.data.region_share)
     available, per_step = captions.images, recipe.train.batch_size - requested_boxes
+    if recipe.data.extra_train:  # an epoch is of data.train alone
+        per_step -= round(per_step * recipe.data.extra_share)
     if not per_step:
         available, per_step = captions.boxed, -(-requested_boxes // recipe.data.boxes_per_image)
     per_epoch = None if available is None else available // min(per_step, available)

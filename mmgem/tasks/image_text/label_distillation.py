@@ -83,7 +83,7 @@ class LabelDistillationTerm(TextTerm):
         folder = world.main_process_first(lambda: source_folder(str(path)))
         return read_labels(folder / "labels.jsonl" if folder.is_dir() else folder)
 
-    def draw(self, network: MMGEMNetwork, batch: Batch, step: int, world: World) -> DrawnTexts:
+    def draw(self, batch: Batch, step: int, world: World) -> DrawnTexts:
         """Sentences that name classes and kinds, the same in every process, with their probabilities for this
         process's images."""
         probabilities = self._probabilities(batch)
@@ -92,7 +92,7 @@ class LabelDistillationTerm(TextTerm):
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         shown = torch.multinomial(everywhere, 1, generator=generator)[:, 0]
         classes = rng.permutation(np.unique(shown.numpy()))
-        others = np.setdiff1d(rng.permutation(len(self.labels.names)), classes, assume_unique=True)
+        others = np.setdiff1d(np.arange(len(self.labels.names)), classes)
         classes = np.concatenate([classes, rng.permutation(others)])[: self.config.classes_per_step]
         kinds = self.labels.disjoint_kinds(rng, self.config.kinds_per_step)
         names = [self.labels.names[c] for c in classes] + [self.labels.kind_names[k] for k in kinds]
@@ -167,4 +167,4 @@ class LabelDistillationTerm(TextTerm):
 def _soft_cross_entropy(logits: Tensor, weights: Tensor) -> Tensor:
     """Sum over the rows of the cross-entropies against ``weights``, each row scaled to sum to 1."""
     targets = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-    return -(targets * logits.log_softmax(1)).sum()
+    return F.cross_entropy(logits, targets, reduction="sum")

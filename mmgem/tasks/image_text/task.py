@@ -75,10 +75,7 @@ class ImageTextTask(Task[Batch]):
     @property
     def teacher(self) -> tuple[str, str] | None:
         """The sentence encoder that has a say in a term, if one has, and the field that names it."""
-        for term in self.active:
-            if getattr(term.config, "distill_weight", 0) and term.config.teacher is not None:
-                return str(term.config.teacher), f"{term.section}.teacher"
-        return next((term.teacher for term in self.text_terms if term.teacher is not None), None)
+        return next((term.teacher for term in self.active if term.teacher is not None), None)
 
     @property
     def knows_words(self) -> bool:
@@ -114,10 +111,10 @@ class ImageTextTask(Task[Batch]):
             raise ConfigError(f"{self.name}: every loss has the weight 0")
         for term in self.active:
             term.check(self.recipe)
-        for text_term in self.text_terms:
-            own = text_term.teacher
-            if own is not None and self.teacher is not None and own[0] != self.teacher[0]:
-                raise ConfigError(f"{own[1]}: differs from {self.teacher[1]}; texts have one teacher")
+        teachers = [term.teacher for term in self.active if term.teacher is not None]
+        for name, field in teachers[1:]:
+            if name != teachers[0][0]:
+                raise ConfigError(f"{field}: differs from {teachers[0][1]}; texts have one teacher")
 
     def check_model(self, config: ModelConfig) -> None:
         """Raise ``ConfigError`` for an encoder that is to train and of which the last map is cached."""
@@ -134,15 +131,13 @@ class ImageTextTask(Task[Batch]):
         steps = max(1, round(self.recipe.train.epochs * self.batches.per_epoch))
         for term in self.text_terms:
             term.prepare(self.recipe, network, tokenizer, steps, world)
-        self.network, self.world = network, world
+        self.world = world
 
     def load_batch(self, step: int, device: torch.device) -> Batch:
         """The batch of ``step`` on ``device``, with what terms draw beside; token lists stay on the CPU,
         where they are packed."""
         batch = self.batches[step].to(device)
-        batch.drawn = {
-            term.section: term.draw(self.network, batch, step, self.world) for term in self.text_terms
-        }
+        batch.drawn = {term.section: term.draw(batch, step, self.world) for term in self.text_terms}
         return batch
 
     def forward(self, network: MMGEMNetwork, batch: Batch, world: World) -> Terms:

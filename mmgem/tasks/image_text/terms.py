@@ -31,6 +31,14 @@ class Term:
     def __init__(self, config: Any, section: str):
         self.config, self.section = config, section
 
+    @property
+    def teacher(self) -> tuple[str, str] | None:
+        """The sentence encoder that is to embed the texts of the images, if there is one, and the field that
+        names it: ``teacher`` of a table with a ``distill_weight``."""
+        if getattr(self.config, "distill_weight", 0) and self.config.teacher is not None:
+            return str(self.config.teacher), f"{self.section}.teacher"
+        return None
+
     def check(self, recipe: Recipe) -> None:
         """Raise ``ConfigError`` naming the field for what cannot work."""
 
@@ -66,10 +74,6 @@ class EmbeddingTerm(Term, ABC):
 class TextTerm(Term, ABC):
     """A loss that embeds texts of its own beside those of the images."""
 
-    teacher: tuple[str, str] | None = None
-    """The sentence encoder that the texts of the images are to be embedded by too, and the field that names
-    it."""
-
     def prepare(
         self, recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, steps: int, world: World
     ) -> None:
@@ -77,7 +81,7 @@ class TextTerm(Term, ABC):
         ``ConfigError`` or ``DataError``."""
 
     @abstractmethod
-    def draw(self, network: MMGEMNetwork, batch: Batch, step: int, world: World) -> DrawnTexts:
+    def draw(self, batch: Batch, step: int, world: World) -> DrawnTexts:
         """The texts of a step for this process, whose images are ``batch``. A function of the seed, ``step``
         and the batch alone. Called in every process."""
 

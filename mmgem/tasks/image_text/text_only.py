@@ -28,13 +28,12 @@ from mmgem.tasks.base import FakeTensorFactory, Terms
 from mmgem.tasks.image_text.captioning import token_cross_entropy
 from mmgem.tasks.image_text.config import TextOnlyConfig
 from mmgem.tasks.image_text.contrastive import gather_batch
+from mmgem.tasks.image_text.fake_batch import TEACHER_WIDTH
+from mmgem.tasks.image_text.lengths import ASSUMED_TOKENS, ASSUMED_WORDS
 from mmgem.tasks.image_text.teacher import embed_captions
 from mmgem.tasks.image_text.terms import TextTerm
 
-_TOKENS = 16
-_TEACHER = 384
-_VOCABULARY = 8192  # of the captions, about
-_MASKED = -1e4
+_MASKED = -1e4  # far below any logit, yet finite: a target of 0 times it is 0
 
 
 @dataclass
@@ -64,7 +63,7 @@ class TextOnlyTerm(TextTerm):
             raise ConfigError(f'{self.section}.teacher: needed, e.g. "minilm"')
 
     @property
-    def teacher(self) -> tuple[str, str]:  # type: ignore[override]
+    def teacher(self) -> tuple[str, str]:
         """The text teacher and its field."""
         return str(self.config.teacher), f"{self.section}.teacher"
 
@@ -93,7 +92,7 @@ class TextOnlyTerm(TextTerm):
         self.end = tokenizer.end
         self.vocabulary = torch.cat([*said, torch.tensor([self.end])]).unique()
 
-    def draw(self, network: MMGEMNetwork, batch: Batch, step: int, world: World) -> DrawnTexts:
+    def draw(self, batch: Batch, step: int, world: World) -> DrawnTexts:
         """This process's share of the texts of a step; each text is drawn once before any is drawn again."""
         size = min(self.config.batch_size, len(self.ids))
         turn, place = divmod(step, max(1, len(self.ids) // size))
@@ -135,8 +134,8 @@ class TextOnlyTerm(TextTerm):
         )
         logits = (rows @ everywhere.T / self.config.temperature).masked_fill(itself, _MASKED)
         target = (teacher @ all_teacher.T / self.config.teacher_temperature).masked_fill(itself, _MASKED)
-        loss = -(target.softmax(1) * logits.log_softmax(1)).sum() / len(everywhere)
-        return {"text_loss": loss}
+        loss = F.cross_entropy(logits, target.softmax(1), reduction="sum")
+        return {"text_loss": loss / len(everywhere)}
 
     def token_loss(self, network: MMGEMNetwork, own: Tensor, drawn: DrawnTexts) -> Terms:
         """``{"text_caption_loss"}``: mean over the tokens of all drawn texts that are captioned."""
@@ -161,7 +160,7 @@ class TextOnlyTerm(TextTerm):
         """So many texts of a usual length."""
         rows = shard_slice(self.config.batch_size, world.rank, world.size)
         count = len(range(self.config.batch_size)[rows])
-        self.end, self.vocabulary = 0, torch.arange(min(_VOCABULARY, network.llm.vocabulary))
-        tokens = float(self.config.batch_size * (_TOKENS + 1))
-        of = TextStep(fake_tensor(count, _TEACHER), torch.zeros(count), [True] * count, tokens)
-        return DrawnTexts([torch.ones(_TOKENS, dtype=torch.long)] * count, of)
+        self.end, self.vocabulary = 0, torch.arange(min(ASSUMED_WORDS, network.llm.vocabulary))
+        tokens = float(self.config.batch_size * (ASSUMED_TOKENS + 1))
+        of = TextStep(fake_tensor(count, TEACHER_WIDTH), torch.zeros(count), [True] * count, tokens)
+        return DrawnTexts([torch.ones(ASSUMED_TOKENS, dtype=torch.long)] * count, of)
