@@ -138,7 +138,7 @@ class MMGEMNetwork(nn.Module):
         heads = torch.cat([prefixes, self.cap_token.expand(len(ids), 1, -1)], 1)
         return [Segment(tokens, prefix) for tokens, prefix in zip(ids, heads.unbind(), strict=True)]
 
-    def forward_packed(self, segments: Sequence[Segment], row_length: int = 128) -> PackedOutput:
+    def forward_packed(self, segments: Sequence[Segment], row_length: int = 64) -> PackedOutput:
         """One pass of the LLM over sequences of any kind, packed into rows of ``row_length`` positions (more
         where one is longer): none is padded, and none sees another but the one it continues.
 
