@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 
@@ -13,9 +16,11 @@ from mmgem.models.sentence_encoder import default_prompt, sentence_encoder
 from mmgem.utils.files import cache_home
 from mmgem.utils.progress import track
 
+_CHUNK = 2048  # texts between two commits: what a kill loses
+
 
 def embed_captions(teacher: str, section: str, texts: Sequence[str]) -> np.ndarray:
-    """``(len(texts), E)`` float32 unit rows; cached on disk.
+    """``(len(texts), E)`` float32 unit rows; each text's row is kept on disk, whatever texts come with it.
 
     The teacher is a transformers encoder whose token states are averaged (as all-MiniLM and e5 are used);
     before every caption stands the prompt that its folder names, "query: " for e5.
@@ -24,21 +29,47 @@ def embed_captions(teacher: str, section: str, texts: Sequence[str]) -> np.ndarr
     folder = source_folder(teacher)
     try:
         prompt = default_prompt(folder)
+        path = cache_home() / "teacher" / f"{_digest(_stamp(folder), prompt).hex()}.sqlite"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=60)) as rows:
+            rows.execute("create table if not exists rows (text blob primary key, row blob) without rowid")
+            return _embed(rows, texts, lambda: sentence_encoder(folder, batch=128))
     except CheckpointError as error:
         raise CheckpointError(f"{section}: {error}") from error
-    key = "\n".join([str(folder), *(prompt + text for text in texts)])
-    digest = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
-    path = cache_home() / "teacher" / f"{digest}.npy"
-    if path.exists():
-        return np.asarray(np.load(path))
-    try:
-        encode = sentence_encoder(folder, batch=128)
-    except CheckpointError as error:
-        raise CheckpointError(f"{section}: {error}") from error
-    chunks = [texts[i : i + 2048] for i in range(0, len(texts), 2048)]
-    values = np.concatenate([encode(chunk) for chunk in track(chunks, "teacher", sizes=[*map(len, chunks)])])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, values)
-    temporary.replace(path)
-    return values
+
+
+def _embed(
+    rows: sqlite3.Connection,
+    texts: Sequence[str],
+    load: Callable[[], Callable[[Sequence[str]], np.ndarray]],
+) -> np.ndarray:
+    keys = [_digest(text) for text in texts]
+    found = {key: _row(rows, key) for key in dict.fromkeys(keys)}
+    new = {key: text for key, text in zip(keys, texts, strict=True) if found[key] is None}
+    if new:
+        encode = load()
+        # Texts of like length together: a batch is as long as its longest.
+        order = sorted(new, key=lambda key: len(new[key]))
+        chunks = [order[at : at + _CHUNK] for at in range(0, len(order), _CHUNK)]
+        for chunk in track(chunks, "teacher", sizes=[*map(len, chunks)]):
+            values = encode([new[key] for key in chunk])
+            with rows:
+                pairs = [(key, value.tobytes()) for key, value in zip(chunk, values, strict=True)]
+                rows.executemany("insert or replace into rows values (?, ?)", pairs)
+            found.update(zip(chunk, values, strict=True))
+    return np.stack([found[key] for key in keys])  # type: ignore[arg-type]
+
+
+def _row(rows: sqlite3.Connection, key: bytes) -> np.ndarray | None:
+    got = rows.execute("select row from rows where text = ?", (key,)).fetchone()
+    return None if got is None else np.frombuffer(got[0], np.float32)
+
+
+def _stamp(folder: Path) -> str:
+    """What tells a teacher's files from those that lay there before."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return str(folder) + "".join(f"\n{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)
+
+
+def _digest(*parts: str) -> bytes:
+    return hashlib.blake2b("\n".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
