@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import toys
+
 from mmgem.models import sentence_encoder
 from mmgem.tasks.image_text import teacher
-
-import toys
 
 
 @pytest.fixture
