@@ -6,13 +6,17 @@ OUT ?= demo
 # Your own photos: make demo PHOTOS=~/Pictures
 PHOTOS ?=
 
-.PHONY: install demo test check clean
+# All that is installed has a known sha256. PyTorch without CUDA where that build is to be had, else that of PyPI.
+LOCKED := --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+
+.PHONY: install demo test check lock licences sbom clean
 
 install: $(VENV)/.done
 
-$(VENV)/.done: pyproject.toml constraints.txt
+$(VENV)/.done: pyproject.toml requirements.lock constraints/torch.lock
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install $(LOCKED) -r constraints/torch-cpu.lock 2> /dev/null || $(BIN)/pip install $(LOCKED) -r constraints/torch.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: install
@@ -25,6 +29,17 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Resolves anew what pyproject.toml and constraints.txt ask for; needs uv.
+lock:
+	$(PYTHON) constraints/lock.py
+
+licences: install
+	$(BIN)/python constraints/licences.py
+
+# What is installed, with versions, hashes and licences, as a CycloneDX bill of materials.
+sbom: install
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml -o sbom.json $(BIN)/python
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .ruff_cache .mypy_cache

@@ -94,10 +94,10 @@ def _json(value: object) -> bytes:
 
 
 @contextmanager
-def server(idx: Path, batch: int, precision: str) -> Iterator[tuple[int, int]]:
+def server(idx: Path, batch: int, precision: str, deadline: float = 120) -> Iterator[tuple[int, int]]:
     """A server that joins up to ``batch``: its port and process number."""
     command = [sys.executable, "-m", "mmgem", "serve", str(idx), "--port", "0", "--precision", precision]
-    limits = ["--limit", f"batch={batch}", "--limit", "recent=0", "--limit", "seconds=120"]
+    limits = ["--limit", f"batch={batch}", "--limit", "recent=0", "--limit", f"seconds={deadline}"]
     process = subprocess.Popen(
         [*command, *limits], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

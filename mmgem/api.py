@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mmgem.checkpoints.hub import read_card, upload, with_front_matter
@@ -20,6 +21,7 @@ from mmgem.checkpoints.model_folder import load_model, save_model
 from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
 from mmgem.data.images import ImageSource, foreign_photos
 from mmgem.data.records import Box
+from mmgem.data.texts import check_text, check_texts
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import ImageError, UsageError
 from mmgem.export.compress import quantization_bits
@@ -167,9 +169,8 @@ class MMGEM:
         """Embed texts: ``(n, D)`` float32 of unit length; the dot product with an image's embedding is their
         similarity. A text of several sentences, however long, is the mean of their embeddings (see
         ``preprocessing.long_text``). ``dimensions`` as in :meth:`embed_images`. Raises ``DataError`` for an
-        empty text."""
-        if isinstance(texts, str):
-            raise UsageError("texts must be a list of strings, not one string")
+        empty text and for half a character, ``UsageError`` for anything but a list of strings."""
+        texts = check_texts(texts)
         return truncate_embeddings(
             embed_texts(self.network, self.tokenizer, texts, 4 * self.batch), dimensions
         )
@@ -222,6 +223,7 @@ class MMGEM:
     def score(self, images: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:
         """log P(text | image) per token (end of text included), in nats, of each image and its text: ``(n,)``
         float32. Raises ``UsageError`` unless there are as many texts as images."""
+        images, texts = _listed(images), check_texts(texts)
         if len(images) != len(texts):
             raise UsageError(f"{len(images)} images but {len(texts)} texts")
         ids = self.tokenizer.encode_all(texts)
@@ -260,7 +262,7 @@ class MMGEM:
             progress=progress,
         )
         for bad in report.failed[:_LISTED]:
-            _log.warning("skipped %s: %s", folder / bad.path, bad.reason)
+            _log.warning("skipped %s: %s", folder / bad.path, bad.explanation)
         if len(report.failed) > _LISTED:
             _log.warning("skipped %d more", len(report.failed) - _LISTED)
         if foreign := foreign_photos(folder):
@@ -280,6 +282,7 @@ class MMGEM:
     ) -> list[RerankedHit]:
         """The ``k`` best photos of ``index`` for ``text``: found by their embeddings, then ordered by cosine
         and by how likely the text is given each. See :func:`mmgem.search.rerank.rerank`."""
+        text = check_text(text)
         return rerank(self.network, self.tokenizer, index, text, k, options, self.calibration)
 
     @torch.inference_mode()
@@ -361,8 +364,10 @@ def open_index(
 
 
 def _listed(images: Sequence[ImageSource]) -> Sequence[ImageSource]:
-    if isinstance(images, str | bytes | os.PathLike):
+    if isinstance(images, str | bytes | os.PathLike | Image.Image):
         raise UsageError("images must be a list, not one image")
+    if not isinstance(images, Sequence | np.ndarray):
+        raise UsageError(f"images must be a list, not {type(images).__name__}")
     return images
 
 

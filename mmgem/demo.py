@@ -10,7 +10,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,9 @@ from mmgem.report.data import (
 )
 from mmgem.report.html import write_report
 from mmgem.search.index import IndexReport, update_index
+from mmgem.search.index_store import write_lock
 from mmgem.search.search import PhotoIndex, with_match
+from mmgem.utils.locks import FileLock
 from mmgem.utils.progress import track
 
 SAMPLE_QUERIES = (
@@ -93,11 +95,19 @@ def run_demo(
     began = time.perf_counter()
     if photos is not None and not list_images(photos):
         raise UsageError(f"{photos}: no photos in this folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = _sample_photos(out / "sample-photos", say) if photos is None else photos
-    except OSError as error:
-        raise UsageError(f"{out}: cannot be written: {error.strerror}") from error
+    with ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(out / "lock", out, wait=True))
+            folder = _sample_photos(out / "sample-photos", say) if photos is None else photos
+        except OSError as error:
+            raise UsageError(f"{out}: cannot be written: {error.strerror}") from error
+        return _make_demo(out, folder, photos, model, say, began)
+
+
+def _make_demo(
+    out: Path, folder: Path, photos: Path | None, model: str, say: Callable[[str], None], began: float
+) -> Demo:
     say(f"loading the model {model}")
     mmgem = MMGEM.from_pretrained(model)
     index, report = _index(out / "index", folder, mmgem, model)
@@ -154,7 +164,7 @@ def run_demo(
         out / "report.html",
         out / "sheet.png",
         out / "index",
-        [f"{folder / bad.path}: {bad.reason}" for bad in report.failed],
+        [f"{folder / bad.path}: {bad.explanation}" for bad in report.failed],
     )
     result.problems.extend(write_report(result.page, page))
     contact_sheet(result.contact_sheet, [*rows, *similar])
@@ -183,7 +193,8 @@ def _index(out: Path, folder: Path, mmgem: MMGEM, model: str) -> tuple[PhotoInde
     with suppress(SearchIndexError):
         old = PhotoIndex.open(out)
         if (old.fingerprint, old.folder, old.regions) != (mmgem.fingerprint, folder.resolve(), _REGIONS):
-            shutil.rmtree(out)
+            with closing(write_lock(out)):
+                shutil.rmtree(out)
     report = update_index(
         out,
         folder,

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Files of tests that take longest; begun first, so that no process is left with one of them in the end.
 LONG = (
     *("plan", "docs", "ranks", "export", "recorded", "bulk", "examples", "example_task", "resume"),
-    *("page", "serve_schema", "train", "corpus_training", "demo"),
+    *("page", "serve_schema", "train", "corpus_training", "demo", "faults"),
 )
 
 
@@ -126,5 +126,5 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
     made = Hub(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda **_: made)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo: str(made.folder / repo))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **_: str(made.folder / repo))
     return made

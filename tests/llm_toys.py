@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-VOCABULARY = 40
+VOCABULARY = 42  # as many as toys.WORDS
 WINDOW = 5
 
 _USUAL: dict[str, Any] = {

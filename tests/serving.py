@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ def serving(
     local: bool = False,
     corpus: Any = None,
     remote: bool = False,
+    hosts: Collection[str] | None = None,
     **limits: float,
 ) -> Iterator[tuple[httpx.Client, Service]]:
     """A running server: a client of it, and the service behind it."""
@@ -37,7 +38,7 @@ def serving(
     service = Service(model, options, Limits(**limits), Metrics(), index, corpus)  # type: ignore[arg-type]
     sock = listen("127.0.0.1", 0)
     started = threading.Event()
-    server = make_server(service, token, origins, local, started.set)
+    server = make_server(service, token, origins, local, hosts, started.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     assert started.wait(20)

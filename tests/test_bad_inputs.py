@@ -52,6 +52,7 @@ class Place:
         weights = load_file(self.model / "model.safetensors")
         change(weights)
         save_file(weights, self.model / "model.safetensors")
+        (self.model / "checksums.json").unlink()
         return ["caption", self.photo, "--model", self.model]
 
     def index(self) -> Path:

@@ -90,6 +90,7 @@ def test_rounded_weights(folder: Path) -> None:
 
 def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:
     path = folder / "model.safetensors"
+    (folder / "checksums.json").unlink()
     tensors = load_file(str(path))
     for change, message in (
         (

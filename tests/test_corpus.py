@@ -114,6 +114,7 @@ def test_a_saved_corpus_is_the_same(tmp_path: Path) -> None:
 def test_a_corpus_with_the_former_names_of_its_scoring_is_read(tmp_path: Path) -> None:
     Corpus.build(toys.passages(), PROMPTS).save(tmp_path / "c")
     file = tmp_path / "c" / "corpus.json"
+    (tmp_path / "c" / "checksums.json").unlink()
     facts = json.loads(file.read_text())
     facts["scoring"] = {
         "titles": 3,
@@ -161,6 +162,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     Corpus.build(toys.passages(), PROMPTS).save(tmp_path / "c")
     lines = (tmp_path / "c" / "passages.jsonl").read_text().splitlines()
     (tmp_path / "c" / "passages.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    (tmp_path / "c" / "checksums.json").unlink()
     with pytest.raises(CheckpointError, match="do not fit together"):
         Corpus.open(tmp_path / "c")
     with pytest.raises(CheckpointError, match="holds no corpus"):

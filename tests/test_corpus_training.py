@@ -21,6 +21,7 @@ from mmgem.self_retrieval.losses import reading_losses, retrieval_loss
 from mmgem.self_retrieval.model import SelfRetrieval
 from mmgem.self_retrieval.passages import Passage, load_corpus, load_queries
 from mmgem.self_retrieval.prompts import Prompts
+from mmgem.self_retrieval.query_generation import cached_generated_queries
 from mmgem.train import loop
 from mmgem.train.loop import train
 
@@ -213,6 +214,16 @@ def test_no_dev_queries_and_no_queries_but_its_own(
     again = loop.prepare(made)
     assert again.tasks[0].batches.questions_by_passage == run.tasks[0].batches.questions_by_passage
     assert len(list((tmp_path / "cache" / "questions").iterdir())) == 1
+
+
+def test_another_model_of_the_same_name_writes_its_own_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
+    for seed in (0, 1, 1):
+        llm = toys.network("tied llama", "none", seed).llm
+        cached_generated_queries(llm, PROMPTS, toys.passages(2), 1, 0, "a/model")
+    assert len(list((tmp_path / "cache" / "questions").iterdir())) == 2
 
 
 def test_a_finished_run_leaves_what_was_added(tmp_path: Path, data: tuple[Path, Path], lm: Path) -> None:

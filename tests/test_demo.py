@@ -72,7 +72,7 @@ def test_without_the_samples_it_says_what_to_do(tiny_model_folder, tmp_path, mon
         raise DownloadError("scikit-image==0.26.0: pip download failed: no route")
 
     monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pull, "_download", offline)
+    monkeypatch.setattr(pull, "download_wheel", offline)
     assert main(["demo", "--out", str(tmp_path / "out"), "--model", str(tiny_model_folder)]) == 1
     assert "give your own: --photos DIR" in capfd.readouterr().err.splitlines()[-1]
 

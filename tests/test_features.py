@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 import toys
+from damage import flip_bits
 from PIL import Image
 
+from mmgem.data import content_hashes
+from mmgem.data.content_hashes import ContentHashes
 from mmgem.data.features import PixelSource
 from mmgem.data.images import open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
+from mmgem.encoders import feature_cache
 from mmgem.encoders.base import Encoder
 from mmgem.encoders.feature_cache import cache_features, encoder_fingerprint
 from mmgem.errors import DataError, ImageError
@@ -207,3 +212,95 @@ def test_large_photos_are_close_to_their_cheaply_decoded_selves(tmp_path: Path) 
     read: Any = PixelSource([tmp_path / "large.jpg"], toys.prep(), 1, 0.5).read([0], [0])
     full = normalise(np.stack([to_square(open_image(tmp_path / "large.jpg"), toys.prep())]), toys.prep())
     assert float((read - full).abs().mean()) < 0.05
+
+
+def test_another_photo_of_the_same_size_and_beginning_has_its_own_features(tmp_path: Path) -> None:
+    beginning = np.random.default_rng(0).integers(0, 256, (300, 160, 3), np.uint8)
+    features = []
+    for seed, folder in enumerate(("one", "two")):
+        pixels = beginning.copy()
+        pixels[200:] = np.random.default_rng(seed).integers(0, 256, (100, 160, 3), np.uint8)
+        path = tmp_path / folder / "a.bmp"
+        path.parent.mkdir()
+        Image.fromarray(pixels[::-1].copy()).save(path)  # rows of BMP come from the bottom up
+        cache = cache_features(CountingEncoder(), toys.prep(), [path], tmp_path / "cache")
+        features.append(cache.read([0], [0]))
+        torch.testing.assert_close(features[-1], direct(CountingEncoder(), [path], 0), rtol=0, atol=0.01)
+    one, two = (tmp_path / folder / "a.bmp" for folder in ("one", "two"))
+    assert one.read_bytes()[: 1 << 16] == two.read_bytes()[: 1 << 16]
+    assert one.stat().st_size == two.stat().st_size
+    assert not torch.equal(*features)
+
+
+def test_a_photo_is_read_whole_once_and_again_when_it_changes(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
+    plain = content_hashes._hash
+    monkeypatch.setattr(content_hashes, "_hash", lambda file: hashed.append(Path(file.name)) or plain(file))
+    monkeypatch.setattr(content_hashes, "SETTLED_NS", -1)
+    identities = ContentHashes(tmp_path / "hashes.json").identities(images)
+    assert sorted(hashed) == sorted(images)
+    hashed.clear()
+    assert ContentHashes(tmp_path / "hashes.json").identities(images) == identities
+    assert hashed == []
+    stat = images[3].stat()
+    images[3].write_bytes(images[3].read_bytes()[:-1] + b"\1")
+    os.utime(images[3], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = ContentHashes(tmp_path / "hashes.json").identities(images)
+    assert hashed == [images[3]]
+    assert [a == b for a, b in zip(changed, identities, strict=True)] == [n != 3 for n in range(len(images))]
+    (tmp_path / "hashes.json").write_text(
+        (tmp_path / "hashes.json").read_text().replace(str(changed[5][2]), "0")
+    )
+    assert ContentHashes(tmp_path / "hashes.json").identities(images) == changed
+
+
+def test_features_that_are_not_finite_are_never_done(images: list[Path], tmp_path: Path) -> None:
+    class Infinite(CountingEncoder):
+        def frozen_stem(self, pixels: torch.Tensor) -> torch.Tensor:
+            maps = super().frozen_stem(pixels)
+            if len(maps) > 1:
+                maps[2, 1, 1, 0] = 70_000  # no float16
+            return maps
+
+    cache = cache_features(Infinite(), toys.prep(), images[:10], tmp_path / "cache")
+    assert cache.valid == [n for n in range(10) if n != 2]
+    assert cache.problems == [f"{images[2]}: its features are not finite in float16"]
+
+
+def test_maps_are_on_the_disk_before_they_count(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    plain = np.memmap.flush
+
+    def flush(array: np.memmap) -> None:
+        name = Path(array.filename).name
+        if name == "maps.npy":
+            states = np.load(Path(array.filename).parent / "state.npy")
+            assert not states[len([f for f in flushed if f == "maps.npy"]) * 32 :].any()
+        flushed.append(name)
+        plain(array)
+
+    monkeypatch.setattr(feature_cache, "_FLUSH_SECONDS", -1.0)
+    monkeypatch.setattr(np.memmap, "flush", flush)
+    cache_features(CountingEncoder(), toys.prep(), images, tmp_path / "cache")
+    order = [name for name in flushed if not name.endswith(".tmp")]
+    assert order.count("maps.npy") == 2
+    for at, name in enumerate(order):
+        if name == "maps.npy":
+            assert order[at : at + 3] == ["maps.npy", "crc32.npy", "state.npy"]
+
+
+def test_damaged_maps_are_seen(images: list[Path], tmp_path: Path) -> None:
+    for seed in range(10):
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        cache_features(CountingEncoder(), toys.prep(), images, tmp_path / "cache")
+        (maps,) = (tmp_path / "cache").rglob("maps.npy")
+        flip_bits(maps, seed, start=128)
+        encoder = CountingEncoder()
+        cache = cache_features(encoder, toys.prep(), images, tmp_path / "cache")
+        assert encoder.seen == 0
+        with pytest.raises(DataError, match=r"maps.npy: row \d+ is damaged; delete its folder"):
+            cache.read(range(40), [0] * 40)

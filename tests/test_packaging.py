@@ -76,3 +76,56 @@ def test_links_of_the_guide_lead_somewhere() -> None:
     for page in ("CONTRIBUTING.md", "README.md"):
         for link in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
             assert link.startswith("http") or (ROOT / link).exists(), (page, link)
+
+
+NAME = re.compile(r"[-_.]+")
+
+
+def locked(file: str) -> dict[str, list[str]]:
+    """Hashes of each ``name==version`` of a lock; every line of it is one of the two."""
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / file).read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        if requirement := re.fullmatch(r"([\w.-]+==[\w.+!]+)( ;[^\\]+)? \\", line):
+            found[f"{requirement[1]}{requirement[2] or ''}"] = hashes = []
+            continue
+        digest = re.fullmatch(r"    --hash=sha256:([0-9a-f]{64})( \\)?", line)
+        assert digest is not None, line
+        hashes.append(digest[1])
+    return found
+
+
+def test_the_lock_has_a_hash_of_everything() -> None:
+    lock, torch_lock = locked("requirements.lock"), locked("constraints/torch.lock")
+    assert all(lock.values()) and all(torch_lock.values())
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    names = {NAME.sub("-", pin.partition("==")[0]) for pin in lock}
+    assert {pin for pin in pins if not pin.startswith("torch==")} <= lock.keys()
+    assert [pin for pin in pins if pin.startswith("torch==")] == [
+        p for p in torch_lock if p.startswith("torch==")
+    ]
+    (build,) = locked("constraints/torch-cpu.lock")
+    assert build.startswith(next(p for p in pins if p.startswith("torch==")) + "+cpu")
+    extras = PROJECT["optional-dependencies"]
+    for need in [*PROJECT["dependencies"], *(need for needs in extras.values() for need in needs)]:
+        name = NAME.sub("-", re.split(r"[^\w.-]", need, maxsplit=1)[0]).lower()
+        assert name in names | {"mmgem", "torch"}, f"{name}: make lock"
+    assert "hatchling" in names and not names & {"torch", "triton"}
+
+
+def test_locks_name_no_place_to_fetch_from() -> None:
+    for file in ("requirements.lock", "constraints/torch.lock", "constraints/torch-cpu.lock", "Makefile"):
+        assert not re.search(r"https?:|index-url|find-links|trusted-host", (ROOT / file).read_text()), file
+
+
+def test_every_locked_package_has_its_licence_listed() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    for pin in locked("requirements.lock"):
+        assert f"| {pin.partition('==')[0]} | " in page, f"{pin}: make licences"
+
+
+def test_make_installs_by_the_lock() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    assert "--require-hashes -r requirements.lock" in makefile and "cyclonedx-py environment" in makefile
+    assert "--no-deps --no-build-isolation -e ." in makefile

@@ -187,7 +187,7 @@ def test_not_utf8_names_the_line(tmp_path):
     file.write_bytes(b'{"image": "1.jpg"}\n{"image": "caf\xe9.jpg"}\n')
     assert refusal(file) == ":2: not UTF-8 text"
     file.write_bytes('{"image": "1.jpg"}\n'.encode("utf-16"))
-    assert refusal(file) == ":1: not UTF-8 text"
+    assert refusal(file) == ":1: not UTF-8 text but UTF-16; save it as UTF-8"
 
 
 def test_files_without_records(tmp_path):

@@ -213,11 +213,11 @@ def test_what_cannot_be_is_refused(
     ("body", "message", "param"),
     [
         ({"input": []}, "input: List should have at least 1 item after validation, not 0", "input"),
-        ({"input": 5}, "input: must be a text, or a list of texts and parts", "input"),
+        ({"input": 5}, "input: must be a text, a list of texts and parts, or token ids", "input"),
         (
-            {"input": [[1, 2, 3]]},
-            "input.0: must be a text, or a part of type text or image_url; token ids are not taken",
-            "input.0",
+            {"input": ["a", [1, 2, 3]]},
+            "input.1: must be a text, or a part of type text or image_url",
+            "input.1",
         ),
         ({"input": ["a", ""]}, "input.1: String should have at least 1 character", "input.1"),
         ({"input": [{"type": "text"}]}, "input.0.text: Field required", "input.0.text"),

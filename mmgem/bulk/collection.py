@@ -17,10 +17,18 @@ from pathlib import Path
 from mmgem.data.images import list_images
 from mmgem.data.shards import Shard, find_shards, is_shards, open_photos
 from mmgem.data.shards.parquet import RowGroups
-from mmgem.errors import DataError, UsageError
+from mmgem.errors import DataError, ImageError, TransientImageError, UsageError, is_transient, why
+from mmgem.utils.files import IrregularFileError, open_regular
 from mmgem.utils.progress import track
 
-_UNREADABLE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_UNREADABLE = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    IrregularFileError,
+    MemoryError,
+)
 _OPEN_ROW_GROUPS = 2  # row groups of parquet held: a partition ends in the one where the next begins
 
 
@@ -62,13 +70,13 @@ class Partition:
 @dataclass(frozen=True, slots=True)
 class RawPhoto:
     """One photo as it lies there: ``item`` is its number in the collection; ``key`` its path in the folder,
-    or what its shard calls it; ``data`` the bytes of the file, none if ``problem`` says why."""
+    or what its shard calls it; ``data`` the bytes of the file, none if ``error`` says why."""
 
     item: int
     key: str
     shard: str | None
     data: bytes
-    problem: str = ""
+    error: ImageError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +190,10 @@ class PhotoReader:
     def _read_file(self, file: str, item: int) -> RawPhoto:
         path = self.root / file
         try:
-            return RawPhoto(item, file, None, path.read_bytes())
+            with open_regular(path) as photo:
+                return RawPhoto(item, file, None, photo.read())
         except _UNREADABLE as error:
-            return RawPhoto(item, file, None, b"", error.strerror or str(error))
+            return RawPhoto(item, file, None, b"", _error(error))
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
 
@@ -198,6 +207,17 @@ class PhotoReader:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
                 raise
             return RawPhoto(
-                item, self._shard.index.names[index], file, b"", str(error).removeprefix(f"{path}: ")
+                item,
+                self._shard.index.names[index],
+                file,
+                b"",
+                ImageError(str(error).removeprefix(f"{path}: ")),
             )
         return RawPhoto(item, sample.key, file, sample.photo)
+
+
+def _error(error: Exception) -> ImageError:
+    """Why a file could not be read, and whether only now."""
+    if is_transient(error):
+        return TransientImageError(f"could not be read now: {why(error)}")
+    return ImageError(why(error))

@@ -2,6 +2,7 @@
 
     OUT/bulk.json               what the partitions are made of: photos, model, options
     OUT/parts/000000.parquet    partition 0, a row a photo; partitions appear whole or not at all
+    OUT/checksums/000000.crc32  those of its blocks, compared when it is read
     OUT/skipped.jsonl           photos that are in no partition, and why; written once all are there
     OUT/lock                    held by the one run that writes
 
@@ -13,18 +14,20 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmgem.data.shards.parquet import require_pyarrow
-from mmgem.errors import DataError, UsageError
-from mmgem.utils.files import lock_folder, write_atomic
+from mmgem.data.shards.parquet import require_pyarrow, verify_footer
+from mmgem.errors import BusyError, DataError, UsageError
+from mmgem.utils.checksums import FileBlocks, write_block_checksums
+from mmgem.utils.files import move_durably, write_atomic
+from mmgem.utils.locks import FileLock
+from mmgem.utils.unit_vectors import not_unit_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,12 +56,13 @@ class PhotoRow:
 @dataclass(frozen=True, slots=True)
 class SkippedPhoto:
     """A photo that is in no partition (``item`` and ``key``), or something of a shard that was left out
-    before its photos were numbered (None)."""
+    before its photos were numbered (None). ``transient``: the next run tries the photo again."""
 
     item: int | None
     key: str | None
     shard: str | None
     reason: str
+    transient: bool = False
 
 
 def schema(dim: int, captions: bool) -> pa.Schema:
@@ -94,6 +98,16 @@ class OutputFolder:
         """Whether the folder is there, as seen from here."""
         return (self.out / "bulk.json").is_file()
 
+    def is_done(self, partition: Partition) -> bool:
+        """Whether ``partition`` is there and lacks no photo that may be read now. A damaged one counts as
+        done: :meth:`finish` says what is wrong with it."""
+        if not self.partition_file(partition.number).exists():
+            return False
+        try:
+            return not any(photo.transient for photo in self._read_footer(partition)[1])
+        except DataError:
+            return True
+
     def partition_files(self) -> list[Path]:
         """The partitions that are there."""
         return sorted(self.partition_file(0).parent.glob("[0-9]*.parquet"))
@@ -118,12 +132,14 @@ class OutputFolder:
 
         Raises UsageError if its partitions are of other settings or another run is writing.
         """
-        with _errors_naming(self.out):
-            self.partition_file(0).parent.mkdir(parents=True, exist_ok=True)
-            lock = lock_folder(self.out)
-        if lock is None:
-            raise UsageError(f"{self.out}: another run is writing here")
-        with closing(lock):
+        try:
+            with _errors_naming(self.out):
+                for file in (self.partition_file(0), checksums_of(self.partition_file(0))):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(self.out / "lock", self.out)
+        except BusyError as error:
+            raise UsageError(f"{self.out}: another run is writing here ({error.holder})") from error
+        with lock:
             self._check_settings({"version": _VERSION, **settings})
             with _errors_naming(self.out):
                 self._remove_leftovers()
@@ -175,6 +191,9 @@ class OutputFolder:
         pq = require_pyarrow()
         import pyarrow as pa
 
+        if rows and len(wrong := not_unit_rows(np.stack([row.embedding for row in rows]))):
+            photo = rows[wrong[0]].key
+            raise DataError(f"{self.out}: the embedding of {photo} is not finite and of unit length")
         values = np.concatenate([row.embedding for row in rows] or [np.empty(0, np.float32)])
         columns: dict[str, Any] = {f.name: [getattr(row, f.name) for row in rows] for f in fields(PhotoRow)}
         columns["key"] = [_valid_text(key) for key in columns["key"]]
@@ -191,7 +210,8 @@ class OutputFolder:
                 pq.write_table(table, file, compression="zstd")
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            write_block_checksums(temporary, checksums_of(path))
+            move_durably(temporary, path)
 
     def finish(
         self, partitions: Sequence[Partition], problems: Sequence[SkippedPhoto]
@@ -223,6 +243,7 @@ class OutputFolder:
     def _read_footer(self, partition: Partition) -> tuple[int, list[SkippedPhoto]]:
         path = self.partition_file(partition.number)
         try:
+            verify_footer(path, FileBlocks.open(path, sums=checksums_of(path)))
             footer = require_pyarrow().read_metadata(path)
             metadata = json.loads(footer.metadata[_METADATA_KEY])
             skipped = [SkippedPhoto(**entry) for entry in metadata["skipped"]]
@@ -233,12 +254,21 @@ class OutputFolder:
             raise DataError(f"{path}: damaged; remove it and run again ({_one_line(error)})") from error
 
 
+def checksums_of(file: Path) -> Path:
+    """Where the checksums of a partition are."""
+    return file.parent.with_name("checksums") / f"{file.stem}.crc32"
+
+
 def read_column(file: Path, name: str) -> pa.ChunkedArray:
     """A column of a partition. Raises DataError if the partition is damaged."""
     try:
+        if (blocks := FileBlocks.open(file, sums=checksums_of(file))) is not None:
+            blocks.verify()
         return require_pyarrow().read_table(file, columns=[name]).column(0)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: damaged ({_one_line(error)})") from error
+        raise DataError(
+            f"{file}: damaged ({_one_line(error)}); remove it and run mmgem bulk again"
+        ) from error
 
 
 def _valid_text(name: str) -> str:
@@ -257,5 +287,3 @@ def _errors_naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except sqlite3.Error as error:
-        raise UsageError(f"{path}: cannot be locked: {error}") from error

@@ -18,6 +18,7 @@ from mmgem.bulk.output import OutputFolder, read_column
 from mmgem.data.records import Box
 from mmgem.errors import UsageError
 from mmgem.search.index import Embedder
+from mmgem.utils.files import open_regular
 
 _CACHED_PARTITIONS = 4
 
@@ -80,7 +81,7 @@ class PrecomputedEmbedder:
 
 def _digest(image: Path) -> bytes:
     try:
-        with image.open("rb") as file:
+        with open_regular(image) as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
     except OSError:  # the model says what is wrong with it
         return b""

@@ -48,7 +48,8 @@ def embed_collection(
 
     ``workers``: processes on Ray (None: one a CPU), 0: none, all is done here and Ray is not needed.
     ``address``: of a Ray cluster; None: Ray is started on this machine, or used if this process has begun it.
-    Partitions that are there already are kept. The partitions do not depend on who makes them.
+    Partitions that are there already are kept, but for those that lack photos which could only not be read
+    then (no memory, no right to). The partitions do not depend on who makes them.
 
     Raises UsageError for arguments that cannot work, for an ``out`` made of other photos, by another model or
     with other options, and if Ray is missing; ImageError if not a single photo can be read.
@@ -73,9 +74,7 @@ def embed_collection(
     }
     partitions = collection.partitions(part_size)
     with output.locked(settings):
-        missing = [
-            partition for partition in partitions if not output.partition_file(partition.number).exists()
-        ]
+        missing = [partition for partition in partitions if not output.is_done(partition)]
         began, embedded, skipped_count = time.perf_counter(), 0, 0
         job = BulkJob(collection.root, output.out, lasting_name(model), model_fingerprint, captions)
         with (

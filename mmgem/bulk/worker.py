@@ -19,7 +19,8 @@ import numpy as np
 from mmgem.bulk.collection import Partition, PhotoReader, RawPhoto
 from mmgem.bulk.output import OutputFolder, PhotoRow, SkippedPhoto, schema
 from mmgem.data.images import attempt, image_size
-from mmgem.errors import CheckpointError, ImageError, UsageError
+from mmgem.errors import CheckpointError, ImageError, TransientImageError, UsageError
+from mmgem.utils.unit_vectors import not_unit_rows
 
 if TYPE_CHECKING:
     from mmgem.api import MMGEM
@@ -71,7 +72,7 @@ class Worker:
 
     def write_partition(self, partition: Partition) -> int:
         """Write ``partition`` unless it is there. Returns how many of its photos were skipped just now."""
-        if self.output.partition_file(partition.number).exists():
+        if self.output.is_done(partition):
             return 0
         rows: list[PhotoRow] = []
         skipped: list[SkippedPhoto] = []
@@ -86,13 +87,14 @@ class Worker:
         self, batch: Sequence[RawPhoto], rows: list[PhotoRow], skipped: list[SkippedPhoto]
     ) -> None:
         """Embed ``batch`` and add each photo of it to one of the two."""
-        readable = [photo for photo in batch if not photo.problem]
+        readable = [photo for photo in batch if photo.error is None]
         results = iter(attempt(self._embed, [photo.data for photo in readable]) if readable else [])
         for photo in batch:
-            result = ImageError(photo.problem) if photo.problem else next(results)
+            result = photo.error or next(results)
             if isinstance(result, ImageError):
                 reason = str(result).removeprefix("image bytes: ")
-                skipped.append(SkippedPhoto(photo.item, photo.key, photo.shard, reason))
+                transient = isinstance(result, TransientImageError)
+                skipped.append(SkippedPhoto(photo.item, photo.key, photo.shard, reason, transient))
                 continue
             (width, height), vector, caption = result
             digest = hashlib.blake2b(photo.data, digest_size=16).digest()
@@ -107,4 +109,6 @@ class Worker:
             vectors = self.model.embed_images(images)
         if not np.isfinite(vectors).all():
             raise ImageError("its embedding is not finite")
+        if len(not_unit_rows(vectors)):
+            raise ImageError("its embedding is not of unit length")
         return list(zip(map(image_size, images), vectors, captions, strict=True))

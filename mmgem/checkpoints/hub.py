@@ -9,15 +9,16 @@ from pathlib import Path
 
 from mmgem.errors import UsageError
 from mmgem.models.network import MMGEMNetwork
+from mmgem.utils.model_files import read_text_file
 
 # What the hub's pages offer to do with a model.
 _IMAGE_TASK, _TEXT_TASK = "zero-shot-image-classification", "sentence-similarity"
 
 
 def read_card(folder: Path) -> str:
-    """The card of a model folder; empty if it has none."""
+    """The card of a model folder; empty if it has none. Raises ``CheckpointError`` if it is no text file."""
     path = folder / "README.md"
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    return read_text_file(path) if path.exists() else ""
 
 
 def with_front_matter(card: str, network: MMGEMNetwork, licence: str | None = None) -> str:

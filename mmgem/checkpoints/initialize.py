@@ -23,6 +23,7 @@ from mmgem.models.llm import truncate
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing_check import check_packing
 from mmgem.utils.hf_config import export_config
+from mmgem.utils.pretrained import load_pretrained, local_folder
 
 
 def init_network(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
@@ -47,12 +48,15 @@ def init_network(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
 
 
 def source_folder(name: str) -> Path:
-    """A base model's folder: a pulled name, or a path. Hub ids are resolved by transformers itself."""
+    """A base model's folder: a pulled name, or a path; a hub id is resolved by what reads the folder."""
     return base_folder(name) if name in SOURCES else Path(name)
 
 
 def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
-    llm_folder = source_folder(recipe.init.llm)
+    try:
+        llm_folder = local_folder(source_folder(recipe.init.llm))
+    except CheckpointError as error:
+        raise CheckpointError(f"init.llm: {error}") from error
     lm = _language_model(llm_folder, recipe.init)
     _agree(recipe.model.llm.config, lm, "model.llm.config")
     kind, source = encoder_class(recipe.model.encoder), recipe.init.encoder
@@ -66,7 +70,9 @@ def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     if encoder_weights:
         network.encoder.load_state_dict(encoder_weights)
     network.init_special_embeddings()
-    return network, Tokenizer.from_folder(llm_folder, recipe.preprocessing)
+    tokenizer = Tokenizer.from_folder(llm_folder, recipe.preprocessing)
+    tokenizer.check_vocabulary(network.llm.vocabulary, f"init.llm: {llm_folder}")
+    return network, tokenizer
 
 
 def _from_checkpoint(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
@@ -115,11 +121,9 @@ def _language_model(folder: Path, options: InitConfig) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     try:
-        lm, found = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"init.llm: {folder}: {str(error).splitlines()[0]}") from error
+        lm, found = load_pretrained(AutoModelForCausalLM, folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"init.llm: {error}") from error
     _complete(found, f"init.llm: {folder}")
     if options.layers is not None or options.keep_layers:
         truncate(lm, options.keep_layers or range(options.layers or 0))

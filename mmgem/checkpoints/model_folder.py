@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mmgem.checkpoints.resolve import FORMAT, complete, read_config, read_json
-from mmgem.checkpoints.tensors import load_tensors, save_tensors
+from mmgem.checkpoints.tensors import REMEDY, load_tensors, save_tensors, stored_shapes
 from mmgem.config import ModelConfig, Preprocessing, to_dict
 from mmgem.config.legacy import current_tensors
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing_check import check_unknown
-from mmgem.utils.files import replace_folder, write_atomic
+from mmgem.models.parameter_count import meta_model
+from mmgem.utils.bounded_build import bounded_build, check_total
+from mmgem.utils.checksums import CHECKSUMS_FILE, folder_problems, verify_file, write_checksums
+from mmgem.utils.disk import disk_errno
+from mmgem.utils.files import read_again_if_replaced, replace_folder, write_atomic
+from mmgem.utils.hf_config import last_line
+
+_log = logging.getLogger(__name__)
+
+OWN_CHECKSUM = ("calibration.safetensors",)
+"""Files of a model folder that are written on their own, with a checksum inside."""
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -40,23 +52,32 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 def load_into(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     """Copy ``tensors`` into ``module``. Raises ``CheckpointError`` listing names that do not fit."""
     expected = own_tensors(module)
-    missing = sorted(expected.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - expected.keys())
-    shapes = [
-        f"{n} {tuple(tensors[n].shape)} instead of {tuple(expected[n].shape)}"
-        for n in expected.keys() & tensors.keys()
-        if expected[n].shape != tensors[n].shape
+    check_tensors(module, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise CheckpointError(f"{where}: {name} is of {tensor.dtype}, not {expected[name].dtype}")
+    with torch.no_grad():
+        for name, parameter in expected.items():
+            parameter.copy_(tensors[name])
+
+
+def check_tensors(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raise ``CheckpointError`` listing names and ``shapes`` that are not those of ``module``'s tensors."""
+    expected = {name: tuple(tensor.shape) for name, tensor in own_tensors(module).items()}
+    missing = sorted(expected.keys() - shapes.keys())
+    unexpected = sorted(shapes.keys() - expected.keys())
+    others = [
+        f"{n} {shapes[n]} instead of {expected[n]}"
+        for n in sorted(expected.keys() & shapes.keys())
+        if expected[n] != shapes[n]
     ]
     problems = [
         f"{kind} {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", others))
         if names
     ]
     if problems:
         raise CheckpointError(f"{where}: tensors do not fit the model: {'; '.join(problems)}")
-    with torch.no_grad():
-        for name, parameter in expected.items():
-            parameter.copy_(tensors[name])
 
 
 def write_model(
@@ -73,6 +94,7 @@ def write_model(
     tokenizer.hf.save_pretrained(str(folder))
     save_tensors(folder / "model.safetensors", own_tensors(network), bits)
     write_atomic(folder / "README.md", card)
+    write_checksums(folder, OWN_CHECKSUM)
 
 
 def save_model(
@@ -99,7 +121,12 @@ def replace_model(folder: Path, fill: Callable[[Path], None]) -> None:
 
     Raises ``UsageError`` if that is something else than a model, nothing, or an empty folder.
     """
-    replace_folder(folder.absolute(), fill, _is_model, "a model")
+
+    def fill_and_sum(new: Path) -> None:
+        fill(new)
+        write_checksums(new, OWN_CHECKSUM)
+
+    replace_folder(folder.absolute(), fill_and_sum, _is_model, "a model")
 
 
 def _is_model(folder: Path) -> bool:
@@ -109,22 +136,62 @@ def _is_model(folder: Path) -> bool:
         return False
 
 
+@read_again_if_replaced
 def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
-    """Read a model folder into float32 on the CPU, in eval mode. Raises ``CheckpointError``."""
+    """Read a model folder into float32 on the CPU, in eval mode. Raises ``CheckpointError``.
+
+    Files and their sizes are compared with the configuration before anything is allocated.
+    """
     folder = complete(folder)
     config, prep = read_config(folder)
-    try:
-        network = build(config)
-        check_size(network, prep)
-    except ConfigError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
     weights = folder / "model.safetensors"
-    load_into(network, current_tensors(load_tensors(weights)), str(weights))
-    try:
+    if weights.is_file():
+        verify_file(weights, REMEDY)
+    shapes = current_tensors(stored_shapes(weights))
+    with _named(folder):
+        with bounded_build([math.prod(shape) for shape in shapes.values()], str(folder / "config.json")):
+            outline = meta_model(config)
+        check_total(outline, (math.prod(shape) for shape in shapes.values()), str(folder / "config.json"))
+        check_size(outline, prep)
+        check_tensors(outline, shapes, str(weights))
+        tokenizer = Tokenizer.from_folder(folder, prep)
+        tokenizer.check_vocabulary(outline.llm.vocabulary, str(folder))
+        network = build(config)
+        load_into(network, current_tensors(load_tensors(weights, remedy=None)), str(weights))
         check_unknown(network.llm)
+        network.eval()
+        check_embeds(network)
+    for path, problem in folder_problems(folder, but=".safetensors"):
+        remedy = f"if you edited it, remove {folder / CHECKSUMS_FILE}"
+        _log.warning("%s: edited or damaged, %s; %s", path, problem, remedy)
+    return network, tokenizer
+
+
+@contextlib.contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Put the folder before what is wrong with its model, whichever code finds it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    return network.eval(), Tokenizer.from_folder(folder, prep)
+    except OSError as error:
+        if disk_errno(error) is not None:
+            raise
+        raise CheckpointError(f"{folder}: {last_line(error)}") from error
+    except Exception as error:  # of values that no class of transformers checks
+        reason = f"{type(error).__name__}: {last_line(error)}"
+        raise CheckpointError(f"{folder}: describes no model that can be built ({reason})") from error
+
+
+@torch.no_grad()
+def check_embeds(network: MMGEMNetwork) -> None:
+    """Embed a text of two tokens. Raises ``ConfigError`` unless that gives finite numbers: fields like the
+    base of the rotary positions have no shape to be compared with."""
+    vector = network.encode_text([torch.arange(2) % network.llm.vocabulary])
+    if not vector.isfinite().all():
+        raise ConfigError("model.llm.config: the embedding of a text has numbers that are not finite")
 
 
 def build(config: ModelConfig) -> MMGEMNetwork:
@@ -140,6 +207,10 @@ def build(config: ModelConfig) -> MMGEMNetwork:
 def check_size(network: MMGEMNetwork, prep: Preprocessing) -> None:
     """Raise ``ConfigError`` if pictures are prepared at another size than the encoder's (boxes would shift),
     or at more scales that cannot be."""
+    if not 1 <= network.encoder.size <= 4096:
+        raise ConfigError(
+            f"model.encoder.config.size: {network.encoder.size} is not a side of 1 to 4096 pixels"
+        )
     for field in ("scales", "region_scales"):
         if wrong := [side for side in getattr(prep, field) if not 1 <= side <= 4096]:
             raise ConfigError(f"preprocessing.{field}: {wrong[0]} is not a side of 1 to 4096 pixels")

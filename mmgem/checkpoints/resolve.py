@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mmgem.config import ModelConfig, Preprocessing, from_dict
+from mmgem.config.checks import check_ranges
 from mmgem.config.legacy import current_config
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.utils.files import OLD
+from mmgem.utils.hf_config import check_sizes
+from mmgem.utils.model_files import check_file, read_json_object
+from mmgem.utils.pretrained import hub_folder
+from mmgem.utils.safetensors_files import Header, read_header
 
 PACKAGED = Path(__file__).parent.parent / "weights"
 
@@ -21,7 +25,8 @@ _SAMPLES, _SAMPLE = 16, 4096  # of a large tensor: how many, bytes of each
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
-    """Folder of a model: one that ships with the package, a path, or a hub id (fetched and cached).
+    """Folder of a model: one that ships with the package, a path, or a hub id, ``owner/name`` or
+    ``owner/name@revision`` (fetched and cached; JSON, text and safetensors alone).
 
     Raises ``CheckpointError`` if there is none.
     """
@@ -33,15 +38,13 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         if not (folder / "config.json").exists() and (folder / "model" / "config.json").is_file():
             raise CheckpointError(f"{text}: the folder of a training run; its model is {folder / 'model'}")
         return folder
-    if text.count("/") == 1 and not text.startswith((".", "/", "~")):
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+    if text.partition("@")[0].count("/") == 1 and not text.startswith((".", "/", "~")):
         try:
-            return Path(snapshot_download(text))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{text}: no such model folder, and not on the hub: {reason}") from error
+            return hub_folder(text)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{text}: no such model folder, and {str(error).partition(': ')[2]}"
+            ) from error
     raise CheckpointError(f"{text}: no such model (a folder, a hub id, or {', '.join(packaged_models())})")
 
 
@@ -75,22 +78,21 @@ def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
     try:
         config = from_dict(ModelConfig, current_config(raw.get("model"), "model")[0], "model")
         prep = current_config(read_json(folder / "preprocessor.json"), "preprocessing")[0]
-        return config, from_dict(Preprocessing, prep, "preprocessor")
+        preprocessing = from_dict(Preprocessing, prep, "preprocessor")
+        check_ranges(config, "model")
+        check_ranges(preprocessing, "preprocessing")
+        check_sizes(config.llm.config, "model.llm.config")
+        check_sizes(config.encoder.config, "model.encoder.config")
+        return config, preprocessing
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:  # a table where none can be
+        raise CheckpointError(f"{folder}: config.json: not the fields of a model ({error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model folder. Raises ``CheckpointError``."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected an object")
-    return data
+    return read_json_object(path)
 
 
 def fingerprint(folder: Path) -> str:
@@ -103,38 +105,24 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in ("config.json", "preprocessor.json", "tokenizer.json"):
         path = folder / name
-        digest.update(path.read_bytes() if path.is_file() else b"")
+        if path.exists():
+            check_file(path)
+        digest.update(path.read_bytes() if path.exists() else b"")
     weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(f"{weights}: missing")
-    with weights.open("rb") as f:
-        try:
-            for start, length in _samples(f, weights.stat().st_size):
-                f.seek(start)
-                digest.update(f.read(length))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{weights}: damaged, or not in the safetensors format") from error
+    header = read_header(weights)
+    with weights.open("rb") as file:
+        for start, length in _samples(header):
+            file.seek(start)
+            digest.update(file.read(length))
     return digest.hexdigest()
 
 
-def _samples(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Start and length, in bytes, of what to read of a safetensors file: its header, samples of its tensors.
-
-    Raises ``ValueError``, ``KeyError``, ``TypeError`` or ``AttributeError`` for another file.
-    """
-    # The format: 8 bytes that count the header's, the header in JSON, the tensors.
-    start = 8 + int.from_bytes(file.read(8), "little")
-    if start > size:
-        raise ValueError
-    header = json.loads(file.read(start - 8))
-    yield 0, start
-    for begin, end in sorted(
-        entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"
-    ):
-        if not 0 <= begin <= end <= size - start:
-            raise ValueError
+def _samples(header: Header) -> Iterator[tuple[int, int]]:
+    """Start and length, in bytes, of what to read of a safetensors file: header and samples of tensors."""
+    yield 0, header.size
+    for begin, end in sorted((tensor.begin, tensor.end) for tensor in header.tensors.values()):
         if end - begin <= _SAMPLES * _SAMPLE:
-            yield start + begin, end - begin
+            yield begin, end - begin
         else:
             step = (end - begin - _SAMPLE) / (_SAMPLES - 1)
-            yield from ((start + begin + int(step * i), _SAMPLE) for i in range(_SAMPLES))
+            yield from ((begin + int(step * i), _SAMPLE) for i in range(_SAMPLES))

@@ -9,7 +9,7 @@ import typer
 
 from mmgem.cli.inputs import load_model
 from mmgem.cli.output import JsonOption, print_json
-from mmgem.errors import UsageError
+from mmgem.errors import CheckpointError, UsageError
 
 
 def calibrate(
@@ -34,17 +34,22 @@ def calibrate(
     half of the photos and measured on the other. With --json: {"file", "photos", "texts", "labelled",
     "search": {size: AUROC}, "classes": {count: AUROC}}.
     """
-    from mmgem.checkpoints.resolve import resolve
+    from mmgem.checkpoints.model_lock import lock_model
+    from mmgem.checkpoints.resolve import fingerprint, resolve
     from mmgem.data.readers import load_dataset
     from mmgem.evaluate.calibrate import CalibrationOptions, fit_calibration
     from mmgem.inference.calibration import CALIBRATION_FILE
 
     folder = resolve(model)
     records = [record for path in data for record in load_dataset(path, split=split)]
+    calibrated = fingerprint(folder)
     calibration, report = fit_calibration(load_model(model), records, CalibrationOptions(max_photos=limit))
     file = folder / CALIBRATION_FILE
     try:
-        calibration.save(folder)
+        with lock_model(folder):
+            if fingerprint(folder) != calibrated:
+                raise CheckpointError(f"{folder}: holds another model by now; calibrate that")
+            calibration.save(folder)
     except OSError as error:
         raise UsageError(f"{file}: cannot be written: {error.strerror}") from error
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,9 @@ import typer
 
 from mmgem.cli.inputs import FilesArgument, ModelOption, failed_json, find_photos, load_model, map_photos
 from mmgem.cli.output import JsonOption, line_printer, print_json
-from mmgem.errors import UsageError, why
+from mmgem.data.texts import check_texts
+from mmgem.errors import DataError, UsageError
+from mmgem.utils.text_files import read_text
 
 
 def classify(
@@ -61,12 +64,15 @@ def classify(
 
 def read_classes(text: str) -> list[str]:
     """Names separated by commas, or the lines of a file. Raises UsageError for fewer than two."""
-    path = Path(text)
     try:
-        entries = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes {path}: cannot be read: {why(error)}") from error
+        # Path.is_file raises for a list that is too long for a name.
+        entries = read_text(Path(text)).split("\n") if os.path.isfile(text) else text.split(",")  # noqa: PTH113
+    except (UsageError, DataError) as error:
+        raise UsageError(
+            f"--classes {text}: cannot be read: {str(error).removeprefix(f'{text}: ')}"
+        ) from error
     names = list(dict.fromkeys(name for entry in entries if (name := entry.strip())))
+    check_texts(names, "--classes")
     if len(names) < 2:
         raise UsageError(
             f"--classes {text!r}: give two or more names with commas between them, "

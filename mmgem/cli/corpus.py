@@ -10,6 +10,7 @@ import typer
 
 from mmgem.cli.inputs import quiet_libraries
 from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.cli.terms import note_terms
 from mmgem.cli.train import train
 from mmgem.errors import UsageError
 
@@ -138,6 +139,7 @@ def _load(model: str) -> SelfRetrieval:
     quiet_libraries()
     from mmgem.self_retrieval.model import SelfRetrieval
 
+    note_terms(model)
     return SelfRetrieval.from_pretrained(model)
 
 

@@ -18,7 +18,9 @@ from mmgem.cli.inputs import (
     parse_box,
 )
 from mmgem.cli.output import JsonOption, note, prepare_output_file, print_json
+from mmgem.data.texts import check_texts
 from mmgem.errors import UsageError
+from mmgem.utils.files import atomic_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +54,7 @@ def embed(
         raise UsageError("nothing to embed: give photos, or --text")
     if region is not None and not files:
         raise UsageError("--box needs photos")
+    check_texts(texts, "--text")
     if not all(map(str.strip, texts)):
         raise UsageError("--text: the text is empty")
     if out is not None:
@@ -101,10 +104,8 @@ def _check_dimensions(dimensions: int, model: str) -> None:
 def _save(path: Path, vectors: np.ndarray) -> None:
     import numpy as np
 
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        with atomic_file(path) as file:
             np.save(file, vectors)
-        temporary.replace(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error

@@ -10,7 +10,7 @@ import typer
 from mmgem.cli.inputs import ModelOption, load_model
 from mmgem.cli.output import JsonOption, note, prepare_output_file, print_json
 from mmgem.errors import UsageError
-from mmgem.utils.files import same_file
+from mmgem.utils.files import atomic_file, same_file
 
 
 def heatmap(
@@ -37,6 +37,8 @@ def heatmap(
 
     width, height = image_size(photo)
     mmgem = load_model(model)
+    from PIL import Image
+
     from mmgem.report.heatmap import draw_heatmap
 
     cosines = mmgem.heatmap(photo, [text])[0]
@@ -44,7 +46,9 @@ def heatmap(
     peak = [(column + 0.5) / cosines.shape[1] * width, (row + 0.5) / cosines.shape[0] * height]
     if out is not None:
         try:
-            draw_heatmap(photo, cosines).save(out)
+            with atomic_file(out) as file:
+                kind = Image.registered_extensions()[out.suffix.lower()]
+                draw_heatmap(photo, cosines).save(file, kind)
             note(f"wrote {out}")
         except OSError as error:
             raise UsageError(f"{out}: cannot be written: {error.strerror or error}") from error

@@ -12,6 +12,7 @@ import typer
 
 from mmgem.cli.inputs import check_photo, parse_box
 from mmgem.cli.output import note, prepare_output_file, print_json
+from mmgem.data.texts import check_text
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.utils.files import same_file
 
@@ -78,6 +79,8 @@ def parse_query(text: str | None, image: Path | None, box: str | None, html: Pat
         raise UsageError("--box needs --image")
     if text is not None and not text.strip():
         raise UsageError("the text to search for is empty")
+    if text is not None:
+        check_text(text, "the text to search for")
     if image is not None and not image.is_file():
         raise UsageError(f"{image}: no such file")
     if image is not None:

@@ -37,6 +37,9 @@ def index(
             "binary; int8:256: of so many dimensions; none: no more. Kept.",
         ),
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Look for damaged vectors, and embed their photos again.")
+    ] = False,
     ann: Annotated[str | None, typer.Option(hidden=True)] = None,  # the name of --hnsw until 0.1
     model: ModelOption = "tiny",
     as_json: JsonOption = False,
@@ -45,9 +48,9 @@ def index(
 
     Only new and changed photos are embedded, so running it again is cheap, and a run that was stopped goes
     on where it was. Photos that cannot be read are listed and left out; if there are no others, the exit code
-    is 1. With --json: {"photos", "embedded", "reused", "unchanged", "removed",
-    "failed": [{"file", "reason"}], "seconds", "graph": {"kind", "vectors", "added", "bytes", "seconds"} or
-    null}.
+    is 1. mmgem check says whether an index is still whole. With --json: {"photos", "embedded", "reused",
+    "unchanged", "removed", "failed": [{"file", "reason"}], "seconds",
+    "graph": {"kind", "vectors", "added", "bytes", "seconds"} or null}.
     """
     from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
     from mmgem.search.hnsw import HNSWConfig, drop_hnsw_index, require_usearch
@@ -66,12 +69,13 @@ def index(
         model_fingerprint,
         model=lasting_name(model),
         regions=regions,
+        repair=repair,
         progress=partial(track, label="Indexing", unit=" photos"),
     )
     note_unsupported_photos(folder)
     if not report.photos and not report.failed:
         raise UsageError(f"{folder}: no photos in this folder")
-    note_skipped([f"{folder / bad.path}: {bad.reason}" for bad in report.failed])
+    note_skipped([f"{folder / bad.path}: {bad.explanation}" for bad in report.failed])
     if not report.photos:
         raise ImageError(f"{folder}: none of the {len(report.failed)} photos could be read")
     hnsw_report = None
@@ -80,7 +84,7 @@ def index(
     else:
         hnsw_report = _update_hnsw_index(out, config)
     if as_json:
-        failed = [{"file": str(folder / bad.path), "reason": bad.reason} for bad in report.failed]
+        failed = [{"file": str(folder / bad.path), "reason": bad.explanation} for bad in report.failed]
         counts = {
             name: getattr(report, name) for name in ("photos", "embedded", "reused", "unchanged", "removed")
         }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 import typer
 
 from mmgem.cli.output import note
+from mmgem.cli.terms import note_terms
 from mmgem.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def load_model(name: str, precision: Literal["float32", "bfloat16"] = "float32")
     quiet_libraries()
     from mmgem.api import MMGEM
 
+    note_terms(name)
     return MMGEM.from_pretrained(name, precision=precision)
 
 

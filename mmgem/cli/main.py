@@ -6,6 +6,7 @@ Each verb is a file of its own beside this one, and imports what is heavy (torch
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 import warnings
@@ -19,6 +20,7 @@ from mmgem import __version__
 from mmgem.cli.bulk import bulk
 from mmgem.cli.calibrate import calibrate
 from mmgem.cli.caption import caption
+from mmgem.cli.check import check
 from mmgem.cli.classify import classify
 from mmgem.cli.corpus import app as corpus
 from mmgem.cli.data import app as data
@@ -37,6 +39,7 @@ from mmgem.cli.serve import serve
 from mmgem.cli.store import app as store
 from mmgem.cli.train import train
 from mmgem.errors import MMGEMError, UsageError
+from mmgem.utils.disk import disk_problem
 from mmgem.utils.plugins import load_named_plugins, load_plugin, plugin_line
 
 # What typer raises for a bad command line is not exported by name, but it is the base of this one.
@@ -62,6 +65,7 @@ app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)
 app.add_typer(corpus, name="corpus", short_help="Search and question texts a model has learned.")
 app.add_typer(data, name="data", short_help="Write data sets as shards.")
 app.add_typer(store, name="store", short_help="An index in a vector store.")
+app.command("check", short_help="Whether what was written is still whole.")(check)
 app.command("export", short_help="A small copy of a model, or one that is fast on a CPU.")(export)
 app.command("pull", short_help="Fetch base weights or sample photos.")(pull)
 
@@ -107,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), log_to_stderr():
             warnings.showwarning = _show_warning
-            _let_any_path_through(sys.stdout)
+            _let_any_text_through()
             command = typer.main.get_command(app)
             with command.make_context("mmgem", args) as context:
                 command.invoke(context)
@@ -132,7 +136,9 @@ def _report(error: Exception) -> int:
 
         traceback.print_exception(error)
     message, code = str(error), MMGEMError.exit_code
-    if isinstance(error, MMGEMError):
+    if problem := disk_problem(error):
+        message = problem
+    elif isinstance(error, MMGEMError):
         code = error.exit_code
     elif isinstance(error, _BadCommandLine):
         bad_line: Any = error
@@ -144,6 +150,8 @@ def _report(error: Exception) -> int:
     elif isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename is not None else ""
         message = f"{where}{error.strerror}"
+    elif isinstance(error, MemoryError):
+        message = "out of memory"
     elif place := plugin_line(error):
         message = f"plugin {place}: {type(error).__name__}: {message}"
         code = UsageError.exit_code
@@ -151,6 +159,10 @@ def _report(error: Exception) -> int:
         hint = "a bug in mmgem; set MMGEM_DEBUG=1 for the traceback"
         message, code = f"{type(error).__name__}: {message} ({hint})", _INTERNAL
     note(f"error: {' '.join(message.split())}")
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):  # it is what is full: Python would say so once more, in its own way
+        _discard_output()
     return code
 
 
@@ -167,10 +179,26 @@ def _show_warning(
         note(f"warning: {' '.join(str(message).split())}")
 
 
-def _let_any_path_through(stream: TextIO) -> None:
-    """Write file names that are not valid text as the bytes they are."""
-    with suppress(AttributeError, ValueError):
-        stream.reconfigure(errors="surrogateescape")  # type: ignore[attr-defined]
+def _let_any_text_through() -> None:
+    """Write file names that are not valid text as the bytes they are, and what the encoding of the terminal
+    lacks as escapes, rather than to die midway."""
+    codecs.register_error("mmgem.escape", _escape)
+    for stream, errors in ((sys.stdout, "mmgem.escape"), (sys.stderr, "backslashreplace")):
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors=errors)  # type: ignore[union-attr]
+
+
+def _escape(error: UnicodeError) -> tuple[bytes, int]:
+    """The bytes that a surrogate of a file name stands for; of any other character a backslash escape."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    written = [
+        bytes([ord(char) - 0xDC00])
+        if "\udc80" <= char <= "\udcff"
+        else char.encode("ascii", "backslashreplace")
+        for char in error.object[error.start : error.end]
+    ]
+    return b"".join(written), error.end
 
 
 def _discard_output() -> None:

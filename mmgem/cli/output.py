@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,7 +15,23 @@ import typer
 
 from mmgem.errors import UsageError
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+_json: ContextVar[bool] = ContextVar("json", default=False)
+
+
+def _remember(wanted: bool) -> bool:
+    _json.set(wanted)
+    return wanted
+
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead.", callback=_remember)
+]
+
+
+def json_wanted() -> bool:
+    """Whether the command was given ``--json``: then nobody reads along."""
+    return _json.get()
+
 
 _LISTED = 20
 

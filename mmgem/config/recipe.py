@@ -9,7 +9,8 @@ from typing import Any
 
 from mmgem.config import Recipe, from_dict, to_dict
 from mmgem.config.legacy import current_recipe
-from mmgem.errors import ConfigError, why
+from mmgem.errors import ConfigError, DataError, UsageError
+from mmgem.utils.text_files import read_text
 
 _log = logging.getLogger("mmgem.config")
 
@@ -21,9 +22,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     ``ConfigError`` naming the file or field.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {why(error)}") from error
+        data = tomllib.loads(read_text(path))
+    except (UsageError, DataError) as error:
+        raise ConfigError(f"{path}: cannot be read: {str(error).removeprefix(f'{path}: ')}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     return from_dict(Recipe, _overridden(data, overrides or []))

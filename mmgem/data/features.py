@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,18 +15,23 @@ from torch import Tensor
 from mmgem.config import Preprocessing
 from mmgem.data.images import image_size, open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
-from mmgem.errors import ImageError
+from mmgem.errors import DataError, ImageError
 
 
 @dataclass
 class FeatureCache:
     """``maps``: one ``(n, h, w, c)`` float16 memory map per view; ``valid``: indices of readable images;
-    ``problems``: one message per unreadable one."""
+    ``problems``: one message per unreadable one. ``crcs``: the CRC-32 of each map, ``(n,)`` uint32 per view,
+    compared when it is first read; none: they are not."""
 
     maps: list[np.ndarray]
     valid: list[int]
     problems: list[str]
+    crcs: list[np.ndarray] = field(default_factory=list)
     cached: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._seen = [np.zeros(len(crcs), bool) for crcs in self.crcs]
 
     @property
     def views(self) -> int:
@@ -39,10 +43,22 @@ class FeatureCache:
         return np.full(len(images), self.views)
 
     def read(self, images: Sequence[int], views: Sequence[int]) -> Tensor:
-        """Features ``(len(images), h, w, c)`` float32 of each image in its view."""
+        """Features ``(len(images), h, w, c)`` float32 of each image in its view.
+
+        Raises ``DataError`` if they are damaged."""
+        if self.crcs:
+            self._verify(images, views)
         return torch.from_numpy(
             np.stack([self.maps[v][i] for i, v in zip(images, views, strict=True)]).astype(np.float32)
         )
+
+    def _verify(self, images: Sequence[int], views: Sequence[int]) -> None:
+        for image, view in zip(images, views, strict=True):
+            if not self._seen[view][image]:
+                if zlib.crc32(self.maps[view][image].tobytes()) != self.crcs[view][image]:
+                    where = getattr(self.maps[view], "filename", "the feature cache")
+                    raise DataError(f"{where}: row {image} is damaged; delete its folder, it is made again")
+                self._seen[view][image] = True
 
 
 class PixelSource:
@@ -110,14 +126,3 @@ class Joined:
 
 
 Source = FeatureCache | PixelSource | Joined
-
-
-def image_identity(path: Path) -> list[str | int]:
-    """Name (it seeds the crops), size and hash of the first 64 KB: copying a data set or touching its files
-    leaves the cache valid."""
-    try:
-        with path.open("rb") as file:
-            head = hashlib.blake2b(file.read(1 << 16), digest_size=16).hexdigest()
-            return [path.name, os.fstat(file.fileno()).st_size, head]
-    except OSError:
-        return [path.name, -1, ""]

@@ -4,6 +4,9 @@ Notable choices. Everything that goes wrong with one picture is one ``ImageError
 so a caller can count, report and skip it. A truncated file is an error: half a photo embeds as something
 else. Only the formats in ``FORMATS`` are decoded, whatever the suffix says (Pillow would otherwise start
 Ghostscript for an EPS file named ``.jpg``). Colour profiles are ignored, as vision encoders are trained so.
+How many pixels are too many is asked of what is decoded: of a JPEG that is decoded smaller, of the smaller
+one. What was wrong only now (memory, the disk) is a ``TransientImageError``. Depth and polarity are
+:mod:`mmgem.data.pixels`.
 
 Boxes are pixels of the stored, upright image (:func:`image_size`). ``open_image(..., min_side=n)`` may
 return a smaller picture: scale boxes by the ratio of the two sizes.
@@ -15,17 +18,20 @@ import io
 import logging
 import math
 import os
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
-from mmgem.errors import ImageError, MMGEMError, UsageError
+from mmgem.data.pixels import raw_mode, to_rgb
+from mmgem.errors import ImageError, MMGEMError, TransientImageError, UsageError, is_transient
+from mmgem.utils.files import open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +47,8 @@ IMAGE_SUFFIXES = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2",
 )
 # fmt: on
+
+_MAX_JPEG_PIXELS = 1_000_000_000  # as stored; each is read, however small the result
 
 # Photos all the same, which nothing here decodes.
 _FOREIGN = frozenset(
@@ -64,23 +72,28 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
 
     ``source`` is a path, the bytes of an image file, a PIL image (its current frame; it is not changed) or
     a uint8 array (H, W), (H, W, 3) or (H, W, 4). The EXIF orientation is applied and all metadata dropped;
-    transparency is composited on white; of an animation the first frame is taken. 16-bit grey is divided
-    by 257; integer or float grey without a stated range is divided by the first of 1 (float only), 255,
-    65535 and its own maximum that no pixel exceeds.
+    transparency is composited on white; of an animation the first frame is taken. Deep pictures become 8 bits
+    by the depth and polarity their file states: :func:`mmgem.data.pixels.to_rgb`.
 
     ``min_side`` (pixels) makes large JPEG files and bytes cheap: they are decoded at the smallest of the
-    scales 1/8, 1/4, 1/2, 1 that keeps both sides at or above ``min_side``. Other sources ignore it.
+    scales 1/8, 1/4, 1/2, 1 that keeps both sides at or above ``min_side``. Other sources ignore it. A JPEG
+    over Pillow's limit of pixels (``2 * Image.MAX_IMAGE_PIXELS``) is decoded at the largest of the scales
+    that is within it, so it may be smaller than :func:`image_size` also without ``min_side``.
 
-    Raises ImageError (missing, empty, truncated, not an image, too many pixels, wrong array) and UsageError
-    (``source`` is none of the above, or ``min_side`` is below 1).
+    Raises ImageError (missing, empty, truncated, not an image, too many pixels, wrong array),
+    TransientImageError (no memory, no right to read it, a fault of the disk) and UsageError (``source`` is
+    none of the above, or ``min_side`` is below 1).
     """
     if min_side is not None and min_side < 1:
         raise UsageError(f"min_side must be at least 1 pixel, not {min_side}")
     with _opened(source) as image:
-        if min_side is not None and image is not source:
-            image.draft(None, (min_side, min_side))
+        if image is not source and isinstance(image, JpegImagePlugin.JpegImageFile):
+            scale = _jpeg_scale(image, min_side)
+            if scale > 1:
+                image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
+        raw = raw_mode(image)
         image.load()
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image, raw)
         turn = _TURNS.get(_orientation(image))
         if turn is not None:
             rgb = rgb.transpose(turn)
@@ -90,9 +103,21 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
 
 def image_header(source: ImageSource) -> tuple[str, tuple[int, int]]:
     """Format (one of ``FORMATS``) and ``(width, height)`` in pixels as stored, from the header alone: never
-    decodes, so it is the first thing to ask of a picture nobody vouches for. Raises as :func:`open_image`."""
+    decodes, so it is the first thing to ask of a picture nobody vouches for. The JPEG of several pictures
+    that phones write (MPO) is a JPEG. Raises as :func:`open_image`."""
     with _opened(source) as image:
-        return image.format or "", image.size
+        return _format(image), image.size
+
+
+def decoded_size(source: ImageSource, min_side: int | None = None) -> tuple[int, int]:
+    """``(width, height)`` in pixels of what :func:`open_image` has to hold to decode ``source`` with
+    ``min_side``, before it is turned; from the header alone. A progressive JPEG is held whole, whatever is
+    made of it. Raises as :func:`open_image`."""
+    with _opened(source) as image:
+        if image is source or not isinstance(image, JpegImagePlugin.JpegImageFile):
+            return image.size
+        scale = 1 if image.info.get("progressive") else _jpeg_scale(image, min_side)
+        return -(-image.width // scale), -(-image.height // scale)
 
 
 def image_size(source: ImageSource) -> tuple[int, int]:
@@ -178,13 +203,16 @@ def _is(entry: os.DirEntry[str], kind: str) -> bool:
 
 
 def attempt(function: Callable[[list[S]], Sequence[T]], images: list[S]) -> list[T | ImageError]:
-    """What ``function`` makes of each image, or its error: a batch with a bad one is halved until that one is
-    alone."""
+    """What ``function`` makes of each image, or its error: a batch with a bad one, or too large for the
+    memory, is halved until that one is alone."""
     try:
         return list(function(images))
     except ImageError as error:
         if len(images) == 1:
             return [error]
+    except MemoryError:
+        if len(images) == 1:
+            return [TransientImageError(f"{_name(images[0])}: could not be read now: out of memory")]
     middle = len(images) // 2
     return attempt(function, images[:middle]) + attempt(function, images[middle:])
 
@@ -199,42 +227,87 @@ def _formats() -> list[str]:
 @contextmanager
 def _opened(source: ImageSource) -> Iterator[Image.Image]:
     """Open ``source`` without decoding; any failure inside the block becomes an ImageError that names it."""
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-    elif isinstance(source, bytes):
-        name = "image bytes"
-    elif isinstance(source, np.ndarray):
-        name = "image array"
-    elif isinstance(source, Image.Image):
-        name = "PIL image"
-    else:
-        raise UsageError(
-            f"an image is a path, bytes, a PIL image or a uint8 array, not {type(source).__name__}"
-        )
+    name = _name(source)
     try:
         if isinstance(source, Image.Image):
             yield source
         elif isinstance(source, np.ndarray):
             yield _from_array(source)
         else:
-            with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-                if not file.read(1):
-                    raise ValueError("is empty")
-                yield Image.open(file, formats=_formats())
+            with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+                yield _open_file(file)
     except MMGEMError:
         raise
     except Exception as error:  # decoders raise nearly every built-in exception on damaged files
-        raise ImageError(f"{name}: {' '.join(_reason(error).split())}") from error
+        reason = " ".join(_reason(error).split())
+        if is_transient(error):
+            raise TransientImageError(f"{name}: could not be read now: {reason}") from error
+        raise ImageError(f"{name}: {reason}") from error
+
+
+def _name(source: object) -> str:
+    """What messages call ``source``. Raises UsageError for what is no image."""
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    kinds = {bytes: "image bytes", np.ndarray: "image array", Image.Image: "PIL image"}
+    for kind, name in kinds.items():
+        if isinstance(source, kind):
+            return name
+    raise UsageError(f"an image is a path, bytes, a PIL image or a uint8 array, not {type(source).__name__}")
+
+
+def _open_file(file: BinaryIO) -> Image.Image:
+    """What ``Image.open`` does, without Pillow's limit on the pixels a JPEG has stored: ours is that of what
+    is decoded of it."""
+    start = file.read(3)
+    if not start:
+        raise ValueError("is empty")
+    formats = _formats()
+    if start != b"\xff\xd8\xff" or "JPEG" not in formats:
+        return Image.open(file, formats=formats)
+    file.seek(0)
+    try:
+        image: Image.Image = Image.OPEN["JPEG"][0](file, "")
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:
+        raise UnidentifiedImageError from error
+    pixels, limit = image.width * image.height, _pixel_limit()
+    held = limit if image.info.get("progressive") else 64 * limit
+    if pixels > min(held, max(limit, _MAX_JPEG_PIXELS)):
+        raise Image.DecompressionBombError(f"{image.width} x {image.height}")
+    return image
+
+
+def _pixel_limit() -> float:
+    """The pixels beyond which Pillow refuses to open a picture; programs may have set it."""
+    return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+def _jpeg_scale(image: Image.Image, min_side: int | None) -> int:
+    """1, 2, 4 or 8: what the sides of a JPEG that is not decoded yet are divided by."""
+    shrink = 1 if min_side is None else min(image.size) // min_side
+    scale = max(s for s in (1, 2, 4, 8) if s <= max(1, shrink))
+    while scale < 8 and (image.width // scale) * (image.height // scale) > _pixel_limit():
+        scale *= 2
+    return scale
+
+
+def _format(image: Image.Image) -> str:
+    return "JPEG" if image.format == "MPO" else image.format or ""
 
 
 def _reason(error: Exception) -> str:
     """What to tell the user about a decoding failure."""
     if isinstance(error, UnidentifiedImageError):
-        return f"not an image in a known format ({', '.join(_formats())}), or its header is damaged"
+        known = ", ".join(_formats())
+        return (
+            f"not an image in a known format ({known}), or its header is damaged or of a kind not read here"
+        )
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"too many pixels to decode safely: {error}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory"
     return str(error) or type(error).__name__
 
 
@@ -243,7 +316,9 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
         return value if value in _TURNS else 1
-    except Exception:  # the EXIF parser raises many built-in exceptions
+    except Exception as error:  # the EXIF parser raises many built-in exceptions
+        if is_transient(error):
+            raise
         return 1
 
 
@@ -256,34 +331,3 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.size == 0:
         raise ValueError(f"has no pixels: {array.shape}")
     return Image.fromarray(array)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded image of any mode to a new one of mode RGB, transparent pixels becoming white."""
-    if 0 in image.size:
-        raise ValueError("has no pixels")
-    if image.mode[0] in "IF":
-        image = _deep_grey(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    rgb = Image.new("RGB", image.size, "white")
-    rgb.paste(rgba, mask=rgba.getchannel("A"))
-    return rgb
-
-
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """Image of a mode I;16*, I or F -> mode L; see :func:`open_image` for the scaling."""
-    stored = np.asarray(image)
-    values = stored.astype(np.float32)
-    if stored.dtype.itemsize == 2:
-        white = 65535.0
-    else:
-        peak = float(np.where(np.isfinite(values), values, 0).max())
-        values = np.nan_to_num(values, nan=0.0, posinf=peak, neginf=0.0)
-        whites = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        white = next((w for w in whites if peak <= w), peak)
-    grey = np.clip(values * (255.0 / white) + 0.5, 0, 255).astype(np.uint8)
-    if image.has_transparency_data:
-        grey[stored == image.info["transparency"]] = 255
-    return Image.fromarray(grey)

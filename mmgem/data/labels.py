@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mmgem.data.text_lines import line_error, read_lines
+from mmgem.data.texts import half_character
 from mmgem.errors import DataError
 
 
@@ -94,6 +95,8 @@ def _named(value: Any) -> tuple[tuple[str, ...], str]:
     names = value.get("names")
     if not isinstance(names, list) or not names or not all(isinstance(n, str) and n.strip() for n in names):
         raise ValueError('names must be a list of names, like ["tabby", "tabby cat"]')
+    if problem := next(filter(None, map(half_character, names)), None):
+        raise ValueError(f"names {problem}")
     id_ = value.get("id", names[0])
     if not isinstance(id_, str):
         raise ValueError("id must be a string")

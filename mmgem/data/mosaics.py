@@ -19,7 +19,7 @@ from PIL import Image
 from mmgem.data.images import open_image
 from mmgem.data.records import Box, Record, Region, write_jsonl
 from mmgem.errors import DataError, ImageError, UsageError
-from mmgem.utils.files import replace_folder
+from mmgem.utils.files import create_file, replace_folder
 from mmgem.utils.progress import track
 
 FILE = "mosaics.jsonl"
@@ -125,7 +125,8 @@ def _canvas(
         canvas.paste(image.resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC, reducing_gap=2), (x0, y0))
         box: Box = (float(x0), float(y0), float(x1), float(y1))
         regions.append(Region(box, photo.captions, {"photo": str(photo.image)}))
-    canvas.save(path, "JPEG", quality=_QUALITY)
+    with create_file(path) as file:
+        canvas.save(file, "JPEG", quality=_QUALITY)
     return Record(path.resolve(), regions=tuple(regions), split=photos[0].split)
 
 

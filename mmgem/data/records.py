@@ -23,8 +23,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmgem.data.text_lines import line_error
+from mmgem.data.text_lines import line_error, read_lines
+from mmgem.data.texts import half_character
 from mmgem.errors import DataError, UsageError
+from mmgem.utils.files import atomic_file
 
 _RECORD_KEYS = frozenset({"image", "captions", "split", "label", "regions", "captions_other"})
 _REGION_KEYS = frozenset({"box", "captions"})
@@ -103,17 +105,12 @@ def read_jsonl(path: str | os.PathLike[str], split: str | None = None) -> list[R
     path = Path(path)
     folder = str(path.parent.resolve())
     records: list[Record] = []
-    number = 0
-    try:
-        with _collector_paused(), path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if not text.isspace() and text:
-                    records.append(record_of(json.loads(text), folder))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise line_error(path, number, error) from error
+    with _collector_paused():
+        for number, line in read_lines(path):
+            try:
+                records.append(record_of(json.loads(line), folder))
+            except (ValueError, RecursionError) as error:
+                raise line_error(path, number, error) from error
     if not records:
         raise DataError(f"{path}: no records, the file is empty")
     return keep_split(records, split, path)
@@ -127,26 +124,21 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None
     ``meta`` that is not JSON or uses the name of a field.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = str(path.parent.resolve())
-        with temporary.open("wb") as file:
+        with atomic_file(path) as file:
             for record in records:
                 try:
                     file.write(line_of(record, folder))
                 except (TypeError, ValueError) as error:
                     raise DataError(f"{path}: record of {record.image}: meta: {error}") from error
                 count += 1
-        if not count:
-            raise UsageError(f"{path}: no records to write")
-        temporary.replace(path)
+            if not count:
+                raise UsageError(f"{path}: no records to write")
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def keep_split(records: list[Record], split: str | None, source: str | os.PathLike[str]) -> list[Record]:
@@ -246,6 +238,8 @@ def checked_texts(name: str, value: Any) -> tuple[str, ...]:
     if type(value) is str:
         if not value or value.isspace():
             raise ValueError(f"{name} is empty")
+        if problem := half_character(value):
+            raise ValueError(f"{name} {problem}")
         return (value,)
     if type(value) is not list:
         raise ValueError(f"{name} must be a string or a list of strings, not {_kind(value)}")
@@ -286,6 +280,8 @@ def _checked_list(name: str, captions: list[Any]) -> tuple[str, ...]:
             raise ValueError(f"{name}[{i}] must be a string, not {_kind(caption)}")
         if not caption or caption.isspace():
             raise ValueError(f"{name}[{i}] is empty")
+        if problem := half_character(caption):
+            raise ValueError(f"{name}[{i}] {problem}")
     return tuple(captions)
 
 
@@ -295,6 +291,8 @@ def _name(value: dict[str, Any], key: str) -> str | None:
         return None
     if type(name) is not str or not name or name.isspace():
         raise ValueError(f"{key} must be a non-empty string, not {_kind(name)}")
+    if problem := half_character(name):
+        raise ValueError(f"{key} {problem}")
     return name
 
 

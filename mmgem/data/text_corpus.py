@@ -10,6 +10,7 @@ from typing import Any
 
 from mmgem.data.records import language_code
 from mmgem.data.text_lines import line_error, read_lines
+from mmgem.data.texts import half_character
 from mmgem.errors import DataError
 
 
@@ -55,4 +56,6 @@ def _texts_of(value: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         for text in item if isinstance(item, list) else [item]:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"{key} must be a text or a list of texts")
+            if problem := half_character(text):
+                raise ValueError(f"{key} {problem}")
             yield " ".join(text.split()), not language or code == "en"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmgem.errors import DataError, UsageError
+from mmgem.utils.text_files import decode_line
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -18,7 +19,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = decode_line(line, number)
                 if text.strip():
                     yield number, text
     except UnicodeDecodeError as error:
@@ -34,7 +35,7 @@ def line_error(path: Path, number: int, error: ValueError | RecursionError) -> D
     if isinstance(error, RecursionError):
         words = "JSON is nested too deeply"
     elif isinstance(error, UnicodeDecodeError):
-        words = "not UTF-8 text"
+        words = error.reason
     elif isinstance(error, json.JSONDecodeError):
         words = f"not a JSON object on one line: {error.msg} at column {error.colno}"
     else:

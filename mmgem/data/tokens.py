@@ -13,29 +13,50 @@ from torch import Tensor
 from mmgem.config import Preprocessing
 from mmgem.data.scripts import CJK, SENTENCE_MARKS
 from mmgem.data.sentences import split_sentences
+from mmgem.data.texts import check_texts
 from mmgem.data.transforms import join_sentences, normalise_text
 from mmgem.errors import CheckpointError, DataError
+from mmgem.utils.pretrained import load_tokenizer
+
+
+class NoEndToken(CheckpointError):
+    """A tokenizer that cannot end a text."""
 
 
 class Tokenizer:
-    """A transformers tokenizer with our text normalisation around it."""
+    """A transformers tokenizer with our text normalisation around it. Every method that takes texts raises as
+    :func:`mmgem.data.texts.check_texts` for what is none."""
 
     def __init__(self, hf: Any, prep: Preprocessing):
         self.hf, self.prep = hf, prep
         end = hf.eos_token_id if hf.eos_token_id is not None else hf.sep_token_id
         if end is None:
-            raise CheckpointError("the tokenizer has no end-of-text token")
+            raise NoEndToken("the tokenizer has no end-of-text token")
         self.end: int = end
+        self.rows: float = float("inf")
 
     @classmethod
     def from_folder(cls, folder: Path, prep: Preprocessing) -> Tokenizer:
         """Read the tokenizer files of a checkpoint or base-model folder. Raises ``CheckpointError``."""
-        from transformers import AutoTokenizer
-
         try:
-            return cls(AutoTokenizer.from_pretrained(str(folder)), prep)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: no usable tokenizer ({str(error).splitlines()[0]})") from error
+            return cls(load_tokenizer(folder), prep)
+        except NoEndToken as error:
+            raise CheckpointError(f"{folder}: no usable tokenizer ({error})") from error
+
+    def check_vocabulary(self, rows: int, where: str) -> None:
+        """Raise ``CheckpointError`` that begins with ``where`` if a text may have an id beyond a table of
+        ``rows``. Tokens that were added (Gemma 3 has one for images) are refused when a text has one."""
+        self.rows = rows
+        added = self.hf.get_added_vocab()
+        token, last = max(
+            (item for item in self.hf.get_vocab().items() if item[0] not in added),
+            key=lambda item: item[1],
+            default=("", -1),
+        )
+        if last >= rows:
+            raise CheckpointError(
+                f"{where}: tokenizer: {token[:40]!r} has id {last}, the model's table {rows} rows"
+            )
 
     def encode_all(self, texts: Sequence[str]) -> list[Tensor]:
         """Token ids (1-D int64) of each text. Raises ``DataError`` for an empty text or one over the
@@ -55,6 +76,7 @@ class Tokenizer:
         return [tokens if len(tokens) <= limit else None for tokens in self._encode(texts)]
 
     def _encode(self, texts: Sequence[str]) -> list[Tensor]:
+        texts = check_texts(texts)
         if not texts:
             return []
         plain = [normalise_text(t, self.prep) for t in texts]
@@ -62,14 +84,17 @@ class Tokenizer:
         for text, form, tokens in zip(texts, plain, ids, strict=True):
             if not form.strip() or not tokens:
                 raise DataError(f"empty text: {text!r}")
+            if max(tokens) >= self.rows:
+                raise DataError(f"text with a token that the model's table lacks: {text[:60]!r}")
         return [torch.tensor(tokens) for tokens in ids]
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of ``texts`` as they are: nothing added, nothing normalised, and the name of a special
         token is text like any other."""
+        texts = check_texts(texts)
         if not texts:
             return []
-        found = self.hf(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        found = self.hf(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return [list(ids) for ids in found]
 
     def encode_parts(self, texts: Sequence[str]) -> tuple[list[Tensor], list[int]]:
@@ -77,6 +102,7 @@ class Tokenizer:
 
         With ``long_text = "mean"`` a piece is a sentence, or an even share of one over ``max_text_tokens``;
         with ``"joined"`` it is the text. Raises ``DataError`` as :meth:`encode_all` does."""
+        texts = check_texts(texts)
         if self.prep.long_text == "joined":
             return self.encode_all(texts), list(range(len(texts)))
         sentences = [(n, s) for n, text in enumerate(texts) for s in split_sentences(text) or [text]]
@@ -106,6 +132,17 @@ class Tokenizer:
                 kept.pop()
             else:
                 return text, len(texts) - len(kept)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that token ``ids`` stand for, as it was written; special tokens are left out.
+
+        Raises ``DataError`` for an id that is not in the vocabulary."""
+        size = len(self.hf)
+        unknown = next((i for i in ids if not 0 <= i < size), None)
+        if unknown is not None:
+            raise DataError(f"token id {unknown} is not one of the {size} of this model's tokenizer")
+        kept = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(self.hf.decode(list(ids), **kept))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out; a sentence again where training texts were not."""

@@ -8,20 +8,19 @@ inference, faster, and the form that fine-tunes well on small batches (frozen st
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mmgem.config import EncoderConfig
 from mmgem.encoders.base import Encoder
 from mmgem.errors import CheckpointError, ConfigError
+from mmgem.utils.model_files import read_json_object
+from mmgem.utils.safetensors_files import load_safetensors
 
 # (expansion, kernel, stride, out channels, repeats). Larger ones have wider stages and more blocks in each
 # but the first and the last; the stem and the 1280 channels at the end are those of Lite0.
@@ -179,15 +178,14 @@ class EfficientNetLite0(Encoder):
         """Weights of a folder that ``mmgem pull`` made. Raises ``ConfigError`` for another, and
         ``CheckpointError`` for damaged weights and for those of another shape."""
         folder = Path(source)
-        facts = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}
+        facts = read_json_object(folder / "config.json") if (folder / "config.json").exists() else {}
         if (kind := facts.get("kind")) not in cls.pulled_weights:
             wanted = " or ".join(cls.pulled_weights)
             raise ConfigError(f"init.encoder: {folder} does not hold weights of {wanted}, but of {kind}")
         encoder = cls.build(config)
+        weights = load_safetensors(folder / "model.safetensors")
         try:
-            encoder.net.load_state_dict(load_file(str(folder / "model.safetensors")))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder / 'model.safetensors'}: {error}") from error
+            encoder.net.load_state_dict(weights)
         except RuntimeError as error:
             wrong = [line.strip() for line in str(error).splitlines()[1:2]]
             raise CheckpointError(f"{folder}: tensors do not fit the model: {' '.join(wrong)}") from error
@@ -197,13 +195,12 @@ class EfficientNetLite0(Encoder):
     def load_classifier(cls, source: str) -> tuple[Tensor, Tensor, list[str] | None]:
         """Of ``classifier.safetensors`` in a folder that ``mmgem pull`` made: ``weight`` and ``bias``."""
         path = Path(source) / "classifier.safetensors"
-        if not path.is_file():
+        if not path.exists():
             raise ConfigError(f"{path}: No such file; there is no classifier of these weights")
-        try:
-            head = load_file(str(path))
-            return head["weight"], head["bias"], None
-        except (OSError, SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
+        head = load_safetensors(path)
+        if missing := sorted({"weight", "bias"} - head.keys()):
+            raise CheckpointError(f"{path}: {missing[0]} is missing")
+        return head["weight"], head["bias"], None
 
     def frozen_stem(self, pixels: Tensor) -> Tensor:
         """Stem and the first ``freeze_until`` blocks."""

@@ -1,8 +1,10 @@
 """Fills the feature cache: a frozen encoder sees each image once.
 
 Maps of the encoder's frozen part are kept as one memory-mapped float16 array per view, in a folder named by
-the hash of everything they depend on (weights, preprocessing, image contents, view). Filling resumes where it
-stopped; an image that cannot be read is marked, reported and left out of training.
+the hash of everything they depend on (weights, preprocessing, the whole content of the images, view). Filling
+resumes where it stopped; an image that cannot be read is marked, reported and left out of training. One that
+could not be read now (memory, rights, the disk) is left out of this run and tried again by the next. A map is
+on the disk, finite and with a checksum before it counts as done.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,15 +21,20 @@ import numpy as np
 import torch
 
 from mmgem.config import Preprocessing, to_dict
-from mmgem.data.features import FeatureCache, image_identity
+from mmgem.data.content_hashes import ContentHashes
+from mmgem.data.features import FeatureCache
 from mmgem.data.images import open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
 from mmgem.encoders.base import Encoder
-from mmgem.errors import DataError, ImageError
+from mmgem.errors import DataError, ImageError, TransientImageError, is_transient_reason
+from mmgem.utils.files import write_atomic
 from mmgem.utils.progress import track
 
 _CHUNK = 32
 _BAD, _TODO, _DONE = 2, 0, 1
+_FLUSH_SECONDS = 5.0
+HASHES = "hashes.json"
+"""What :class:`~mmgem.data.content_hashes.ContentHashes` remembers, in the folder of the cache."""
 
 
 def encoder_fingerprint(encoder: Encoder) -> str:
@@ -62,26 +71,27 @@ def cache_features(
     base = {
         "encoder": encoder_fingerprint(encoder),
         "prep": pixels,
-        "images": [image_identity(p) for p in images],
+        "images": ContentHashes(folder / HASHES).identities(images),
     }
     if dtype != torch.float32:
         base["dtype"] = str(dtype)
         encoder = copy.deepcopy(encoder).to(dtype)
-    maps, states, problems = [], [], {}
+    maps, crcs, states, problems = [], [], [], {}
     for view in range(views):
         key = json.dumps({**base, "view": view, "crop_scale": crop_scale if view > 1 else None})
         name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
-        values, state, bad = _fill(encoder, prep, images, folder / name, view, crop_scale, views)
+        values, sums, state, bad = _fill(encoder, prep, images, folder / name, view, crop_scale, views)
         maps.append(values)
+        crcs.append(sums)
         states.append(state)
         problems.update(bad)
-    bad_rows = np.any([s == _BAD for s in states], axis=0)
+    bad_rows = np.any([s != _DONE for s in states], axis=0)
     valid = np.flatnonzero(~bad_rows).tolist()
     if not valid:
         raise DataError(
             f"none of the {len(images)} images can be read; first: {next(iter(problems.values()))}"
         )
-    return FeatureCache(maps, valid, list(problems.values()))
+    return FeatureCache(maps, valid, list(problems.values()), crcs)
 
 
 def _fill(
@@ -92,7 +102,7 @@ def _fill(
     view: int,
     crop_scale: float,
     views: int,
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, str]]:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "problems.json"
     problems = {int(k): v for k, v in json.loads(log.read_text()).items()} if log.exists() else {}
@@ -102,32 +112,64 @@ def _fill(
         probe = torch.zeros(1, 3, prep.size, prep.size, device=device, dtype=dtype)
         shape = (len(images), *encoder.frozen_stem(probe).shape[1:])
     values = _open(folder / "maps.npy", shape, np.float16)
+    crcs = _open(folder / "crc32.npy", (len(images),), np.uint32)
     state = _open(folder / "state.npy", (len(images),), np.uint8)
+    for row in [row for row, text in problems.items() if is_transient_reason(text.rpartition(": ")[2])]:
+        del problems[row]  # earlier versions kept them
+        if state[row] == _BAD:
+            state[row] = _TODO
+    transient: dict[int, str] = {}
+    done: list[int] = []
+    flushed = time.monotonic()
     todo = np.flatnonzero(state == _TODO).tolist()
     chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
-    for rows in track(chunks, f"features, view {view + 1} of {views}", sizes=[len(c) for c in chunks]):
-        pixels, good = [], []
-        for row in rows:
-            try:
-                image = open_image(images[row])
-            except ImageError as error:
-                problems[row] = str(error)
-                temporary = log.with_suffix(".tmp")
-                temporary.write_text(json.dumps(problems))
-                temporary.replace(log)
-                state[row] = _BAD
-                continue
-            pixels.append(to_square(image, prep, view_geometry(view, images[row].name, crop_scale)))
-            good.append(row)
-        if good:
-            with torch.inference_mode():
-                maps = encoder.frozen_stem(normalise(np.stack(pixels), prep).to(device, dtype))
-            values[good] = maps.half().cpu().numpy()
-            state[good] = _DONE
-    return values, state, problems
+    try:
+        for rows in track(chunks, f"features, view {view + 1} of {views}", sizes=[len(c) for c in chunks]):
+            pixels, good = [], []
+            for row in rows:
+                try:
+                    image = open_image(images[row])
+                except TransientImageError as error:
+                    transient[row] = str(error)
+                    continue
+                except ImageError as error:
+                    problems[row] = str(error)
+                    write_atomic(log, json.dumps(problems))
+                    state[row] = _BAD
+                    continue
+                pixels.append(to_square(image, prep, view_geometry(view, images[row].name, crop_scale)))
+                good.append(row)
+            if good:
+                with torch.inference_mode():
+                    maps = encoder.frozen_stem(normalise(np.stack(pixels), prep).to(device, dtype))
+                rounded = maps.half().cpu().numpy()
+                values[good] = rounded
+                for row, row_values in zip(good, rounded, strict=True):
+                    if np.isfinite(row_values).all():
+                        crcs[row] = zlib.crc32(row_values.tobytes())
+                        done.append(row)
+                    else:
+                        problems[row] = f"{images[row]}: its features are not finite in float16"
+                        write_atomic(log, json.dumps(problems))
+                        state[row] = _BAD
+            if time.monotonic() - flushed > _FLUSH_SECONDS:
+                _settle(values, crcs, state, done)
+                done, flushed = [], time.monotonic()
+    finally:
+        _settle(values, crcs, state, done)
+    return values, crcs, state, problems | transient
 
 
-def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def _settle(values: np.memmap, crcs: np.memmap, state: np.memmap, rows: list[int]) -> None:
+    """Mark ``rows`` as done, once what they hold is on the disk."""
+    if rows:
+        values.flush()
+        crcs.flush()
+        state[rows] = _DONE
+    state.flush()
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     if path.exists():
         try:
             found = np.lib.format.open_memmap(path, "r+")

@@ -19,7 +19,8 @@ from mmgem.config import EncoderConfig
 from mmgem.encoders.base import Encoder
 from mmgem.encoders.families import REFUSED, forced_config, model_inputs
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.utils.hf_config import export_config
+from mmgem.utils.hf_config import export_config, make_config
+from mmgem.utils.pretrained import build_model, load_config, load_pretrained, local_folder
 
 _WHERE = "model.encoder.config"
 
@@ -61,13 +62,10 @@ class TransformersEncoder(Encoder):
         """``config`` with the configuration of ``source``, unless it names its own ``model_type``."""
         if "model_type" in config.config:
             return config
-        from transformers import AutoConfig
-
         try:
-            full = AutoConfig.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            told = str(error).strip().splitlines()[0]
-            raise ConfigError(f"init.encoder: {source}: {told}; or describe {_WHERE}") from error
+            full = load_config(local_folder(source, config_only=True))
+        except CheckpointError as error:
+            raise ConfigError(f"init.encoder: {error}; or describe {_WHERE}") from error
         base = export_config(getattr(full, "vision_config", full))
         return dataclasses.replace(config, config=base | config.config)
 
@@ -77,16 +75,13 @@ class TransformersEncoder(Encoder):
 
         Raises ``CheckpointError`` for weights that are incomplete, ``ConfigError`` for fields that they
         contradict."""
-        from transformers import AutoConfig
-
         try:
-            full = AutoConfig.from_pretrained(source)
+            folder = local_folder(source)
+            full = load_config(folder)
             vision = getattr(full, "vision_config", full)
-            net, found = _model_class(vision).from_pretrained(
-                source, config=vision, dtype=torch.float32, output_loading_info=True
-            )
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"init.encoder: {source}: {str(error).splitlines()[0]}") from error
+            net, found = load_pretrained(_model_class(vision), folder, vision)
+        except CheckpointError as error:
+            raise CheckpointError(f"init.encoder: {error}") from error
         # A pooler is not part of the map.
         if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
             raise CheckpointError(
@@ -106,10 +101,8 @@ class TransformersEncoder(Encoder):
         from transformers import AutoModelForImageClassification
 
         try:
-            model, found = AutoModelForImageClassification.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True
-            )
-        except (OSError, ValueError) as error:
+            model, found = load_pretrained(AutoModelForImageClassification, local_folder(source))
+        except CheckpointError as error:
             raise ConfigError(f"{source}: no image classifier: {_line(error)}") from error
         head = getattr(model, "classifier", nn.Identity())
         linear = [m for m in head.modules() if isinstance(m, nn.Linear)]
@@ -160,11 +153,9 @@ class TransformersEncoder(Encoder):
 
     def _net(self, hf_config: Any) -> Any:
         try:
-            return _model_class(hf_config)._from_config(hf_config)
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"{_WHERE}: {_line(error)}") from error
+            return build_model(_model_class(hf_config), hf_config, _WHERE)
+        except ConfigError as error:
+            raise ConfigError(_line(error)) from error
 
     def _layout(self, hf_config: Any) -> tuple[int, int]:
         """How many tokens come before those of the map, and the width of both; found on the meta device."""
@@ -172,6 +163,8 @@ class TransformersEncoder(Encoder):
             with torch.device("meta"), torch.no_grad(), torch.random.fork_rng(devices=[]):
                 net = self._net(hf_config).eval()
                 states = self._states(net, torch.empty(2, 3, self.size, self.size))
+        except CheckpointError:  # larger than its weights
+            raise
         except Exception as error:
             raise ConfigError(f"{_WHERE}: {self.model_type} cannot read images: {_line(error)}") from error
         if states.ndim == 4 and len(states) == 2 and states.shape[2] == states.shape[3]:
@@ -204,12 +197,7 @@ def _reads_mean(model: Any, linear: nn.Linear) -> bool:
 
 
 def _hf_config(model_type: str, options: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.for_model(model_type, **options | forced_config(model_type))
-    except Exception as error:  # each model checks its fields in its own way
-        raise ConfigError(f"{_WHERE}: {_line(error)}") from error
+    return make_config(model_type, options | forced_config(model_type), _WHERE)
 
 
 def _model_class(hf_config: Any) -> Any:

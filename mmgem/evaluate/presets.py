@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from mmgem.data.readers import load_dataset, read_class_folders
-from mmgem.data.readers.files import read_text
 from mmgem.data.records import Record
 from mmgem.errors import DataError, UsageError
+from mmgem.utils.text_files import read_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import torch
 
 from mmgem.checkpoints.hub import read_card
 from mmgem.checkpoints.model_folder import load_model, own_tensors, save_model
+from mmgem.checkpoints.model_lock import lock_if_same
 from mmgem.checkpoints.resolve import complete
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
@@ -20,7 +21,7 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.self_retrieval.corpus import FOLDER as CORPUS_FOLDER
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.model import SelfRetrieval
-from mmgem.utils.files import folder_bytes
+from mmgem.utils.files import folder_bytes, is_folder
 
 
 def quantization_bits(network: MMGEMNetwork) -> dict[str, int]:
@@ -49,9 +50,19 @@ def compress_model(
     average, whose cosines are others. Raises ``CheckpointError`` if a model
     cannot be loaded or the two differ in shape, ``UsageError`` for an ``alpha`` outside 0 to 1.
     """
+    with lock_if_same(source, out):
+        return _compress_model(source, out, other, alpha, embed)
+
+
+def _compress_model(
+    source: Path,
+    out: Path,
+    other: Path | None,
+    alpha: float,
+    embed: Callable[[MMGEMNetwork, Tokenizer], np.ndarray] | None,
+) -> int:
     network, tokenizer = load_model(source)
-    corpus_folder = complete(source / CORPUS_FOLDER)
-    corpus = Corpus.open(corpus_folder) if corpus_folder.is_dir() else None
+    corpus = Corpus.open(source / CORPUS_FOLDER) if is_folder(source / CORPUS_FOLDER) else None
     calibration = MatchCalibration.load(complete(source), network.config.dim) if other is None else None
     if other is not None:
         average_weights(network, load_model(other)[0], alpha)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,9 @@ from mmgem.config import from_dict, to_dict
 from mmgem.encoders.base import Encoder
 from mmgem.errors import CheckpointError, ConfigError, UsageError
 from mmgem.models.network import MMGEMNetwork
+from mmgem.utils.checksums import file_crc32
 from mmgem.utils.files import write_atomic
+from mmgem.utils.model_files import read_json_object
 
 Kind = Literal["onnx", "openvino"]
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -49,9 +51,13 @@ class ExportedGraphInfo:
     """Of embeddings with those of torch on samples when they were written: ``images``, ``texts``."""
     weights: str
     """:func:`~mmgem.checkpoints.resolve.fingerprint` of the model they were made from."""
+    checksums: dict[str, int] = field(default_factory=dict)
+    """CRC-32 of each file; none: an earlier version wrote them."""
 
     def save(self, folder: Path) -> None:
-        """Write them into the folder of the graphs."""
+        """Write them into the folder of the graphs, with the checksums of the graphs there."""
+        files = sorted(file for file in folder.iterdir() if file.name != _INFO)
+        self.checksums = {file.name: file_crc32(file) for file in files}
         write_atomic(folder / _INFO, json.dumps(to_dict(self), indent=1) + "\n")
 
 
@@ -74,11 +80,11 @@ def wanted_graphs(model: Path, backend: Backend, device: str) -> ExportedGraphIn
         return None
     if device != "cpu":
         raise UsageError(f"backend {backend!r} runs on the CPU, not on {device!r}")
+    info = None
     try:
-        info = from_dict(ExportedGraphInfo, _renamed(json.loads(path.read_text(encoding="utf-8"))), "graphs")
-    except FileNotFoundError:
-        info = None
-    except (ValueError, ConfigError) as error:
+        if path.exists():
+            info = from_dict(ExportedGraphInfo, _renamed(read_json_object(path)), "graphs")
+    except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if info is None or backend not in ("auto", info.kind):
         raise CheckpointError(f"{model}: no {backend} graphs; mmgem export {model} DIR --format {backend}")
@@ -97,12 +103,24 @@ def _renamed(info: Any) -> Any:
     return info
 
 
+def damaged_graphs(model: Path, info: ExportedGraphInfo) -> list[str]:
+    """Names of the files of a model's graphs that are missing or not as their checksums say."""
+    folder = graph_folder(model)
+    return [
+        name
+        for name, crc in info.checksums.items()
+        if not (folder / name).is_file() or file_crc32(folder / name) != crc
+    ]
+
+
 def use_graphs(network: MMGEMNetwork, model: Path, info: ExportedGraphInfo) -> None:
     """Let ``network`` embed by the graphs of its model folder; its own encoder is dropped.
 
     Raises ``UsageError`` if the package that runs them is missing, ``CheckpointError`` if one is damaged.
     """
     folder, suffix = graph_folder(model), _SUFFIX[info.kind]
+    if damaged := damaged_graphs(model, info):
+        raise CheckpointError(f"{folder / damaged[0]}: damaged; write the graphs anew with mmgem export")
     if network.encoder.channels:
         paths = {side: folder / f"image-{side}{suffix}" for side in info.sides}
         network.encoder = GraphEncoder(network.encoder, paths, info.precision)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from mmgem.checkpoints.model_folder import load_model, replace_model
+from mmgem.checkpoints.model_lock import lock_if_same
 from mmgem.checkpoints.resolve import fingerprint
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
@@ -68,6 +69,18 @@ def export_graphs(
     """
     if kind == "onnx" and precision == "bfloat16":
         raise UsageError("bfloat16 is for openvino; onnx has float32 and int8")
+    with lock_if_same(source, out):
+        return _export_graphs(source, out, kind, precision, min_cosine, traced)
+
+
+def _export_graphs(
+    source: Path,
+    out: Path,
+    kind: Kind,
+    precision: Precision,
+    min_cosine: float | None,
+    traced: Path | None,
+) -> ExportedGraphInfo:
     network, tokenizer = load_model(source)
     sides = input_sizes(tokenizer.prep) if network.encoder.channels else []
 

@@ -9,19 +9,21 @@ it lies in the model folder as one file, and is no part of the model's fingerpri
 
 from __future__ import annotations
 
-import json
 import math
+import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mmgem.config import from_dict
 from mmgem.errors import CheckpointError, ConfigError, UsageError
+from mmgem.utils.checksums import sealed_json, unsealed_json
 from mmgem.utils.files import write_atomic_bytes
+from mmgem.utils.model_files import parse_json_object
+from mmgem.utils.safetensors_files import load_arrays, read_header
 
 CALIBRATION_FILE = "calibration.safetensors"
 MATCH_THRESHOLD = 0.5
@@ -134,8 +136,10 @@ class MatchCalibration:
             "classes": self.classes and asdict(self.classes),
         }
         about = {"format": _FORMAT, "residual": self.background.residual, **weights}
-        tensors = {"mean": self.background.mean, "components": self.background.components}
-        write_atomic_bytes(folder / CALIBRATION_FILE, save(tensors, {"calibration": json.dumps(about)}))
+        mean, components = self.background.mean, self.background.components
+        about["tensors"] = _tensors_crc32(mean, components)
+        data = save({"mean": mean, "components": components}, {"calibration": sealed_json(about)})
+        write_atomic_bytes(folder / CALIBRATION_FILE, data)
 
     @classmethod
     def load(cls, folder: Path, dim: int) -> MatchCalibration | None:
@@ -144,19 +148,22 @@ class MatchCalibration:
         Raises ``CheckpointError`` for a file that is damaged or of another model.
         """
         path = folder / CALIBRATION_FILE
-        if not path.is_file():
+        if not path.exists():
             return None
+        metadata, tensors = read_header(path).metadata, load_arrays(path)
         try:
-            with safe_open(str(path), framework="numpy") as file:
-                about = json.loads((file.metadata() or {})["calibration"])
-                mean, components = file.get_tensor("mean"), file.get_tensor("components")
+            parse_json_object(metadata["calibration"], f"{path}: damaged calibration")
+            about = unsealed_json(metadata["calibration"], "tensors")
+            mean, components = tensors["mean"], tensors["components"]
+            if about.get("tensors", crc := _tensors_crc32(mean, components)) != crc:
+                raise ValueError("its checksum does not match")
             if about["format"] != _FORMAT:
                 raise CheckpointError(f"{path}: format {about['format']!r}, this version reads {_FORMAT}")
             search, classes = (
                 about[name] and from_dict(MatchWeights, about[name], name) for name in ("search", "classes")
             )
             background = Background(mean, components, float(about["residual"]))
-        except (SafetensorError, ValueError, KeyError, TypeError, ConfigError) as error:
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(f"{path}: damaged calibration ({error})") from error
         if mean.shape != (dim,) or components.ndim != 2 or len(components) != dim:
             raise CheckpointError(f"{path}: of embeddings of {len(mean)} numbers, but the model's have {dim}")
@@ -169,3 +176,10 @@ class MatchCalibration:
         if size < 1 or not math.isfinite(size):
             raise UsageError(f"size must be at least 1, not {size}")
         return self.background.cosines(np.asarray(queries, np.float32))
+
+
+def _tensors_crc32(*tensors: np.ndarray) -> int:
+    crc = 0
+    for tensor in tensors:
+        crc = zlib.crc32(f"{tensor.dtype} {tensor.shape}".encode() + tensor.tobytes(), crc)
+    return crc

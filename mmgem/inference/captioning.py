@@ -10,6 +10,7 @@ picture.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,21 @@ class Caption:
     log_prob: float
     score: float = -torch.inf
 
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end, and was not cut."""
+        return self.score > -torch.inf
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedCaption:
+    """A caption as text, the number of tokens it was written in (without the end's), and whether it came to
+    its end: if not, it was cut at ``max_tokens``."""
+
+    text: str
+    tokens: int
+    finished: bool
+
 
 def generate_captions(
     network: MMGEMNetwork,
@@ -50,13 +66,30 @@ def describe(
 ) -> list[str]:
     """A sentence for each row of visual embeddings ``(B, 1 + tiles, D)``: what beam search finds, chosen by
     :func:`choose_captions`."""
+    return [caption.text for caption in decode_captions(network, tokenizer, visual, options)]
+
+
+def decode_captions(
+    network: MMGEMNetwork,
+    tokenizer: Tokenizer,
+    visual: Tensor,
+    options: CaptionOptions = CAPTION_DEFAULTS,
+    abandoned: Callable[[int], bool] | None = None,
+) -> list[DecodedCaption]:
+    """:func:`describe`, with what else is known of each. ``abandoned``: as of :func:`caption_candidates`."""
     with torch.inference_mode():
         prefixes = network.project_visual_prefix(visual)
     candidates = caption_candidates(
-        network, prefixes, tokenizer.end, options.beams, options.max_tokens, options.length_penalty
+        network,
+        prefixes,
+        tokenizer.end,
+        options.beams,
+        options.max_tokens,
+        options.length_penalty,
+        abandoned,
     )
     chosen = choose_captions(network, visual[:, 0], candidates, options.clip_rescore_weight)
-    return [tokenizer.decode(c.ids) for c in chosen]
+    return [DecodedCaption(tokenizer.decode(c.ids), len(c.ids), c.finished) for c in chosen]
 
 
 @torch.inference_mode()
@@ -94,11 +127,13 @@ def caption_candidates(
     beams: int = CAPTION_DEFAULTS.beams,
     max_tokens: int = CAPTION_DEFAULTS.max_tokens,
     length_penalty: float = CAPTION_DEFAULTS.length_penalty,
+    abandoned: Callable[[int], bool] | None = None,
 ) -> list[list[Caption]]:
     """Finished captions of each row of ``prefixes`` ``(B, P, H)``, best first; at least one.
 
     ``end``: the end-of-text token. ``beams``: live hypotheses (1 = greedy). Where none ends within
-    ``max_tokens`` the best is cut there. ``length_penalty``: length normalisation.
+    ``max_tokens`` the best is cut there. ``length_penalty``: length normalisation. ``abandoned``: asked at
+    every step whether nobody waits for the caption of a row any more; it is cut there.
     """
     count = len(prefixes)
     device = prefixes.device
@@ -146,6 +181,8 @@ def caption_candidates(
             open_ = open_ & ~torch.isfinite(best_score)
         if step + 1 == max_tokens:
             open_ = torch.zeros_like(open_)
+        elif abandoned is not None:
+            open_ &= ~torch.tensor([abandoned(image) for image in images], device=device)
         # Images that are done take no more: what is found must not depend on the others of the batch.
         for b in torch.nonzero(~open_)[:, 0].tolist():
             if not ended_ones[images[b]]:

@@ -34,6 +34,6 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"mmgem.integrations.{_PLACES[name]}"), name)
     except ModuleNotFoundError as error:
-        if error.name != "sentence_transformers":
+        if (error.name or "").partition(".")[0] != "sentence_transformers":
             raise
         raise UsageError(f"{name} needs sentence-transformers: pip install 'mmgem[integrations]'") from error

@@ -9,6 +9,7 @@ import asyncio
 import os
 
 from mmgem.api import MMGEM
+from mmgem.data.texts import check_text
 
 
 class TextEmbeddings:
@@ -23,12 +24,12 @@ class TextEmbeddings:
         return cls(MMGEM.from_pretrained(name))
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """A vector for each text. Raises ``DataError`` for an empty one."""
+        """A vector for each text. Raises as :meth:`MMGEM.embed_texts` does."""
         return self.model.embed_texts(texts).tolist()
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of one text."""
-        return self.embed_documents([text])[0]
+        return self.embed_documents([check_text(text)])[0]
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """:meth:`embed_documents` in a thread."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from mmgem.api import MMGEM
+from mmgem.errors import UsageError
 from mmgem.inference.texts import unit_rows
 
 
@@ -34,7 +35,10 @@ class MtebEncoder:
     @property
     def mteb_model_meta(self) -> Any:
         """mteb's description of the model; its revision is the fingerprint of the weights. Needs mteb."""
-        from mteb.models.model_meta import ModelMeta, ScoringFunction
+        try:
+            from mteb.models.model_meta import ModelMeta, ScoringFunction
+        except ImportError as error:
+            raise UsageError("its description for mteb needs mteb: pip install 'mmgem[eval]'") from error
 
         known = {
             "name": self.name,

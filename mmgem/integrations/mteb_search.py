@@ -35,7 +35,10 @@ class MtebSearch:
     @property
     def mteb_model_meta(self) -> Any:
         """mteb's description of a model. Needs mteb."""
-        from mteb.models.model_meta import ModelMeta
+        try:
+            from mteb.models.model_meta import ModelMeta
+        except ImportError as error:
+            raise UsageError("its description for mteb needs mteb: pip install 'mmgem[eval]'") from error
 
         return ModelMeta.create_empty({"name": self.name, "revision": "local"})
 

@@ -30,6 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmgem.api import MMGEM
 from mmgem.checkpoints.model_folder import write_model
 from mmgem.data.images import IMAGE_SUFFIXES
+from mmgem.data.texts import check_text
 from mmgem.data.transforms import normalise
 from mmgem.errors import UsageError
 from mmgem.inference.images import map_images, preprocess_image
@@ -82,7 +83,11 @@ class MMGEMModule(InputModule):
             parts = given if isinstance(given, dict) else {_kind(given): given}
             if not parts or not parts.keys() <= {"text", "image"}:
                 raise UsageError(f"an input is a text, an image or a dict of them, not {sorted(parts)}")
-            texts += [(row, (prompt or "") + value) for key, value in parts.items() if key == "text"]
+            texts += [
+                (row, (prompt or "") + check_text(value, f"inputs[{row}]"))
+                for key, value in parts.items()
+                if key == "text"
+            ]
             images += [(row, value) for key, value in parts.items() if key == "image"]
         features = {"count": torch.tensor(len(inputs))}
         if texts:

@@ -17,6 +17,8 @@ from mmgem.errors import ConfigError
 from mmgem.models.attention_masks import layer_masks
 from mmgem.models.families import check_config, check_type, logit_factor
 from mmgem.utils.hf_config import export_config as export_config
+from mmgem.utils.hf_config import make_config
+from mmgem.utils.pretrained import build_model
 
 
 class LLM(nn.Module):
@@ -24,23 +26,17 @@ class LLM(nn.Module):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         options = dict(config)
         model_type = options.pop("model_type", None)
         if model_type is None:
             raise ConfigError("model.llm.config: model_type is missing")
         check_type(model_type)
-        try:
-            hf_config = AutoConfig.for_model(model_type, **options)
-        except Exception as error:  # each config class checks in its own way
-            raise ConfigError(f"model.llm.config: {one_line(error)}") from error
+        hf_config = make_config(model_type, options, "model.llm.config")
         check_config(hf_config)
         hf_config.use_cache = False
-        try:
-            self.lm = AutoModelForCausalLM.from_config(hf_config)
-        except Exception as error:
-            raise ConfigError(f"model.llm.config: no {model_type}: {one_line(error)}") from error
+        self.lm = build_model(AutoModelForCausalLM, hf_config, f"model.llm.config: no {model_type}")
         find_blocks(self.lm)
         if self.lm.get_output_embeddings() is None:
             raise ConfigError(f"model.llm.config: {model_type} has no output head")
@@ -152,12 +148,6 @@ def find_blocks(lm: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise ConfigError(f"model.llm.config: {config.model_type} has no list of its {count} blocks")
-
-
-def one_line(error: Exception) -> str:
-    """The last line of a message: validators of configs put the reason there."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def truncate(lm: nn.Module, keep: Sequence[int]) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from mmgem.errors import ConfigError
 from mmgem.models.families import WORKS
 from mmgem.models.kv_cache import BatchedKVCache
-from mmgem.models.llm import LLM, one_line
+from mmgem.models.llm import LLM
 from mmgem.models.packing import pack_shared_prefix
+from mmgem.utils.hf_config import last_line
 
 TOLERANCE = 1e-2
 """Of the largest value compared: rounding is far below it, a leak far above."""
@@ -46,7 +47,7 @@ def check_packing(llm: LLM) -> None:
         with _prepared(llm):
             problem = _difference(llm)
     except Exception as error:  # whatever a model of another kind raises
-        problem = f"cannot be called on packed rows: {type(error).__name__}: {one_line(error)}"
+        problem = f"cannot be called on packed rows: {type(error).__name__}: {last_line(error)}"
     if problem:
         raise ConfigError(f"model.llm.config: {model_type} {problem}")
 

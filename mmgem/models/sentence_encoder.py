@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mmgem.errors import CheckpointError, why
+from mmgem.errors import CheckpointError
+from mmgem.utils.model_files import read_json_object
+from mmgem.utils.pretrained import load_config, load_pretrained, load_tokenizer, local_folder
 
 
 def default_prompt(folder: Path) -> str:
@@ -18,19 +19,16 @@ def default_prompt(folder: Path) -> str:
     named. Raises ``CheckpointError`` if that file cannot be read or the name has no prompt.
     """
     path = folder / "config_sentence_transformers.json"
-    if not path.is_file():
+    if not path.exists():
         return ""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: {why(error)}") from error
-    name = config.get("default_prompt_name") if isinstance(config, dict) else None
+    config = read_json_object(path)
+    name = config.get("default_prompt_name")
     if name is None:
         return ""
     prompts = config.get("prompts")
-    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
     if not isinstance(prompt, str):
-        raise CheckpointError(f"{path}: default_prompt_name: no prompt called {name!r}")
+        raise CheckpointError(f"{path}: default_prompt_name: no prompt called {str(name)[:60]!r}")
     return prompt
 
 
@@ -46,15 +44,18 @@ def sentence_encoder(
     """
     import torch
     import torch.nn.functional as F
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
+    folder = local_folder(folder)
     prompt = default_prompt(folder)
-    try:
-        half = AutoConfig.from_pretrained(str(folder)).dtype in (torch.float16, torch.bfloat16)
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        model = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {str(error).splitlines()[0]}") from error
+    half = load_config(folder).dtype in (torch.float16, torch.bfloat16)
+    tokenizer = load_tokenizer(folder)
+    model, told = load_pretrained(AutoModel, folder)
+    if missing := sorted(name for name in told["missing_keys"] if "pooler" not in name):
+        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(tokenizer.get_vocab().values()) >= rows:
+        raise CheckpointError(f"{folder}: the tokenizer has ids beyond the model's table of {rows} rows")
     model.eval()
     lower = half and torch.cpu._is_avx512_bf16_supported()
 

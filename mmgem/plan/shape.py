@@ -21,6 +21,7 @@ from mmgem.models.llm import truncate
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.parameter_count import meta_model
 from mmgem.utils.hf_config import export_config
+from mmgem.utils.pretrained import load_config, local_folder
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,7 @@ def _encoder(recipe: Recipe) -> EncoderConfig:
 
 def _base(name: str) -> Any:
     """The configuration of the base LLM: a folder, or a hub id (of which nothing else is fetched)."""
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"init.llm: {name}: {reason}; or describe model.llm.config") from error
+        return load_config(local_folder(name, config_only=True))
+    except CheckpointError as error:
+        raise ConfigError(f"init.llm: {error}; or describe model.llm.config") from error

@@ -17,6 +17,7 @@ from mmgem.data.images import ImageSource, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.errors import ImageError, UsageError
 from mmgem.report.data import QueryRow, SimilarRow
+from mmgem.utils.files import atomic_file
 
 _BACKGROUND, _TEXT_COLOUR, _SCORE_COLOUR, _QUERY_COLOUR, _MISSING_COLOUR = (
     "#fbfaf7",
@@ -61,13 +62,11 @@ def contact_sheet(
     for row_image in row_images:
         sheet.paste(row_image, (margin, top))
         top += row_image.height + gap
-    temporary = target.with_name(f"{target.name}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(temporary, image_format, quality=88)
-        temporary.replace(target)
+        with atomic_file(target) as file:
+            sheet.save(file, image_format, quality=88)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"{target}: {error.strerror or error}") from error
     return sorted(set(renderer.problems))
 

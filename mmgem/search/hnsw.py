@@ -9,8 +9,8 @@ Notable choices. It keeps quantized vectors (8 bits, signs only, fewer dimension
 candidates: scores come from the photo index's own float vectors. Its keys are row numbers, which mean
 nothing without the manifest, so a photo that is gone cannot be found, and rows that it does not have yet are
 for the search to compare. One that does not fit (rows numbered anew, other vectors, a damaged file) is not
-used, and the next update makes it again. Files are never changed in place and ``graph.json`` is replaced
-last: killed at any moment, the last whole version is there.
+used, and the next update makes it again; ``graph.json`` has the checksums of all. Files are never changed in
+place and ``graph.json`` is replaced last: killed at any moment, the last whole version is there.
 
 The first dimensions alone are enough for models trained for that (Matryoshka, arXiv 2205.13147), and for any
 other after a rotation: cosines stay as they are, and the directions in which the index's own vectors are long
@@ -20,8 +20,8 @@ other after a rotation: cosines stay as they are, and the directions in which th
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -36,7 +36,8 @@ import numpy as np
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.inference.pca import MAX_FIT_ROWS, pca_components
 from mmgem.search.index_store import IndexSnapshot, read_index, write_lock
-from mmgem.utils.files import write_atomic
+from mmgem.utils.checksums import file_crc32, sealed_json, unsealed_json
+from mmgem.utils.files import create_file, sync_file, write_atomic
 
 FOLDER = "ann"
 _ROW_TYPES = ("photos", "regions")
@@ -113,7 +114,8 @@ class HNSWReport:
 @dataclass(frozen=True, slots=True)
 class _State:
     """``graph.json``: the HNSW index has the first ``rows`` rows of ``generation``, ``sample`` is a hash of
-    some of them, the PCA was fitted on ``fitted`` of them; ``files`` are names and sizes in bytes."""
+    some of them, the PCA was fitted on ``fitted`` of them; ``files`` are names and sizes in bytes,
+    ``checksums`` their CRC-32."""
 
     kind: str
     dims: int
@@ -123,6 +125,7 @@ class _State:
     fitted: int = 0
     version: int = 0
     files: dict[str, int] = field(default_factory=dict)
+    checksums: dict[str, int] = field(default_factory=dict)
     format: int = _FORMAT
 
     @property
@@ -143,6 +146,8 @@ class _State:
         for name, size in self.files.items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 return f"is damaged ({name})"
+            if name in self.checksums and file_crc32(folder / name) != self.checksums[name]:
+                return f"cannot be read ({name}: its checksum does not match)"
         return None
 
 
@@ -227,9 +232,19 @@ def update_hnsw_index(
         builder = _IndexBuilder(out / FOLDER, state, snapshot, threads)
         added = total - builder.state.rows
         if added:
+            snapshot.verify()
             builder.run(progress)
     size = sum(builder.state.files.values())
     return HNSWReport(state.config, total, added, size, time.perf_counter() - began)
+
+
+def hnsw_problem(out: Path, snapshot: IndexSnapshot) -> str | None:
+    """What is wrong with the HNSW index of the photo index ``out``; None if nothing is, or it keeps none."""
+    try:
+        state = _read_state(out)
+    except SearchIndexError as error:
+        return str(error).partition(": ")[2].partition(";")[0]
+    return None if state is None else state.mismatch(out / FOLDER, snapshot)
 
 
 def drop_hnsw_index(out: Path) -> None:
@@ -314,25 +329,36 @@ class _IndexBuilder:
         for row_type, index in indexes.items():
             if len(index):
                 files.append(self.folder / f"{row_type}-{version}.usearch")
-                index.save(files[-1])
+                _save_index(index, files[-1])
         if components is not None:
             files.append(self.folder / f"axes-{version}.npy")
-            np.save(files[-1], components, allow_pickle=False)
+            files[-1].unlink(missing_ok=True)
+            with create_file(files[-1]) as axes:
+                np.save(axes, components, allow_pickle=False)
         for file in files:
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
+            sync_file(file)
         self.state = dataclasses.replace(
             self.state,
             rows=rows,
             sample=_hash_sample(self.snapshot.vectors[:rows]),
             version=version,
             files={file.name: file.stat().st_size for file in files},
+            checksums={file.name: file_crc32(file) for file in files},
         )
-        write_atomic(self.folder / _STATE_FILE, json.dumps(dataclasses.asdict(self.state)))
+        write_atomic(self.folder / _STATE_FILE, sealed_json(dataclasses.asdict(self.state)))
         for stray in self.folder.iterdir():
             if stray not in files and stray.name != _STATE_FILE:
                 with suppress(OSError):  # Windows keeps a file that a reader has mapped
                     stray.unlink()
+
+
+def _save_index(index: Any, file: Path) -> None:
+    try:
+        index.save(file)
+    except RuntimeError as error:
+        raise SearchIndexError(f"{file}: {error}") from error
+    if file.stat().st_size != index.serialized_length:  # closing it failed, which usearch does not say
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
 
 def _state_to_update(out: Path, config: HNSWConfig | None) -> _State | None:
@@ -353,7 +379,7 @@ def _read_state(out: Path) -> _State | None:
     if not path.is_file():
         return None
     try:
-        state = _State(**json.loads(path.read_text(encoding="utf-8")))
+        state = _State(**unsealed_json(path.read_text(encoding="utf-8"), "checksums"))
         readable = state.format == _FORMAT and state.kind in QUANTIZATIONS
     except (OSError, ValueError, TypeError):
         readable = False

@@ -1,10 +1,12 @@
 """Bring the index of a folder of photos up to date: embed what is new, forget what is gone.
 
-Notable choices. A file whose size and modification time are as recorded is not opened, so a run with nothing
-to do is one walk over the folder. Any other file is hashed first, and embedded only if its bytes are new to
-the index. The model is made when the first photo needs it, never before. Work is recorded batch by batch
-(:mod:`mmgem.search.index_store`): a killed run loses at most one batch and the next run goes on from there.
-A photo that cannot be decoded is recorded too, with the reason, and tried again when its bytes change.
+Notable choices. A file whose size, modification time and time of change are as recorded is not opened, so a
+run with nothing to do is one walk over the folder. Any other file is hashed first, and embedded only if its
+bytes are new to the index. The model is made when the first photo needs it, never before. Work is recorded
+batch by batch (:mod:`mmgem.search.index_store`): a killed run loses at most one batch and the next run goes
+on from there. A photo that cannot be decoded is recorded too, with the reason, and tried again when its bytes
+change. What was wrong only now (memory, rights, the disk) is reported but not recorded, so the next run tries
+again.
 """
 
 from __future__ import annotations
@@ -22,8 +24,17 @@ import numpy as np
 
 from mmgem.data.images import image_size, list_images
 from mmgem.data.records import Box
-from mmgem.errors import ImageError, SearchIndexError, UsageError
+from mmgem.errors import (
+    ImageError,
+    SearchIndexError,
+    TransientImageError,
+    UsageError,
+    is_transient,
+    is_transient_reason,
+)
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent, StoredPhoto
+from mmgem.utils.files import open_regular
+from mmgem.utils.unit_vectors import not_unit_rows
 
 # Record files whose content is known already (moved, touched) at least this often.
 _FILES_A_TRANSACTION = 1024
@@ -48,10 +59,17 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class UnreadablePhoto:
-    """A photo that is not in the index; ``path`` is relative to the folder."""
+    """A photo that is not in the index; ``path`` is relative to the folder. ``transient``: its bytes are not
+    at fault, and the next run tries again."""
 
     path: str
     reason: str
+    transient: bool = False
+
+    @property
+    def explanation(self) -> str:
+        """The reason, and whether it holds for this run only."""
+        return f"could not be read now: {self.reason}" if self.transient else self.reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +100,7 @@ def update_index(
     model: str = "",
     regions: int | None = None,
     batch: int = 32,
+    repair: bool = False,
     progress: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> IndexReport:
     """Make the index ``out`` (a folder of its own) hold the photos under ``folder``, and only those.
@@ -89,7 +108,8 @@ def update_index(
     ``make_embedder`` is called at most once, and only if some photo has to be embedded; ``fingerprint`` is
     that of the model it makes. ``model`` is kept in the index for whoever opens it (a name or a path that
     loads the model again). ``regions``: how many boxes of each photo can be found beside the whole (None: as
-    the index has it, 0 if it is new). ``progress`` is handed the paths of the new, changed, moved and touched
+    the index has it, 0 if it is new). ``repair``: look for damage among all vectors, and embed the photos of
+    what is damaged again. ``progress`` is handed the paths of the new, changed, moved and touched
     files and gives them back one by one, showing a bar: ``partial(track, label=…)`` of
     :mod:`mmgem.utils.progress`.
 
@@ -105,17 +125,17 @@ def update_index(
     files_found = _scan(folder)
     with IndexStore(out, fingerprint, regions) as store:
         _check_folder(store, out, folder)
+        damaged = store.drop_damaged() if repair else []
+        store.forget_problems([path for path, reason in store.problems() if is_transient_reason(reason)])
         known = store.photos()
-        if known and not files_found:
+        if (known or damaged) and not files_found:
             raise SearchIndexError(
-                f"{folder}: no photos here, but {out} holds {len(known)}; "
+                f"{folder}: no photos here, but {out} holds {len(known) + len(damaged)}; "
                 f"delete {out} if they are really gone"
             )
         store.set_source(folder, model)
         pending = [
-            path
-            for path, stat in files_found.items()
-            if path not in known or (known[path].size, known[path].mtime_ns) != stat
+            path for path, stat in files_found.items() if path not in known or not known[path].unchanged(stat)
         ]
         removed_paths = [path for path in known if path not in files_found]
         store.forget(removed_paths)
@@ -135,7 +155,9 @@ def update_index(
         reused=run.reused,
         unchanged=len(files_found) - len(pending),
         removed=len(removed_paths) - moved,
-        failed=tuple(UnreadablePhoto(path, reason) for path, reason in sorted(failed.items())),
+        failed=tuple(
+            UnreadablePhoto(path, reason, path in run.unreadable) for path, reason in sorted(failed.items())
+        ),
         seconds=time.perf_counter() - began,
     )
 
@@ -189,7 +211,12 @@ class _IndexUpdate:
             firsts = [copies[0] for copies in self.queue.values()]
             results = self._embed([self.folder / file.path for file in firsts])
             for first, result in zip(firsts, results, strict=True):
-                if _stat(self.folder / first.path) != (first.size, first.mtime_ns):
+                if _stat(self.folder / first.path) != (first.size, first.mtime_ns, first.ctime_ns):
+                    continue
+                if isinstance(result, TransientImageError):
+                    paths = [file.path for file in self.queue[first.digest]]
+                    self.store.forget(paths)
+                    self.unreadable.update(dict.fromkeys(paths, str(result)))
                     continue
                 files.extend(self.queue[first.digest])
                 if isinstance(result, str):
@@ -202,11 +229,13 @@ class _IndexUpdate:
         self.store.record(contents, files)
         self.queue, self.recorded = {}, []
 
-    def _embed(self, paths: list[Path]) -> list[tuple[list[Box | None], np.ndarray] | str]:
+    def _embed(
+        self, paths: list[Path]
+    ) -> list[tuple[list[Box | None], np.ndarray] | str | TransientImageError]:
         """Return the boxes (None: the whole, which comes first) and vectors (m, D) of each photo, or why it
-        has none.
+        has none; a TransientImageError if that is not the fault of its bytes.
 
-        A batch with a bad photo is halved until the bad one is alone.
+        A batch with a bad photo, or too large for the memory, is halved until that one is alone.
         """
         if self.embedder is None:
             self.embedder = self.make_embedder()
@@ -218,9 +247,10 @@ class _IndexUpdate:
         try:
             vectors = np.asarray(self.embedder.embed_images(paths), np.float32)
             regions = self.embedder.find_regions(paths, count) if (count := self.store.regions) else []
-        except ImageError as error:
+        except (ImageError, MemoryError) as error:
             if len(paths) == 1:
-                return [str(error).removeprefix(f"{paths[0]}: ")]
+                reason = str(error).removeprefix(f"{paths[0]}: ").removeprefix("could not be read now: ")
+                return [TransientImageError(reason or "out of memory") if is_transient(error) else reason]
             middle = len(paths) // 2
             return self._embed(paths[:middle]) + self._embed(paths[middle:])
         if vectors.shape != (len(paths), self.embedder.dim):
@@ -230,15 +260,20 @@ class _IndexUpdate:
         regions = regions or [([], vectors[:0])] * len(paths)
         rows = [np.concatenate([v[None], more]) for v, (_, more) in zip(vectors, regions, strict=True)]
         return [
-            ([None, *boxes], photo_vectors)
-            if np.isfinite(photo_vectors).all()
-            else "its embedding is not finite"
+            _embedding_problem(photo_vectors) or ([None, *boxes], photo_vectors)
             for photo_vectors, (boxes, _) in zip(rows, regions, strict=True)
         ]
 
 
-def _scan(folder: Path) -> dict[str, tuple[int, int]]:
-    """Map the relative path of each photo under ``folder`` to (size in bytes, mtime in ns)."""
+def _embedding_problem(vectors: np.ndarray) -> str | None:
+    """What is wrong with the vectors of a photo, if anything."""
+    if not np.isfinite(vectors).all():
+        return "its embedding is not finite"
+    return "its embedding is not of unit length" if len(not_unit_rows(vectors)) else None
+
+
+def _scan(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Map the relative path of each photo under ``folder`` to (size in bytes, mtime in ns, ctime in ns)."""
     stats = {}
     for path in list_images(folder):
         stat = _stat(path)
@@ -247,19 +282,19 @@ def _scan(folder: Path) -> dict[str, tuple[int, int]]:
     return stats
 
 
-def _stat(path: Path) -> tuple[int, int] | None:
+def _stat(path: Path) -> tuple[int, int, int] | None:
     try:
         stat = path.stat()
     except OSError:
         return None
-    return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _hash_file(folder: Path, path: str) -> HashedFile:
-    with (folder / path).open("rb") as file:
+    with open_regular(folder / path) as file:
         stat = os.fstat(file.fileno())
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
-    return HashedFile(path, stat.st_size, stat.st_mtime_ns, digest)
+    return HashedFile(path, stat.st_size, stat.st_mtime_ns, digest, stat.st_ctime_ns)
 
 
 def _check_folder(store: IndexStore, out: Path, folder: Path) -> None:

@@ -1,18 +1,18 @@
 """The files of a photo index, and the only code that reads or writes them.
 
     IDX/photos.sqlite3   the manifest: what was seen where, and which content owns which vectors
+                         (.photos.sqlite3.crc32: its checksum, see :mod:`mmgem.search.index_checksums`)
     IDX/vectors-G.f32    generation G of the vectors: little-endian float32, row r at byte 4·dim·r
     IDX/lock             held by the one process that writes
     IDX/ann/             an HNSW index for fast search, if one is kept (:mod:`mmgem.search.hnsw`)
 
 Notable choices. A vector belongs to a *content* (the hash of a file's bytes), a path merely points to one: so
-a photo that moves, is touched or is stored twice is never embedded again, and a content may own several rows
-(one for the whole image, one for each box). Vectors are appended and synced before the transaction that
-names their rows: killed at any moment, the index is as the last transaction left it, and the next run
-overwrites the unnamed tail. The manifest keeps a rollback journal rather than a write-ahead log, so that the
-folder can be copied and read from read-only media. Nothing is ever changed in place under a reader's memory
-map: rows nobody points to are skipped, and go when :meth:`IndexStore.compact` starts the next generation.
-Paths are stored as bytes, relative to the folder of photos and with forward slashes.
+a photo that moves or is stored twice is never embedded again, and a content may own several rows. Vectors are
+appended and synced before the transaction that names their rows: killed at any moment, the index is as the
+last transaction left it, and the next run overwrites the unnamed tail. The manifest keeps a rollback journal
+rather than a write-ahead log, so that the folder can be copied and read from read-only media. Nothing is ever
+changed in place under a reader's memory map: rows nobody points to are skipped, and go when
+:meth:`IndexStore.compact` starts the next generation. Paths are bytes, relative to the folder of photos.
 """
 
 from __future__ import annotations
@@ -22,90 +22,57 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from mmgem.data.records import Box
-from mmgem.errors import SearchIndexError
-from mmgem.utils.files import lock_folder
+from mmgem.errors import BusyError, SearchIndexError
+from mmgem.search.index_checksums import (
+    BLOCK_ROWS,
+    TABLE,
+    VectorBlocks,
+    append_crcs,
+    block_crcs,
+    forget_blocks,
+    read_crcs,
+    replace_crcs,
+    verify_manifest,
+    write_manifest_checksum,
+)
+from mmgem.search.index_records import (
+    HashedFile,
+    IndexSnapshot,
+    NewContent,
+    StoredPhoto,
+    read_regions,
+    read_sizes,
+)
+from mmgem.utils.files import sync_folder
+from mmgem.utils.locks import FileLock
+from mmgem.utils.unit_vectors import not_unit_rows
 
-_FORMAT = 1
+_FORMAT = 2  # 1 has no checksums, and no times of change
 _DATABASE = "photos.sqlite3"
-_SCHEMA = """
+_SCHEMA = (
+    """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE contents (
     id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, problem TEXT, width INTEGER, height INTEGER
 );
 CREATE TABLE photos (
     path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-    content INTEGER NOT NULL REFERENCES contents(id)
+    content INTEGER NOT NULL REFERENCES contents(id), ctime_ns INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX photos_content ON photos(content);
 CREATE TABLE rows (row INTEGER PRIMARY KEY, content INTEGER NOT NULL REFERENCES contents(id), box TEXT);
 CREATE INDEX rows_content ON rows(content);
 """
+    + TABLE
+)
 # Compact when this many rows, and a quarter of all, belong to no photo.
 _MIN_DEAD_ROWS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class HashedFile:
-    """A photo file as it was read: ``path`` relative to the folder, ``size`` in bytes, and its hash."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPhoto:
-    """What the manifest holds of a path; ``content`` is its content's number."""
-
-    size: int
-    mtime_ns: int
-    content: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NewContent:
-    """A content to record: ``vectors`` (m, D) float32 with a box or None (whole image) each, or a problem.
-
-    ``size`` (width, height) in pixels is that of the upright photo; needed where there are boxes."""
-
-    digest: bytes
-    vectors: np.ndarray
-    boxes: Sequence[Box | None] = ()
-    problem: str | None = None
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class IndexSnapshot:
-    """One consistent state of an index.
-
-    ``vectors`` (R, D) float32 is memory-mapped and may hold rows that no photo points to. ``entries`` are
-    (row, path, box as JSON or None), sorted by row, then path. ``regions`` is how many boxes a photo has at
-    most; where there are any, ``is_region`` (R,) bool says which rows are boxes, and ``relative_boxes``
-    (R, 4) float32 where, in shares of their photo. ``generation`` changes when rows get other numbers.
-    ``sizes`` (R, 2) int32, if asked for, is the width and height of the upright photo in pixels, 0 where it
-    is not known.
-    """
-
-    fingerprint: str
-    model: str
-    folder: Path
-    vectors: np.ndarray
-    entries: list[tuple[int, bytes, str | None]]
-    regions: int = 0
-    is_region: np.ndarray | None = None
-    relative_boxes: np.ndarray | None = None
-    generation: int = 0
-    sizes: np.ndarray | None = None
 
 
 class IndexStore:
@@ -118,6 +85,7 @@ class IndexStore:
     def __init__(self, out: Path, fingerprint: str, regions: int | None = None) -> None:
         """``regions``: boxes a photo, at most; None: as the index has it, 0 if it is new."""
         self._out = out
+        self._dropped = False  # whether rows are left that nobody can use
         if out.exists() and not out.is_dir():
             raise SearchIndexError(f"{out}: is a file; an index is a folder")
         with _errors_naming(out):
@@ -126,6 +94,9 @@ class IndexStore:
         try:
             with _errors_naming(out):
                 self._db = _connect(database_file(out), create=True)
+                # Also the removal of the journal is on the disk when a transaction is done: else a power
+                # failure could bring it back, and with it a generation of vectors that is removed by then.
+                self._db.execute("PRAGMA synchronous = EXTRA")
                 self._prepare(fingerprint, regions)
         except BaseException:
             self._lock.close()
@@ -137,8 +108,12 @@ class IndexStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._db.close()
-        self._lock.close()
+        try:
+            with _errors_naming(self._out):
+                write_manifest_checksum(self._db, database_file(self._out))
+        finally:
+            self._db.close()
+            self._lock.close()
 
     @property
     def folder(self) -> Path | None:
@@ -164,7 +139,7 @@ class IndexStore:
     def photos(self) -> dict[str, StoredPhoto]:
         """Return every recorded path, failed ones included."""
         with _errors_naming(self._out):
-            rows = self._db.execute("SELECT path, size, mtime_ns, content FROM photos")
+            rows = self._db.execute("SELECT path, size, mtime_ns, content, ctime_ns FROM photos")
             return {os.fsdecode(path): StoredPhoto(*rest) for path, *rest in rows}
 
     def content(self, digest: bytes) -> int | None:
@@ -182,6 +157,18 @@ class IndexStore:
             )
             return [(os.fsdecode(path), problem) for path, problem in rows]
 
+    def forget_problems(self, paths: Iterable[str]) -> None:
+        """Drop photos that :meth:`problems` lists and what is known of their contents, to be tried again."""
+        keys = [(os.fsencode(path),) for path in paths]
+        if keys:
+            with self._transaction():
+                self._db.executemany(
+                    "DELETE FROM contents WHERE problem IS NOT NULL AND id IN"
+                    " (SELECT content FROM photos WHERE path = ?)",
+                    keys,
+                )
+                self._db.executemany("DELETE FROM photos WHERE path = ?", keys)
+
     def forget(self, paths: Iterable[str]) -> None:
         """Drop paths; what they pointed to stays until the next compaction, in case they come back."""
         keys = [(os.fsencode(path),) for path in paths]
@@ -194,8 +181,12 @@ class IndexStore:
         if not files:
             return
         vectors = [content.vectors for content in contents if len(content.vectors)]
-        row = self._append(np.concatenate(vectors)) if vectors else 0
+        new_rows = np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32)
+        if vectors and len(wrong := not_unit_rows(new_rows)):
+            raise SearchIndexError(f"{self._out}: {len(wrong)} vectors are not finite and of unit length")
+        row = self._append(new_rows) if vectors else 0
         with self._transaction():
+            append_crcs(self._db, row, new_rows)
             for content in contents:
                 number = self._db.execute(
                     "INSERT INTO contents (digest, problem, width, height) VALUES (?, ?, ?, ?)",
@@ -206,44 +197,86 @@ class IndexStore:
                     self._db.execute("INSERT INTO rows VALUES (?, ?, ?)", (row, number, text))
                     row += 1
             self._db.executemany(
-                "REPLACE INTO photos SELECT ?, ?, ?, id FROM contents WHERE digest = ?",
-                [(os.fsencode(file.path), file.size, file.mtime_ns, file.digest) for file in files],
+                "REPLACE INTO photos SELECT ?, ?, ?, id, ? FROM contents WHERE digest = ?",
+                [(os.fsencode(f.path), f.size, f.mtime_ns, f.ctime_ns, f.digest) for f in files],
             )
 
+    def drop_damaged(self) -> list[str]:
+        """Forget the photos with vectors that are damaged or missing, so that they are embedded again.
+
+        Returns their paths, sorted."""
+        with _errors_naming(self._out):
+            path, total = self._vectors_file(), self._row_count()
+            if not total:
+                return []
+            size = total * int(_read_meta(self._db, "dim")) * 4
+            with path.open("r+b" if path.exists() else "w+b") as file:
+                if file.seek(0, os.SEEK_END) < size:
+                    file.truncate(size)
+            dropped = self._drop(self._blocks(read_crcs(self._db)))
+            return sorted(os.fsdecode(name) for name in dropped)
+
+    def _drop(self, blocks: VectorBlocks) -> list[bytes]:
+        """Forget the photos with rows in damaged ones of ``blocks``, whose checksums are then of what is
+        there: nobody reads it any more, but the last may still get new rows."""
+        damaged = blocks.damaged_blocks()
+        if not damaged:
+            return []
+        self._dropped = True
+        with self._transaction():
+            if blocks.crcs is not None:
+                replace_crcs(self._db, [(block, blocks.crc(block)) for block in damaged])
+            return forget_blocks(self._db, damaged)
+
+    def _blocks(self, crcs: dict[int, int] | None) -> VectorBlocks:
+        """The blocks with rows that photos point to; ``crcs`` None: there are no checksums."""
+        live = [row for (row,) in self._db.execute(_LIVE_ROWS)]
+        dim = int(_read_meta(self._db, "dim") or 0)
+        vectors = _memmap(self._vectors_file(), self._row_count(), dim)
+        return VectorBlocks(self._vectors_file(), vectors, crcs, np.array(live, np.int64))
+
     def compact(self) -> None:
-        """Leave out the rows no photo points to, if they are many: write the next generation of vectors."""
+        """Leave out the rows no photo points to, if they are many or damaged: write the next generation of
+        vectors."""
         with _errors_naming(self._out):
             total = self._row_count()
-            live = [
-                row
-                for (row,) in self._db.execute(
-                    "SELECT row FROM rows WHERE content IN (SELECT content FROM photos) ORDER BY row"
-                )
-            ]
+            live = [row for (row,) in self._db.execute(_LIVE_ROWS)]
         dead = total - len(live)
-        if dead < _MIN_DEAD_ROWS or dead * 4 < total:
+        if (dead < _MIN_DEAD_ROWS or dead * 4 < total) and not self._dropped:
             return
         old, generation = self._vectors_file(), int(_read_meta(self._db, "generation")) + 1
         new = _vectors_file(self._out, generation)
-        stored = _memmap(old, total, int(_read_meta(self._db, "dim")))
+        blocks = self._blocks(read_crcs(self._db))
+        blocks.verify()
+        stored = blocks.vectors
+        crcs: list[tuple[int, int]] = []
         with _errors_naming(new), new.open("wb") as file:
             for start in range(0, len(live), 4096):
-                file.write(stored[live[start : start + 4096]].tobytes())
+                rows = stored[live[start : start + 4096]]
+                crcs += [(start // BLOCK_ROWS + block, crc) for block, crc in block_crcs(rows)]
+                file.write(rows.tobytes())
             file.flush()
             os.fsync(file.fileno())
+            sync_folder(self._out)
         with self._transaction():
             self._db.execute("DELETE FROM rows WHERE content NOT IN (SELECT content FROM photos)")
             self._db.execute("DELETE FROM contents WHERE id NOT IN (SELECT content FROM photos)")
             # In ascending order no new number meets an old one: each is at most the one it replaces.
             self._db.executemany("UPDATE rows SET row = ? WHERE row = ?", list(enumerate(live)))
+            self._db.execute("DELETE FROM checksums")
+            replace_crcs(self._db, crcs)
             self._set_meta({"generation": generation})
-        del stored
+        del stored, blocks
         with suppress(OSError):  # Windows keeps a file that a reader has mapped; the next run tries again
             old.unlink()
 
     def _prepare(self, fingerprint: str, regions: int | None) -> None:
         """Make a new manifest, or check that this one is ours; sweep what a killed compaction left."""
-        if _check_version(self._db, self._out) == 0:
+        verify_manifest(self._db, database_file(self._out))
+        version = _check_version(self._db, self._out)
+        if version == 1:
+            self._add_checksums()
+        if version == 0:
             with self._transaction():
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
@@ -259,6 +292,20 @@ class IndexStore:
                 with suppress(OSError):
                     stray.unlink()
 
+    def _add_checksums(self) -> None:
+        """Bring an index of format 1 to this one, with the checksums of its rows as they are. Photos whose
+        rows cannot be right are forgotten."""
+        crcs: list[tuple[int, int]] = []
+        if self._row_count():
+            blocks = self._blocks(None)
+            self._drop(blocks)
+            crcs = block_crcs(blocks.vectors)
+        with self._transaction():
+            self._db.execute(TABLE)
+            self._db.execute("ALTER TABLE photos ADD COLUMN ctime_ns INTEGER")
+            replace_crcs(self._db, crcs)
+            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+
     def _append(self, vectors: np.ndarray) -> int:
         """Write rows (n, D) float32 after the last named one, synced to disk; return the first's number."""
         dim = _read_meta(self._db, "dim")
@@ -271,7 +318,8 @@ class IndexStore:
             )
         first = self._row_count()
         path = self._vectors_file()
-        with _errors_naming(path), path.open("r+b" if path.exists() else "w+b") as file:
+        new = not path.exists()
+        with _errors_naming(path), path.open("w+b" if new else "r+b") as file:
             file.seek(0, os.SEEK_END)
             if file.tell() < first * vectors.shape[1] * 4:
                 raise _damaged(path)
@@ -280,6 +328,8 @@ class IndexStore:
             file.truncate()
             file.flush()
             os.fsync(file.fileno())
+            if new:
+                sync_folder(self._out)
         return first
 
     def _row_count(self) -> int:
@@ -304,6 +354,9 @@ class IndexStore:
             self._db.execute("COMMIT")
 
 
+_LIVE_ROWS = "SELECT row FROM rows WHERE content IN (SELECT content FROM photos) ORDER BY row"
+
+
 def database_file(out: Path) -> Path:
     """The manifest of the index ``out``; the file changes whenever the index does."""
     return out / _DATABASE
@@ -318,10 +371,12 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
     if not database.is_file():
         raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
     with _errors_naming(out), closing(_connect(database, create=False)) as db:
-        if _check_version(db, out) == 0:
+        version = _check_version(db, out)
+        if version == 0:
             raise SearchIndexError(f"{out}: an index that was never finished; run mmgem index again")
         # Within one transaction: no writer can remove this generation of vectors before it is mapped.
         db.execute("BEGIN")
+        verified = verify_manifest(db, database)
         entries = db.execute(
             "SELECT row, path, box FROM rows JOIN photos ON photos.content = rows.content ORDER BY row, path"
         ).fetchall()
@@ -330,43 +385,25 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
             int(_read_meta(db, "regions")),
             _count_rows(db),
         )
-        is_region, relative_boxes = _read_regions(db, rows) if regions else (None, None)
+        is_region, relative_boxes = read_regions(db, rows) if regions else (None, None)
+        vectors_file = _vectors_file(out, generation)
+        vectors = _memmap(vectors_file, rows, int(_read_meta(db, "dim") or 0))
+        live = np.fromiter((row for row, _, _ in entries), np.int64, len(entries))
+        crcs = read_crcs(db) if version > 1 else None
         return IndexSnapshot(
             fingerprint=_read_meta(db, "fingerprint"),
             model=_read_meta(db, "model") or "",
             folder=_photo_folder(db, out),
-            vectors=_memmap(_vectors_file(out, generation), rows, int(_read_meta(db, "dim") or 0)),
+            vectors=vectors,
             entries=entries,
             regions=regions,
             is_region=is_region,
             relative_boxes=relative_boxes,
             generation=generation,
-            sizes=_read_sizes(db, rows) if sizes else None,
+            sizes=read_sizes(db, rows) if sizes else None,
+            blocks=VectorBlocks(vectors_file, vectors, crcs, live),
+            manifest_verified=verified,
         )
-
-
-def _read_regions(db: sqlite3.Connection, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows are boxes, (rows,) bool, and the box of each in shares of its photo, (rows, 4) float32;
-    0, 0, 1, 1 for a whole photo."""
-    is_region, relative_boxes = np.zeros(rows, bool), np.tile(np.array([0, 0, 1, 1], np.float32), (rows, 1))
-    region_rows = db.execute(
-        "SELECT row, box, width, height FROM rows JOIN contents ON contents.id = content"
-        " WHERE box IS NOT NULL"
-    )
-    for row, box, width, height in region_rows:
-        x0, y0, x1, y1 = json.loads(box)
-        is_region[row], relative_boxes[row] = True, (x0 / width, y0 / height, x1 / width, y1 / height)
-    return is_region, relative_boxes
-
-
-def _read_sizes(db: sqlite3.Connection, rows: int) -> np.ndarray:
-    sizes = np.zeros((rows, 2), np.int32)
-    size_rows = db.execute(
-        "SELECT row, width, height FROM rows JOIN contents ON contents.id = content WHERE width IS NOT NULL"
-    )
-    for row, *size in size_rows:
-        sizes[row] = size
-    return sizes
 
 
 def check_fingerprint(out: Path, indexed: str, expected: str) -> None:
@@ -397,19 +434,19 @@ def _connect(path: Path, create: bool) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
 
 
-def write_lock(out: Path) -> sqlite3.Connection:
+def write_lock(out: Path) -> FileLock:
     """Take the writer's lock of the index in the folder ``out``. Raises SearchIndexError if another process
     has it."""
-    with _errors_naming(out):
-        lock = lock_folder(out)
-    if lock is None:
-        raise SearchIndexError(f"{out}: another process is writing this index")
-    return lock
+    try:
+        with _errors_naming(out):
+            return FileLock(out / "lock", out)
+    except BusyError as error:
+        raise SearchIndexError(f"{out}: another process is writing this index ({error.holder})") from error
 
 
 def _check_version(db: sqlite3.Connection, out: Path) -> int:
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version not in (0, _FORMAT):
+    if not 0 <= version <= _FORMAT:
         raise SearchIndexError(
             f"{out}: index format {version}, this mmgem knows {_FORMAT}; delete it and run mmgem index again"
         )
@@ -445,7 +482,8 @@ def _memmap(path: Path, rows: int, dim: int) -> np.ndarray:
 
 def _damaged(path: Path) -> SearchIndexError:
     return SearchIndexError(
-        f"{path}: shorter than its manifest says; delete {path.parent} and run mmgem index again"
+        f"{path}: shorter than its manifest says; delete {path.parent} and run mmgem index again, or let "
+        "mmgem index --repair embed what is lost"
     )
 
 
@@ -458,3 +496,5 @@ def _errors_naming(path: Path) -> Iterator[None]:
         raise SearchIndexError(f"{path}: {error.strerror or error}") from error
     except sqlite3.Error as error:
         raise SearchIndexError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:  # SQLite quotes the damage
+        raise SearchIndexError(f"{path}: damaged; delete it and run mmgem index again") from error

@@ -23,6 +23,7 @@ import numpy as np
 
 from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
+from mmgem.data.texts import check_text
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.inference.calibration import MatchCalibration
 from mmgem.search.hnsw import HNSWIndex
@@ -92,7 +93,7 @@ class PhotoIndex:
         self.fingerprint = snapshot.fingerprint
         self.model = snapshot.model
         self.regions = snapshot.regions
-        self._stored = snapshot.vectors
+        self._stored, self._verify = snapshot.vectors, snapshot.verify
         self._relative_boxes = snapshot.relative_boxes
         self._entries = snapshot.entries
         self._rows = np.array([row for row, _, _ in snapshot.entries], np.int64)
@@ -155,14 +156,18 @@ class PhotoIndex:
 
     @property
     def vectors(self) -> np.ndarray:
-        """The (len, D) float32 vector of each entry, read-only; memory-mapped if each row is an entry."""
+        """The (len, D) float32 vector of each entry, read-only; memory-mapped if each row is an entry. Raises
+        SearchIndexError if they are damaged, as all does that reads them."""
+        self._verify()
         if np.array_equal(self._rows, np.arange(len(self._stored))):
             return self._stored
         return self._stored[self._rows]
 
     def vector_of(self, path: str | os.PathLike[str]) -> np.ndarray:
         """Return the (D,) float32 vector of a photo in the index; raises UsageError if it is not in it."""
-        return self._stored[self._find(path)[0]]
+        row = self._find(path)[0]
+        self._verify(np.array([row]))
+        return self._stored[row]
 
     def boxes_of(self, path: str | os.PathLike[str]) -> list[Box]:
         """The boxes of a photo in the index in pixels of the upright photo, the most telling first; raises
@@ -192,7 +197,7 @@ class PhotoIndex:
         ``regions``: their best boxes instead, as :meth:`search_regions` finds them. Raises DataError for an
         empty text, UsageError as those do, and if this index was opened without a model.
         """
-        vector = self._embedder.embed_texts([text])[0]
+        vector = self._embedder.embed_texts([check_text(text)])[0]
         if regions:
             return self.search_regions(vector, k)
         calibration = getattr(self._embedder, "calibration", None)
@@ -249,7 +254,11 @@ class PhotoIndex:
         self, queries: np.ndarray, k: int, filters: Sequence[SpatialFilter | None]
     ) -> list[list[Hit]]:
         """The best box of each of the k best photos, for each of ``queries`` (q, D) with its filter."""
-        score_matrix = cache(lambda: queries @ self._stored.T)  # one pass over the vectors, if needed
+
+        @cache
+        def score_matrix() -> np.ndarray:  # one pass over the vectors, if needed
+            self._verify()
+            return queries @ self._stored.T
 
         def search(number: int) -> list[Hit]:
             where = filters[number]
@@ -287,6 +296,8 @@ class PhotoIndex:
             batch = queries[start : start + _QUERY_BATCH_SIZE]
             ranked = self._hnsw_search(batch, k)
             exact_numbers = [number for number, result in enumerate(ranked) if result is None]
+            if exact_numbers:
+                self._verify()
             scores = batch[exact_numbers] @ self._stored.T
             scores[:, self._not_photos] = -np.inf
             for number, row in zip(exact_numbers, scores, strict=True):
@@ -309,6 +320,7 @@ class PhotoIndex:
         for query, rows in zip(queries, candidates, strict=True):
             rows = np.concatenate([np.sort(rows[rows < total]), unindexed_rows])
             rows = rows[~excluded[rows]]
+            self._verify(rows)
             scores = self._stored[rows] @ query
             top = top_rows(scores, depth)
             ranked.append((rows[top], scores[top]) if len(top) >= depth else None)

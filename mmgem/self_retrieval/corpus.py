@@ -20,12 +20,15 @@ import numpy as np
 from mmgem.checkpoints.resolve import complete
 from mmgem.config import from_dict, to_dict
 from mmgem.config.legacy import current_config
-from mmgem.errors import CheckpointError, DataError
+from mmgem.errors import CheckpointError, ConfigError, DataError
 from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.passages import Passage, load_corpus
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.self_retrieval.trie import Trie
-from mmgem.utils.files import write_atomic, write_folder
+from mmgem.utils.checksums import verify_file, write_checksums
+from mmgem.utils.files import create_file, read_again_if_replaced, write_atomic, write_folder
+from mmgem.utils.model_files import check_file, read_json_object
+from mmgem.utils.unit_vectors import not_unit_rows
 
 FORMAT = 1
 FOLDER = "corpus"
@@ -89,7 +92,11 @@ class Corpus:
         return Corpus(all_passages, title_trie, merged, self.titled, self.scoring)
 
     def save(self, folder: Path) -> None:
-        """Write the corpus, replacing ``folder`` as a whole."""
+        """Write the corpus, replacing ``folder`` as a whole. Raises ``DataError`` for vectors that are not
+        finite and of unit length."""
+        if self.vectors is not None and len(wrong := not_unit_rows(self.vectors)):
+            which = self.passages[wrong[0]].id
+            raise DataError(f"{folder}: the embedding of passage {which!r} is not finite and of unit length")
 
         def fill(new: Path) -> None:
             lines = (json.dumps(asdict(p), ensure_ascii=False) + "\n" for p in self.passages)
@@ -97,9 +104,11 @@ class Corpus:
             self.title_trie.save(new / "titles")
             self.passage_trie.save(new / "rows")
             if self.vectors is not None:
-                np.save(new / "vectors.npy", self.vectors)
+                with create_file(new / "vectors.npy") as file:
+                    np.save(file, self.vectors)
             metadata = {"format": FORMAT, "titled": self.titled, "scoring": to_dict(self.scoring)}
             write_atomic(new / "corpus.json", json.dumps(metadata, indent=1) + "\n")
+            write_checksums(new)
 
         write_folder(folder, fill)
 
@@ -110,24 +119,51 @@ class Corpus:
     @classmethod
     def open(cls, folder: Path) -> Corpus:
         """Read a corpus; the tries stay on disk until they are walked. Raises ``CheckpointError``."""
+        return read_again_if_replaced(cls._read)(folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Corpus:
         folder = complete(folder)
-        try:
-            metadata = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{folder}: holds no corpus ({error})") from error
+        if not (folder / "corpus.json").exists():
+            raise CheckpointError(f"{folder}: holds no corpus (corpus.json is missing)")
+        for name in ("corpus.json", "passages.jsonl", "vectors.npy"):
+            verify_file(folder / name, "train or copy the corpus again")
+        metadata = read_json_object(folder / "corpus.json", folder)
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{folder}: format {metadata.get('format')!r}, this version reads {FORMAT}")
         passages = load_corpus(folder / "passages.jsonl")
-        scoring = from_dict(
-            Scoring, current_config(metadata.get("scoring", {}), "corpus.scoring")[0], "scoring"
-        )
-        vectors = np.load(folder / "vectors.npy") if (folder / "vectors.npy").is_file() else None
+        scores = current_config(metadata.get("scoring", {}), "corpus.scoring")[0]
+        try:
+            scoring = from_dict(Scoring, scores, "scoring")
+        except ConfigError as error:
+            raise ConfigError(f"{folder / 'corpus.json'}: {error}") from error
+        if not isinstance(metadata.get("titled"), bool):
+            raise CheckpointError(f"{folder / 'corpus.json'}: titled: must be true or false")
+        vectors = _vectors(folder / "vectors.npy") if (folder / "vectors.npy").exists() else None
         title_trie, passage_trie = Trie.open(folder / "titles"), Trie.open(folder / "rows")
         corpus = cls(passages, title_trie, passage_trie, metadata["titled"], scoring, vectors)
         consistent = len(passage_trie) == len(passages) and len(title_trie) == len(corpus.titles)
         if not consistent or (vectors is not None and len(vectors) != len(passages)):
             raise CheckpointError(f"{folder}: passages and tries do not fit together")
+        if vectors is not None and len(wrong := not_unit_rows(vectors)):
+            raise CheckpointError(
+                f"{folder / 'vectors.npy'}: damaged, {len(wrong)} rows are not finite and of unit length, "
+                f"the first is {wrong[0]}; train or copy the corpus again"
+            )
         return corpus
+
+
+def _vectors(path: Path) -> np.ndarray:
+    check_file(path)
+    try:
+        vectors = np.array(
+            np.load(path, mmap_mode="r", allow_pickle=False)
+        )  # the size first, then the numbers
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+    if vectors.ndim != 2 or vectors.dtype != np.float32 or not np.isfinite(vectors).all():
+        raise CheckpointError(f"{path}: damaged (not rows of finite float32 numbers)")
+    return vectors
 
 
 def _title(passage: Passage, titled: bool) -> str:

@@ -13,10 +13,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmgem.data.readers.files import read_text
 from mmgem.data.scripts import join_units, text_units
 from mmgem.data.sentences import cut_words, split_prose
 from mmgem.errors import DataError, UsageError
+from mmgem.utils.text_files import read_text
 
 MARKDOWN = (".md", ".markdown")
 SUFFIXES = (".txt", *MARKDOWN)

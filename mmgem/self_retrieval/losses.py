@@ -28,7 +28,7 @@ def retrieval_loss(
     world: World = SINGLE_PROCESS,
 ) -> dict[str, Tensor]:
     """Return ``{"retrieve_loss"}`` times its configured weight."""
-    output = network.forward_packed([Segment(ids) for ids in batch.names])
+    output = network.forward_packed([Segment(ids) for ids in batch.names], row_length=128)
     (total,) = world.all_reduce_sum(int(batch.named.sum()))
     loss = token_loss(network, output, batch.names, batch.named, total)
     return {"retrieve_loss": config.retrieve_weight * loss}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mmgem.checkpoints.model_lock import lock_model
+from mmgem.checkpoints.resolve import complete, fingerprint, resolve
+from mmgem.data.texts import check_text, check_texts
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.inference.texts import embed_texts
@@ -21,6 +25,7 @@ from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.self_retrieval.retriever import Candidate, Retriever, ScoredPassage
+from mmgem.utils.files import is_folder
 
 
 @dataclass(frozen=True)
@@ -41,18 +46,21 @@ class SelfRetrieval:
         self.network, self.tokenizer, self.corpus, self.folder = network.eval(), tokenizer, corpus, folder
         self.prompts = Prompts(tokenizer)
         self._retriever: Retriever | None = None
+        self._fingerprint: str | None = None  # of the folder's model when it was loaded
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str]) -> SelfRetrieval:
         """Load a model folder (or hub id) that holds a corpus. Raises ``CheckpointError``."""
         from mmgem.checkpoints.model_folder import load_model
-        from mmgem.checkpoints.resolve import complete, resolve
 
         folder = resolve(name)
-        if not complete(folder / FOLDER).is_dir():
+        if not is_folder(folder / FOLDER):
             raise CheckpointError(f"{folder}: this model has learned no corpus; see mmgem corpus train")
+        before = fingerprint(complete(folder))
         network, tokenizer = load_model(folder)
-        return cls(network, tokenizer, Corpus.open(folder / FOLDER), folder)
+        engine = cls(network, tokenizer, Corpus.open(folder / FOLDER), folder)
+        engine._fingerprint = before
+        return engine
 
     @property
     def retriever(self) -> Retriever:
@@ -63,21 +71,26 @@ class SelfRetrieval:
             self._retriever = Retriever(*parts, self.embed_queries)
         return self._retriever
 
-    def search(self, questions: Sequence[str], k: int = 5) -> list[list[ScoredPassage]]:
-        """The best ``k`` passages for each question. Raises ``UsageError`` for an empty question."""
+    def search(
+        self, questions: Sequence[str], k: int = 5, abandoned: Callable[[int], bool] | None = None
+    ) -> list[list[ScoredPassage]]:
+        """The best ``k`` passages for each question. ``abandoned``: as of :meth:`Retriever.search`. Raises
+        ``UsageError`` for an empty question and for what is no list of texts, ``DataError`` for half a
+        character."""
+        questions = check_texts(questions, "questions")
         for question in questions:
             if not question.strip():
                 raise UsageError("the question is empty")
-        return self.retriever.search(questions, k)
+        return self.retriever.search(questions, k, abandoned)
 
     def ask(self, question: str, k: int = 3) -> Answer:
         """Answer from the first of the best ``k`` passages in which the model finds an answer."""
-        (hits,) = self.search([question], k)
+        (hits,) = self.search([check_text(question, "question")], k)
         return self.answer(question, hits)
 
     def embed_queries(self, questions: Sequence[str]) -> np.ndarray:
         """Unit embeddings ``(n, D)`` float32, to compare with ``corpus.vectors``."""
-        return embed_texts(self.network, self.tokenizer, questions, 64)
+        return embed_texts(self.network, self.tokenizer, check_texts(questions, "questions"), 64)
 
     def embed_passages(self, passages: Sequence[Passage]) -> np.ndarray:
         """Unit embeddings ``(n, D)`` float32 of passages and their titles, as ``corpus.vectors`` has them."""
@@ -86,14 +99,28 @@ class SelfRetrieval:
     def add(self, passages: Sequence[Passage]) -> None:
         """Put passages into the corpus, here and, if it has one, in the model's folder.
 
-        Raises ``DataError`` for an id that is there already; then nothing has changed."""
-        corpus = self.corpus.extended(passages, self.prompts)
-        if self.corpus.vectors is not None:
-            vectors = self.embed_passages(passages)
-            corpus.vectors = np.concatenate([self.corpus.vectors, vectors])
-        if self.folder is not None:
-            corpus.save_in(self.folder)
+        What others have put into the folder since it was read stays, and is here too from now on; one who
+        adds to it at this moment is waited for. Raises ``DataError`` for an id that is there already,
+        ``CheckpointError`` if the folder holds another model by now, ``BusyError`` if that is still in
+        training; then nothing has changed."""
+        with nullcontext() if self.folder is None else lock_model(self.folder):
+            before = self._corpus_on_disk()
+            corpus = before.extended(passages, self.prompts)
+            if before.vectors is not None:
+                corpus.vectors = np.concatenate([before.vectors, self.embed_passages(passages)])
+            if self.folder is not None:
+                corpus.save_in(self.folder)
         self.corpus, self._retriever = corpus, None
+
+    def _corpus_on_disk(self) -> Corpus:
+        """The corpus as the model's folder has it now, if there is one."""
+        if self.folder is None or not is_folder(self.folder / FOLDER):
+            return self.corpus
+        if self._fingerprint not in (None, fingerprint(complete(self.folder))):
+            raise CheckpointError(f"{self.folder}: holds another model than was loaded; load it again")
+        corpus = Corpus.open(self.folder / FOLDER)
+        corpus.scoring = self.corpus.scoring
+        return corpus
 
     def measure(
         self, queries: Sequence[Query], answers: bool = False, baselines: bool = False, at_once: int = 8
@@ -123,11 +150,16 @@ class SelfRetrieval:
             scores["baselines"] = self._baselines(queries, hits_by_query, answers)
         return scores
 
-    def answer(self, question: str, hits: list[ScoredPassage]) -> Answer:
-        """Answer from the first of ``hits`` in which the model finds an answer."""
+    def answer(
+        self, question: str, hits: list[ScoredPassage], abandoned: Callable[[], bool] | None = None
+    ) -> Answer:
+        """Answer from the first of ``hits`` in which the model finds an answer. ``abandoned``: asked at every
+        step whether nobody waits for it any more; then there is none."""
         number = {p.id: n for n, p in enumerate(self.corpus.passages)}
         for hit in hits:
-            text, _ = self.retriever.reader.answer(question, number[hit.id])
+            if abandoned is not None and abandoned():
+                break
+            text, _ = self.retriever.reader.answer(question, number[hit.id], abandoned=abandoned)
             if text is not None:
                 return Answer(text, hit.id, hits)
         return Answer(None, None, hits)

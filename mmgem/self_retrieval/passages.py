@@ -12,12 +12,12 @@ import json
 import logging
 import os
 import re
-from codecs import BOM_UTF8
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmgem.data.text_lines import read_lines
 from mmgem.errors import DataError, UsageError
 from mmgem.self_retrieval.documents import SUFFIXES, read_document, text_files
 
@@ -119,31 +119,22 @@ def _load_document(path: Path, root: Path) -> list[Passage]:
 def _json_objects(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSONL file, each with an ``id`` of its own, and where they are ("file:line")."""
     lines: dict[str, int] = {}
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"{path}:{number}"
-                value = _json_object(line.removeprefix(BOM_UTF8) if number == 1 else line, where)
-                if value is None:
-                    continue
-                _text_field(value, "id", where)
-                first = lines.setdefault(value["id"], number)
-                if first != number:
-                    raise DataError(f"{where}: id {_preview(value['id'])} is that of line {first} as well")
-                yield where, value
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        value = _json_object(line, where)
+        _text_field(value, "id", where)
+        first = lines.setdefault(value["id"], number)
+        if first != number:
+            raise DataError(f"{where}: id {_preview(value['id'])} is that of line {first} as well")
+        yield where, value
     if not lines:
         raise DataError(f"{path}: no {what}, the file is empty")
 
 
-def _json_object(line: bytes, where: str) -> dict[str, Any] | None:
-    """The JSON object of a line; None if it is blank."""
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object of a line."""
     try:
-        text = line.decode()
-        value = json.loads(text) if text.strip() else {}
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text") from error
+        value = json.loads(line)
     except json.JSONDecodeError as error:
         reason = f"{error.msg} at column {error.colno}"
         raise DataError(f"{where}: not a JSON object on one line: {reason}") from error
@@ -151,7 +142,7 @@ def _json_object(line: bytes, where: str) -> dict[str, Any] | None:
         raise DataError(f"{where}: not JSON that can be read: {error}") from error
     if type(value) is not dict:
         raise DataError(f"{where}: must be a JSON object, not {_preview(value)}")
-    return value if text.strip() else None
+    return value
 
 
 def _text_field(value: dict[str, Any], key: str, where: str) -> str:

@@ -19,6 +19,7 @@ from mmgem.models.llm import LLM
 from mmgem.self_retrieval.passages import Passage, Query, load_queries
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.utils.files import cache_home, write_atomic
+from mmgem.utils.locks import lock_folder
 from mmgem.utils.progress import track
 
 _MAX_TOKENS = 40
@@ -47,16 +48,24 @@ def generate_queries(
 def cached_generated_queries(
     llm: LLM, prompts: Prompts, passages: Sequence[Passage], count: int, seed: int, model: str
 ) -> list[Query]:
-    """:func:`generate_queries`, kept in the user's cache by ``model`` (its name), passages, count, seed."""
-    key = json.dumps([model, count, seed, [[p.id, p.title, p.text] for p in passages]])
+    """:func:`generate_queries`, kept in the user's cache by ``model`` (its name), its weights, passages,
+    count and seed."""
+    weights = hashlib.blake2b(digest_size=16)
+    for parameter in llm.parameters():
+        weights.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    texts = [[p.id, p.title, p.text] for p in passages]
+    key = json.dumps([model, weights.hexdigest(), count, seed, texts])
     name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
     path: Path = cache_home() / "questions" / f"{name}.jsonl"
-    if not path.exists():
-        device = next(llm.parameters()).device
-        queries = generate_queries(llm, prompts, passages, count, seed, device)
-        lines = [json.dumps({"id": q.id, "query": q.query, "positives": list(q.positives)}) for q in queries]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, "".join(f"{line}\n" for line in lines))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_folder(path):  # who waits for the lock finds what he would have written
+        if not path.exists():
+            device = next(llm.parameters()).device
+            queries = generate_queries(llm, prompts, passages, count, seed, device)
+            lines = [
+                json.dumps({"id": q.id, "query": q.query, "positives": list(q.positives)}) for q in queries
+            ]
+            write_atomic(path, "".join(f"{line}\n" for line in lines))
     return load_queries(path) if path.stat().st_size else []
 
 

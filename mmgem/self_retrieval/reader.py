@@ -10,7 +10,7 @@ question costs only its own tokens.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,9 +68,16 @@ class Reader:
         )
 
     @torch.inference_mode()
-    def answer(self, question: str, passage: int, max_tokens: int = 32) -> tuple[str | None, float]:
+    def answer(
+        self,
+        question: str,
+        passage: int,
+        max_tokens: int = 32,
+        abandoned: Callable[[], bool] | None = None,
+    ) -> tuple[str | None, float]:
         """The likeliest answer, word by word, of ``max_tokens`` at most, and the mean log-probability of its
-        tokens; None where the model says that the passage holds none."""
+        tokens; None where the model says that the passage holds none. ``abandoned``: asked at every step
+        whether nobody waits for the answer any more; it is cut there."""
         (ids,) = self.prompts.pieces([question])
         rows = self._rows([passage])
         rows.append([self.prompts.asking(ids)])
@@ -81,6 +88,8 @@ class Reader:
             token = int(log_probs.argmax())
             log_prob += float(log_probs[token])
             if token == self.prompts.end or len(token_ids) == max_tokens:
+                break
+            if abandoned is not None and abandoned():
                 break
             token_ids.append(token)
             rows.append([[token]])

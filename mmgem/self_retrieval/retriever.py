@@ -134,12 +134,16 @@ class Retriever:
             for row, neighbours in zip(generated, near, strict=True)
         ]
 
-    def search(self, questions: Sequence[str], k: int = 5) -> list[list[ScoredPassage]]:
-        """The best ``k`` passages for each question."""
-        return [
-            self.score_candidates(question, candidates)[:k]
-            for question, candidates in zip(questions, self.retrieve_candidates(questions), strict=True)
-        ]
+    def search(
+        self, questions: Sequence[str], k: int = 5, abandoned: Callable[[int], bool] | None = None
+    ) -> list[list[ScoredPassage]]:
+        """The best ``k`` passages for each question. ``abandoned``: asked whether nobody waits for those of a
+        question (by its place) any more; they are not read then, and there are none."""
+        hits = []
+        for n, candidates in enumerate(self.retrieve_candidates(questions)):
+            wanted = abandoned is None or not abandoned(n)
+            hits.append(self.score_candidates(questions[n], candidates)[:k] if wanted else [])
+        return hits
 
     def score_candidates(self, question: str, candidates: Sequence[Candidate]) -> list[ScoredPassage]:
         """Candidates, perhaps another searcher's, ordered by the score; the first ``scoring.rerank_depth`` of

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmgem.errors import CheckpointError
-from mmgem.utils.files import write_folder
+from mmgem.utils.checksums import verify_file, write_checksums
+from mmgem.utils.files import create_file, write_folder
 
 _DTYPES = {"tokens": np.dtype(np.int32), "offsets": np.dtype(np.int64), "ids": np.dtype(np.int32)}
 _MAX_INT32 = np.iinfo(np.int32).max
@@ -100,17 +101,21 @@ class Trie:
 
         def fill(new: Path) -> None:
             for name in _DTYPES:
-                np.save(new / f"{name}.npy", getattr(self, name))
+                with create_file(new / f"{name}.npy") as file:
+                    np.save(file, getattr(self, name))
+            write_checksums(new)
 
         write_folder(folder, fill)
 
     @classmethod
     def open(cls, folder: Path) -> Trie:
-        """Memory-map what :meth:`save` wrote. Raises ``CheckpointError`` if a file is missing or cut, or if
-        they do not fit together."""
+        """Memory-map what :meth:`save` wrote.
+
+        Raises ``CheckpointError`` if a file is missing, cut or damaged, or if they do not fit together."""
         arrays = {}
         for name, dtype in _DTYPES.items():
             path = folder / f"{name}.npy"
+            verify_file(path, "train or copy the corpus again")
             try:
                 # A plain view of the map: slices of np.memmap are slow.
                 arrays[name] = np.asarray(np.lib.format.open_memmap(path, "r"))

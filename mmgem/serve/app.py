@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,7 +24,11 @@ PAGE = Path(__file__).parent / "page"
 
 
 def make_app(
-    service: Service, token: str | None = None, origins: Sequence[str] = (), local: bool = False
+    service: Service,
+    token: str | None = None,
+    origins: Sequence[str] = (),
+    local: bool = False,
+    hosts: Collection[str] | None = None,
 ) -> tuple[ASGIApp, AdmissionMiddleware]:
     """The application that serves ``service``, and its middleware. Arguments as those of
     :class:`AdmissionMiddleware`."""
@@ -62,7 +66,7 @@ def make_app(
 
     if PAGE.is_dir():
         app.mount("/static", StaticFiles(directory=PAGE))
-    admission = AdmissionMiddleware(app, service.limits, service.metrics, token, origins, local)
+    admission = AdmissionMiddleware(app, service.limits, service.metrics, token, origins, local, hosts)
     if not origins:
         return admission, admission
     allowed = ["Authorization", "Content-Type"]

@@ -56,7 +56,7 @@ def error_reply(error: APIError) -> Response:
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (408, 413):
+    if error.status in (408, 413, 431):
         headers["Connection"] = "close"  # the rest of the body is not read
     return json_reply(error_json(error), error.status, headers)
 

@@ -8,20 +8,25 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
 from mmgem.config import Preprocessing
-from mmgem.data.images import image_header, image_size, open_image
+from mmgem.data.images import decoded_size, image_header, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.errors import ImageError
 from mmgem.inference.images import open_for_sizes
 from mmgem.inference.pyramid import input_sizes
 from mmgem.serve.errors import APIError
-from mmgem.serve.limits import Limits
-from mmgem.serve.remote import fetch
+from mmgem.serve.limits import THUMB, Limits
 
-_DATA = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
+_DATA = re.compile(
+    r"\s*data:\s*[\w.+-]*/?[\w.+-]*(?:\s*;\s*[\w.+-]+=[^;,]*)*\s*;\s*base64\s*,", re.IGNORECASE
+)
+_WHITE_SPACE = b" \t\r\n\f\v"
+_LARGEST_USE = THUMB  # pixels a side: no request needs more of a photo
+_MAX_REDUCTION = 8  # how many times the limit a JPEG may have that is decoded at a reduced scale
 _MAX_JPEG_SCANS = 200  # of a JPEG; each is another pass over all its pixels, and real ones have a dozen
 
 
@@ -61,22 +66,35 @@ class DecodedPhoto:
         return round(x0, 1), round(y0, 1), round(x1, 1), round(y1, 1)
 
 
-def load_sent_photo(image: str | Upload, limits: Limits, remote: bool) -> PhotoSource:
-    """A photo somebody sent. Raises ``APIError``, and ``ImageError`` if it is none."""
+def is_data_uri(image: str) -> bool:
+    """Whether a text is a data URI, perhaps a damaged one, and not an address."""
+    return image[:256].lstrip()[:5].lower() == "data:"
+
+
+def load_sent_photo(image: str | Upload, limits: Limits) -> PhotoSource:
+    """A photo somebody sent: bytes, or a data URI. Raises ``APIError``, and ``ImageError`` if it is none."""
     if isinstance(image, Upload):
         data = image.data
     elif match := _DATA.match(image[:256]):
-        try:
-            data = base64.b64decode(image[match.end() :], validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise APIError(422, "bad_image", "the data URI is not valid base64", "image") from error
-    elif remote:
-        data = fetch(image, int(limits.body_mb * 1e6), limits.seconds)
+        data = _decode_base64(image[match.end() :])
     else:
-        message = "must be a data URI (data:image/...;base64,...); addresses are not fetched here"
+        message = "must be a data URI (data:image/...;base64,...)"
+        if not is_data_uri(image):
+            message += "; addresses are not fetched here"
         raise APIError(422, "bad_image", message, "image")
     _check(data, limits)
     return PhotoSource(data, hashlib.blake2b(data, digest_size=16).hexdigest())
+
+
+def _decode_base64(text: str) -> bytes:
+    """As browsers decode data URIs: white space (mail programs break lines), ``%xx`` and missing padding are
+    fine. Raises ``APIError``."""
+    try:
+        data = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
+        data = data.translate(None, _WHITE_SPACE)
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise APIError(422, "bad_image", "the data URI is not valid base64", "image") from error
 
 
 def load_indexed_photo(path: Path, photo: str, limits: Limits) -> PhotoSource:
@@ -127,7 +145,9 @@ def media_type(photo: PhotoSource) -> str:
 
 def _check(data: bytes | Path, limits: Limits) -> None:
     image_format, (width, height) = image_header(data)
-    if width * height > limits.megapixels * 1e6:
+    decoded_width, decoded_height = decoded_size(data, _LARGEST_USE)
+    most = limits.megapixels * 1e6
+    if decoded_width * decoded_height > most or width * height > _MAX_REDUCTION * most:
         message = f"{width} x {height} pixels are over {limits.megapixels:g} megapixels"
         raise APIError(413, "too_many_pixels", message, "image")
     if image_format == "JPEG" and isinstance(data, bytes) and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
@@ -139,6 +159,7 @@ __all__ = [
     "PhotoSource",
     "Upload",
     "decode_for_boxes",
+    "is_data_uri",
     "load_indexed_photo",
     "load_sent_photo",
     "media_type",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from mmgem.api import MMGEM
 from mmgem.data.records import Box
-from mmgem.inference.caption_options import CaptionOptions
-from mmgem.inference.captioning import describe
+from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
+from mmgem.inference.captioning import DecodedCaption, decode_captions
 from mmgem.inference.images import encode_images, encode_prepared, find_regions, text_heatmaps
 from mmgem.inference.texts import embed_pieces
-from mmgem.search.rerank import PAIR_BATCH_SIZE, RerankOptions, log_probs
+from mmgem.search.rerank import RerankOptions, log_probs
 from mmgem.search.search import Hit, PhotoIndex
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.self_retrieval.retriever import ScoredPassage
@@ -27,6 +28,8 @@ from mmgem.serve.limits import Limits
 if TYPE_CHECKING:
     from mmgem.self_retrieval.model import Answer, SelfRetrieval
 
+TEXT_JOB_TOKENS = 256  # of a long text in one item, about
+RERANK_JOB_TOKENS = 512  # of the pairs in one item, about
 _MAX_DECODED_PHOTOS = 8  # with boxes, at once: their maps at the largest sides are some 100 MB
 
 
@@ -51,15 +54,15 @@ class ModelJobs:
         self.texts: JobType[list[Tensor], np.ndarray] = JobType(
             "text", self._texts, max_batch_size, limits.tokens
         )
-        """Token ids of a text's pieces -> unit vector ``(D,)``; costs tokens."""
+        """Token ids of some n pieces of a text -> their unit vectors ``(n, D)``; costs tokens."""
         self.photos: JobType[list[np.ndarray], Tensor] = JobType("photo", self._photos, max_batch_size)
         """A photo's pixels -> visual embedding ``(1 + tiles, D)``, not normalised."""
         self.boxes: JobType[tuple[DecodedPhoto, list[Box]], Tensor] = JobType("box", self._boxes, max_decoded)
         """A photo and boxes of it -> visual embeddings ``(n, 1 + tiles, D)``."""
-        self.captions: JobType[tuple[Tensor, CaptionOptions], str] = JobType(
-            "caption", self._captions, max_batch_size
+        self.captions: JobType[tuple[Tensor, CaptionOptions], DecodedCaption] = JobType(
+            "caption", self._captions, max_batch_size, CAPTION_DEFAULTS.beams * max_batch_size, True
         )
-        """Visual embedding, how to decode (equal in a group) -> a sentence."""
+        """Visual embedding, how to decode (equal in a group) -> a sentence; costs beams."""
         self.regions: JobType[tuple[DecodedPhoto, int], list[Box]] = JobType(
             "region", self._regions, max_decoded
         )
@@ -69,14 +72,16 @@ class ModelJobs:
         )
         """A photo, a text's vector, cells -> cosines ``(cells, cells)``."""
         self.rerank: JobType[tuple[np.ndarray, Tensor], np.ndarray] = JobType(
-            "rerank", self._rerank, max_batch_size, 4 * PAIR_BATCH_SIZE
+            "rerank", self._rerank, max_batch_size, max(limits.tokens, RERANK_JOB_TOKENS)
         )
-        """Unit vectors ``(n, D)``, a text's ids -> log P of it given each ``(n,)``; costs n."""
+        """Unit vectors ``(n, D)``, a text's ids -> log P of it given each ``(n,)``; costs tokens."""
         self.passages: JobType[tuple[str, int], list[ScoredPassage]] = JobType(
-            "passage", self._passages, min(max_batch_size, 8)
+            "passage", self._passages, min(max_batch_size, 8), interruptible=True
         )
         """A question, how many (equal in a group) -> passages."""
-        self.answers: JobType[tuple[str, list[ScoredPassage]], Answer] = JobType("answer", self._answers, 1)
+        self.answers: JobType[tuple[str, list[ScoredPassage]], Answer] = JobType(
+            "answer", self._answers, 1, interruptible=True
+        )
         """A question and its passages -> an answer."""
         self.searches: JobType[tuple[PhotoIndex, SearchQuery], list[Hit]] = JobType(
             "search", run_searches, max_batch_size
@@ -85,10 +90,9 @@ class ModelJobs:
 
     @torch.inference_mode()
     def _texts(self, texts: list[list[Tensor]]) -> list[np.ndarray]:
-        text_numbers = [n for n, pieces in enumerate(texts) for _ in pieces]
         ids = [piece for pieces in texts for piece in pieces]
-        rows = embed_pieces(self.network, ids, text_numbers, len(texts), 4 * self.model.batch)
-        return [row.copy() for row in rows]
+        rows = embed_pieces(self.network, ids, range(len(ids)), len(ids), 4 * self.model.batch)
+        return [part.copy() for part in np.split(rows, np.cumsum([len(pieces) for pieces in texts])[:-1])]
 
     @torch.inference_mode()
     def _photos(self, photos: list[list[np.ndarray]]) -> Sequence[Tensor]:
@@ -103,9 +107,11 @@ class ModelJobs:
         )
         return embeddings.split([len(boxes) for _, boxes in photos])
 
-    def _captions(self, requests: list[tuple[Tensor, CaptionOptions]]) -> list[str]:
+    def _captions(
+        self, requests: list[tuple[Tensor, CaptionOptions]], abandoned: Callable[[int], bool]
+    ) -> list[DecodedCaption]:
         visual = torch.stack([v for v, _ in requests])
-        return describe(self.network, self.model.tokenizer, visual, requests[0][1])
+        return decode_captions(self.network, self.model.tokenizer, visual, requests[0][1], abandoned)
 
     @torch.inference_mode()
     def _regions(self, photos: list[tuple[DecodedPhoto, int]]) -> list[list[Box]]:
@@ -133,13 +139,20 @@ class ModelJobs:
         )
         return np.split(log_likelihoods, np.cumsum([len(v) for v, _ in requests])[:-1])
 
-    def _passages(self, requests: list[tuple[str, int]]) -> list[list[ScoredPassage]]:
+    def _passages(
+        self, requests: list[tuple[str, int]], abandoned: Callable[[int], bool]
+    ) -> list[list[ScoredPassage]]:
         assert self.corpus is not None
-        return self.corpus.search([question for question, _ in requests], requests[0][1])
+        return self.corpus.search([question for question, _ in requests], requests[0][1], abandoned)
 
-    def _answers(self, requests: list[tuple[str, list[ScoredPassage]]]) -> list[Answer]:
+    def _answers(
+        self, requests: list[tuple[str, list[ScoredPassage]]], abandoned: Callable[[int], bool]
+    ) -> list[Answer]:
         assert self.corpus is not None
-        return [self.corpus.answer(question, hits) for question, hits in requests]
+        return [
+            self.corpus.answer(question, hits, partial(abandoned, n))
+            for n, (question, hits) in enumerate(requests)
+        ]
 
     def _tensor(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self.network.emb_token.device)

@@ -13,10 +13,13 @@ CLASSES = 1000
 INPUTS = 256
 MESSAGES = 256
 TEXT_CHARS = 20_000
+CLASS_CHARS = 1000
+WHERE_CHARS = 200
 PASSAGES = 20
 CAPTION_TOKENS = 60
 PAGE = 500
 THUMB = 2048
+MAX_HEAD_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,20 @@ class Limits:
     """Most texts, photos or searches joined in one pass of the model; 1: none are joined."""
     tokens: int = 2048
     """Most tokens of the texts joined in one pass."""
+    text_tokens: int = 8192
+    """Tokens of one text."""
+    request_tokens: int = 131_072
+    """Tokens of all texts of one request; of ``/classify`` a class is read in a dozen sentences."""
+    question_tokens: int = 256
+    """Tokens of a question to the corpus, which is read again with every passage."""
     queue: int = 256
     """Requests in work or waiting at once; one more is answered with 429."""
     connections: int = 1024
     """Open connections."""
     seconds: float = 30.0
     """A request that has no answer after this long is answered with 504."""
+    fetch_seconds: float = 10.0
+    """A photo given by address has to arrive within this time."""
     body_mb: float = 32.0
     """Largest body of a request, in 10^6 bytes."""
     bodies_mb: float = 256.0

@@ -19,8 +19,9 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmgem.serve.errors import APIError, error_reply, to_api_error
-from mmgem.serve.limits import Limits
+from mmgem.serve.limits import MAX_HEAD_BYTES, Limits
 from mmgem.serve.metrics import Metrics
+from mmgem.serve.request_scope import enter_request
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +43,9 @@ class AdmissionMiddleware:
     """ASGI middleware around the whole application.
 
     ``token``: what clients must show, None: nothing. ``origins``: other sites whose pages may ask.
-    ``local``: answer only requests addressed to this machine by a name of its own, against pages that make
-    their own name point here.
+    ``hosts``: answer only requests addressed to one of these names, to ``localhost`` or to an IP address,
+    against pages that make their own name point here; None: by any name. ``local``: likewise, and IP
+    addresses only those of this machine itself.
     """
 
     def __init__(
@@ -54,10 +56,11 @@ class AdmissionMiddleware:
         token: str | None = None,
         origins: Collection[str] = (),
         local: bool = False,
+        hosts: Collection[str] | None = None,
     ) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
         self.token = None if token is None else token.encode()
-        self.origins, self.local = origins, local
+        self.origins, self.local, self.hosts = origins, local, hosts
         self.stopping = False
         self._active, self._body_bytes = 0, 0
         self._body_timers: set[asyncio.Timeout] = set()
@@ -80,9 +83,10 @@ class AdmissionMiddleware:
             scope = {**scope, "method": "GET"}
         reply = _ResponseWatcher(send)
         began = time.perf_counter()
+        enter_request()
         body = bytearray()
         try:
-            self._admit(scope)
+            self._admit(scope, scope["method"])
             if _is_exempt(scope["path"], _UNLIMITED_PATHS):
                 return await self.app(scope, receive, reply.send)
             await self._read_body(scope, receive, body)
@@ -102,21 +106,43 @@ class AdmissionMiddleware:
             self._count(scope, method, reply.status, time.perf_counter() - began)
         return None
 
-    def _admit(self, scope: Scope) -> None:
+    def _admit(self, scope: Scope, method: str) -> None:
+        if _head_bytes(scope) > MAX_HEAD_BYTES:
+            raise APIError(431, "head_too_large", f"the head is over {MAX_HEAD_BYTES // 1024} KiB")
         headers = dict(scope["headers"])
         if self.stopping and not _is_exempt(scope["path"], _NO_TOKEN_PATHS):
             raise APIError(503, "shutting_down", "the server is shutting down")
-        if self.local and not _is_local(headers.get(b"host", b"")):
-            raise APIError(403, "forbidden_host", "ask by the name localhost, or give the server a token")
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        foreign = headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
-        if foreign and headers.get(b"sec-fetch-mode") != b"navigate" and origin not in self.origins:
+        if (self.local or self.hosts is not None) and not self._is_own_name(headers.get(b"host", b"")):
+            message = "ask by the name localhost or an address; see --allow-host, or give the server a token"
+            raise APIError(403, "forbidden_host", message)
+        if self._is_foreign(headers, method):
             raise APIError(403, "forbidden_origin", "pages of other sites may not ask; see --allow-origin")
         if self.token is None or _is_exempt(scope["path"], _NO_TOKEN_PATHS):
             return
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self.token):
             raise APIError(401, "invalid_api_key", "no token or a wrong one: Authorization: Bearer TOKEN")
+
+    def _is_own_name(self, host: bytes) -> bool:
+        name = host.decode("latin-1").lower()
+        name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+        try:
+            return ipaddress.ip_address(name).is_loopback or not self.local
+        except ValueError:
+            return name == "localhost" or name.endswith(".localhost") or name in (self.hosts or ())
+
+    def _is_foreign(self, headers: dict[bytes, bytes], method: str) -> bool:
+        """Whether a page of another site asks, other than by a link to here. Browsers say so by
+        Sec-Fetch-Site, or if they are old or the connection is plain by the Origin alone."""
+        origin = headers.get(b"origin", b"").decode("latin-1").lower()
+        if origin in self.origins:
+            return False
+        site = headers.get(b"sec-fetch-site")
+        if site is None:
+            host = headers.get(b"host", b"").decode("latin-1").lower()
+            return bool(origin) and origin.partition("://")[2] != host
+        is_link = headers.get(b"sec-fetch-mode") == b"navigate" and method == "GET"
+        return site in (b"cross-site", b"same-site") and not is_link
 
     async def _read_body(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         """Fill ``body``, counting it among what is held as it comes."""
@@ -213,13 +239,10 @@ def _is_exempt(path: str, paths: Collection[str]) -> bool:
     return path in paths or path.startswith("/static/")
 
 
-def _is_local(host: bytes) -> bool:
-    name = host.decode("latin-1").lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
+def _head_bytes(scope: Scope) -> int:
+    """About how large the head of a request was."""
+    path = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+    return path + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

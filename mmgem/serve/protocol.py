@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from mmgem.serve.errors import APIError, error_json
-from mmgem.serve.limits import Limits
+from mmgem.serve.limits import MAX_HEAD_BYTES, Limits
 from mmgem.serve.replies import to_json
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 else:
     Protocol = AutoHTTPProtocol
 
-_MAX_HEAD_BYTES = 64 * 1024
 _MIN_READ_BYTES = 64 * 1024  # bytes of an answer that its reader takes in ``reader_seconds``
 
 
@@ -46,7 +45,7 @@ def limited_protocol(limits: Limits) -> type[asyncio.Protocol]:
                 self._head_received()
                 return
             self.head_bytes += len(data)
-            if self.head_bytes > _MAX_HEAD_BYTES:
+            if self.head_bytes > MAX_HEAD_BYTES:
                 self._abort()
             elif self.head_timer is None:
                 self._await_head()

@@ -23,7 +23,7 @@ from mmgem.serve.image_input import Upload
 _BRANCHES = {str: "(string)", list: "(list)", type(None): "(null)", Upload: "(file)"}
 
 
-def _branch(value: Any) -> str | None:
+def branch(value: Any) -> str | None:
     """The tag of the branch of a union that ``value`` is for; errors are of that branch, and leave it out."""
     if isinstance(value, dict):
         kind = value.get("type")
@@ -31,17 +31,19 @@ def _branch(value: Any) -> str | None:
     return _BRANCHES.get(type(value))
 
 
-def _one_of(message: str) -> Discriminator:
-    return Discriminator(_branch, "wrong_kind", message)
+def one_of(message: str) -> Discriminator:
+    """What chooses the branch of a union; ``message``: why none fits."""
+    return Discriminator(branch, "wrong_kind", message)
 
 
 BoxField = tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
 """x0, y0, x1, y1 in pixels of the upright photo."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=limits.TEXT_CHARS, pattern=r"\S")]
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=limits.CLASS_CHARS, pattern=r"\S")]
 PhotoId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Sent = Annotated[
     Annotated[str, Tag("(string)")] | Annotated[Upload, Tag("(file)")],
-    _one_of("must be a data URI, or a file of a form"),
+    one_of("must be a data URI, or a file of a form"),
     WithJsonSchema(
         {"type": "string", "description": "data:image/...;base64,... (or an address, if allowed)"}
     ),
@@ -76,7 +78,7 @@ class SearchRequest(Request):
     box: BoxField | None = None
     k: int = Field(10, ge=1, le=limits.HITS)
     regions: bool = False
-    where: str | None = None
+    where: Annotated[str, StringConstraints(max_length=limits.WHERE_CHARS)] | None = None
     rerank: bool = False
 
     @model_validator(mode="after")
@@ -102,7 +104,7 @@ class CaptionRequest(PhotoRequest):
 class ClassifyRequest(PhotoRequest):
     """A photo and what it may show."""
 
-    classes: list[Text] = Field(min_length=2, max_length=limits.CLASSES)
+    classes: list[ClassName] = Field(min_length=2, max_length=limits.CLASSES)
     box: BoxField | None = None
     top: int = Field(3, ge=1, le=limits.CLASSES)
 
@@ -296,157 +298,3 @@ class AnswerReply(PassagesReply):
 
     answer: str | None
     source: str | None
-
-
-# OpenAI's. Their clients send fields we have no use for: unknown ones are let through.
-
-
-class ImageUrl(BaseModel):
-    """Where a photo is."""
-
-    url: str
-
-
-class TextPart(BaseModel):
-    """A text among photos."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class ImagePart(BaseModel):
-    """A photo among texts. ``box`` is ours."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-    box: BoxField | None = None
-
-
-_Text = Annotated[TextPart, Tag("(text)")]
-_Image = Annotated[ImagePart, Tag("(image_url)")]
-_Item = Annotated[
-    Annotated[Text, Tag("(string)")] | _Text | _Image,
-    _one_of("must be a text, or a part of type text or image_url; token ids are not taken"),
-]
-_Items = Annotated[list[_Item], Field(min_length=1, max_length=limits.INPUTS)]
-_Other = Annotated[
-    dict[str, Any],
-    Tag("(other)"),
-    WithJsonSchema({"type": "object", "properties": {"type": {"not": {"enum": ["text", "image_url"]}}}}),
-]
-
-
-class EmbeddingRequest(BaseModel):
-    """Texts and photos to embed."""
-
-    input: Annotated[
-        Annotated[Text, Tag("(string)")] | Annotated[_Items, Tag("(list)")],
-        _one_of("must be a text, or a list of texts and parts"),
-    ]
-    model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(None, ge=1)
-
-
-class Embedding(BaseModel):
-    """A unit vector: numbers, or base64 of little-endian float32."""
-
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str
-
-
-class Usage(BaseModel):
-    """Tokens the model read."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingReply(BaseModel):
-    """A vector an input, in order."""
-
-    object: Literal["list"]
-    data: list[Embedding]
-    model: str
-    usage: Usage
-
-
-class Message(BaseModel):
-    """A turn of a chat."""
-
-    role: str
-    content: Annotated[
-        Annotated[str, Tag("(string)")]
-        | Annotated[list[Annotated[_Text | _Image | _Other, _one_of("must be a part")]], Tag("(list)")]
-        | Annotated[None, Tag("(null)")],
-        _one_of("must be a text, or a list of parts"),
-    ] = None
-
-
-class StreamOptions(BaseModel):
-    """``include_usage``: count the tokens in a last chunk."""
-
-    include_usage: bool | None = None
-
-
-class ChatRequest(BaseModel):
-    """A chat whose last photos are described."""
-
-    messages: list[Message] = Field(min_length=1, max_length=limits.MESSAGES)
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    n: int | None = Field(None, ge=1, le=1)
-
-
-class ChatMessage(BaseModel):
-    """The answer."""
-
-    role: Literal["assistant"]
-    content: str
-    to_api_error: None
-
-
-class Choice(BaseModel):
-    """The one answer."""
-
-    index: int
-    message: ChatMessage
-    logprobs: None
-    finish_reason: Literal["stop"]
-
-
-class ChatUsage(Usage):
-    """Tokens read and written."""
-
-    completion_tokens: int
-
-
-class ChatReply(BaseModel):
-    """A chat completion."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: ChatUsage
-
-
-class ModelReply(BaseModel):
-    """A model."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-
-
-class ModelsReply(BaseModel):
-    """The one model."""
-
-    object: Literal["list"]
-    data: list[ModelReply]

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import uvicorn
@@ -38,6 +38,7 @@ def make_server(
     token: str | None = None,
     origins: Sequence[str] = (),
     local: bool = False,
+    hosts: Collection[str] | None = None,
     started: Callable[[], None] = lambda: None,
 ) -> uvicorn.Server:
     """A server to ``run(sockets=[...])`` until SIGTERM, SIGINT or its ``should_exit``; it calls ``started``
@@ -45,7 +46,7 @@ def make_server(
     then is answered with 503. Other arguments as those of
     :class:`~mmgem.serve.middleware.AdmissionMiddleware`."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    app, admission = make_app(service, token, origins, local)
+    app, admission = make_app(service, token, origins, local, hosts)
     config = uvicorn.Config(
         app,
         http=limited_protocol(service.limits),

@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mmgem.api import MMGEM
@@ -20,9 +22,10 @@ from mmgem.data.images import check_box
 from mmgem.data.records import Box
 from mmgem.errors import ImageError
 from mmgem.inference.caption_options import CaptionOptions
+from mmgem.inference.captioning import DecodedCaption
 from mmgem.inference.images import preprocess_image
 from mmgem.inference.texts import unit_rows
-from mmgem.search.rerank import RerankOptions, rerank_hits
+from mmgem.search.rerank import PAIR_BATCH_SIZE, RerankOptions, rerank_hits
 from mmgem.search.search import Hit, with_match
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.serve.batcher import Batcher
@@ -32,6 +35,7 @@ from mmgem.serve.image_input import (
     PhotoSource,
     Upload,
     decode_for_boxes,
+    is_data_uri,
     load_indexed_photo,
     load_sent_photo,
     photo_gone,
@@ -39,10 +43,13 @@ from mmgem.serve.image_input import (
     thumbnail,
 )
 from mmgem.serve.index_watcher import Gallery, IndexWatcher
-from mmgem.serve.jobs import ModelJobs, SearchQuery
+from mmgem.serve.jobs import RERANK_JOB_TOKENS, TEXT_JOB_TOKENS, ModelJobs, SearchQuery
 from mmgem.serve.limits import Limits
 from mmgem.serve.metrics import Metrics
+from mmgem.serve.remote import Fetch
 from mmgem.serve.request_cache import RequestCache
+from mmgem.serve.request_scope import RequestScope, current_request
+from mmgem.serve.text_input import check_question, decode_token_ids, encode_texts
 
 if TYPE_CHECKING:
     from mmgem.self_retrieval.model import Answer, SelfRetrieval
@@ -51,6 +58,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SHORT_TEXT_CHARS = 1000  # characters; such a text is tokenised at once, in a fraction of a millisecond
+_FETCHES = 8  # photos fetched from other servers at once, a quarter of them for one request
+_DECODED = 16  # photos decoded for their boxes at once, 150 MB each at worst; a quarter for one request
+_TEXTS_AT_ONCE = 64  # of a request, waiting for the model; two full batches
 _SIZE_CACHE = 65_536  # of photos of the index, remembered
 
 
@@ -86,11 +96,15 @@ class Service:
         self._sizes: OrderedDict[tuple[int, str], tuple[int, int] | None] = OrderedDict()
         self._thumbs = _ThumbnailCache(int(limits.thumbs_mb * 1e6))
         self._batchers: list[Batcher] = []
+        self._slots: dict[str, WeakKeyDictionary[RequestScope, asyncio.Semaphore]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Threads run, and the index is watched, within this context."""
-        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 1), "mmgem-decode")
+        self._threads = max(2, os.cpu_count() or 1)
+        self._pool = ThreadPoolExecutor(self._threads, "mmgem-decode")
+        self._fetch_pool = ThreadPoolExecutor(_FETCHES, "mmgem-fetch")
+        self._decoded = asyncio.Semaphore(_DECODED)
         self._model, self._search = Batcher("model", self.metrics), Batcher("search", self.metrics)
         self._batchers = [self._model, self._search]
         watch_task = (
@@ -105,6 +119,7 @@ class Service:
                     await watch_task
             self.stop()
             self._pool.shutdown(wait=False, cancel_futures=True)
+            self._fetch_pool.shutdown(wait=False, cancel_futures=True)
 
     @property
     def ready(self) -> bool:
@@ -126,15 +141,23 @@ class Service:
         return self.index_watcher.gallery
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run ``function`` in the pool that decodes photos."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        """Run ``function`` in the pool that decodes photos, of whose threads a request gets half."""
+        async with self._slot("thread", self._threads // 2):
+            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def _slot(self, name: str, size: int) -> asyncio.Semaphore:
+        """To be held while this request does what it may do ``size`` times at once."""
+        slots = self._slots.setdefault(name, WeakKeyDictionary())
+        return slots.setdefault(current_request(), asyncio.Semaphore(size))
 
     async def photo(self, image: str | Upload | None, photo: str | None) -> PhotoSource:
         """The photo a request names. Raises ``APIError`` and ``ImageError``."""
         if photo is not None:
             return await self.in_thread(load_indexed_photo, self.gallery.path(photo), photo, self.limits)
         assert image is not None
-        return await self.in_thread(load_sent_photo, image, self.limits, self.options.remote)
+        if isinstance(image, str) and self.options.remote and not is_data_uri(image):
+            image = Upload(await self._fetch(image))
+        return await self.in_thread(load_sent_photo, image, self.limits)
 
     async def size(self, photo: PhotoSource) -> tuple[int, int]:
         """Width and height in pixels of the upright photo."""
@@ -142,11 +165,14 @@ class Service:
 
     async def texts(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
         """Unit vectors ``(n, D)`` float32 of texts, and how many tokens they were. Raises ``DataError`` for
-        an empty one."""
-        pieces = [await self._encode_text_parts(text) for text in texts]
-        vectors = await gather(
-            *(self._text_vector(text, text_pieces) for text, text_pieces in zip(texts, pieces, strict=True))
-        )
+        an empty one, ``APIError`` for too many tokens."""
+        if not texts:
+            return np.empty((0, self.model.dim), np.float32), 0
+        pieces = await self._encode_texts(texts)
+        vectors: list[np.ndarray] = []
+        for at in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = zip(texts[at : at + _TEXTS_AT_ONCE], pieces[at : at + _TEXTS_AT_ONCE], strict=True)
+            vectors += await gather(*(self._text_vector(text, text_pieces) for text, text_pieces in some))
         return np.stack(vectors), sum(len(ids) for text_pieces in pieces for ids in text_pieces)
 
     async def vector(self, photo: PhotoSource, box: Box | None = None) -> np.ndarray:
@@ -172,28 +198,32 @@ class Service:
     async def visual_boxes(self, photo: PhotoSource, boxes: list[Box]) -> Tensor:
         """The visual embeddings ``(n, 1 + tiles, D)`` of boxes. Raises ``UsageError`` for a box that cannot
         be."""
-        decoded = await self._decode_for_boxes(photo)
-        for box in boxes:
-            check_box(box, decoded.size)
-        return await self._model.submit(self.jobs.boxes, (decoded, boxes))
+        async with self._slot("decoded", _DECODED // 4), self._decoded:
+            decoded = await self._decode_for_boxes(photo)
+            for box in boxes:
+                check_box(box, decoded.size)
+            return await self._model.submit(self.jobs.boxes, (decoded, boxes))
 
-    async def captions(self, visuals: Sequence[Tensor], options: CaptionOptions) -> list[str]:
+    async def captions(self, visuals: Sequence[Tensor], options: CaptionOptions) -> list[DecodedCaption]:
         """A sentence for each visual embedding ``(1 + tiles, D)``."""
-        job = self.jobs.captions
-        return await gather(*(self._model.submit(job, (visual, options), options) for visual in visuals))
+        job, submit = self.jobs.captions, self._model.submit
+        return await gather(*(submit(job, (visual, options), options, options.beams) for visual in visuals))
 
     async def regions(self, photo: PhotoSource, count: int) -> list[Box]:
         """Up to ``count`` telling boxes: those of the index where it has them, else found now."""
         gallery = self.index_watcher.gallery if self.index_watcher is not None else None
         if photo.index_id is not None and gallery is not None and gallery.index.regions:
             return gallery.index.boxes_of(gallery.path(photo.index_id))[:count]
-        return await self._model.submit(self.jobs.regions, (await self._decode_for_boxes(photo), count))
+        async with self._slot("decoded", _DECODED // 4), self._decoded:
+            decoded = await self._decode_for_boxes(photo)
+            return await self._model.submit(self.jobs.regions, (decoded, count))
 
     async def heatmap(self, photo: PhotoSource, text: str, cells: int) -> np.ndarray:
         """How well each place fits the text: ``(cells, cells)`` cosines, rows from the top."""
-        decoded = await self._decode_for_boxes(photo)
         vectors, _ = await self.texts([text])
-        return await self._model.submit(self.jobs.heatmaps, (decoded, vectors[0], cells))
+        async with self._slot("decoded", _DECODED // 4), self._decoded:
+            decoded = await self._decode_for_boxes(photo)
+            return await self._model.submit(self.jobs.heatmaps, (decoded, vectors[0], cells))
 
     async def search(
         self, gallery: Gallery, vector: np.ndarray, k: int, regions: bool, where: SpatialFilter | None
@@ -205,20 +235,26 @@ class Service:
     async def rerank(self, gallery: Gallery, text: str, k: int) -> list[Hit]:
         """The best ``k`` photos for a text, as :func:`mmgem.search.rerank.rerank` finds and orders them."""
         options = RerankOptions()
-        (ids,) = self.tokenizer.encode_all([text])
         vectors, _ = await self.texts([text])
+        (ids,) = await self.in_thread(self.tokenizer.encode_all, [text])
         hits = await self.search(gallery, vectors[0], max(k, options.candidates), False, None)
         if not hits:
             return []
         hits = with_match(hits, self.model.calibration, vectors[0], len(gallery))
         vectors_of_hits = np.stack([gallery.index.vector_of(hit.path) for hit in hits])
-        cost = len(vectors_of_hits)
-        log_prob = await self._model.submit(self.jobs.rerank, (vectors_of_hits, ids), cost=cost)
-        return list(rerank_hits(hits, log_prob, len(ids), self.model.temperature, options)[:k])
+        at_once = min(PAIR_BATCH_SIZE, max(1, RERANK_JOB_TOKENS // len(ids)))
+        parts = [vectors_of_hits[at : at + at_once] for at in range(0, len(hits), at_once)]
+        job, submit = self.jobs.rerank, self._model.submit
+        log_probs = await gather(*(submit(job, (part, ids), cost=len(part) * len(ids)) for part in parts))
+        return list(
+            rerank_hits(hits, np.concatenate(log_probs), len(ids), self.model.temperature, options)[:k]
+        )
 
     async def passages(self, question: str, k: int) -> list[ScoredPassage]:
         """The best ``k`` passages of the corpus."""
         self._need_corpus()
+        assert self.corpus is not None
+        await self.in_thread(check_question, self.corpus.tokenizer, question, self.limits)
         return await self._model.submit(self.jobs.passages, (question, k), k)
 
     async def answer(self, question: str, k: int) -> Answer:
@@ -230,7 +266,8 @@ class Service:
         key = (gallery.generation, photo)
         if key not in self._sizes:
             size = await self.in_thread(_size_or_none, gallery.path(photo), photo, self.limits)
-            self._sizes[key] = size
+            if size is not None:  # what could not be read now may be later
+                self._sizes[key] = size
             if len(self._sizes) > _SIZE_CACHE:
                 self._sizes.popitem(last=False)
             return size
@@ -244,14 +281,35 @@ class Service:
             self._thumbs.put(key, jpeg)
         return jpeg
 
-    async def _encode_text_parts(self, text: str) -> list[Tensor]:
-        if len(text) <= _SHORT_TEXT_CHARS:
-            return self.tokenizer.encode_parts([text])[0]
-        return (await self.in_thread(self.tokenizer.encode_parts, [text]))[0]
+    async def text_of(self, ids: Sequence[int]) -> str:
+        """The text of token ids. Raises ``APIError``."""
+        return await self.in_thread(decode_token_ids, self.tokenizer, ids)
+
+    async def _fetch(self, url: str) -> bytes:
+        """The photo at an address. Raises ``APIError``."""
+        fetch = Fetch(url, int(self.limits.body_mb * 1e6), self.limits.fetch_seconds)
+        async with self._slot("fetch", _FETCHES // 4):
+            try:
+                return await asyncio.get_running_loop().run_in_executor(self._fetch_pool, fetch.run)
+            finally:
+                fetch.close()
+
+    async def _encode_texts(self, texts: Sequence[str]) -> list[list[Tensor]]:
+        if sum(map(len, texts)) <= _SHORT_TEXT_CHARS:
+            return encode_texts(self.tokenizer, texts, self.limits)
+        return await self.in_thread(encode_texts, self.tokenizer, texts, self.limits)
 
     async def _text_vector(self, text: str, pieces: list[Tensor]) -> np.ndarray:
-        cost = sum(map(len, pieces))
-        return await self._texts.get(text, lambda: self._model.submit(self.jobs.texts, pieces, cost=cost))
+        job, submit = self.jobs.texts, self._model.submit
+
+        async def make() -> np.ndarray:
+            shares = _shares(pieces)
+            rows = np.concatenate(
+                await gather(*(submit(job, share, cost=sum(map(len, share))) for share in shares))
+            )
+            return rows[0] if len(rows) == 1 else unit_rows(torch.from_numpy(rows.sum(0, keepdims=True)))[0]
+
+        return await self._texts.get(text, make)
 
     async def _decode_for_boxes(self, photo: PhotoSource) -> DecodedPhoto:
         return await self._in_decode_thread(decode_for_boxes, photo, photo, self.prep)
@@ -278,6 +336,19 @@ async def gather(*awaitables: Awaitable[T]) -> list[T]:
         for task in tasks:
             task.cancel()
         raise
+
+
+def _shares(pieces: list[Tensor]) -> list[list[Tensor]]:
+    """The pieces of a text in turn, in items of about ``TEXT_JOB_TOKENS`` tokens."""
+    shares: list[list[Tensor]] = []
+    room = 0
+    for piece in pieces:
+        if not shares or len(piece) > room:
+            shares.append([])
+            room = TEXT_JOB_TOKENS
+        shares[-1].append(piece)
+        room -= len(piece)
+    return shares
 
 
 class _ThumbnailCache:

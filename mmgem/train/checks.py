@@ -47,7 +47,10 @@ def check(recipe: Recipe, world: World) -> list[Task[Any]]:
         raise ConfigError("train.compile: excludes train.checkpoint_activations")
     for tracker in train.trackers:
         if importlib.util.find_spec(tracker) is None:
-            raise ConfigError(f"train.trackers: {tracker!r} is not installed: pip install {tracker}")
+            package = "'mmgem[train]'" if tracker == "tensorboard" else tracker
+            raise ConfigError(f"train.trackers: {tracker!r} is not installed: pip install {package}")
+    if recipe.optim.lora_rank and importlib.util.find_spec("peft") is None:
+        raise ConfigError("optim.lora_rank: needs peft: pip install 'mmgem[train]'")
     return tasks
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmgem.utils.files import write_atomic
+from mmgem.utils.files import sync_file, write_atomic
 
 
 class MetricsLogger:
@@ -42,6 +42,11 @@ class MetricsLogger:
         if self.tensorboard is not None:
             for name, value in numbers.items():
                 self.tensorboard.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk: before a checkpoint says that it was."""
+        if self.path.exists():
+            sync_file(self.path)
 
     def close(self) -> None:
         """End the run in the trackers, with all that was written."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ import torch
 from mmgem.checkpoints.initialize import init_network
 from mmgem.checkpoints.model_card import model_card
 from mmgem.checkpoints.model_folder import build, save_model
+from mmgem.checkpoints.model_lock import RUN_LOCK
 from mmgem.config import Recipe, to_dict
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import SINGLE_PROCESS, World, init_world
-from mmgem.errors import ConfigError
+from mmgem.errors import BusyError, ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import Task
 from mmgem.train.checks import check, check_compiler
@@ -39,6 +40,7 @@ from mmgem.train.optim import (
 from mmgem.train.state import CheckpointWriter, load_state, take_snapshot
 from mmgem.train.step import accumulate_gradients
 from mmgem.train.throughput import ThroughputMeter
+from mmgem.utils.locks import FileLock
 from mmgem.utils.progress import Meter
 
 
@@ -74,7 +76,8 @@ class Run:
 def train(recipe: Recipe) -> Path:
     """Run ``recipe`` to its end and return the folder of the model it chose.
 
-    Raises ``ConfigError``, ``DataError`` or ``CheckpointError`` before the first step where it can.
+    Raises ``ConfigError``, ``DataError`` or ``CheckpointError`` before the first step where it can;
+    ``BusyError`` at once if another process trains into ``train.out``.
     """
     # Gradients run into denormal numbers, which cost CPUs a hundred times more; before any worker thread. It
     # holds for the whole process, so it is undone: a caller's own arithmetic is none of our business.
@@ -86,8 +89,37 @@ def train(recipe: Recipe) -> Path:
         torch.set_flush_denormal(False)
 
 
+@contextmanager
+def lock_run(out: Path, world: World) -> Iterator[None]:
+    """Hold the folder of a run, on every process. Raises ``BusyError`` on each if another run has it."""
+    lock, holder, new = None, None, False
+    if world.is_main_process:
+        new = not out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(out / RUN_LOCK, out)
+        except BusyError as error:
+            holder = error.holder
+    if (holder := world.broadcast(holder)) is not None:
+        raise BusyError(f"train.out: {holder} is training into {out}; wait, or set another", holder)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
+            if new:  # nothing came of it
+                with suppress(OSError):
+                    out.rmdir()
+
+
 def _train(recipe: Recipe, world: World) -> Path:
-    run = prepare(recipe, world)
+    tasks = check(recipe, world)
+    with lock_run(recipe.train.out, world):
+        return _train_locked(recipe, world, tasks)
+
+
+def _train_locked(recipe: Recipe, world: World, tasks: list[Task[Any]]) -> Path:
+    run = prepare(recipe, world, tasks)
     plain = to_dict(recipe)
     out = recipe.train.out
     state = load_state(out / "checkpoints", run.network, run.optimizer, run.ema, recipe, world)
@@ -122,6 +154,8 @@ def _train(recipe: Recipe, world: World) -> Path:
                     best = {"step": done_steps, **scores}
                     export_model(run, out / "model", best)
             if done_steps % recipe.train.checkpoint_every == 0 or last:
+                if log:
+                    log.sync()
                 writer.save(
                     done_steps,
                     lambda: take_snapshot(run.network, run.optimizer, run.ema, world),
@@ -151,9 +185,11 @@ def _check_data(run: Run, state: dict[str, Any]) -> None:
         )
 
 
-def prepare(recipe: Recipe, world: World = SINGLE_PROCESS) -> Run:
-    """Read the data, fill the feature cache, build network and optimiser."""
-    tasks = check(recipe, world)
+def prepare(recipe: Recipe, world: World = SINGLE_PROCESS, tasks: list[Task[Any]] | None = None) -> Run:
+    """Read the data, fill the feature cache, build network and optimiser. ``tasks``: those of the recipe, if
+    it has been checked."""
+    if tasks is None:
+        tasks = check(recipe, world)
     if recipe.train.compile and world.device.type == "cpu":
         check_compiler()
     if recipe.train.threads:

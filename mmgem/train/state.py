@@ -29,7 +29,8 @@ from mmgem.distributed.world import SINGLE_PROCESS, World, distribute_like, gath
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.train.optim import ExponentialMovingAverage
-from mmgem.utils.files import write_atomic, write_folder
+from mmgem.utils.checksums import verify_file, write_checksums
+from mmgem.utils.files import NEW, OLD, remove_folder, write_atomic, write_folder
 
 
 @dataclass
@@ -65,10 +66,13 @@ def save_state(folder: Path, step: int, taken: Snapshot, facts: dict[str, Any], 
         if taken.average is not None:
             save_tensors(new / "average.safetensors", taken.average)
         write_atomic(new / "state.json", json.dumps({"step": step, **facts}))
+        write_checksums(new)
 
     write_folder(folder / f"step-{step:08d}", fill)
     for old in saved_steps(folder)[:-keep]:
-        shutil.rmtree(folder / f"step-{old:08d}")
+        remove_folder(folder / f"step-{old:08d}")
+    for leftover in (*folder.glob(f"step-*{NEW}"), *folder.glob(f"step-*{OLD}")):  # of killed runs
+        shutil.rmtree(leftover)
 
 
 class CheckpointWriter:
@@ -137,6 +141,8 @@ def load_state(
     newest = folder / f"step-{steps[0]:08d}"
     if not newest.is_dir():
         raise CheckpointError(f"{newest}: not on this machine; all have to share train.out")
+    remedy = f"remove {newest} to go on from before"
+    verify_file(newest / "state.json", remedy)
     try:
         state: dict[str, Any] = json.loads((newest / "state.json").read_text())
         plain = state["recipe"]
@@ -155,14 +161,15 @@ def load_state(
             f"{changed[0]}: changed since {newest} was written; set it back, or train into another train.out"
         )
     own = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    _fill(current_tensors(load_tensors(newest / "weights.safetensors")), own, newest)
-    moments = load_tensors(newest / "optimizer.safetensors")
+    _fill(current_tensors(load_tensors(newest / "weights.safetensors", remedy)), own, newest)
+    moments = load_tensors(newest / "optimizer.safetensors", remedy)
     for key, value in moments.items():
         old, _, part = key.rpartition("|")
         name = current_tensor(old)
         optimizer.state[own[name]][part] = distribute_like(value, own[name])
     if average is not None:
-        _fill(current_tensors(load_tensors(newest / "average.safetensors")), average.values, newest)
+        averaged = load_tensors(newest / "average.safetensors", remedy)
+        _fill(current_tensors(averaged), average.values, newest)
     return state
 
 

@@ -13,9 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmgem.data.readers.files import images_folder, read_text, tidy
+from mmgem.data.readers.files import images_folder, tidy
 from mmgem.data.records import Record, image_path
 from mmgem.errors import DataError
+from mmgem.utils.text_files import read_text
 
 
 def read_coco_captions(

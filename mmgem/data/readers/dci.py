@@ -17,10 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmgem.data.readers.files import images_folder, read_text, tidy
+from mmgem.data.readers.files import images_folder, tidy
 from mmgem.data.readers.regions import LeftOut, Size, field, in_file, load_json, number, size_of, within
 from mmgem.data.records import Box, Record, Region, image_path
 from mmgem.errors import DataError, UsageError
+from mmgem.utils.text_files import read_text
 
 DCI_MARKS = frozenset({"image", "mask_data", "short_caption"})
 _UNUSABLE = 2

@@ -12,7 +12,6 @@ from typing import Any
 from mmgem.data.images import IMAGE_SUFFIXES, list_images
 from mmgem.data.readers.coco import coco_records, karpathy_records
 from mmgem.data.readers.dci import DCI_MARKS, dci_folder, read_dci
-from mmgem.data.readers.files import read_text
 from mmgem.data.readers.flickr import (
     is_csv_header,
     is_pipe_header,
@@ -27,6 +26,7 @@ from mmgem.data.readers.regions import json_items
 from mmgem.data.readers.visual_genome import visual_genome_records
 from mmgem.data.records import Record, keep_split, read_jsonl
 from mmgem.errors import DataError, UsageError
+from mmgem.utils.text_files import read_text
 
 _KNOWN = (
     "JSONL, COCO captions, Karpathy JSON, Visual Genome regions, RefCOCO, DCI, a Flickr token file or an "

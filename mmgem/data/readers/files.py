@@ -1,4 +1,4 @@
-"""What every reader needs of the disk: text with good errors, and where an annotation file's images are."""
+"""What every reader needs: captions on one line, and where an annotation file's images are."""
 
 from __future__ import annotations
 
@@ -7,26 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmgem.data.records import Record, image_path
-from mmgem.errors import DataError, UsageError
+from mmgem.errors import UsageError
 
 _SAMPLE = 20  # names looked for; lists in the wild name a few images that never existed
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, without its byte order mark, line ends as ``\\n``.
-
-    Raises UsageError if it cannot be opened, DataError with the line number if it is not UTF-8.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text") from error
-    return text.replace("\r\n", "\n")
 
 
 def tidy(caption: str) -> str:

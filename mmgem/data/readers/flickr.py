@@ -17,9 +17,10 @@ import os
 import re
 from pathlib import Path
 
-from mmgem.data.readers.files import grouped, images_folder, read_text
+from mmgem.data.readers.files import grouped, images_folder
 from mmgem.data.records import Record
 from mmgem.errors import DataError
+from mmgem.utils.text_files import read_text
 
 _TOKEN = re.compile(r"(.+?)#(\d+)\t(.*)")
 # The second pipe is optional: the Flickr30k CSV everybody has lacks it on one line.

@@ -18,10 +18,11 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from mmgem.data.readers.files import images_folder, read_text, tidy
+from mmgem.data.readers.files import images_folder, tidy
 from mmgem.data.readers.regions import LeftOut, in_file, pixels, within
 from mmgem.data.records import Box, Record, Region, image_path
 from mmgem.errors import DataError, UsageError
+from mmgem.utils.text_files import read_text
 
 _PHRASE = re.compile(r"\[/EN#([^/\s\]]+)(?:/[^\s\]]*)?(?:\s([^\]]*))?\]")
 _SPLITS = {"train.txt": "train", "val.txt": "dev", "test.txt": "test"}

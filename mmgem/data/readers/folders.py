@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from mmgem.data.images import list_images
-from mmgem.data.readers.files import read_text, tidy
+from mmgem.data.readers.files import tidy
 from mmgem.data.records import Record
 from mmgem.errors import UsageError
+from mmgem.utils.text_files import read_text
 
 _SPLITS = frozenset({"train", "val", "valid", "validation", "dev", "test"})
 

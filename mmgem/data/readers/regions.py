@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmgem.data.readers.files import read_text, tidy
+from mmgem.data.readers.files import tidy
 from mmgem.data.records import Box
 from mmgem.errors import DataError, UsageError
+from mmgem.utils.text_files import read_text
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmgem.data.readers.files import images_folder, read_text, tidy
+from mmgem.data.readers.files import images_folder, tidy
 from mmgem.data.readers.regions import (
     LeftOut,
     Size,
@@ -29,6 +29,7 @@ from mmgem.data.readers.regions import (
 )
 from mmgem.data.records import Box, Record, Region, image_path
 from mmgem.errors import DataError
+from mmgem.utils.text_files import read_text
 
 _HALVES = ("VG_100K", "VG_100K_2")
 _SAMPLE = 20

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmgem.data.records import Record, record_of
+from mmgem.data.texts import half_character
 
 CAPTIONS = ("captions", "caption", "text", "texts", "sentences", "txt")
 """Fields that hold what is said of a photo, the first that does counts."""
@@ -57,7 +58,5 @@ def check_characters(record: Record) -> None:
     of_regions = (region.captions for region in record.regions)
     for captions in (record.captions, *of_regions, *record.translations.values()):
         for i, caption in enumerate(captions):
-            try:
-                caption.encode()
-            except UnicodeEncodeError as error:
-                raise ValueError(f"captions[{i}] holds half a character: {caption[error.start]!a}") from error
+            if problem := half_character(caption):
+                raise ValueError(f"captions[{i}] {problem}")

@@ -1,14 +1,15 @@
 """Where in a shard what is: found once by a scan, then kept beside the user's other caches.
 
 A file of its own for every shard, number of columns and kind: one line of JSON, the numbers as raw int64, the
-names. It counts only for the size and time of change it was made of, and is replaced when the shard changes.
+names. It counts only for the size, times and inode of the shard it was made of, and is replaced when the
+shard changes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import DataError, UsageError
-from mmgem.utils.files import cache_home
+from mmgem.utils.checksums import sealed_json, unsealed_json
+from mmgem.utils.files import atomic_file, cache_home
 
-_VERSION = 1
+_VERSION = 2  # 1: tar members with dots in their names were left out
 
 
 @dataclass
@@ -44,6 +46,7 @@ def indexed(path: Path, columns: int, scan: Callable[[Path], Index], kind: str =
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     stamp = [_VERSION, columns, os.fsdecode(path), stat.st_size, stat.st_mtime_ns]
+    stamp += [stat.st_ctime_ns, stat.st_ino]
     digest = hashlib.blake2b(os.fsencode(path), digest_size=12).hexdigest()
     file = cache_home() / "shards" / f"{digest}-{columns}{kind}.index"
     index = _load(file, stamp, columns)
@@ -60,8 +63,8 @@ def indexed(path: Path, columns: int, scan: Callable[[Path], Index], kind: str =
 def _load(file: Path, stamp: list[Any], columns: int) -> Index | None:
     try:
         line, _, rest = file.read_bytes().partition(b"\n")
-        head = json.loads(line)
-        if head["stamp"] != stamp:
+        head = unsealed_json(line.decode())
+        if head["stamp"] != stamp or head["rest"] != zlib.crc32(rest):
             return None
         end = head["samples"] * columns * 8
         rows = np.frombuffer(rest[:end], np.int64).reshape(head["samples"], columns)
@@ -75,19 +78,15 @@ def _load(file: Path, stamp: list[Any], columns: int) -> Index | None:
 
 def _save(file: Path, stamp: list[Any], index: Index) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
+    names = "".join(f"{name}\0" for name in index.names)
+    rest = index.rows.astype(np.int64).tobytes() + names.encode("utf-8", "surrogateescape")
     head = {
         "stamp": stamp,
         "samples": len(index.rows),
         "blocks": index.blocks,
         "problems": index.problems,
+        "rest": zlib.crc32(rest),
     }
-    names = "".join(f"{name}\0" for name in index.names)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # several ranks may index at once
-    try:
-        with temporary.open("wb") as out:
-            out.write(json.dumps(head).encode() + b"\n")
-            out.write(index.rows.astype(np.int64).tobytes())
-            out.write(names.encode("utf-8", "surrogateescape"))
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(file) as out:
+        out.write(sealed_json(head).encode() + b"\n")
+        out.write(rest)

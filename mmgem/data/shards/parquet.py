@@ -19,8 +19,10 @@ import numpy as np
 from mmgem.data.records import Record
 from mmgem.data.shards.fields import make_record
 from mmgem.data.shards.index import Index, indexed
-from mmgem.data.shards.shard import Sample, Shard
-from mmgem.errors import DataError, UsageError
+from mmgem.data.shards.shard import Sample, Shard, open_blocks
+from mmgem.errors import DataError, UsageError, is_transient
+from mmgem.utils.checksums import FileBlocks
+from mmgem.utils.files import open_regular
 
 PHOTOS = ("image", "jpg", "jpeg", "png", "webp", "img", "photo")
 """Columns that hold photos; without any of them, the only one of bytes."""
@@ -55,6 +57,7 @@ class ParquetShard(Shard):
 
     def __init__(self, path: Path, groups: RowGroups | None = None):
         self.groups = groups or RowGroups()
+        self.checksums = open_blocks(path)
         scan = partial(_scan, photos_only=self.photos_only)
         super().__init__(path, indexed(path, 3, scan, "photos" if self.photos_only else ""))
 
@@ -75,6 +78,10 @@ class ParquetShard(Shard):
         file = _open(self.path)
         try:
             columns = _Columns(self.path, file.schema_arrow, self.photos_only)
+            if self.checksums is not None:
+                start, size = _group_range(file.metadata.row_group(number))
+                with self.path.open("rb") as raw:
+                    self.checksums.read(raw, start, size)
             return file.read_row_group(number, columns=columns.all, use_threads=False), columns
         finally:
             file.close()
@@ -147,6 +154,8 @@ def _scan(path: Path, photos_only: bool) -> Index:
                 table = file.read_row_group(group, columns=columns.texts, use_threads=False)
                 absent, paths = _photos(file, group, columns)
             except (OSError, ValueError) as error:
+                if is_transient(error):
+                    raise  # no verdict on the row group, and none is kept
                 problems.append(f"{path}: row group {group}: {_one_line(error)}")
                 number += file.metadata.row_group(group).num_rows
                 continue
@@ -192,9 +201,30 @@ def _photos(file: Any, group: int, columns: _Columns) -> tuple[set[int], list[st
     return absent, paths
 
 
+def _group_range(group: Any) -> tuple[int, int]:
+    """Offset and size in bytes of a row group, its first column to its last."""
+    chunks = [group.column(c) for c in range(group.num_columns)]
+    starts = [
+        min(at for at in (c.dictionary_page_offset, c.data_page_offset) if at is not None) for c in chunks
+    ]
+    ends = [at + c.total_compressed_size for at, c in zip(starts, chunks, strict=True)]
+    return min(starts), max(ends) - min(starts)
+
+
+def verify_footer(path: Path, blocks: FileBlocks | None) -> None:
+    """Compare the checksums of the footer of a parquet file, if it has some. Raises ``ValueError``."""
+    if blocks is not None:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            length = int.from_bytes(blocks.read(file, max(0, size - 8), 8)[:4], "little")
+            blocks.read(file, max(0, size - 8 - length), min(size, 8 + length))
+
+
 def _open(path: Path) -> Any:
     pq = require_pyarrow()
     try:
+        open_regular(path).close()
+        verify_footer(path, FileBlocks.open(path))
         return pq.ParquetFile(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a whole parquet file ({_one_line(error)})") from error

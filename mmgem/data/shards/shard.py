@@ -9,6 +9,8 @@ import numpy as np
 
 from mmgem.data.records import Record
 from mmgem.data.shards.index import Index
+from mmgem.errors import DataError
+from mmgem.utils.checksums import FileBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,18 @@ class Sample:
     key: str
     photo: bytes
     record: Record
+
+
+def open_blocks(path: Path) -> FileBlocks | None:
+    """The checksums of the blocks of a shard that :func:`mmgem.data.shards.pack` wrote; None for others.
+
+    Raises ``DataError`` if they cannot be read."""
+    try:
+        return FileBlocks.open(path, any_size=True)
+    except OSError:  # the shard itself is missing: whoever reads it says so
+        return None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 class Shard:

@@ -1,7 +1,11 @@
 """Tar shards in webdataset's layout: ``KEY.jpg``, ``KEY.txt`` and ``KEY.json`` are one sample.
 
-The key of a member is its path up to the first dot of the file name; hidden members are passed over. ``.txt``
-holds captions one a line, ``.cls`` a label, ``.json`` the fields of our record or those of others. A scan
+The key of a member is its path up to the first dot of the file name; hidden members are passed over. Names of
+photos have dots of their own, though: where what follows the first is no kind known here, and the last suffix
+is (``IMG_2024.05.01.jpg``), the key is all before the last. A dotted photo or text that makes no pair so, and
+whose first dot leads to a sample with a photo, is another member of that sample, as webdataset has it
+(``1.depth.png`` of ``1.jpg``), and passed over like all kinds that are not known. ``.txt`` holds captions one
+a line, ``.cls`` a label, ``.json`` the fields of our record or those of others. A scan
 reads headers and texts and seeks over the photos. What a member lies at is an offset into the file, so a
 sample is read without the tar module; the file is opened for each, which is cheap beside decoding a photo and
 leaves nothing to share between processes.
@@ -22,8 +26,10 @@ from mmgem.data.images import IMAGE_SUFFIXES
 from mmgem.data.records import Record
 from mmgem.data.shards.fields import make_record
 from mmgem.data.shards.index import Index, indexed
-from mmgem.data.shards.shard import Sample, Shard
+from mmgem.data.shards.shard import Sample, Shard, open_blocks
 from mmgem.errors import DataError
+from mmgem.utils.checksums import FileBlocks
+from mmgem.utils.files import open_regular
 
 _TEXTS = ("txt", "json", "cls")
 _MOST_TEXT = 1 << 24
@@ -40,6 +46,7 @@ class TarShard(Shard):
 
     def __init__(self, path: Path):
         super().__init__(path, indexed(path, _COLUMNS, _scan))
+        self.checksums = open_blocks(path)
 
     def read(self, i: int) -> Sample:
         """Sample number ``i``, its photo not decoded. Raises ``DataError`` if it can be read no longer."""
@@ -47,14 +54,14 @@ class TarShard(Shard):
         _, *numbers = self.index.rows[i].tolist()
         photo, *texts = zip(numbers[::2], numbers[1::2], strict=True)
         try:
-            with self.path.open("rb") as file:
-                data = _read_range(file, photo)
+            with open_regular(self.path) as file:
+                data = _read_range(file, photo, self.checksums)
                 parts = {
-                    kind: _read_range(file, byte_range)
+                    kind: _read_range(file, byte_range, self.checksums)
                     for kind, byte_range in zip(_TEXTS, texts, strict=True)
                     if byte_range[0] >= 0
                 }
-            return Sample(_split(name)[0], data, _record(self.path, name, parts))
+            return Sample(_split_known(name)[0], data, _record(self.path, name, parts))
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: {name}: {error}; has the file changed?") from error
 
@@ -64,14 +71,16 @@ class TarPhotos(Shard):
 
     def __init__(self, path: Path):
         super().__init__(path, indexed(path, 3, _scan_photos, "photos"))
+        self.checksums = open_blocks(path)
 
     def read(self, i: int) -> Sample:
         """Photo number ``i``, not decoded. Raises ``DataError`` if it can be read no longer."""
         name = self.index.names[i]
         _, offset, size = self.index.rows[i].tolist()
         try:
-            with self.path.open("rb") as file:
-                return Sample(_split(name)[0], _read_range(file, (offset, size)), Record(self.path / name))
+            with open_regular(self.path) as file:
+                data = _read_range(file, (offset, size), self.checksums)
+                return Sample(_split(name)[0], data, Record(self.path / name))
         except (OSError, ValueError) as error:
             raise DataError(f"{self.path}: {name}: {error}; has the file changed?") from error
 
@@ -81,6 +90,7 @@ class _Group:
     """The members of one key: the photo, and the texts by their kind."""
 
     first: str
+    key: str = ""
     name: str | None = None
     photo: ByteRange = (-1, 0)
     ranges: dict[str, ByteRange] = field(default_factory=dict)
@@ -89,7 +99,7 @@ class _Group:
 
 def _scan(path: Path) -> Index:
     problems: list[str] = []
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         groups = _groups(path, file, problems)
     rows, names = [], []
     for group in groups:
@@ -114,7 +124,7 @@ def _scan_photos(path: Path) -> Index:
     """Every photo, also those of one key: ``a.left.jpg`` beside ``a.right.jpg``."""
     problems: list[str] = []
     rows, names = [], []
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for member in _members(path, file, problems):
             if not _split(member.name)[0] or not member.name.lower().endswith(IMAGE_SUFFIXES):
                 continue
@@ -133,18 +143,18 @@ def _groups(path: Path, file: BinaryIO, problems: list[str]) -> list[_Group]:
     groups: list[_Group] = []
     latest: dict[str, _Group] = {}
     for member in _members(path, file, problems):
-        key, kind = _split(member.name)
+        key, kind = _split_known(member.name)
         if not key:
             continue
         if not member.isreg() or member.issparse():
             problems.append(f"{path}: {member.name}: not a plain file")
             continue
-        is_photo = f".{kind}" in IMAGE_SUFFIXES
-        if not is_photo and kind not in _TEXTS:
+        if not _is_known(kind):
             continue
+        is_photo = kind not in _TEXTS
         group = latest.get(key)
         if group is None or kind in group.ranges:
-            group = latest[key] = _Group(member.name)
+            group = latest[key] = _Group(member.name, key)
             groups.append(group)
         place = (member.offset_data, member.size)
         group.ranges[kind] = place
@@ -156,7 +166,14 @@ def _groups(path: Path, file: BinaryIO, problems: list[str]) -> list[_Group]:
                 group.texts[kind] = file.read(member.size)
         elif group.name is None:
             group.name, group.photo = member.name, place
-    return groups
+    with_photo = {group.key for group in groups if group.name is not None}
+    return [
+        group
+        for group in groups
+        if (group.name is not None and group.texts)
+        or (owner := _split(group.first)[0]) == group.key
+        or owner not in with_photo
+    ]
 
 
 def _members(path: Path, file: BinaryIO, problems: list[str]) -> list[tarfile.TarInfo]:
@@ -197,9 +214,25 @@ def _split(name: str) -> tuple[str, str]:
     return (match[1], match[2].lower()) if match else ("", "")
 
 
-def _read_range(file: BinaryIO, byte_range: ByteRange) -> bytes:
-    file.seek(byte_range[0])
-    data = file.read(byte_range[1])
+def _split_known(name: str) -> tuple[str, str]:
+    """:func:`_split`, but by the last dot if the kind is known only so."""
+    key, kind = _split(name)
+    _, dot, last = kind.rpartition(".")
+    if key and dot and not _is_known(kind) and _is_known(last):
+        return name[: -len(last) - 1], last
+    return key, kind
+
+
+def _is_known(kind: str) -> bool:
+    return kind in _TEXTS or f".{kind}" in IMAGE_SUFFIXES
+
+
+def _read_range(file: BinaryIO, byte_range: ByteRange, blocks: FileBlocks | None) -> bytes:
+    if blocks is not None:
+        data = blocks.read(file, *byte_range)
+    else:
+        file.seek(byte_range[0])
+        data = file.read(byte_range[1])
     if len(data) < byte_range[1]:
         raise ValueError("cut off")
     return data

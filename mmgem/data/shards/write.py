@@ -2,7 +2,8 @@
 
 What goes into which shard is planned from the records and the sizes of their files alone, so a pack that was
 stopped goes on where it was, and the same photos, records and options give the same bytes. Beside the shards
-of a split, ``SPLIT.pack.json`` says what they were made of and which are done.
+of a split, ``SPLIT.pack.json`` says what they were made of and which are done; it is there before the first
+of them, so that what a killed pack leaves is known to be its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,12 +23,15 @@ from typing import Any, BinaryIO, Literal
 
 from PIL import Image
 
+from mmgem.data.content_hashes import content_hash
 from mmgem.data.images import IMAGE_SUFFIXES, image_size, open_image
 from mmgem.data.records import Record, line_of
 from mmgem.data.shards.fields import check_characters
 from mmgem.data.shards.parquet import OURS, require_pyarrow
-from mmgem.errors import DataError, ImageError, UsageError
-from mmgem.utils.files import write_atomic
+from mmgem.errors import DataError, ImageError, TransientImageError, UsageError, is_transient, why
+from mmgem.utils.checksums import sidecar, write_block_checksums
+from mmgem.utils.files import atomic_file, open_regular, write_atomic
+from mmgem.utils.locks import FileLock
 from mmgem.utils.progress import track
 
 Format = Literal["tar", "parquet"]
@@ -76,7 +80,7 @@ def pack(
     their boxes. Photos that cannot be decoded and records without caption, label or region are left out.
 
     Raises UsageError for options that cannot work and for an ``out`` with shards of other data or options,
-    DataError if not a single sample can be written.
+    DataError if not a single sample can be written, BusyError if another process packs one of the splits.
     """
     if per_shard and shard_mb:
         raise UsageError("per_shard and shard_mb exclude each other")
@@ -94,14 +98,19 @@ def pack(
         raise UsageError("no records to pack")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        packs = [
-            _Pack(out, split, rows, format, per_shard, shard_mb or _SHARD_MB, size)
-            for split, rows in splits.items()
-        ]
-        todo = [(split_pack, number) for split_pack in packs for number in split_pack.missing()]
-        sizes = [stop - start for start, stop in (split_pack.plan[number] for split_pack, number in todo)]
-        for split_pack, number in track(todo, "packing", sizes=sizes, unit=" photos"):
-            split_pack.write(number)
+        with ExitStack() as locks:
+            for split in sorted(splits):
+                locks.enter_context(FileLock(out / f"{split}.pack.lock", out / f"{split}.pack.json"))
+            packs = [
+                _Pack(out, split, rows, format, per_shard, shard_mb or _SHARD_MB, size)
+                for split, rows in splits.items()
+            ]
+            todo = [(split_pack, number) for split_pack in packs for number in split_pack.missing()]
+            sizes = [stop - start for start, stop in (split_pack.plan[number] for split_pack, number in todo)]
+            for split_pack in {id(split_pack): split_pack for split_pack, _ in todo}.values():
+                split_pack.begin()
+            for split_pack, number in track(todo, "packing", sizes=sizes, unit=" photos"):
+                split_pack.write(number)
     except OSError as error:
         raise UsageError(f"{error.filename or out}: {error.strerror}") from error
     report = Packed(kept=sum(len(split_pack.plan) for split_pack in packs) - len(todo))
@@ -136,14 +145,26 @@ class _Pack:
         self.log_entries: dict[str, Any] = {"input": digest.hexdigest(), "shards": {}}
         if self.log.exists():
             recorded = _read_log(self.log)
-            if recorded["input"] != self.log_entries["input"]:
+            if recorded["input"] == self.log_entries["input"]:
+                self.log_entries = recorded
+            elif recorded["shards"] or self._any_shard():
                 raise UsageError(
                     f"{self.log}: the shards here are of other data or options; remove them or choose "
                     "another folder"
                 )
-            self.log_entries = recorded
-        elif any(out.glob(f"{glob.escape(split)}-[0-9]*.{format}")):
+        elif self._any_shard():
             raise UsageError(f"{out}: has shards of split {split!r} already, made by something else")
+
+    def _any_shard(self) -> bool:
+        return any(self.out.glob(f"{glob.escape(self.split)}-[0-9]*.{self.format}"))
+
+    def begin(self) -> None:
+        """Say that shards of this split are this pack's from now on; remove what a killed one was writing."""
+        name = glob.escape(self.split)
+        for pattern in (f".{name}-{'[0-9]' * 5}.{self.format}.*.tmp", f".{name}.pack.json.*.tmp"):
+            for leftover in self.out.glob(pattern):
+                leftover.unlink(missing_ok=True)
+        self._write_log()
 
     def path(self, number: int) -> Path:
         """Where shard ``number`` goes."""
@@ -151,42 +172,53 @@ class _Pack:
 
     def missing(self) -> list[int]:
         """Numbers of the shards that are not written yet."""
-        return [n for n in range(len(self.plan)) if not self._done(self.path(n))]
+        return [n for n in range(len(self.plan)) if not self._done(n)]
 
-    def _done(self, path: Path) -> bool:
+    def _done(self, number: int) -> bool:
+        path = self.path(number)
         shard_facts = self.log_entries["shards"].get(path.name)
-        return shard_facts is not None and _file_size(path) == shard_facts["bytes"]
+        if shard_facts is None or shard_facts.get("transient"):  # a photo may be read by now
+            return False
+        if _file_size(path) != shard_facts["bytes"]:
+            return False
+        return shard_facts.get("photos") in (None, self._photos(number))
+
+    def _photos(self, number: int) -> str:
+        """Tells whether the photos of a shard have the bytes that they had when it was written."""
+        digest = hashlib.blake2b(digest_size=16)
+        for at in range(*self.plan[number]):
+            digest.update(f"{content_hash(self.records[at].image)}\n".encode())
+        return digest.hexdigest()
 
     def write(self, number: int) -> None:
         """Write a shard, then that it is written."""
         path = self.path(number)
         problems: list[str] = []
-        count = 0
+        count = transient = 0
+        photos = self._photos(number)
 
         def rows() -> Iterator[_Row]:
-            nonlocal count
+            nonlocal count, transient
             for at in range(*self.plan[number]):
                 try:
                     row = self._row(at)
                 except (DataError, ValueError) as error:
                     problems.append(" ".join(str(error).split()))
+                    transient += isinstance(error, TransientImageError)
                 else:
                     count += 1
                     yield row
 
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                _WRITERS[self.format](file, rows())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
-        shard_facts = {"samples": count, "bytes": _file_size(path), "skipped": problems}
+        with atomic_file(path, lambda written: write_block_checksums(written, sidecar(path))) as file:
+            _WRITERS[self.format](file, rows())
+        shard_facts = {"samples": count, "bytes": _file_size(path), "skipped": problems, "photos": photos}
+        if transient:
+            shard_facts["transient"] = transient
         self.log_entries["shards"][path.name] = shard_facts
         self.log_entries["shards"] = dict(sorted(self.log_entries["shards"].items()))
+        self._write_log()
+
+    def _write_log(self) -> None:
         write_atomic(self.log, json.dumps(self.log_entries, indent=1) + "\n")
 
     def add_to(self, report: Packed) -> None:
@@ -205,13 +237,17 @@ class _Pack:
             raise ValueError(f"{record.image}: no caption")
         try:
             check_characters(record)
-            photo = record.image.read_bytes()
+            with open_regular(record.image) as file:
+                photo = file.read()
             value = {"captions": [], **json.loads(self._json(record))}
             shrunk, scale = _shrink(photo, self.size)
-        except OSError as error:
-            raise ImageError(f"{record.image}: {error.strerror}") from error
+        except (OSError, MemoryError) as error:
+            if is_transient(error):
+                raise TransientImageError(f"{record.image}: could not be read now: {why(error)}") from error
+            raise ImageError(f"{record.image}: {why(error)}") from error
         except (ImageError, ValueError) as error:
-            raise ImageError(f"{record.image}: {str(error).removeprefix('image bytes: ')}") from error
+            error_type = TransientImageError if isinstance(error, TransientImageError) else ImageError
+            raise error_type(f"{record.image}: {str(error).removeprefix('image bytes: ')}") from error
         for region in value.get("regions", []):
             region["box"] = [x * scale[i % 2] for i, x in enumerate(region["box"])]
         suffix = record.image.suffix.lower() if shrunk is photo else ".jpg"

@@ -9,7 +9,10 @@ are those of :class:`mmgem.search.search.PhotoIndex`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,6 +25,7 @@ import numpy as np
 from mmgem.data.records import Box
 from mmgem.errors import SearchIndexError
 from mmgem.search.search import Hit, best_of_each_photo
+from mmgem.utils.unit_vectors import not_unit_rows
 
 _EXTRA_CANDIDATES = 16  # found beyond what is wanted, so that equal scores at the end are not left to chance
 
@@ -85,6 +89,8 @@ class VectorStore(Protocol):
     """Kind, where and name, for messages."""
     batch: int
     """How many points are best sent at once."""
+    lossless: bool = False
+    """Whether vectors come back bit for bit; then points are compared with their ids, and damage is seen."""
 
     def dim(self) -> int | None:
         """D of its vectors; None if the collection does not exist."""
@@ -136,6 +142,37 @@ class VectorStore(Protocol):
         self.close()
 
 
+def point_id(folder: str, path: str, box: str | None, fingerprint: str, vector: np.ndarray) -> str:
+    """The id of a point, a UUID: the same for the same thing. ``path`` is relative to ``folder``, ``box`` is
+    JSON, ``vector`` (D,) float32."""
+    parts = [os.fsencode(folder), path.encode(), (box or "").encode(), fingerprint.encode()]
+    digest = hashlib.blake2b(b"\0".join(parts), digest_size=16)
+    digest.update(vector.tobytes())
+    return str(uuid.UUID(bytes=digest.digest()))
+
+
+def damaged_points(store: VectorStore, points: Points) -> list[int]:
+    """Which of ``points`` of ``store`` are not what was pushed: their vectors are not finite and of unit
+    length or, where the store keeps all bits, do not fit their ids."""
+    damaged = set(not_unit_rows(points.vectors).tolist()) if len(points.ids) else set()
+    if store.lossless:
+        for number, (name, payload) in enumerate(zip(points.ids, points.payloads, strict=True)):
+            path = payload.path.removeprefix(payload.folder).lstrip(os.sep).replace(os.sep, "/")
+            if not any(
+                name == point_id(payload.folder, path, box, payload.fingerprint, points.vectors[number])
+                for box in _box_texts(payload.box)
+            ):
+                damaged.add(number)
+    return sorted(damaged)
+
+
+def _box_texts(box: Box | None) -> list[str | None]:
+    """How an index may write a box: stores make whole numbers floats."""
+    if box is None:
+        return [None]
+    return [json.dumps(list(box)), json.dumps([int(x) if x == int(x) else x for x in box])]
+
+
 def check_model(store: VectorStore, payload: Payload, fingerprint: str) -> None:
     """Raise SearchIndexError unless the points of ``store``, one of which is ``payload``'s, were made by the
     model with this fingerprint."""
@@ -165,6 +202,11 @@ def _hits(store: VectorStore, vector: np.ndarray, count: int, region: bool, exac
     points = store.nearest(vector, count + _EXTRA_CANDIDATES, region, exact)
     if not points.ids:
         return []
+    if damaged := damaged_points(store, points):
+        raise SearchIndexError(
+            f"{store.place}: damaged, {len(damaged)} of the points found, the first is of "
+            f"{points.payloads[damaged[0]].path}; remove the collection and push the index again"
+        )
     scores = (points.vectors @ vector).tolist()
     ranked = sorted(
         (-score, os.fsencode(payload.path), payload.box or ())

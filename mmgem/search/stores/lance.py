@@ -16,12 +16,14 @@ import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search.stores.base import Payload, Points, VectorStore, errors_naming
+from mmgem.utils.locks import FileLock, lock_file
 
 
 class LanceStore(VectorStore):
     """A table in a folder, or at a URI such as ``s3://bucket/path``."""
 
     batch = 8192
+    lossless = True
 
     def __init__(self, where: str, name: str, create: bool = False) -> None:
         try:
@@ -32,12 +34,21 @@ class LanceStore(VectorStore):
         folder = None if "://" in where else Path(where).expanduser()
         if folder is not None and not create and not folder.is_dir():
             raise SearchIndexError(f"{self.place}: no such folder; mmgem store push makes it")
-        with self._errors_naming():
-            self._db = lancedb.connect(where if folder is None else folder)
-            try:
-                self._table: Any = self._db.open_table(name)
-            except (ValueError, FileNotFoundError):  # by release
-                self._table = None
+        self._lock: FileLock | None = None
+        if folder is not None and create:  # two pushes at once would both add what is missing
+            with self._errors_naming():
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = FileLock(lock_file(folder / f"{name}.lance"), folder, wait=True)
+        try:
+            with self._errors_naming():
+                self._db = lancedb.connect(where if folder is None else folder)
+                try:
+                    self._table: Any = self._db.open_table(name)
+                except (ValueError, FileNotFoundError):  # by release
+                    self._table = None
+        except BaseException:
+            self.close()
+            raise
 
     def dim(self) -> int | None:
         if self._table is None:
@@ -112,6 +123,8 @@ class LanceStore(VectorStore):
 
     def close(self) -> None:
         self._table = None
+        if self._lock is not None:
+            self._lock.close()
 
     def _run_query(self, query: Any) -> Points:
         with self._errors_naming():

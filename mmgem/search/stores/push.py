@@ -7,11 +7,9 @@ from the index of another folder are left alone, so several indexes can share a 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 
 from mmgem.errors import SearchIndexError
 from mmgem.search.index_store import IndexSnapshot, read_index
-from mmgem.search.stores.base import Payload, Points, VectorStore, check_model
+from mmgem.search.stores.base import Payload, Points, VectorStore, check_model, point_id
 
 _REMOVE_BATCH_SIZE = 1000
 
@@ -52,6 +50,7 @@ def push(
     snapshot = read_index(out, sizes=True)
     if not snapshot.entries:
         raise SearchIndexError(f"{out}: the index holds no photos")
+    snapshot.verify()
     dim = snapshot.vectors.shape[1]
     if (store_dim := store.dim()) is None:
         store.create(dim)
@@ -66,7 +65,11 @@ def push(
         except UnicodeDecodeError:
             skipped += [os.fsdecode(path)] if box is None else []
         else:
-            number_by_id[_point_id(snapshot, row, path, box)] = number
+            number_by_id[
+                point_id(
+                    str(snapshot.folder), path.decode(), box, snapshot.fingerprint, snapshot.vectors[row]
+                )
+            ] = number
     stored_ids = store.ids(folder)
     stale = sorted(stored_ids - number_by_id.keys())
     for at in range(0, len(stale), _REMOVE_BATCH_SIZE):
@@ -77,14 +80,6 @@ def push(
         store.add(_points(snapshot, folder, missing[batch]))
     seconds = time.perf_counter() - began
     return PushReport(len(number_by_id), len(missing), len(stale), tuple(skipped), seconds)
-
-
-def _point_id(snapshot: IndexSnapshot, row: int, path: bytes, box: str | None) -> str:
-    """The id of an entry, a UUID: the same for the same thing."""
-    parts = [os.fsencode(snapshot.folder), path, (box or "").encode(), snapshot.fingerprint.encode()]
-    digest = hashlib.blake2b(b"\0".join(parts), digest_size=16)
-    digest.update(snapshot.vectors[row].tobytes())
-    return str(uuid.UUID(bytes=digest.digest()))
 
 
 def _points(snapshot: IndexSnapshot, folder: str, entries: Sequence[tuple[str, int]]) -> Points:

@@ -28,6 +28,7 @@ class QdrantStore(VectorStore):
     """A collection at a URL (``$QDRANT_API_KEY`` is its key, if it needs one) or in a folder."""
 
     batch = 256
+    lossless = True
 
     def __init__(self, where: str, name: str, create: bool = False) -> None:
         try:

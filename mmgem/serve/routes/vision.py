@@ -71,7 +71,7 @@ async def caption(request: Request) -> Response:
     else:
         visuals = (await service.visual_boxes(photo, body.boxes)).unbind()
     captions = await service.captions(visuals, CaptionOptions(body.beams))
-    rows = [{"box": box, "text": text} for box, text in zip(boxes, captions, strict=True)]
+    rows = [{"box": box, "text": made.text} for box, made in zip(boxes, captions, strict=True)]
     return await _sized_reply(began, service, photo, captions=rows)
 
 
@@ -193,7 +193,7 @@ async def _regions(service: Service, body: RegionsRequest) -> Response:
     captions: list[str | None] = [None] * len(boxes)
     if body.captions and boxes:
         visuals = await service.visual_boxes(photo, boxes)
-        captions = list(await service.captions(visuals.unbind(), CAPTION_DEFAULTS))
+        captions = [made.text for made in await service.captions(visuals.unbind(), CAPTION_DEFAULTS)]
     rows = [{"box": box, "caption": text} for box, text in zip(boxes, captions, strict=True)]
     return await _sized_reply(began, service, photo, regions=rows)
 

@@ -13,7 +13,8 @@ import torch
 
 from mmgem.config import DataConfig, EncoderConfig, Preprocessing, Recipe
 from mmgem.data.batches import Batches, distinct_texts
-from mmgem.data.features import FeatureCache, Joined, PixelSource, Source, image_identity
+from mmgem.data.content_hashes import ContentHashes
+from mmgem.data.features import FeatureCache, Joined, PixelSource, Source
 from mmgem.data.mosaics import FILE as MOSAICS
 from mmgem.data.mosaics import make_mosaics
 from mmgem.data.readers import load_dataset
@@ -26,7 +27,7 @@ from mmgem.data.shards.stream import ShardStream
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.encoders import encoder_class
-from mmgem.encoders.feature_cache import cache_features
+from mmgem.encoders.feature_cache import HASHES, cache_features
 from mmgem.errors import ConfigError, DataError, UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text.label_captions import with_label_captions
@@ -207,9 +208,11 @@ def _read_regions(
     if data.mosaics:
         described = [i for i in source.valid if not any(c in labels for c in records[i].captions[:1])]
         photos = [records[i] for i in described]
-        identity = [prep.size, data.mosaics, recipe.train.seed, *(image_identity(r.image) for r in photos)]
+        cache = data.cache or cache_home() / "features"
+        identities = ContentHashes(cache / HASHES).identities([record.image for record in photos])
+        identity = [prep.size, data.mosaics, recipe.train.seed, *identities]
         name = hashlib.blake2b(json.dumps(identity).encode(), digest_size=12).hexdigest()
-        folder = (data.cache or cache_home() / "features").parent / "mosaics" / name
+        folder = cache.parent / "mosaics" / name
         if not (folder / MOSAICS).is_file():
             make_mosaics(photos, folder, data.mosaics, recipe.train.seed, prep.size)
         canvases = read_jsonl(folder / MOSAICS)

@@ -14,6 +14,8 @@ from mmgem.checkpoints.initialize import source_folder
 from mmgem.errors import CheckpointError
 from mmgem.models.sentence_encoder import default_prompt, sentence_encoder
 from mmgem.utils.files import cache_home
+from mmgem.utils.locks import lock_path
+from mmgem.utils.pretrained import local_folder
 from mmgem.utils.progress import track
 
 _CHUNK = 2048  # texts between two commits: what a kill loses
@@ -28,10 +30,11 @@ def embed_captions(teacher: str, section: str, texts: Sequence[str]) -> np.ndarr
     """
     folder = source_folder(teacher)
     try:
-        prompt = default_prompt(folder)
+        prompt = default_prompt(local_folder(folder))
         path = cache_home() / "teacher" / f"{_digest(_stamp(folder), prompt).hex()}.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=60)) as rows:
+        # Who waits for the lock finds what he would have computed.
+        with lock_path(path.with_suffix(".lock"), path), closing(sqlite3.connect(path, timeout=60)) as rows:
             rows.execute("create table if not exists rows (text blob primary key, row blob) without rowid")
             return _embed(rows, texts, lambda: sentence_encoder(folder, batch=128))
     except CheckpointError as error:
@@ -44,8 +47,9 @@ def _embed(
     load: Callable[[], Callable[[Sequence[str]], np.ndarray]],
 ) -> np.ndarray:
     keys = [_digest(text) for text in texts]
-    found = {key: _row(rows, key) for key in dict.fromkeys(keys)}
-    new = {key: text for key, text in zip(keys, texts, strict=True) if found[key] is None}
+    stored = {key: _row(rows, key) for key in dict.fromkeys(keys)}
+    found = {key: row for key, row in stored.items() if row is not None}
+    new = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
     if new:
         encode = load()
         # Texts of like length together: a batch is as long as its longest.
@@ -57,7 +61,7 @@ def _embed(
                 pairs = [(key, value.tobytes()) for key, value in zip(chunk, values, strict=True)]
                 rows.executemany("insert or replace into rows values (?, ?)", pairs)
             found.update(zip(chunk, values, strict=True))
-    return np.stack([found[key] for key in keys])  # type: ignore[arg-type]
+    return np.stack([found[key] for key in keys])
 
 
 def _row(rows: sqlite3.Connection, key: bytes) -> np.ndarray | None:
