@@ -29,28 +29,13 @@ from unittest import mock
 
 import numpy as np
 from PIL import Image
+from search import build
 
 from mmgem import MMGEM
 from mmgem.search import index_store
 from mmgem.search.index import update_index
 from mmgem.search.index_checksums import VectorBlocks
-from mmgem.search.index_store import HashedFile, IndexStore, NewContent
 from mmgem.search.search import PhotoIndex
-
-
-def build(out: Path, photos: int, dim: int, fingerprint: str) -> None:
-    """Write an index of random unit vectors, one photo each, as ``tiny`` would."""
-    rng = np.random.default_rng(0)
-    with IndexStore(out, fingerprint) as store:
-        store.set_source(out, "tiny")
-        for start in range(0, photos, 10_000):
-            numbers = range(start, min(start + 10_000, photos))
-            vectors = rng.standard_normal((len(numbers), dim), np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            digests = [number.to_bytes(16, "big") for number in numbers]
-            contents = [NewContent(d, v[None], (None,)) for d, v in zip(digests, vectors, strict=True)]
-            files = [HashedFile(f"{n:07}.jpg", 1, 1, d) for n, d in zip(numbers, digests, strict=True)]
-            store.record(contents, files)
 
 
 @contextmanager
@@ -105,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         out, folder, made = Path(place, "idx"), Path(place, "photos"), Path(place, "made")
         model, runs = MMGEM.from_pretrained("tiny"), iter(range(1_000_000))
-        build(out, options.photos, options.dim, model.fingerprint)
+        build(out, options.photos, options.dim, model.fingerprint, "tiny")
         folder.mkdir()
         rng = np.random.default_rng(1)
         for number in range(options.embedded):

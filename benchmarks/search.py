@@ -23,11 +23,11 @@ from mmgem.search.search import PhotoIndex
 K = 10
 
 
-def build(out: Path, photos: int, dim: int) -> None:
-    """Write an index of random unit vectors, one photo each."""
+def build(out: Path, photos: int, dim: int, fingerprint: str = "random", model: str = "") -> None:
+    """Write an index of random unit vectors, one photo each, as ``model`` would."""
     rng = np.random.default_rng(0)
-    with IndexStore(out, "random") as store:
-        store.set_source(out, "")
+    with IndexStore(out, fingerprint) as store:
+        store.set_source(out, model)
         for start in range(0, photos, 10_000):
             numbers = range(start, min(start + 10_000, photos))
             vectors = rng.standard_normal((len(numbers), dim), np.float32)

@@ -91,6 +91,14 @@ def is_transient(error: BaseException) -> bool:
     return error.errno not in _LASTING
 
 
+def unreadable_image(error: Exception, where: str = "") -> ImageError:
+    """The error for an image whose file raised ``error`` when it was read: a :class:`TransientImageError` if
+    that says nothing of its bytes. ``where``: what the message begins with."""
+    if is_transient(error):
+        return TransientImageError(f"{where}could not be read now: {why(error)}")
+    return ImageError(f"{where}{why(error)}")
+
+
 def is_transient_reason(reason: str) -> bool:
     """Whether ``reason``, as earlier versions recorded it for good, is that of a transient error."""
     return reason in _TRANSIENT_REASONS or reason.startswith("out of memory")

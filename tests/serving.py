@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mmgem.api import MMGEM
+from mmgem.serve.batcher import Batcher
 from mmgem.serve.limits import Limits
 from mmgem.serve.metrics import Metrics
 from mmgem.serve.server import listen, make_server
@@ -68,3 +70,16 @@ def data_uri(data: bytes) -> str:
 def image_part(data: bytes, **more: Any) -> dict[str, Any]:
     """A photo among OpenAI's content parts."""
     return {"type": "image_url", "image_url": {"url": data_uri(data)}, **more}
+
+
+def batched(work: Callable[[Batcher], Awaitable[Any]]) -> Any:
+    """What ``work`` gives with a batcher of its own."""
+
+    async def run() -> Any:
+        batcher = Batcher("test", Metrics())
+        try:
+            return await work(batcher)
+        finally:
+            batcher.close(RuntimeError("closed"))
+
+    return asyncio.run(run())

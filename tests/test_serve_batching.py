@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from serving import data_uri, image_part, picture, serving
+from serving import batched, data_uri, image_part, picture, serving
 
 from mmgem import MMGEM
 from mmgem.errors import UsageError
@@ -37,17 +37,6 @@ class Held:
         if 13 in items:
             raise UsageError("13 is bad")
         return [2 * item for item in items]
-
-
-def batched(work: Callable[[Batcher], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        batcher = Batcher("test", Metrics())
-        try:
-            return await work(batcher)
-        finally:
-            batcher.close(RuntimeError("closed"))
-
-    return asyncio.run(run())
 
 
 async def after(seconds: float, make: Callable[[], Awaitable[int]]) -> int:

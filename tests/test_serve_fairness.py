@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from serving import data_uri, picture, serving
+from serving import batched, data_uri, picture, serving
 from test_serve_routes import ok, refused
 from tiny import save_photos
 
@@ -27,7 +27,6 @@ from mmgem.errors import ImageError
 from mmgem.inference.captioning import caption_candidates
 from mmgem.search.index import update_index
 from mmgem.serve.batcher import Batcher, JobType
-from mmgem.serve.metrics import Metrics
 from mmgem.serve.request_scope import current_request, enter_request
 from mmgem.utils.files import open_regular
 
@@ -37,17 +36,6 @@ JSON = {"content-type": "application/json"}
 @pytest.fixture(scope="module")
 def model(tiny_model_folder: Path) -> MMGEM:
     return MMGEM.from_pretrained(tiny_model_folder)
-
-
-def batched(work: Callable[[Batcher], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        batcher = Batcher("test", Metrics())
-        try:
-            return await work(batcher)
-        finally:
-            batcher.close(RuntimeError("closed"))
-
-    return asyncio.run(run())
 
 
 async def as_a_request(work: Awaitable[Any]) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from mmgem.data.images import list_images
 from mmgem.data.shards import Shard, find_shards, is_shards, open_photos
 from mmgem.data.shards.parquet import RowGroups
-from mmgem.errors import DataError, ImageError, TransientImageError, UsageError, is_transient, why
+from mmgem.errors import DataError, ImageError, UsageError, unreadable_image
 from mmgem.utils.files import IrregularFileError, open_regular
 from mmgem.utils.progress import track
 
@@ -193,7 +193,7 @@ class PhotoReader:
             with open_regular(path) as photo:
                 return RawPhoto(item, file, None, photo.read())
         except _UNREADABLE as error:
-            return RawPhoto(item, file, None, b"", _error(error))
+            return RawPhoto(item, file, None, b"", unreadable_image(error))
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from error
 
@@ -214,10 +214,3 @@ class PhotoReader:
                 ImageError(str(error).removeprefix(f"{path}: ")),
             )
         return RawPhoto(item, sample.key, file, sample.photo)
-
-
-def _error(error: Exception) -> ImageError:
-    """Why a file could not be read, and whether only now."""
-    if is_transient(error):
-        return TransientImageError(f"could not be read now: {why(error)}")
-    return ImageError(why(error))

@@ -7,7 +7,6 @@ order in which it was embedded.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mmgem.bulk.output import OutputFolder, read_column
+from mmgem.data.content_hashes import content_digest
 from mmgem.data.records import Box
 from mmgem.errors import UsageError
 from mmgem.search.index import Embedder
@@ -82,6 +82,6 @@ class PrecomputedEmbedder:
 def _digest(image: Path) -> bytes:
     try:
         with open_regular(image) as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+            return content_digest(file)
     except OSError:  # the model says what is wrong with it
         return b""

@@ -20,7 +20,7 @@ from mmgem.bulk.collection import Partition, PhotoReader, RawPhoto
 from mmgem.bulk.output import OutputFolder, PhotoRow, SkippedPhoto, schema
 from mmgem.data.images import attempt, image_size
 from mmgem.errors import CheckpointError, ImageError, TransientImageError, UsageError
-from mmgem.utils.unit_vectors import not_unit_rows
+from mmgem.utils.unit_vectors import embedding_problem
 
 if TYPE_CHECKING:
     from mmgem.api import MMGEM
@@ -107,8 +107,6 @@ class Worker:
             vectors, captions = self.model.describe(images)
         else:
             vectors = self.model.embed_images(images)
-        if not np.isfinite(vectors).all():
-            raise ImageError("its embedding is not finite")
-        if len(not_unit_rows(vectors)):
-            raise ImageError("its embedding is not of unit length")
+        if problem := embedding_problem(vectors):
+            raise ImageError(problem)
         return list(zip(map(image_size, images), vectors, captions, strict=True))

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmgem.checkpoints.resolve import FORMAT, complete, read_config, read_json
+from mmgem.checkpoints.resolve import FORMAT, complete, read_config
 from mmgem.checkpoints.tensors import REMEDY, load_tensors, save_tensors, stored_shapes
 from mmgem.config import ModelConfig, Preprocessing, to_dict
 from mmgem.config.legacy import current_tensors
@@ -30,6 +30,7 @@ from mmgem.utils.checksums import CHECKSUMS_FILE, folder_problems, verify_file, 
 from mmgem.utils.disk import disk_errno
 from mmgem.utils.files import read_again_if_replaced, replace_folder, write_atomic
 from mmgem.utils.hf_config import last_line
+from mmgem.utils.model_files import read_json_object
 
 _log = logging.getLogger(__name__)
 
@@ -87,14 +88,14 @@ def write_model(
     card: str,
     bits: dict[str, int] | None = None,
 ) -> None:
-    """Write the files of a model into a folder. ``bits``: tensors to round (see ``storage``)."""
+    """Write the files of a model into a folder, without their checksums. ``bits``: tensors to round (see
+    ``storage``)."""
     config = {"format": FORMAT, "model": to_dict(network.config)}
     write_atomic(folder / "config.json", json.dumps(config, indent=1) + "\n")
     write_atomic(folder / "preprocessor.json", json.dumps(to_dict(tokenizer.prep), indent=1) + "\n")
     tokenizer.hf.save_pretrained(str(folder))
     save_tensors(folder / "model.safetensors", own_tensors(network), bits)
     write_atomic(folder / "README.md", card)
-    write_checksums(folder, OWN_CHECKSUM)
 
 
 def save_model(
@@ -117,7 +118,7 @@ def save_model(
 
 
 def replace_model(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write a model, which then takes the place of ``folder`` as a whole.
+    """Let ``fill`` write a model, which gets checksums and then takes the place of ``folder`` as a whole.
 
     Raises ``UsageError`` if that is something else than a model, nothing, or an empty folder.
     """
@@ -131,7 +132,7 @@ def replace_model(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def _is_model(folder: Path) -> bool:
     try:
-        return {"format", "model"} <= read_json(folder / "config.json").keys()
+        return {"format", "model"} <= read_json_object(folder / "config.json").keys()
     except CheckpointError:
         return False
 
@@ -148,10 +149,11 @@ def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
     if weights.is_file():
         verify_file(weights, REMEDY)
     shapes = current_tensors(stored_shapes(weights))
+    sizes, where = [math.prod(shape) for shape in shapes.values()], str(folder / "config.json")
     with _named(folder):
-        with bounded_build([math.prod(shape) for shape in shapes.values()], str(folder / "config.json")):
+        with bounded_build(sizes, where):
             outline = meta_model(config)
-        check_total(outline, (math.prod(shape) for shape in shapes.values()), str(folder / "config.json"))
+        check_total(outline, sizes, where)
         check_size(outline, prep)
         check_tensors(outline, shapes, str(weights))
         tokenizer = Tokenizer.from_folder(folder, prep)

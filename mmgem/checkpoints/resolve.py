@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mmgem.config import ModelConfig, Preprocessing, from_dict
 from mmgem.config.checks import check_ranges
@@ -70,14 +69,14 @@ def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
     """What the model in a folder is and how its inputs are prepared. Raises ``CheckpointError``."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
-    raw = read_json(folder / "config.json")
+    raw = read_json_object(folder / "config.json")
     if raw.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / 'config.json'}: format {raw.get('format')!r}, this version reads {FORMAT}"
         )
     try:
         config = from_dict(ModelConfig, current_config(raw.get("model"), "model")[0], "model")
-        prep = current_config(read_json(folder / "preprocessor.json"), "preprocessing")[0]
+        prep = current_config(read_json_object(folder / "preprocessor.json"), "preprocessing")[0]
         preprocessing = from_dict(Preprocessing, prep, "preprocessor")
         check_ranges(config, "model")
         check_ranges(preprocessing, "preprocessing")
@@ -88,11 +87,6 @@ def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
         raise CheckpointError(f"{folder}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:  # a table where none can be
         raise CheckpointError(f"{folder}: config.json: not the fields of a model ({error})") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model folder. Raises ``CheckpointError``."""
-    return read_json_object(path)
 
 
 def fingerprint(folder: Path) -> str:

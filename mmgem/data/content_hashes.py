@@ -35,8 +35,13 @@ def content_hash(path: Path) -> str:
         return ""
 
 
+def content_digest(file: BinaryIO) -> bytes:
+    """BLAKE2b-128 of all bytes of an open file."""
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()  # type: ignore[arg-type]
+
+
 def _hash(file: BinaryIO) -> str:
-    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()  # type: ignore[arg-type]
+    return content_digest(file).hex()
 
 
 class ContentHashes:
@@ -45,7 +50,7 @@ class ContentHashes:
     def __init__(self, file: Path):
         self.file = file
         self.known: dict[str, list[int | str]] = {}
-        with suppress(OSError, ValueError, RecursionError, AttributeError):
+        with suppress(OSError, ValueError, AttributeError):
             self.known = dict(unsealed_json(file.read_text(encoding="utf-8"))["files"])
 
     def identities(self, paths: Sequence[Path]) -> list[Identity]:

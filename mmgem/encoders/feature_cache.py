@@ -121,6 +121,12 @@ def _fill(
     transient: dict[int, str] = {}
     done: list[int] = []
     flushed = time.monotonic()
+
+    def leave_out(row: int, problem: str) -> None:
+        problems[row] = problem
+        write_atomic(log, json.dumps(problems))
+        state[row] = _BAD
+
     todo = np.flatnonzero(state == _TODO).tolist()
     chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
     try:
@@ -133,9 +139,7 @@ def _fill(
                     transient[row] = str(error)
                     continue
                 except ImageError as error:
-                    problems[row] = str(error)
-                    write_atomic(log, json.dumps(problems))
-                    state[row] = _BAD
+                    leave_out(row, str(error))
                     continue
                 pixels.append(to_square(image, prep, view_geometry(view, images[row].name, crop_scale)))
                 good.append(row)
@@ -149,9 +153,7 @@ def _fill(
                         crcs[row] = zlib.crc32(row_values.tobytes())
                         done.append(row)
                     else:
-                        problems[row] = f"{images[row]}: its features are not finite in float16"
-                        write_atomic(log, json.dumps(problems))
-                        state[row] = _BAD
+                        leave_out(row, f"{images[row]}: its features are not finite in float16")
             if time.monotonic() - flushed > _FLUSH_SECONDS:
                 _settle(values, crcs, state, done)
                 done, flushed = [], time.monotonic()

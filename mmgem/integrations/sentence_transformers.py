@@ -28,13 +28,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmgem.api import MMGEM
-from mmgem.checkpoints.model_folder import write_model
+from mmgem.checkpoints.model_folder import OWN_CHECKSUM, write_model
 from mmgem.data.images import IMAGE_SUFFIXES
 from mmgem.data.texts import check_text
 from mmgem.data.transforms import normalise
 from mmgem.errors import UsageError
 from mmgem.inference.images import map_images, preprocess_image
 from mmgem.inference.pyramid import global_sizes
+from mmgem.utils.checksums import write_checksums
 
 
 def sentence_transformer(
@@ -128,6 +129,7 @@ class MMGEMModule(InputModule):
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Write the files of a model folder into one that is there already."""
         write_model(Path(output_path), self.network, self.words, self.card)
+        write_checksums(Path(output_path), OWN_CHECKSUM)
 
     @classmethod
     def load(cls, model_name_or_path: str, **_: Any) -> MMGEMModule:

@@ -11,7 +11,6 @@ again.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mmgem.data.content_hashes import content_digest
 from mmgem.data.images import image_size, list_images
 from mmgem.data.records import Box
 from mmgem.errors import (
@@ -34,7 +34,7 @@ from mmgem.errors import (
 )
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent, StoredPhoto
 from mmgem.utils.files import open_regular
-from mmgem.utils.unit_vectors import not_unit_rows
+from mmgem.utils.unit_vectors import embedding_problem
 
 # Record files whose content is known already (moved, touched) at least this often.
 _FILES_A_TRANSACTION = 1024
@@ -260,16 +260,9 @@ class _IndexUpdate:
         regions = regions or [([], vectors[:0])] * len(paths)
         rows = [np.concatenate([v[None], more]) for v, (_, more) in zip(vectors, regions, strict=True)]
         return [
-            _embedding_problem(photo_vectors) or ([None, *boxes], photo_vectors)
+            embedding_problem(photo_vectors) or ([None, *boxes], photo_vectors)
             for photo_vectors, (boxes, _) in zip(rows, regions, strict=True)
         ]
-
-
-def _embedding_problem(vectors: np.ndarray) -> str | None:
-    """What is wrong with the vectors of a photo, if anything."""
-    if not np.isfinite(vectors).all():
-        return "its embedding is not finite"
-    return "its embedding is not of unit length" if len(not_unit_rows(vectors)) else None
 
 
 def _scan(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -293,7 +286,7 @@ def _stat(path: Path) -> tuple[int, int, int] | None:
 def _hash_file(folder: Path, path: str) -> HashedFile:
     with open_regular(folder / path) as file:
         stat = os.fstat(file.fileno())
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+        digest = content_digest(file)
     return HashedFile(path, stat.st_size, stat.st_mtime_ns, digest, stat.st_ctime_ns)
 
 

@@ -191,5 +191,5 @@ def _recorded(path: Path) -> dict[str, int]:
     try:
         facts = unsealed_json(sidecar(path).read_text(encoding="utf-8"))
         return facts if {"changes", "bytes", "manifest"} <= facts.keys() else {}
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {}

@@ -156,9 +156,8 @@ class Corpus:
 def _vectors(path: Path) -> np.ndarray:
     check_file(path)
     try:
-        vectors = np.array(
-            np.load(path, mmap_mode="r", allow_pickle=False)
-        )  # the size first, then the numbers
+        # Mapped first: the size is compared before there is room for the numbers.
+        vectors = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from error
     if vectors.ndim != 2 or vectors.dtype != np.float32 or not np.isfinite(vectors).all():

@@ -198,8 +198,7 @@ class Service:
     async def visual_boxes(self, photo: PhotoSource, boxes: list[Box]) -> Tensor:
         """The visual embeddings ``(n, 1 + tiles, D)`` of boxes. Raises ``UsageError`` for a box that cannot
         be."""
-        async with self._slot("decoded", _DECODED // 4), self._decoded:
-            decoded = await self._decode_for_boxes(photo)
+        async with self._decoded_photo(photo) as decoded:
             for box in boxes:
                 check_box(box, decoded.size)
             return await self._model.submit(self.jobs.boxes, (decoded, boxes))
@@ -214,15 +213,13 @@ class Service:
         gallery = self.index_watcher.gallery if self.index_watcher is not None else None
         if photo.index_id is not None and gallery is not None and gallery.index.regions:
             return gallery.index.boxes_of(gallery.path(photo.index_id))[:count]
-        async with self._slot("decoded", _DECODED // 4), self._decoded:
-            decoded = await self._decode_for_boxes(photo)
+        async with self._decoded_photo(photo) as decoded:
             return await self._model.submit(self.jobs.regions, (decoded, count))
 
     async def heatmap(self, photo: PhotoSource, text: str, cells: int) -> np.ndarray:
         """How well each place fits the text: ``(cells, cells)`` cosines, rows from the top."""
         vectors, _ = await self.texts([text])
-        async with self._slot("decoded", _DECODED // 4), self._decoded:
-            decoded = await self._decode_for_boxes(photo)
+        async with self._decoded_photo(photo) as decoded:
             return await self._model.submit(self.jobs.heatmaps, (decoded, vectors[0], cells))
 
     async def search(
@@ -310,6 +307,12 @@ class Service:
             return rows[0] if len(rows) == 1 else unit_rows(torch.from_numpy(rows.sum(0, keepdims=True)))[0]
 
         return await self._texts.get(text, make)
+
+    @asynccontextmanager
+    async def _decoded_photo(self, photo: PhotoSource) -> AsyncIterator[DecodedPhoto]:
+        """A photo decoded for its boxes; few are held at once, and fewer for one request."""
+        async with self._slot("decoded", _DECODED // 4), self._decoded:
+            yield await self._decode_for_boxes(photo)
 
     async def _decode_for_boxes(self, photo: PhotoSource) -> DecodedPhoto:
         return await self._in_decode_thread(decode_for_boxes, photo, photo, self.prep)

@@ -48,7 +48,10 @@ def unsealed_json(text: str, since: str | None = None) -> dict[str, Any]:
 
     Raises ``ValueError`` for text that is not such an object, or damaged.
     """
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError("not an object")
     sealed = "crc32" in value or since is None or since in value
@@ -174,7 +177,7 @@ class FileBlocks:
                 raise ValueError("its checksum does not match")
             crcs = np.frombuffer(table, "<u4")
             size, block_bytes = head["bytes"], head["block_bytes"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{sums.name} is damaged; remove it to read without") from error
         if (found := path.stat().st_size) != size and not any_size:
             raise ValueError(

@@ -97,14 +97,7 @@ def _sizes(values: Any) -> bool:
 def load_safetensors(path: Path, folder: Path | None = None) -> dict[str, Tensor]:
     """Every tensor of a file, as it is stored, on the CPU. Raises ``CheckpointError`` as :func:`read_header`
     does, and for numbers that are not finite."""
-    from safetensors import SafetensorError, safe_open
-
-    read_header(path, folder)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged, or not in the safetensors format ({error})") from error
+    tensors = _load(path, folder, "pt")
     check_finite(tensors, str(path))
     return tensors
 
@@ -112,18 +105,23 @@ def load_safetensors(path: Path, folder: Path | None = None) -> dict[str, Tensor
 def load_arrays(path: Path, folder: Path | None = None) -> dict[str, np.ndarray]:
     """:func:`load_safetensors` into numpy, without torch."""
     import numpy as np
-    from safetensors import SafetensorError, safe_open
 
-    read_header(path, folder)
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged, or not in the safetensors format ({error})") from error
+    arrays = _load(path, folder, "numpy")
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise CheckpointError(f"{path}: {name} has numbers that are not finite")
     return arrays
+
+
+def _load(path: Path, folder: Path | None, framework: str) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    read_header(path, folder)
+    try:
+        with safe_open(str(path), framework=framework) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged, or not in the safetensors format ({error})") from error
 
 
 def check_finite(tensors: dict[str, Tensor], where: str) -> None:

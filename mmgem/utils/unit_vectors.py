@@ -13,3 +13,10 @@ def not_unit_rows(vectors: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float32)
         return np.flatnonzero(~(np.abs(np.sqrt(squares) - 1) <= TOLERANCE))
+
+
+def embedding_problem(vectors: np.ndarray) -> str | None:
+    """What is wrong with the embeddings ``(n, D)`` float of a photo and its boxes; None: nothing."""
+    if not np.isfinite(vectors).all():
+        return "its embedding is not finite"
+    return "its embedding is not of unit length" if len(not_unit_rows(vectors)) else None

@@ -28,7 +28,7 @@ from mmgem.data.images import IMAGE_SUFFIXES, image_size, open_image
 from mmgem.data.records import Record, line_of
 from mmgem.data.shards.fields import check_characters
 from mmgem.data.shards.parquet import OURS, require_pyarrow
-from mmgem.errors import DataError, ImageError, TransientImageError, UsageError, is_transient, why
+from mmgem.errors import DataError, ImageError, TransientImageError, UsageError, unreadable_image
 from mmgem.utils.checksums import sidecar, write_block_checksums
 from mmgem.utils.files import atomic_file, open_regular, write_atomic
 from mmgem.utils.locks import FileLock
@@ -242,9 +242,7 @@ class _Pack:
             value = {"captions": [], **json.loads(self._json(record))}
             shrunk, scale = _shrink(photo, self.size)
         except (OSError, MemoryError) as error:
-            if is_transient(error):
-                raise TransientImageError(f"{record.image}: could not be read now: {why(error)}") from error
-            raise ImageError(f"{record.image}: {why(error)}") from error
+            raise unreadable_image(error, f"{record.image}: ") from error
         except (ImageError, ValueError) as error:
             error_type = TransientImageError if isinstance(error, TransientImageError) else ImageError
             raise error_type(f"{record.image}: {str(error).removeprefix('image bytes: ')}") from error

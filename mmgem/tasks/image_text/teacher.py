@@ -14,7 +14,7 @@ from mmgem.checkpoints.initialize import source_folder
 from mmgem.errors import CheckpointError
 from mmgem.models.sentence_encoder import default_prompt, sentence_encoder
 from mmgem.utils.files import cache_home
-from mmgem.utils.locks import lock_path
+from mmgem.utils.locks import lock_folder
 from mmgem.utils.pretrained import local_folder
 from mmgem.utils.progress import track
 
@@ -34,7 +34,7 @@ def embed_captions(teacher: str, section: str, texts: Sequence[str]) -> np.ndarr
         path = cache_home() / "teacher" / f"{_digest(_stamp(folder), prompt).hex()}.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
         # Who waits for the lock finds what he would have computed.
-        with lock_path(path.with_suffix(".lock"), path), closing(sqlite3.connect(path, timeout=60)) as rows:
+        with lock_folder(path), closing(sqlite3.connect(path, timeout=60)) as rows:
             rows.execute("create table if not exists rows (text blob primary key, row blob) without rowid")
             return _embed(rows, texts, lambda: sentence_encoder(folder, batch=128))
     except CheckpointError as error:
