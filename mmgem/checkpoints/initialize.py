@@ -11,7 +11,7 @@ from torch import nn
 
 from mmgem.checkpoints.download import SOURCES, base_folder
 from mmgem.checkpoints.model_folder import build, check_size, load_model
-from mmgem.checkpoints.resolve import resolve
+from mmgem.checkpoints.resolve import own_folder, resolve
 from mmgem.checkpoints.tensors import GROUP_OF_4_BITS, dequantize, quantize
 from mmgem.config import InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
 from mmgem.config.checks import entries, free_on_init
@@ -53,11 +53,7 @@ def source_folder(name: str) -> Path:
 
 
 def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
-    try:
-        llm_folder = local_folder(source_folder(recipe.init.llm))
-    except CheckpointError as error:
-        raise CheckpointError(f"init.llm: {error}") from error
-    lm = _language_model(llm_folder, recipe.init)
+    lm, llm_folder, old = _language_model(recipe.init)
     _agree(recipe.model.llm.config, lm, "model.llm.config")
     kind, source = encoder_class(recipe.model.encoder), recipe.init.encoder
     folder = str(base_folder(source)) if source in kind.pulled_weights else source
@@ -70,6 +66,8 @@ def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     if encoder_weights:
         network.encoder.load_state_dict(encoder_weights)
     network.init_special_embeddings()
+    if old is not None:
+        _take_text_side(network, old)
     tokenizer = Tokenizer.from_folder(llm_folder, recipe.preprocessing)
     tokenizer.check_vocabulary(network.llm.vocabulary, f"init.llm: {llm_folder}")
     return network, tokenizer
@@ -117,14 +115,21 @@ def _agree(asked: dict[str, Any], net: nn.Module, where: str) -> None:
             raise ConfigError(f"{where}.{key}: {value!r}, but the base weights have {own!r}")
 
 
-def _language_model(folder: Path, options: InitConfig) -> nn.Module:
+def _language_model(options: InitConfig) -> tuple[nn.Module, Path, MMGEMNetwork | None]:
+    """The LLM that training starts from, the folder of its tokenizer, and our own model it is of, if any."""
     from transformers import AutoModelForCausalLM
 
+    old, folder = None, own_folder(options.llm)
     try:
-        lm, found = load_pretrained(AutoModelForCausalLM, folder)
+        if folder is not None:
+            old, _ = load_model(folder)
+            lm = old.llm.lm
+        else:
+            folder = local_folder(source_folder(options.llm))
+            lm, found = load_pretrained(AutoModelForCausalLM, folder)
+            _complete(found, str(folder))
     except CheckpointError as error:
         raise CheckpointError(f"init.llm: {error}") from error
-    _complete(found, f"init.llm: {folder}")
     if options.layers is not None or options.keep_layers:
         truncate(lm, options.keep_layers or range(options.layers or 0))
     if options.quantize_embeddings:
@@ -134,7 +139,26 @@ def _language_model(folder: Path, options: InitConfig) -> nn.Module:
             raise ConfigError(f"init.quantize_embeddings: {width}")
         with torch.no_grad():
             table.copy_(dequantize(quantize(table, 4), 4))
-    return lm
+    return lm, folder, old
+
+
+_TEXT_SIDE = ("text_projection.", "visual_connector.", "emb_token", "cap_token", "logit_scale")
+
+
+def _take_text_side(network: MMGEMNetwork, old: MMGEMNetwork) -> None:
+    """Copy into ``network`` what ``old`` has learned beside its LLM, but for what reads its encoder (h1).
+
+    Raises ``ConfigError`` for shapes that differ."""
+    values = network.state_dict()
+    for name, value in old.state_dict().items():
+        if not name.startswith(_TEXT_SIDE) or name not in values:
+            continue
+        if value.shape != values[name].shape:
+            raise ConfigError(
+                f"init.llm: its {name} is {tuple(value.shape)}, that of the recipe {tuple(values[name].shape)}; "
+                f"set [model] as it is there"
+            )
+        values[name].copy_(value)
 
 
 def _complete(found: dict[str, Any], where: str) -> None:

@@ -47,6 +47,16 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     raise CheckpointError(f"{text}: no such model (a folder, a hub id, or {', '.join(packaged_models())})")
 
 
+def own_folder(name: str) -> Path | None:
+    """The folder of a model of ours that ``name`` means, packaged or on this machine; None if it is not one."""
+    packaged = PACKAGED / name
+    folder = packaged if (packaged / "config.json").is_file() else complete(Path(name))
+    try:
+        return folder if {"format", "model"} <= read_json_object(folder / "config.json").keys() else None
+    except CheckpointError:
+        return None
+
+
 def lasting_name(name: str | os.PathLike[str]) -> str:
     """``name`` of a model so that it means the same in any working directory. Raises as :func:`resolve`."""
     folder = resolve(name)

@@ -131,7 +131,12 @@ class InitConfig:
         help="Base weights: a pulled name, a transformers folder or a hub id.",
         needs=BASE_WEIGHTS,
     )
-    llm: str = setting("smollm2", help="As `encoder`.", needs=BASE_WEIGHTS)
+    llm: str = setting(
+        "smollm2",
+        help="As `encoder`; or a model of ours, whose LLM, markers, text projection and connector are taken: "
+        "its language side, before another encoder.",
+        needs=BASE_WEIGHTS,
+    )
     layers: int | None = setting(None, help="Keep the LLM's first N blocks.", low=1, needs=BASE_WEIGHTS)
     keep_layers: list[int] = setting(
         default_factory=list,

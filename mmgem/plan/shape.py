@@ -12,7 +12,7 @@ from typing import Any
 from mmgem.checkpoints.download import SOURCES, cache_folder
 from mmgem.checkpoints.initialize import config_from_checkpoint
 from mmgem.checkpoints.model_folder import check_size
-from mmgem.checkpoints.resolve import read_config, resolve
+from mmgem.checkpoints.resolve import own_folder, read_config, resolve
 from mmgem.config import EncoderConfig, ModelConfig, Preprocessing, Recipe
 from mmgem.data.tokens import Tokenizer
 from mmgem.encoders import encoder_class
@@ -63,16 +63,20 @@ def model_shape(recipe: Recipe) -> ModelShape:
             config, prep = config_from_checkpoint(recipe, *read_config(folder))
             return ModelShape(config, prep, (), folder)
     init = recipe.init
-    folder = cache_folder(init.llm) if init.llm in SOURCES else Path(init.llm)
+    own = own_folder(init.llm)
+    folder = own or (cache_folder(init.llm) if init.llm in SOURCES else Path(init.llm))
     keep: Sequence[int] = ()
     llm = recipe.model.llm
     if not described:
-        if init.llm in SOURCES and not folder.is_dir():
+        if own is not None:
+            base = read_config(own)[0].llm.config
+        elif init.llm in SOURCES and not folder.is_dir():
             raise ConfigError(
                 f"init.llm: {init.llm} is not here: mmgem pull tiny, or describe model.llm.config"
             )
-        source = str(folder if folder.is_dir() else init.llm)
-        llm = dataclasses.replace(llm, config=llm.config | export_config(_base(source)))
+        else:
+            base = export_config(_base(str(folder if folder.is_dir() else init.llm)))
+        llm = dataclasses.replace(llm, config=llm.config | base)
         keep = init.keep_layers or range(init.layers or 0)
     config = dataclasses.replace(recipe.model, encoder=_encoder(recipe), llm=llm)
     return ModelShape(config, recipe.preprocessing, keep, folder if folder.is_dir() else None)
