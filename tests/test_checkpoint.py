@@ -12,9 +12,10 @@ import torch
 import toys
 from safetensors.torch import load_file, save_file
 
+from mmgem.checkpoints.initialize import init_network
 from mmgem.checkpoints.model_folder import load_model, own_tensors, save_model
 from mmgem.checkpoints.resolve import fingerprint, resolve
-from mmgem.errors import CheckpointError, UsageError
+from mmgem.errors import CheckpointError, ConfigError, UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.utils.files import write_folder
 
@@ -313,3 +314,22 @@ def test_dimensions_are_ordered_on_export(
     assert "none: No such file" in capsys.readouterr().err
     assert main([*command, "--pca-rotate", str(tmp_path), "--format", "onnx"]) == 2
     assert "--average and --pca-rotate are for --format small" in capsys.readouterr().err
+
+
+def test_the_language_side_of_a_model_before_another_encoder(tmp_path: Path) -> None:
+    old = toys.network(seed=5)
+    save_model(tmp_path / "old", old, toys.tokenizer(), "card")
+    data = toys.photos(tmp_path / "photos", train=4, dev=2)
+    lm, encoder = toys.base_models(tmp_path, seed=1)
+    recipe = toys.recipe(tmp_path, data, tmp_path / "old", encoder)
+    new, tokenizer = init_network(recipe)
+    base, _ = init_network(toys.recipe(tmp_path, data, lm, encoder))
+    ids = toys.sequences([3, 5])
+    assert torch.equal(new.encode_text(ids), old.encode_text(ids)) and tokenizer.prep == recipe.preprocessing
+    visual = torch.randn(2, 1, old.config.dim)
+    assert torch.equal(new.project_visual_prefix(visual), old.project_visual_prefix(visual))
+    for name, value in base.encoder.state_dict().items():
+        assert torch.equal(new.encoder.state_dict()[name], value)
+    recipe.model.dim *= 2
+    with pytest.raises(ConfigError, match=r"init\.llm: its .*set \[model\] as it is there"):
+        init_network(recipe)

@@ -154,10 +154,8 @@ def _take_text_side(network: MMGEMNetwork, old: MMGEMNetwork) -> None:
         if not name.startswith(_TEXT_SIDE) or name not in values:
             continue
         if value.shape != values[name].shape:
-            raise ConfigError(
-                f"init.llm: its {name} is {tuple(value.shape)}, that of the recipe {tuple(values[name].shape)}; "
-                f"set [model] as it is there"
-            )
+            sizes = f"its {name} is {tuple(value.shape)}, that of the recipe {tuple(values[name].shape)}"
+            raise ConfigError(f"init.llm: {sizes}; set [model] as it is there")
         values[name].copy_(value)
 
 

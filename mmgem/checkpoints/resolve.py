@@ -48,7 +48,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
 
 
 def own_folder(name: str) -> Path | None:
-    """The folder of a model of ours that ``name`` means, packaged or on this machine; None if it is not one."""
+    """The folder, packaged or on this machine, of the model of ours that ``name`` means; None without one."""
     packaged = PACKAGED / name
     folder = packaged if (packaged / "config.json").is_file() else complete(Path(name))
     try:
