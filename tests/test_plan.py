@@ -35,6 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rows = [json.loads(line) for line in data.read_text().splitlines()]
     for row in rows:
         row["captions"] = [toys.sentence(rng, 5) for _ in range(3)]
+        row["captions_de"] = [toys.sentence(rng, 7)]
         boxes = ([2.0, 1.0, 20.0, 30.0], [9.0, 4.0, 40.0, 30.0])
         row["regions"] = [{"box": box, "captions": [toys.sentence(rng, 4)]} for box in boxes]
     data.write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -72,6 +73,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lora": {"optim__lora_rank": 2, "optim__lr_embeddings": 0.0},
     "bfloat16": {"train__precision": "bfloat16"},
     "checkpointed": {"train__checkpoint_activations": True, "data__cached": False, "optim__lr_encoder": 1e-3},
+    "languages": {"data__translation_prob": 1.0, "data__captions_per_image": 2},
     "chunks": {"train__grad_cache_chunk_size": 2, **BOXES},
 }
 

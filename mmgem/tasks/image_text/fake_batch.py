@@ -39,15 +39,18 @@ def fake_batch(
     lengths += [
         [n] for n in _spread_sample(captions.region_tokens or captions.tokens, sum(boxes_per_image), seed=1)
     ]
-    texts = [torch.ones(n, dtype=torch.long) for item in lengths for n in item]
-    owner = torch.tensor([v for v, item in enumerate(lengths) for _ in item])
+    captions_only = [torch.ones(n, dtype=torch.long) for item in lengths for n in item]
+    caption_owner = torch.tensor([v for v, item in enumerate(lengths) for _ in item])
+    translated = _translations(recipe, captions, images)
+    texts = captions_only + [torch.ones(n, dtype=torch.long) for n in translated]
+    owner = torch.cat([caption_owner, torch.arange(len(translated))])
     batch = Batch(
         features=fake_tensor(0, 1, 1, 1),
         texts=texts,
         text_owner=owner,
-        captions=texts,
-        caption_owner=owner,
-        caption_targets=torch.ones(sum(len(ids) + 1 for ids in texts), dtype=torch.long),
+        captions=captions_only,
+        caption_owner=caption_owner,
+        caption_targets=torch.ones(sum(len(ids) + 1 for ids in captions_only), dtype=torch.long),
         photos=torch.arange(len(lengths)),
         text_keys=torch.arange(len(texts)),
         teacher_texts=fake_tensor(len(texts), TEACHER_WIDTH) if has_teacher else None,
@@ -64,6 +67,7 @@ def step_size(recipe: Recipe, captions: CaptionStats) -> StepSize:
     images, boxes_per_image = _step_items(recipe, captions, 0, 1)
     boxes = sum(boxes_per_image)
     pairs = sum(map(len, _image_text_lengths(recipe, captions, images))) + boxes
+    pairs += len(_translations(recipe, captions, images))
     requested_boxes = round(recipe.train.batch_size * recipe.data.region_share)
     available, per_step = captions.images, recipe.train.batch_size - requested_boxes
     if recipe.data.extra_train:  # an epoch is of data.train alone
@@ -93,6 +97,14 @@ def _image_text_lengths(recipe: Recipe, captions: CaptionStats, images: int) -> 
     lengths = _spread_sample(captions.tokens, sum(joined) + (images - joined_images) * per_image, seed=0)
     joined_lengths = [[sum(next(lengths) for _ in range(count))] for count in joined]
     return joined_lengths + [[next(lengths) for _ in range(per_image)] for _ in range(images - joined_images)]
+
+
+def _translations(recipe: Recipe, captions: CaptionStats, images: int) -> list[int]:
+    """Tokens of the captions in other languages that come with some of the whole images, one each."""
+    share = recipe.data.translation_prob * captions.translated
+    if recipe.data.extra_train:
+        share *= 1 - recipe.data.extra_share
+    return list(_spread_sample(captions.translation_tokens, round(images * share), seed=4))
 
 
 def _add_images(

@@ -10,6 +10,7 @@ import torch
 
 from mmgem.config import DataConfig
 from mmgem.data.readers import load_dataset
+from mmgem.data.readers.translations import add_captions
 from mmgem.data.records import Record
 from mmgem.data.shards import find_shards, is_shards
 from mmgem.data.shards.find import named_by, open_shard
@@ -28,8 +29,9 @@ class CaptionStats:
 
     ``images``: that are trained on, None if unknown; ``boxed``: of which boxes are taken; ``tokens``: lengths
     of captions; ``each``: captions of an image; ``regions``: described boxes of an image that has some;
-    ``region_tokens``: lengths of their captions; ``words``: different tokens in use; ``assumed``: what was
-    not to be read, in words.
+    ``region_tokens``: lengths of their captions; ``translation_tokens``: of captions in other languages, which
+    a share ``translated`` of the images has; ``words``: different tokens in use; ``assumed``: what was not to
+    be read, in words.
     """
 
     images: int | None = None
@@ -38,6 +40,8 @@ class CaptionStats:
     each: int = 5
     regions: list[int] = field(default_factory=list)
     region_tokens: list[int] = field(default_factory=list)
+    translation_tokens: list[int] = field(default_factory=list)
+    translated: float = 0.0
     words: int = ASSUMED_WORDS
     assumed: str = ""
 
@@ -67,12 +71,16 @@ def read_caption_stats(
         ]
         region_token_ids = token_counter.encode_all(_evenly_spaced(region_captions))
         stats.region_tokens = list(map(len, region_token_ids))
+        translated = [record.translations for record in records if record.captions]
+        texts = [text for told in translated for some in told.values() for text in some]
+        stats.translation_tokens = list(map(len, token_counter.encode_all(_evenly_spaced(texts))))
+        stats.translated = sum(map(bool, translated)) / max(1, len(translated))
         if tokenizer is None:
             stats.assumed = f"the tokenizer is not here: {TOKENS_PER_WORD} tokens a word"
         else:
             stats.words = len(torch.cat([*token_ids, *region_token_ids]).unique()) + 1
     if tokens:
-        stats.tokens, stats.region_tokens = [tokens], [tokens]
+        stats.tokens, stats.region_tokens, stats.translation_tokens = [tokens], [tokens], [tokens]
     _add_mosaics(stats, data)
     return stats
 
@@ -82,6 +90,9 @@ def _read_loose(stats: CaptionStats, data: DataConfig) -> list[Record]:
     records = load_dataset(data.train, split=data.split or None)
     stats.images = sum(bool(r.captions) for r in records)
     stats.boxed = sum(any(g.captions for g in r.regions) for r in records)
+    for path in data.translations if data.translation_prob else ():
+        if path.exists():
+            records = add_captions(records, path)
     return records
 
 
