@@ -10,20 +10,21 @@ import toys
 from mmgem.models.network import MMGEMNetwork
 
 _NO_TEXT = {"image_text__contrastive__weight": 0.0}
+_TEXT = toys.LLMS["gpt2"] | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 _TILES = {"model__visual_grid": 2}
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "mmgem": {},
     "clip": {
         "model__kind": "dual_encoder",
-        "model__llm__config": toys.LLMS["gpt2"],
+        "model__llm__config": _TEXT,
         "image_text__contrastive__weight": 0.5,
         "image_text__caption__weight": 0.0,
         "optim__lr_embeddings": 1e-3,
     },
     "siglip": {
         "model__kind": "dual_encoder",
-        "model__llm__config": toys.LLMS["gpt2"],
+        "model__llm__config": _TEXT,
         "model__attention": "bidirectional",
         "model__logit_scale": 10.0,
         "model__logit_bias": -10.0,

@@ -54,19 +54,22 @@ def source_folder(name: str) -> Path:
 
 
 def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
-    lm, llm_folder, old = _language_model(recipe.init)
-    own_text = network_class(recipe.model).own_text
-    if not own_text:
+    lm, old = None, None
+    if network_class(recipe.model).own_text:
+        llm_folder = own_folder(recipe.init.llm) or local_folder(source_folder(recipe.init.llm))
+    else:
+        lm, llm_folder, old = _language_model(recipe.init)
         _agree(recipe.model.llm.config, lm, "model.llm.config")
     kind, source = encoder_class(recipe.model.encoder), recipe.init.encoder
     folder = str(base_folder(source)) if source in kind.pulled_weights else source
     encoder_weights, encoder_config = kind.load_base(folder, recipe.model.encoder)
     config = dataclasses.replace(recipe.model, encoder=encoder_config)
-    if not own_text:
+    if lm is not None:
         config.llm = dataclasses.replace(config.llm, config=export_config(lm.config))
     network = make_network(config)
     check_size(network, recipe.preprocessing)
-    network.load_base_llm(lm)
+    if lm is not None:
+        network.load_base_llm(lm)
     if encoder_weights:
         network.encoder.load_state_dict(encoder_weights)
     network.init_special_embeddings()

@@ -7,8 +7,6 @@ SigLIP's looks both ways (``model.attention``); the two differ in their loss.
 
 from __future__ import annotations
 
-from torch import nn
-
 from mmgem.config import ModelConfig
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
@@ -27,9 +25,6 @@ class DualEncoder(MMGEMNetwork):
         if "model_type" not in config.llm.config:
             raise ConfigError(f"model.llm.config: missing; {config.kind!r} has a text transformer of its own")
         super().__init__(config)
-
-    def load_base_llm(self, lm: nn.Module) -> None:
-        """The text transformer stays as it was drawn."""
 
     def trains(self, name: str) -> bool:
         """All but the marker of captions."""
