@@ -76,7 +76,7 @@ class MatchingTerm(PairTerm):
             cosines = F.normalize(texts.float(), dim=-1) @ F.normalize(images.float(), dim=-1).T
             other_image, other_text = hard_negatives(network.logit_scale.exp() * cosines, owner)
         ids = batch.texts
-        paired = [*ids, *(ids[n] for n in other_text.tolist()), *ids]
+        paired = [*ids, *(ids[int(n)] for n in other_text.tolist()), *ids]
         seen = torch.cat([owner, owner, other_image])
         logits = network.match(visual[seen], paired).float()
         labels = torch.zeros(len(paired), dtype=torch.long, device=logits.device)
