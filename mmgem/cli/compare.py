@@ -47,7 +47,7 @@ def compare(
     overrides = [argument for argument in recipes if "=" in argument]
     paths = [Path(argument) for argument in recipes if "=" not in argument]
     quiet_libraries()
-    from mmgem.compare import compare as run
+    from mmgem.compare.run import compare as run
 
     result = run(paths, out, data, overrides, split, classes, regions, rerank, say=note)
     if as_json:

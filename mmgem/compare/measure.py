@@ -51,7 +51,8 @@ class TestData:
 def measure(model: MMGEM, data: TestData) -> dict[str, Score]:
     """Figures by name, in percent (CIDEr and BLEU times 100), of what ``model`` can do. Raises
     ``ImageError`` for a photo that cannot be read."""
-    network, scores = model.network, {}
+    network = model.network
+    scores: dict[str, Score] = {}
     if network.embeds and data.photos:
         scores |= _retrieval(model, data)
     if network.captions and data.photos:
