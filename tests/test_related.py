@@ -112,6 +112,23 @@ def test_what_a_system_has_not_is_refused_in_a_line(system: str) -> None:
             network.window_embeddings(torch.randn(1, 4, 16))
 
 
+@pytest.mark.parametrize("system", list(SYSTEMS))
+@torch.no_grad()
+def test_half_precision_says_about_the_same(system: str) -> None:
+    network, half = (related_toys.network(system) for _ in range(2))
+    open_gates(network)
+    open_gates(half)
+    half.to_inference_dtype(torch.bfloat16)
+    texts = toys.sequences([3, 6, 4])
+    if network.embeds:
+        assert F.cosine_similarity(network.encode_text(texts), half.encode_text(texts)).min() > 0.99
+    if network.captions:
+        prefixes = network.project_visual_prefix(seen(network))
+        one, other = (text_log_probs(n, prefixes, texts, END) for n in (network, half))
+        assert (one - other).abs().max() < 0.1 * one.abs().max()
+        generate_captions(half, prefixes, END, beams=2, max_tokens=3)
+
+
 def test_options_of_a_kind_are_checked() -> None:
     for config, said in (
         ({"deep": 2}, r"model\.config\.deep: unknown field of 'coca' \(known: queries, heads\)"),

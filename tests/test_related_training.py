@@ -99,6 +99,8 @@ def test_a_system_trains_resumes_and_is_used(
     model = MMGEM.from_pretrained(folder)
     model.save_pretrained(tmp_path / "copy")
     again = MMGEM.from_pretrained(tmp_path / "copy")
+    model.save_pretrained(tmp_path / "small", small=True)
+    assert type(MMGEM.from_pretrained(tmp_path / "small").network) is kind
     assert type(again.network) is kind
     photos = sorted((world["data"].parent / "images").iterdir())[:3]
     texts = ["a red dog", "the sky"]
@@ -166,7 +168,11 @@ def test_two_processes_learn_what_one_does(world: dict[str, Any], tmp_path: Path
         ("coca", {"train__compile": True}, r"train\.compile: a network of kind 'coca' has layers of its own"),
         ("coca", {"train__checkpoint_activations": True}, r"train\.checkpoint_activations: a network of"),
         ("blip", {"optim__lora_rank": 2}, r"optim\.lora_rank: a network of kind 'blip'"),
-        ("grit", {"data__region_share": 0.5}, "data.region_share: a network of kind 'grit' has no regions"),
+        (
+            "grit",
+            {"data__region_share": 0.5, "data__boxes_per_image": 1},
+            "data.region_share: a network of kind 'grit' has no regions",
+        ),
         ("coca", {"train__strategy": "fsdp"}, r"train\.strategy: a network of kind 'coca' has layers"),
         ("grit", {"self_retrieval__passages": "p"}, "self_retrieval: a network of kind 'grit' cannot learn"),
         ("mmgem", {"fromage__say_ret__weight": 1.0}, 'fromage.say_ret: needs model.kind = "fromage"'),

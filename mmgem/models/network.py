@@ -151,8 +151,14 @@ class MMGEMNetwork(nn.Module):
         and similarities stay float32. bfloat16 is faster where there is hardware for it (AVX512-BF16, AMX,
         a GPU)."""
         self.encoder.to(dtype)
-        self.llm.to(dtype)
+        for llm in self.llms:
+            llm.to(dtype)
         return self
+
+    @property
+    def llms(self) -> list[LLM]:
+        """The LLM, and others that a network of another kind has."""
+        return [module for module in self.modules() if isinstance(module, LLM)]
 
     @property
     def prefix_length(self) -> int:
