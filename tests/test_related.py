@@ -275,10 +275,12 @@ def test_hard_negatives_are_never_positives() -> None:
 def test_blip_shares_all_but_self_attention() -> None:
     network: Any = related_toys.network("blip")
     decoder, encoder = dict(network.llm.named_parameters()), dict(network.text_encoder.named_parameters())
-    assert decoder.keys() == encoder.keys()
-    apart = {name for name, p in decoder.items() if p is not encoder[name]}
-    assert apart and all(".self_attn." in name for name in apart)
-    assert {name for name in decoder if ".self_attn." in name} == apart
+    assert encoder.keys() == {name for name in decoder if ".self_attn." in name}
+    assert not any(p is decoder[name] for name, p in encoder.items())
+    for ours, theirs in zip(network.text_encoder.blocks, network.llm.blocks, strict=True):
+        assert ours.mlp is theirs.mlp and ours.input_layernorm is theirs.input_layernorm
+    ours, theirs = network.text_encoder.body, network.llm.body
+    assert ours.embed_tokens is theirs.embed_tokens and ours.norm is theirs.norm
     # The encoder looks both ways, and at the image only to match.
     (ids,) = toys.sequences([5])
     visual = seen(network, 1)

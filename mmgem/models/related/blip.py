@@ -56,7 +56,8 @@ class BLIP(ImageReader):
         """Both begin with the same self-attention."""
         super().load_base_llm(lm)
         for ours, theirs in zip(self.text_encoder.blocks, self.llm.blocks, strict=True):
-            ours.load_state_dict(theirs.state_dict())
+            for name in _attention_of(theirs):
+                getattr(ours, name).load_state_dict(getattr(theirs, name).state_dict())
 
     def project_visual_prefix(self, visual: Tensor) -> Tensor:
         """The map's tiles ``(B, n, C)``."""
@@ -102,17 +103,28 @@ class BLIP(ImageReader):
 
 
 def _share(decoder: LLM, encoder: LLM) -> None:
-    """Let ``encoder`` have all modules of ``decoder`` but the self-attention of its blocks. Raises
-    ``ConfigError`` for blocks in which that is not found."""
+    """Let ``encoder`` have all modules of ``decoder`` but the self-attention of its blocks. They are the
+    decoder's: the encoder uses them, and does not list them as parts of its own. Raises ``ConfigError`` for
+    blocks in which self-attention is not found."""
     for ours, theirs in zip(encoder.blocks, decoder.blocks, strict=True):
         names = [name for name, _ in theirs.named_children()]
-        if not any(name in _ATTENTION for name in names):
+        if not _attention_of(theirs):
             raise ConfigError(f"model.llm.config: no self-attention in its blocks ({', '.join(names)})")
         for name in names:
             if name not in _ATTENTION:
-                setattr(ours, name, getattr(theirs, name))
+                _borrow(ours, name, getattr(theirs, name))
     for ours, theirs in ((encoder.body, decoder.body), (encoder.lm, decoder.lm)):
         for name, child in list(theirs.named_children()):
             holds_blocks = any(module is decoder.blocks for module in child.modules())
             if not holds_blocks:
-                setattr(ours, name, child)
+                _borrow(ours, name, child)
+
+
+def _attention_of(block: nn.Module) -> list[str]:
+    return [name for name, _ in block.named_children() if name in _ATTENTION]
+
+
+def _borrow(module: nn.Module, name: str, part: nn.Module) -> None:
+    """Let ``module`` use ``part`` in the place of its own ``name``."""
+    del module._modules[name]
+    module.__dict__[name] = part
