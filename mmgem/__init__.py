@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from mmgem.inference.caption_options import CaptionOptions
     from mmgem.models.connectors import CONNECTORS
     from mmgem.models.connectors.base import Connector
+    from mmgem.models.network import MMGEMNetwork
+    from mmgem.models.networks import NETWORKS
     from mmgem.search.rerank import RerankedHit, RerankOptions
     from mmgem.search.search import Hit, PhotoIndex
     from mmgem.search.spatial_filter import SpatialFilter, parse_spatial_filter
@@ -89,6 +91,8 @@ _EXPORTS = {
     "ImageTextTask": "tasks.image_text.task",
     "MMGEM": "api",
     "MMGEMError": "errors",
+    "MMGEMNetwork": "models.network",
+    "NETWORKS": "models.networks",
     "Passage": "self_retrieval.passages",
     "PhotoIndex": "search.search",
     "Query": "self_retrieval.passages",
@@ -139,6 +143,7 @@ __all__ = [
     "CONNECTORS",
     "ENCODERS",
     "MMGEM",
+    "NETWORKS",
     "STORES",
     "TASKS",
     "Answer",
@@ -161,6 +166,7 @@ __all__ = [
     "ImageSource",
     "ImageTextTask",
     "MMGEMError",
+    "MMGEMNetwork",
     "Passage",
     "PhotoIndex",
     "Query",

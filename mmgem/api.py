@@ -161,7 +161,7 @@ class MMGEM:
         float32 of unit length. Raises ``ImageError`` naming the image that cannot be read,
         ``UsageError`` for a box that is empty or outside the image, or a wrong number of boxes.
         """
-        parts = [unit_rows(v[:, 0]) for v in self._visual(images, boxes)]
+        parts = [unit_rows(self.network.image_embeddings(v)) for v in self._visual(images, boxes)]
         rows = np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
         return truncate_embeddings(rows, dimensions)
 
@@ -193,7 +193,7 @@ class MMGEM:
         """
         weight = _clip_rescore_weight(clip_rescore_weight, assess)
         options = CaptionOptions(beams, max_tokens, clip_rescore_weight=weight)
-        return self._describe(images, boxes, options)[1]
+        return self._describe(images, boxes, options, embed=False)[1]
 
     def describe(
         self,
@@ -211,11 +211,16 @@ class MMGEM:
 
     @torch.inference_mode()
     def _describe(
-        self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None, options: CaptionOptions
+        self,
+        images: Sequence[ImageSource],
+        boxes: Sequence[Box | None] | None,
+        options: CaptionOptions,
+        embed: bool = True,
     ) -> tuple[np.ndarray, list[str]]:
         vectors, captions = [np.empty((0, self.dim), np.float32)], []
         for visual in (part for chunk in self._visual(images, boxes) for part in chunk.split(self.batch)):
-            vectors.append(unit_rows(visual[:, 0]))
+            if self.network.embeds or embed:
+                vectors.append(unit_rows(self.network.image_embeddings(visual)))
             captions += describe(self.network, self.tokenizer, visual, options)
         return np.concatenate(vectors), captions
 

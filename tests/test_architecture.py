@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "mmgem"
 
 FLOORS = (  # noqa: SIM905
     "errors utils config distributed data encoders models checkpoints inference search evaluate "
-    "self_retrieval tasks train report export plan api bulk integrations demo serve cli"
+    "self_retrieval tasks train report export plan api bulk compare integrations demo serve cli"
 ).split()
 """From the ground up: a room imports from those before it, never from those behind."""
 
@@ -89,9 +89,10 @@ def test_every_room_is_on_the_page() -> None:
 
 def names_of_kinds() -> set[str]:
     """The names that tasks, terms, encoders and connectors are chosen by."""
-    from mmgem import CONNECTORS, ENCODERS, TASKS, ImageTextTask
+    from mmgem import CONNECTORS, ENCODERS, NETWORKS, TASKS, ImageTextTask
 
-    return {*TASKS, *ImageTextTask.terms, *ENCODERS, *CONNECTORS, "joint", "captioning"} - {"none"}
+    names = {*TASKS, *ImageTextTask.terms, *ENCODERS, *CONNECTORS, *NETWORKS}
+    return (names | {"joint", "captioning"}) - {"none"}
 
 
 @pytest.mark.parametrize("room", ["tasks", "train", "plan", "checkpoints", "models", "encoders", "export"])

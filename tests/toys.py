@@ -23,6 +23,7 @@ from mmgem.data.batches import Batch
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import SINGLE_PROCESS
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.networks import make_network
 from mmgem.self_retrieval.passages import Passage
 from mmgem.tasks.base import Terms
 from mmgem.tasks.image_text.task import ImageTextTask
@@ -112,7 +113,7 @@ def network(llm: str = "llama", encoder: str = "clip", seed: int = 0, **options:
     config = ModelConfig(
         encoder=copy.deepcopy(ENCODERS[encoder]), llm=LLMConfig(dict(LLMS[llm])), **({"dim": 8} | options)
     )
-    made = MMGEMNetwork(config).eval()
+    made = make_network(config).eval()
     with torch.no_grad():  # The library starts all weights tiny; wider ones make the tests sharper.
         for name, p in made.named_parameters():
             if p.ndim >= 2 and not name.startswith("encoder."):

@@ -21,6 +21,7 @@ from mmgem.encoders import encoder_class
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.llm import truncate
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.networks import make_network, network_class
 from mmgem.models.packing_check import check_packing
 from mmgem.utils.hf_config import export_config
 from mmgem.utils.pretrained import load_pretrained, local_folder
@@ -53,16 +54,22 @@ def source_folder(name: str) -> Path:
 
 
 def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
-    lm, llm_folder, old = _language_model(recipe.init)
-    _agree(recipe.model.llm.config, lm, "model.llm.config")
+    lm, old = None, None
+    if network_class(recipe.model).own_text:
+        llm_folder = own_folder(recipe.init.llm) or local_folder(source_folder(recipe.init.llm))
+    else:
+        lm, llm_folder, old = _language_model(recipe.init)
+        _agree(recipe.model.llm.config, lm, "model.llm.config")
     kind, source = encoder_class(recipe.model.encoder), recipe.init.encoder
     folder = str(base_folder(source)) if source in kind.pulled_weights else source
     encoder_weights, encoder_config = kind.load_base(folder, recipe.model.encoder)
     config = dataclasses.replace(recipe.model, encoder=encoder_config)
-    config.llm = dataclasses.replace(config.llm, config=export_config(lm.config))
-    network = MMGEMNetwork(config)
+    if lm is not None:
+        config.llm = dataclasses.replace(config.llm, config=export_config(lm.config))
+    network = make_network(config)
     check_size(network, recipe.preprocessing)
-    network.llm.lm.load_state_dict(lm.state_dict())
+    if lm is not None:
+        network.load_base_llm(lm)
     if encoder_weights:
         network.encoder.load_state_dict(encoder_weights)
     network.init_special_embeddings()

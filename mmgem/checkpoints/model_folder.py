@@ -23,6 +23,7 @@ from mmgem.config.legacy import current_tensors
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.networks import make_network
 from mmgem.models.packing_check import check_unknown
 from mmgem.models.parameter_count import meta_model
 from mmgem.utils.bounded_build import bounded_build, check_total
@@ -191,6 +192,8 @@ def _named(folder: Path) -> Iterator[None]:
 def check_embeds(network: MMGEMNetwork) -> None:
     """Embed a text of two tokens. Raises ``ConfigError`` unless that gives finite numbers: fields like the
     base of the rotary positions have no shape to be compared with."""
+    if not network.embeds:
+        return
     vector = network.encode_text([torch.arange(2) % network.llm.vocabulary])
     if not vector.isfinite().all():
         raise ConfigError("model.llm.config: the embedding of a text has numbers that are not finite")
@@ -203,7 +206,7 @@ def build(config: ModelConfig) -> MMGEMNetwork:
     except ImportError:  # another transformers 5: initialising is only slower
         skip_init = contextlib.nullcontext
     with skip_init():
-        return MMGEMNetwork(config)
+        return make_network(config)
 
 
 def check_size(network: MMGEMNetwork, prep: Preprocessing) -> None:

@@ -22,6 +22,7 @@ from mmgem.cli.calibrate import calibrate
 from mmgem.cli.caption import caption
 from mmgem.cli.check import check
 from mmgem.cli.classify import classify
+from mmgem.cli.compare import compare
 from mmgem.cli.corpus import app as corpus
 from mmgem.cli.data import app as data
 from mmgem.cli.demo import demo
@@ -59,6 +60,7 @@ app.command("bulk", short_help="Embed a large collection, part by part.")(bulk)
 app.command("serve", short_help="HTTP API and web page over an index.")(serve)
 app.command("plan", short_help="What a recipe will cost, before it runs.")(plan)
 app.command("train", short_help="Train a model from a recipe.")(train)
+app.command("compare", short_help="Train several recipes alike, and compare them.")(compare)
 app.command("eval", cls=EvalCommand, short_help="Measure a model on a test set.")(evaluate)
 app.command("calibrate", short_help="Let a model say what is no match.")(calibrate)
 app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)

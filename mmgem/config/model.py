@@ -54,6 +54,11 @@ class LLMConfig:
 class ModelConfig:
     """Everything that decides the shape and the function of a ``MMGEMNetwork``."""
 
+    kind: str = setting(
+        "mmgem",
+        help="`mmgem`, one of the systems it is compared with (docs/compare.md), or one of your own.",
+    )
+    config: dict[str, Any] = setting(default_factory=dict, help="What the kind takes.")
     encoder: EncoderConfig = setting(default_factory=EncoderConfig)
     llm: LLMConfig = setting(default_factory=LLMConfig)
     connector: ConnectorConfig = setting(default_factory=ConnectorConfig)

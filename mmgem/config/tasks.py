@@ -29,6 +29,8 @@ TASKS = TaskRegistry(
     {
         "image_text": "mmgem.tasks.image_text.task:ImageTextTask",
         "self_retrieval": "mmgem.tasks.self_retrieval.task:SelfRetrievalTask",
+        "fromage": "mmgem.tasks.related.fromage:FROMAGeTask",
+        "blip": "mmgem.tasks.related.blip:BLIPTask",
     },
     "mmgem.tasks",
 )

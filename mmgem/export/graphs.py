@@ -40,7 +40,7 @@ class ImageGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, 3, S, S)`` float, normalised -> ``(B, h, w, C)`` and ``(B, D)``."""
         maps = self.network.encoder(pixels)
-        return maps, self.network.encode_image(maps)[:, 0]
+        return maps, self.network.image_embeddings(self.network.encode_image(maps))
 
 
 class TextGraph(nn.Module):
@@ -74,6 +74,8 @@ def write_onnx(network: MMGEMNetwork, sides: Sequence[int], folder: Path) -> Non
     Weights of more than 1 GB go into a file beside the graph. Raises ``UsageError`` if the packages it needs
     are missing, or the model cannot be traced.
     """
+    if not network.plain_embedding:
+        raise network.refuse("cannot be exported as graphs")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

@@ -18,6 +18,8 @@ from mmgem.models.network import MMGEMNetwork
 def rotate_embedding_space(network: MMGEMNetwork, components: np.ndarray) -> None:
     """Let embeddings ``v`` become ``v @ components``; ``components`` is orthogonal, (D, D) float32. Raises
     ``UsageError`` if the connector cannot take it."""
+    if not network.plain_embedding:
+        raise network.refuse("has an embedding space that cannot be rotated")
     rotation = torch.from_numpy(components)
     if isinstance(network.visual_connector, Connector):
         network.visual_connector.rotate_input(rotation)  # first: it may refuse

@@ -161,7 +161,7 @@ def _embeddings(network: MMGEMNetwork, tokenizer: Tokenizer, sides: Sequence[int
             network.encode_image(encode_feature_maps(network, tokenizer.prep, _pictures(), side))
             for side in sides
         ]
-        found["images"] = unit_rows(torch.cat(seen)[:, 0])
+        found["images"] = unit_rows(network.image_embeddings(torch.cat(seen)))
     return found
 
 

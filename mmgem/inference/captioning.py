@@ -88,7 +88,12 @@ def decode_captions(
         options.length_penalty,
         abandoned,
     )
-    chosen = choose_captions(network, visual[:, 0], candidates, options.clip_rescore_weight)
+    if not network.embeds:
+        chosen = [found[0] for found in candidates]
+    else:
+        with torch.inference_mode():
+            embedded = network.image_embeddings(visual)
+        chosen = choose_captions(network, embedded, candidates, options.clip_rescore_weight)
     return [DecodedCaption(tokenizer.decode(c.ids), len(c.ids), c.finished) for c in chosen]
 
 
@@ -138,11 +143,11 @@ def caption_candidates(
     count = len(prefixes)
     device = prefixes.device
     llm = network.llm
-    inputs = torch.cat([prefixes, network.cap_token.expand(count, 1, -1).to(prefixes)], 1)
+    inputs = network.caption_start(prefixes)
     length = inputs.shape[1]
     positions = torch.arange(length, device=device).expand(count, -1)
     cache = DynamicCache()
-    states = llm(inputs, positions, _causal(count, length, device), cache)
+    states = network.caption_states(inputs, positions, _causal(count, length, device), cache, prefixes)
     log_probs = llm.logits(states[:, -1]).float().log_softmax(-1)
     cache.batch_repeat_interleave(beams)
 
@@ -194,7 +199,9 @@ def caption_candidates(
         live, token, tokens, best_score = live[kept], token[kept], tokens[kept], best_score[kept]
         cache.reorder_cache((kept[:, None] * beams + origin[kept]).flatten())
         at_position = torch.full((len(kept) * beams, 1), length + step, device=device)
-        states = llm(llm.embed(token.reshape(-1, 1)), at_position, None, cache)
+        rows = torch.tensor(images, device=device).repeat_interleave(beams)
+        inputs = llm.embed(token.reshape(-1, 1))
+        states = network.caption_states(inputs, at_position, None, cache, prefixes, rows)
         log_probs = llm.logits(states[:, 0]).float().log_softmax(-1).view(len(kept), beams, -1)
 
     for found in ended_ones:

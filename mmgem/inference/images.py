@@ -207,7 +207,7 @@ def text_heatmaps(
     embeddings = windows.new_zeros(len(windows), network.config.dim)
     for side, selected, weight in _window_levels(prep, windows):
         maps = encode_feature_maps(network, prep, decoded, side)
-        embeddings[selected] += (weight * network.visual_projection(pool_windows(maps, windows[selected])))[0]
+        embeddings[selected] += (weight * network.window_embeddings(pool_windows(maps, windows[selected])))[0]
     similarities = texts @ F.normalize(embeddings.float(), dim=-1).T
     centres = (torch.arange(cells, device=windows.device) + 0.5) / cells
     across = (windows[:, 0:1] <= centres) & (centres < windows[:, 2:3])

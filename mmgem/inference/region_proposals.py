@@ -60,7 +60,7 @@ def embed_windows(network: MMGEMNetwork, maps: Tensor, boxes: Tensor) -> tuple[T
     inside_area, around_area = _area(boxes), _area(surroundings)
     fraction = (inside_area / around_area).clamp(max=0.95)[None, :, None].to(maps)
     surround = (around - fraction * inside) / (1 - fraction)
-    return network.visual_projection(inside), network.visual_projection(surround)
+    return network.window_embeddings(inside), network.window_embeddings(surround)
 
 
 def select_windows(boxes: Tensor, inside: Tensor, surround: Tensor, count: int) -> Tensor:

@@ -121,7 +121,7 @@ class MMGEMModule(InputModule):
                 network.encode_image(network.encoder(features[f"pixels_{side}"]))
                 for side in global_sizes(self.words.prep)
             ]
-            seen = F.normalize(torch.stack(views).mean(0)[:, 0].float(), dim=-1)
+            seen = F.normalize(network.image_embeddings(torch.stack(views).mean(0)).float(), dim=-1)
             total = total.index_add(0, features["image_rows"], seen)
         features["sentence_embedding"] = F.normalize(total, dim=-1)
         return features

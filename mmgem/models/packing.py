@@ -31,6 +31,8 @@ class Segment:
     """The number of the segment that it continues and may look at, which continues none itself; -1: none."""
     causal: bool = True
     """Whether a position sees only those before it."""
+    image: Tensor | None = None
+    """Vectors ``(M, W)`` that cross-attention shows it, in networks that have some."""
 
 
 @dataclass(frozen=True)

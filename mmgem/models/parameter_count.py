@@ -9,6 +9,7 @@ from torch import nn
 
 from mmgem.config import ModelConfig
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.networks import make_network
 
 
 def meta_model(config: ModelConfig) -> MMGEMNetwork:
@@ -17,14 +18,14 @@ def meta_model(config: ModelConfig) -> MMGEMNetwork:
     Raises ``ConfigError`` where ``model.encoder.config`` or ``model.llm.config`` is missing.
     """
     with torch.device("meta"):
-        return MMGEMNetwork(config)
+        return make_network(config)
 
 
 def parameter_table(network: MMGEMNetwork) -> list[tuple[str, int]]:
     """Parameters of ``encoder``, ``llm`` (its blocks and norms), ``embeddings`` (token table, and the output
     head where it is not the same matrix), ``visual_projection``, ``text_projection``, ``visual_connector``,
-    ``markers`` ([EMB], [CAP], temperature and
-    bias of the contrastive loss), and their ``total``. A shared matrix counts once."""
+    ``markers`` ([EMB], [CAP], temperature and bias of the contrastive loss), ``others`` that a network of
+    another kind has, and their ``total``. A shared matrix counts once."""
     lm = network.llm.lm
     embeddings = _count([*_own(lm.get_input_embeddings()), *_own(lm.get_output_embeddings())])
     rows = [
@@ -36,6 +37,8 @@ def parameter_table(network: MMGEMNetwork) -> list[tuple[str, int]]:
         ("visual_connector", _count(network.visual_connector.parameters())),
         ("markers", _count([network.emb_token, network.cap_token, network.logit_scale, network.logit_bias])),
     ]
+    if others := _count(network.parameters()) - sum(count for _, count in rows):
+        rows.append(("others", others))
     return [*rows, ("total", sum(count for _, count in rows))]
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmgem.checkpoints.download import SOURCES, cache_folder
 from mmgem.checkpoints.initialize import config_from_checkpoint
 from mmgem.checkpoints.model_folder import check_size
@@ -17,7 +19,7 @@ from mmgem.config import EncoderConfig, ModelConfig, Preprocessing, Recipe
 from mmgem.data.tokens import Tokenizer
 from mmgem.encoders import encoder_class
 from mmgem.errors import CheckpointError, ConfigError
-from mmgem.models.llm import truncate
+from mmgem.models.llm import LLM, truncate
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.parameter_count import meta_model
 from mmgem.utils.hf_config import export_config
@@ -26,20 +28,16 @@ from mmgem.utils.pretrained import load_config, local_folder
 
 @dataclass(frozen=True)
 class ModelShape:
-    """``keep``: blocks of the LLM in ``config`` that the recipe keeps, empty: all. ``texts``: the folder of
-    the tokenizer, None if it is not on this machine."""
+    """``texts``: the folder of the tokenizer, None if it is not on this machine."""
 
     config: ModelConfig
     prep: Preprocessing
-    keep: Sequence[int]
     texts: Path | None
 
     def network(self) -> MMGEMNetwork:
         """The network on the meta device: it takes no memory. Raises ``ConfigError``."""
         network = meta_model(self.config)
         check_size(network, self.prep)
-        if self.keep:
-            truncate(network.llm.lm, self.keep)
         return network
 
     def tokenizer(self) -> Tokenizer | None:
@@ -61,11 +59,10 @@ def model_shape(recipe: Recipe) -> ModelShape:
                 raise ConfigError(f"init.checkpoint: {error}; or describe model.llm.config") from error
         else:
             config, prep = config_from_checkpoint(recipe, *read_config(folder))
-            return ModelShape(config, prep, (), folder)
+            return ModelShape(config, prep, folder)
     init = recipe.init
     own = own_folder(init.llm)
     folder = own or (cache_folder(init.llm) if init.llm in SOURCES else Path(init.llm))
-    keep: Sequence[int] = ()
     llm = recipe.model.llm
     if not described:
         if own is not None:
@@ -77,9 +74,18 @@ def model_shape(recipe: Recipe) -> ModelShape:
         else:
             base = export_config(_base(str(folder if folder.is_dir() else init.llm)))
         llm = dataclasses.replace(llm, config=llm.config | base)
-        keep = init.keep_layers or range(init.layers or 0)
+        if keep := init.keep_layers or range(init.layers or 0):
+            llm = dataclasses.replace(llm, config=_truncated(llm.config, keep))
     config = dataclasses.replace(recipe.model, encoder=_encoder(recipe), llm=llm)
-    return ModelShape(config, recipe.preprocessing, keep, folder if folder.is_dir() else None)
+    return ModelShape(config, recipe.preprocessing, folder if folder.is_dir() else None)
+
+
+def _truncated(config: dict[str, Any], keep: Sequence[int]) -> dict[str, Any]:
+    """The config of an LLM of which only the blocks ``keep`` are left."""
+    with torch.device("meta"):
+        llm = LLM(config)
+    truncate(llm.lm, keep)
+    return export_config(llm.lm.config)
 
 
 def _encoder(recipe: Recipe) -> EncoderConfig:

@@ -8,13 +8,15 @@ would favour long and rare texts where texts are compared for one image). They a
 Notable choices. V_in is made from the stored unit vector at a typical length, not from the photo: no file is
 read, and a search costs what the LLM needs for a dozen or two short sequences. They are packed into rows,
 with the head at text positions only, and do not see each other: a score does not depend on the other
-candidates.
+candidates. Networks whose captions see more than the embedding (``captions_from_embedding``) read the photos
+of the candidates; one with a head for matching (BLIP's ITM) is asked by it, and its logit is added to the
+cosine as its authors do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
 from mmgem.inference.calibration import MatchCalibration
+from mmgem.inference.images import encode_images
 from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
 from mmgem.search.search import Hit, PhotoIndex, with_match
@@ -89,9 +92,18 @@ def rerank(
     hits = index.search(query, max(k, options.candidates) if k > 0 else k)
     if not hits:
         return []
-    vectors = np.stack([index.vector_of(hit.path) for hit in hits])
-    log_prob = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.embedding_norm)
+    if network.captions_from_embedding:
+        vectors = np.stack([index.vector_of(hit.path) for hit in hits])
+        log_prob = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.embedding_norm)
+        matching = None
+    else:
+        with torch.inference_mode():
+            visual = encode_images(network, tokenizer.prep, [hit.path for hit in hits])
+        log_prob, matching = photo_scores(network, visual, [ids] * len(hits), tokenizer.end)
     hits = with_match(hits, calibration, query, len(index.photos))
+    if matching is not None:
+        options = replace(options, weight=0.0)
+        hits = [replace(hit, score=hit.score + float(m)) for hit, m in zip(hits, matching, strict=True)]
     return rerank_hits(hits, log_prob, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
 
 
@@ -115,6 +127,21 @@ def rerank_hits(
 
 
 @torch.inference_mode()
+def photo_scores(
+    network: MMGEMNetwork, visual: Tensor, ids: Sequence[Tensor], end: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """log P(text, end | image) ``(n,)`` of ``visual`` ``(n, ..., W)`` (``encode_image``) and a token sequence
+    each, and the logits ``(n,)`` of the network's head for matching; None: it has none."""
+    log_prob, matching = [torch.empty(0)], []
+    for at in range(0, len(ids), PAIR_BATCH_SIZE):
+        some, texts = visual[at : at + PAIR_BATCH_SIZE], ids[at : at + PAIR_BATCH_SIZE]
+        log_prob.append(text_log_probs(network, network.project_visual_prefix(some), texts, end))
+        if (logits := network.match_scores(some, texts)) is not None:
+            matching.append(logits.float().cpu())
+    return torch.cat(log_prob).numpy(), torch.cat(matching).numpy() if matching else None
+
+
+@torch.inference_mode()
 def log_probs(
     network: MMGEMNetwork, vectors: np.ndarray, ids: Sequence[Tensor], end: int, length: float
 ) -> np.ndarray:
@@ -123,6 +150,8 @@ def log_probs(
     ``vectors``: ``(n, D)`` float32, embeddings of length 1. ``ids``: n token sequences, 1-D int64. Raises
     ``UsageError`` for a model whose captions see more of an image than its embedding.
     """
+    if not network.captions_from_embedding:
+        raise network.refuse("captions the map of a photo, and reranks by photos, not by embeddings alone")
     if network.config.visual_grid > 1:
         raise UsageError("rerank needs a model with visual_grid = 1: an index holds no tiles of photos")
     visual = torch.from_numpy(length * vectors).to(network.emb_token.device)[:, None]

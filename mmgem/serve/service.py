@@ -184,7 +184,8 @@ class Service:
             return gallery.index.vector_of(gallery.path(photo.index_id))
         else:
             visual = await self.visual(photo)
-        return unit_rows(visual[:1])[0]
+        with torch.inference_mode():
+            return unit_rows(self.jobs.network.image_embeddings(visual[None]))[0]
 
     async def visual(self, photo: PhotoSource) -> Tensor:
         """The visual embedding ``(1 + tiles, D)`` of a whole photo, not normalised."""

@@ -20,6 +20,7 @@ from mmgem.distributed.world import World
 from mmgem.encoders import encoder_class
 from mmgem.errors import ConfigError
 from mmgem.models.connectors import connector_class
+from mmgem.models.networks import network_class
 from mmgem.tasks.base import Task, tasks_of
 
 
@@ -29,6 +30,7 @@ def check(recipe: Recipe, world: World) -> list[Task[Any]]:
     tasks = tasks_of(recipe)
     encoder_class(recipe.model.encoder)
     connector_class(recipe.model.connector)
+    _check_network(recipe, world)
     check_needs(recipe)
     train = recipe.train
     if train.out.is_file():
@@ -52,6 +54,24 @@ def check(recipe: Recipe, world: World) -> list[Task[Any]]:
     if recipe.optim.lora_rank and importlib.util.find_spec("peft") is None:
         raise ConfigError("optim.lora_rank: needs peft: pip install 'mmgem[train]'")
     return tasks
+
+
+def _check_network(recipe: Recipe, world: World) -> None:
+    """What a network of this kind cannot be trained with."""
+    kind, optim, train = recipe.model.kind, recipe.optim, recipe.train
+    network = network_class(recipe.model)
+    for group in network.frozen:
+        if getattr(optim, f"lr_{group}"):
+            raise ConfigError(f"optim.lr_{group}: frozen in a network of kind {kind!r}; set it to 0")
+    between = (
+        ("train.compile", train.compile),
+        ("train.checkpoint_activations", train.checkpoint_activations),
+        ("optim.lora_rank", optim.lora_rank),
+        ("train.strategy", world.size > 1 and train.strategy != "ddp"),
+    )
+    for field, value in between:
+        if value and not network.plain_blocks:
+            raise ConfigError(f"{field}: a network of kind {kind!r} has layers of its own between the LLM's")
 
 
 def check_compiler() -> None:

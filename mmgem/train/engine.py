@@ -165,7 +165,8 @@ def set_precision(network: MMGEMNetwork, precision: str, device: str) -> None:
     """Choose what the network computes in while it trains, as ``train.precision`` says, on a kind of
     ``device``: the LLM everywhere, the encoder on "cuda" (CPUs convolve no faster in bfloat16, and slower
     where they have to emulate it)."""
-    network.llm.training_dtype = getattr(torch, precision)
+    for llm in network.llms:
+        llm.training_dtype = getattr(torch, precision)
     network.encoder.training_dtype = network.llm.training_dtype if device == "cuda" else torch.float32
 
 

@@ -21,7 +21,6 @@ def configure_trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool
     if config.lora_rank:
         add_lora(network, config.lora_rank)
     stem = {id(p) for p in network.encoder.frozen_parameters()} if cached else set()
-    embedding_table = network.llm.lm.get_input_embeddings().weight
     groups: dict[str, list[str]] = {"heads": [], "llm": [], "embeddings": [], "encoder": []}
     rates = {
         "heads": config.lr_heads,
@@ -30,14 +29,11 @@ def configure_trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool
         "encoder": config.lr_encoder,
     }
     for name, p in network.named_parameters():
-        if name.startswith("encoder."):
-            group = "encoder"
-        elif name.startswith("llm."):
-            group = "embeddings" if p is embedding_table else "llm"
-        else:
-            group = "heads"
+        group = network.parameter_group(name, p)
         frozen_by_lora = config.lora_rank and group in ("llm", "embeddings") and "lora_" not in name
-        p.requires_grad_(rates[group] > 0 and id(p) not in stem and not frozen_by_lora)
+        p.requires_grad_(
+            rates[group] > 0 and id(p) not in stem and not frozen_by_lora and network.trains(name)
+        )
         if p.requires_grad:
             groups[group].append(name)
     return {g: names for g, names in groups.items() if names}

@@ -17,6 +17,8 @@ CONNECTORS: Registry[type[Connector]] = Registry(
     {
         "linear": "mmgem.models.connectors.linear:LinearConnector",
         "mlp": "mmgem.models.connectors.mlp:MLPConnector",
+        "clipcap_mlp": "mmgem.models.related.clipcap:MLPMapper",
+        "clipcap_transformer": "mmgem.models.related.clipcap:TransformerMapper",
     },
     "mmgem.connectors",
 )

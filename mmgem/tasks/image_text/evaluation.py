@@ -45,7 +45,7 @@ def evaluate(
         texts = [c for i in captioned for c in records[i].captions]
         owner = np.repeat(np.arange(len(captioned)), [len(records[i].captions) for i in captioned])
         embedded = embed_texts(network, tokenizer, texts, 4 * batch)
-        recalls = retrieval_scores(unit_rows(images[:, 0]), embedded, owner)
+        recalls = retrieval_scores(unit_rows(network.image_embeddings(images)), embedded, owner)
         scores |= {"i2t": recalls["i2t"], "t2i": recalls["t2i"]}
         parts.append(float(np.mean([recalls[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")])))
     if captions:

@@ -16,22 +16,32 @@ from torch import Tensor
 from mmgem.data.batches import Batch, DrawnTexts
 from mmgem.distributed.world import World
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.packing import PackedOutput
 from mmgem.tasks.base import Terms
-from mmgem.tasks.image_text.items import drawn_texts, embed_items, split_drawn
-from mmgem.tasks.image_text.terms import EmbeddingTerm, TextTerm, TokenTerm
+from mmgem.tasks.image_text.items import (
+    drawn_texts,
+    embed_items,
+    item_embeddings,
+    split_drawn,
+    text_states,
+    text_tokens,
+)
+from mmgem.tasks.image_text.terms import EmbeddingTerm, TextTerm, TextTokenTerm, TokenTerm
 
 
 class ImageTextGradCache:
     """Caches the losses of ``embedding_terms`` and ``text_terms`` over a batch; ``token_terms``, and the
-    losses of text terms over tokens, are computed with each part."""
+    losses of text terms over tokens, are computed with each part; so are ``text_token_terms``."""
 
     def __init__(
         self,
         embedding_terms: Sequence[EmbeddingTerm],
         token_terms: Sequence[TokenTerm],
         text_terms: Sequence[TextTerm] = (),
+        text_token_terms: Sequence[TextTokenTerm] = (),
     ):
         self.embedding_terms, self.token_terms, self.text_terms = embedding_terms, token_terms, text_terms
+        self.text_token_terms = text_token_terms
 
     @property
     def over_embeddings(self) -> bool:
@@ -53,7 +63,7 @@ class ImageTextGradCache:
         visual = embed_items(network, part)
         embedded = network.encode_text([*part.texts, *drawn_texts(part)])
         return {
-            "images": visual[:, 0],
+            "images": item_embeddings(network, visual),
             "texts": embedded[: len(part.texts)],
             "drawn": embedded[len(part.texts) :],
         }
@@ -74,11 +84,13 @@ class ImageTextGradCache:
         return terms
 
     def totals(self, batch: Batch, world: World) -> dict[str, float]:
-        """``caption_tokens`` of all processes."""
-        if not self.token_terms:
-            return {}
-        (tokens,) = world.all_reduce_sum(batch.caption_tokens)
-        return {"caption_tokens": tokens}
+        """``caption_tokens`` and ``text_tokens`` of all processes, as far as terms ask for them."""
+        totals: dict[str, float] = {}
+        if self.token_terms:
+            (totals["caption_tokens"],) = world.all_reduce_sum(batch.caption_tokens)
+        if self.text_token_terms:
+            (totals["text_tokens"],) = world.all_reduce_sum(text_tokens(batch))
+        return totals
 
     def replay(
         self,
@@ -90,10 +102,15 @@ class ImageTextGradCache:
         """A part again, see :meth:`~mmgem.tasks.base.GradCache.replay`."""
         visual = embed_items(network, part)
         terms: Terms = {}
+        if self.text_token_terms and part.texts and not embedding_grads:
+            output = network.read(part.texts)
+            terms |= self._text_token_losses(network, output, part, totals)
         if embedding_grads:
-            embedded = network.encode_text([*part.texts, *drawn_texts(part)])
+            images = item_embeddings(network, visual)
+            output = network.read([*part.texts, *drawn_texts(part)])
+            embedded = output.embeddings
             texts, own = embedded[: len(part.texts)], embedded[len(part.texts) :]
-            products = visual[:, 0] * embedding_grads["images"], texts * embedding_grads["texts"]
+            products = images * embedding_grads["images"], texts * embedding_grads["texts"]
             terms["surrogate"] = products[0].sum() + products[1].sum()
             if len(own):
                 terms["surrogate"] = terms["surrogate"] + (own * embedding_grads["drawn"]).sum()
@@ -101,12 +118,20 @@ class ImageTextGradCache:
                 text_term = next(term for term in self.text_terms if term.section == section)
                 if losses := text_term.token_loss(network, rows, part.drawn[section]):
                     terms |= text_term.weighted(losses)
+            terms |= self._text_token_losses(network, output, part, totals)
         if self.token_terms and part.captions:
-            prefixes = network.project_visual_prefix(visual[part.caption_owner])
-            segments = network.caption_segments(part.captions, prefixes)
-            states = network.forward_packed(segments).prediction_states
+            states = network.read([], part.captions, visual[part.caption_owner]).prediction_states
             for term in self.token_terms:
                 terms |= term.weighted(term.loss(network, states, part, totals["caption_tokens"]))
+        return terms
+
+    def _text_token_losses(
+        self, network: MMGEMNetwork, output: PackedOutput, part: Batch, totals: dict[str, float]
+    ) -> Terms:
+        terms: Terms = {}
+        for term in self.text_token_terms if part.texts else ():
+            losses = term.loss(network, text_states(output, part), part, totals["text_tokens"])
+            terms |= term.weighted(losses)
         return terms
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from mmgem.data.batches import Batch
 from mmgem.models.llm import autocast
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.packing import PackedOutput
 
 
 def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
@@ -20,7 +21,7 @@ def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
         maps = _maps(network, batch.box_features, batch.box_pixels)
         boxes, valid = batch.boxes.to(maps.device), batch.box_valid.to(maps.device)
         items.append(network.encode_image(maps, boxes)[valid])
-    return torch.cat(items) if items else network.emb_token.new_zeros(0, 1, network.config.dim)
+    return torch.cat(items) if items else network.emb_token.new_zeros(0, 1, network.visual_width)
 
 
 def _maps(network: MMGEMNetwork, features: Tensor | None, pixels: Tensor | None) -> Tensor:
@@ -28,6 +29,22 @@ def _maps(network: MMGEMNetwork, features: Tensor | None, pixels: Tensor | None)
     assert inputs is not None
     with autocast(inputs, encoder.training_dtype if encoder.training else torch.float32):
         return encoder.trainable_head(inputs if pixels is None else encoder.frozen_stem(pixels)).float()
+
+
+def item_embeddings(network: MMGEMNetwork, visual: Tensor) -> Tensor:
+    """The embeddings ``(V, D)`` in ``visual`` ``(V, n, W)`` of :func:`embed_items`; empty ones of a
+    network that has none."""
+    return network.image_embeddings(visual) if network.embeds else visual.new_zeros(len(visual), 0)
+
+
+def text_tokens(batch: Batch) -> int:
+    """How many tokens the texts of a batch have."""
+    return sum(map(len, batch.texts))
+
+
+def text_states(output: PackedOutput, batch: Batch) -> Tensor:
+    """The hidden states ``(T, H)`` at the tokens of a batch's texts in a pass that read them first."""
+    return output.hidden_states[output.token_indices[: text_tokens(batch)].to(output.hidden_states.device)]
 
 
 def drawn_texts(batch: Batch) -> list[Tensor]:

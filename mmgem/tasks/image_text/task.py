@@ -18,6 +18,7 @@ from mmgem.distributed.world import World
 from mmgem.encoders import encoder_class
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.networks import network_class
 from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize, Task, Terms
 from mmgem.tasks.image_text.captioning import CaptionTerm
 from mmgem.tasks.image_text.config import ImageTextConfig
@@ -25,9 +26,23 @@ from mmgem.tasks.image_text.contrastive import ContrastiveTerm
 from mmgem.tasks.image_text.data import check_encoder, check_files, read_batches
 from mmgem.tasks.image_text.evaluation import evaluate
 from mmgem.tasks.image_text.grad_cache import ImageTextGradCache
-from mmgem.tasks.image_text.items import drawn_texts, embed_items, split_drawn
+from mmgem.tasks.image_text.items import (
+    drawn_texts,
+    embed_items,
+    item_embeddings,
+    split_drawn,
+    text_states,
+    text_tokens,
+)
 from mmgem.tasks.image_text.label_distillation import LabelDistillationTerm
-from mmgem.tasks.image_text.terms import EmbeddingTerm, Term, TextTerm, TokenTerm
+from mmgem.tasks.image_text.terms import (
+    EmbeddingTerm,
+    PairTerm,
+    Term,
+    TextTerm,
+    TextTokenTerm,
+    TokenTerm,
+)
 from mmgem.tasks.image_text.text_only import TextOnlyTerm
 
 
@@ -44,7 +59,7 @@ class ImageTextTask(Task[Batch]):
     """
 
     name = "image_text"
-    Config = ImageTextConfig
+    Config: ClassVar[type[Any]] = ImageTextConfig
     terms: ClassVar[Mapping[str, type[Term]]] = {
         "contrastive": ContrastiveTerm,
         "caption": CaptionTerm,
@@ -71,6 +86,8 @@ class ImageTextTask(Task[Batch]):
         self.needs_loose_files = bool(recipe.data.region_share or self.teacher or self.knows_words)
         self.uses_logit_bias = any(term.uses_logit_bias for term in active)
         self.token_terms = [term for term in active if isinstance(term, TokenTerm)]
+        self.text_token_terms = [term for term in active if isinstance(term, TextTokenTerm)]
+        self.pair_terms = [term for term in active if isinstance(term, PairTerm)]
 
     @property
     def teacher(self) -> tuple[str, str] | None:
@@ -109,6 +126,7 @@ class ImageTextTask(Task[Batch]):
                 check_enough(count, what, world.size)
         if not self.active:
             raise ConfigError(f"{self.name}: every loss has the weight 0")
+        self._check_network(self.recipe.model)
         for term in self.active:
             term.check(self.recipe)
         teachers = [term.teacher for term in self.active if term.teacher is not None]
@@ -117,8 +135,25 @@ class ImageTextTask(Task[Batch]):
                 raise ConfigError(f"{field}: differs from {teachers[0][1]}; texts have one teacher")
 
     def check_model(self, config: ModelConfig) -> None:
-        """Raise ``ConfigError`` for an encoder that is to train and of which the last map is cached."""
+        """Raise ``ConfigError`` for an encoder that is to train and of which the last map is cached, and for
+        losses over what the network has not."""
         check_encoder(self.recipe, config.encoder)
+        self._check_network(config)
+
+    def _check_network(self, config: ModelConfig) -> None:
+        network = network_class(config)
+        embedding = [*self.embedding_terms, *self.text_terms, *self.text_token_terms, *self.pair_terms]
+        for terms, can, what in (
+            (embedding, network.embeds, "has no embeddings"),
+            ([*self.token_terms, *self.pair_terms], network.captions, "writes no captions"),
+            (self.text_terms, network.captions_from_embedding, "captions no embeddings"),
+        ):
+            if terms and not can:
+                raise ConfigError(
+                    f"{terms[0].section}.weight: a network of kind {config.kind!r} {what}; set it to 0"
+                )
+        if self.recipe.data.region_share and not network.regions:
+            raise ConfigError(f"data.region_share: a network of kind {config.kind!r} has no regions")
 
     def check_files(self) -> None:
         """Raise ``ConfigError`` for a file that is not there."""
@@ -126,6 +161,7 @@ class ImageTextTask(Task[Batch]):
 
     def prepare(self, network: MMGEMNetwork, tokenizer: Tokenizer, world: World) -> None:
         """Read records, fill the feature cache, make batches."""
+        self._check_network(network.config)
         self.tokenizer = tokenizer
         self.batches, self.dev = read_batches(self.recipe, self.teacher, network, tokenizer, world)
         steps = max(1, round(self.recipe.train.epochs * self.batches.per_epoch))
@@ -143,12 +179,11 @@ class ImageTextTask(Task[Batch]):
     def forward(self, network: MMGEMNetwork, batch: Batch, world: World) -> Terms:
         """The losses of all terms, from one pass of the LLM; and what terms tell beside."""
         visual = embed_items(network, batch)
-        texts = batch.texts if self.embedding_terms or self.text_terms else []
-        segments = network.text_segments([*texts, *drawn_texts(batch)])
-        if self.token_terms:
-            prefixes = network.project_visual_prefix(visual[batch.caption_owner])
-            segments += network.caption_segments(batch.captions, prefixes)
-        output = network.forward_packed(segments)
+        reads_texts = self.embedding_terms or self.text_terms or self.text_token_terms or self.pair_terms
+        texts = batch.texts if reads_texts else []
+        captioned = visual[batch.caption_owner] if self.token_terms else None
+        output = network.read([*texts, *drawn_texts(batch)], batch.captions, captioned)
+        images = item_embeddings(network, visual) if reads_texts else visual[:, 0]
         embedded = output.embeddings[: len(texts)]
         drawn_embeddings = split_drawn(output.embeddings[len(texts) :], batch)
         token_losses: Terms = {}
@@ -157,21 +192,34 @@ class ImageTextTask(Task[Batch]):
             for token_term in self.token_terms:
                 terms = token_term.loss(network, output.prediction_states, batch, tokens)
                 token_losses |= token_term.weighted(terms)
+        if self.text_token_terms:
+            (tokens,) = world.all_reduce_sum(text_tokens(batch))
+            for text_token_term in self.text_token_terms:
+                terms = text_token_term.loss(network, text_states(output, batch), batch, tokens)
+                token_losses |= text_token_term.weighted(terms)
         losses: Terms = {}
         for embedding_term in self.embedding_terms:
-            terms = embedding_term.loss(network, visual[:, 0], embedded, batch, world)
+            terms = embedding_term.loss(network, images, embedded, batch, world)
             losses |= embedding_term.weighted(terms)
+        for pair_term in self.pair_terms:
+            terms = pair_term.loss(network, visual, images, embedded, batch, world)
+            losses |= pair_term.weighted(terms)
         losses |= token_losses
         for text_term in self.text_terms:
             own, drawn = drawn_embeddings[text_term.section], batch.drawn[text_term.section]
-            terms = text_term.loss(network, visual[:, 0], embedded, own, drawn, batch, world)
+            terms = text_term.loss(network, images, embedded, own, drawn, batch, world)
             losses |= text_term.weighted(terms | text_term.token_loss(network, own, drawn))
         return losses
 
     @property
-    def grad_cache(self) -> ImageTextGradCache:
-        """Embeddings over the whole batch, captions part by part."""
-        return ImageTextGradCache(self.embedding_terms, self.token_terms, self.text_terms)
+    def grad_cache(self) -> ImageTextGradCache | None:
+        """Embeddings over the whole batch, captions part by part; None where images and texts are read
+        together."""
+        if self.pair_terms:
+            return None
+        return ImageTextGradCache(
+            self.embedding_terms, self.token_terms, self.text_terms, self.text_token_terms
+        )
 
     def pairs(self, batch: Batch) -> int:
         """Texts of a batch."""

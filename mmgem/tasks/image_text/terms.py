@@ -110,6 +110,31 @@ class TextTerm(Term, ABC):
         """What :meth:`draw` gives, for a dry run without data and without :meth:`prepare`."""
 
 
+class PairTerm(Term, ABC):
+    """A loss over images and texts that are read together: its parts see each other, so it is not cached."""
+
+    @abstractmethod
+    def loss(
+        self,
+        network: MMGEMNetwork,
+        visual: Tensor,
+        images: Tensor,
+        texts: Tensor,
+        batch: Batch,
+        world: World,
+    ) -> Terms:
+        """As :meth:`EmbeddingTerm.loss`; ``visual`` ``(V, n, W)``: what is kept of each image."""
+
+
+class TextTokenTerm(Term, ABC):
+    """A loss that is a sum over the tokens of the texts that are embedded."""
+
+    @abstractmethod
+    def loss(self, network: MMGEMNetwork, states: Tensor, batch: Batch, total: float) -> Terms:
+        """``{"..._loss": scalar}`` of the hidden ``states`` ``(T, H)`` at the tokens of ``batch.texts``, one
+        text after the other, summed and divided by ``total``, the tokens of all processes."""
+
+
 class TokenTerm(Term, ABC):
     """A loss that is a sum over caption tokens."""
 

@@ -15,6 +15,7 @@ from mmgem.errors import ConfigError
 from mmgem.evaluate.ranking import ranking_scores
 from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.networks import network_class
 from mmgem.self_retrieval.batches import SelfRetrievalBatch, SelfRetrievalBatches
 from mmgem.self_retrieval.config import SelfRetrievalConfig
 from mmgem.self_retrieval.corpus import Corpus
@@ -58,7 +59,11 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
             )
 
     def check_model(self, config: ModelConfig) -> None:
-        """Raise ``ConfigError`` for a model whose embedding of a text is not the state behind its tokens."""
+        """Raise ``ConfigError`` for a model whose embedding of a text is not the state behind its tokens, or
+        which does not write."""
+        network = network_class(config)
+        if not (network.plain_embedding and network.captions):
+            raise ConfigError(f"self_retrieval: a network of kind {config.kind!r} cannot learn a corpus")
         if config.attention != "causal" or config.text_pool != "emb":
             raise ConfigError('self_retrieval: needs model.attention = "causal" and model.text_pool = "emb"')
 
