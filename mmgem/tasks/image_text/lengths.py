@@ -30,8 +30,8 @@ class CaptionStats:
     ``images``: that are trained on, None if unknown; ``boxed``: of which boxes are taken; ``tokens``: lengths
     of captions; ``each``: captions of an image; ``regions``: described boxes of an image that has some;
     ``region_tokens``: lengths of their captions; ``translation_tokens``: of captions in other languages, of
-    which a share ``translated`` of the images has some; ``words``: different tokens in use; ``assumed``: what was not to
-    be read, in words.
+    which a share ``translated`` of the images has some; ``words``: different tokens in use; ``assumed``: what
+    was not to be read, in words.
     """
 
     images: int | None = None
