@@ -61,6 +61,7 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         "check": ["check", model],
         "plan": ["plan", str(recipe)],
         "train": ["train", str(recipe)],
+        "compare": ["compare", str(recipe), "--data", str(data), "--out", str(folder / "compared")],
         "calibrate": ["calibrate", str(folder / "small"), "--data", str(folder / "no.jsonl")],
         "corpus": ["corpus", "search", "a dog", *m],
         "bulk": ["bulk", str(Path(photo).parent), "--out", str(folder / "bulk"), *m],

@@ -62,7 +62,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_is_short_and_shows_its_command(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 60
+    assert len(text.splitlines()) <= 70
     assert f"mmgem --plugin examples/{path.name} " in text.split('"""')[1]
 
 

@@ -6,7 +6,7 @@ A comparison that was stopped goes on when it is started again: runs resume from
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ def load_recipes(
                     "tower, steps and seed"
                 )
         try:
-            check(dataclasses.replace(recipe), SINGLE_PROCESS)
+            check(copy.copy(recipe), SINGLE_PROCESS)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     return loaded

@@ -71,7 +71,7 @@ def main(folder: Path) -> int:
         load_named_plugins()
         train_here(from_dict(Recipe, json.loads((folder / RECIPE_FILE).read_text())))
     except MMGEMError as error:
-        print(f"mmgem: error: {error}", file=sys.stderr)
+        sys.stderr.write(f"mmgem: error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
