@@ -36,7 +36,6 @@ NONE = {
     "data.region_size": "0",
     "image_text.label_distillation.weight": "0.0",
     "image_text.text_only.weight": "0.0",
-    "image_text.text_only.teacher": '""',
 }
 """Flickr8k's pairs alone."""
 
@@ -44,7 +43,7 @@ IDEAS: dict[str, tuple[str, ...]] = {
     "pairs alone": (),
     "+ names from the classifier": ("image_text.label_distillation.weight",),
     "+ photos of more kinds, labels": ("data.extra_train", "data.extra_share", "data.labels"),
-    "+ texts alone": ("data.texts", "image_text.text_only.weight", "image_text.text_only.teacher"),
+    "+ texts alone": ("data.texts", "image_text.text_only.weight"),
     "+ other languages": ("data.translations", "data.translation_prob"),
     "+ mosaics": ("data.mosaics", "data.region_share", "data.region_size"),
     "all": tuple(NONE),

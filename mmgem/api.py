@@ -219,7 +219,7 @@ class MMGEM:
     ) -> tuple[np.ndarray, list[str]]:
         vectors, captions = [np.empty((0, self.dim), np.float32)], []
         for visual in (part for chunk in self._visual(images, boxes) for part in chunk.split(self.batch)):
-            if self.network.embeds or embed:
+            if embed:
                 vectors.append(unit_rows(self.network.image_embeddings(visual)))
             captions += describe(self.network, self.tokenizer, visual, options)
         return np.concatenate(vectors), captions

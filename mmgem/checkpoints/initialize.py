@@ -56,7 +56,7 @@ def source_folder(name: str) -> Path:
 def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     lm, old = None, None
     if network_class(recipe.model).own_text:
-        llm_folder = own_folder(recipe.init.llm) or local_folder(source_folder(recipe.init.llm))
+        llm_folder = _llm_folder(recipe.init.llm)[0]
     else:
         lm, llm_folder, old = _language_model(recipe.init)
         _agree(recipe.model.llm.config, lm, "model.llm.config")
@@ -122,17 +122,27 @@ def _agree(asked: dict[str, Any], net: nn.Module, where: str) -> None:
             raise ConfigError(f"{where}.{key}: {value!r}, but the base weights have {own!r}")
 
 
+def _llm_folder(name: str) -> tuple[Path, bool]:
+    """The folder that ``init.llm`` means, and whether it is one of our models."""
+    if folder := own_folder(name):
+        return folder, True
+    try:
+        return local_folder(source_folder(name)), False
+    except CheckpointError as error:
+        raise CheckpointError(f"init.llm: {error}") from error
+
+
 def _language_model(options: InitConfig) -> tuple[nn.Module, Path, MMGEMNetwork | None]:
     """The LLM that training starts from, the folder of its tokenizer, and our own model it is of, if any."""
     from transformers import AutoModelForCausalLM
 
-    old, folder = None, own_folder(options.llm)
+    old = None
+    folder, ours = _llm_folder(options.llm)
     try:
-        if folder is not None:
+        if ours:
             old, _ = load_model(folder)
             lm = old.llm.lm
         else:
-            folder = local_folder(source_folder(options.llm))
             lm, found = load_pretrained(AutoModelForCausalLM, folder)
             _complete(found, str(folder))
     except CheckpointError as error:

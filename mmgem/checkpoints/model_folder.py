@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmgem.checkpoints.resolve import FORMAT, complete, read_config
+from mmgem.checkpoints.resolve import FORMAT, complete, is_model, read_config
 from mmgem.checkpoints.tensors import REMEDY, load_tensors, save_tensors, stored_shapes
 from mmgem.config import ModelConfig, Preprocessing, to_dict
 from mmgem.config.legacy import current_tensors
@@ -31,7 +31,6 @@ from mmgem.utils.checksums import CHECKSUMS_FILE, folder_problems, verify_file, 
 from mmgem.utils.disk import disk_errno
 from mmgem.utils.files import read_again_if_replaced, replace_folder, write_atomic
 from mmgem.utils.hf_config import last_line
-from mmgem.utils.model_files import read_json_object
 
 _log = logging.getLogger(__name__)
 
@@ -128,14 +127,7 @@ def replace_model(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(new)
         write_checksums(new, OWN_CHECKSUM)
 
-    replace_folder(folder.absolute(), fill_and_sum, _is_model, "a model")
-
-
-def _is_model(folder: Path) -> bool:
-    try:
-        return {"format", "model"} <= read_json_object(folder / "config.json").keys()
-    except CheckpointError:
-        return False
+    replace_folder(folder.absolute(), fill_and_sum, is_model, "a model")
 
 
 @read_again_if_replaced

@@ -30,10 +30,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     Raises ``CheckpointError`` if there is none.
     """
     text = os.fspath(name)
-    packaged = PACKAGED / text
-    if (packaged / "config.json").is_file():
-        return packaged
-    if (folder := complete(Path(text))).is_dir():
+    if (folder := _local(text)).is_dir():
         if not (folder / "config.json").exists() and (folder / "model" / "config.json").is_file():
             raise CheckpointError(f"{text}: the folder of a training run; its model is {folder / 'model'}")
         return folder
@@ -49,12 +46,22 @@ def resolve(name: str | os.PathLike[str]) -> Path:
 
 def own_folder(name: str) -> Path | None:
     """The folder, packaged or on this machine, of the model of ours that ``name`` means; None without one."""
+    folder = _local(name)
+    return folder if is_model(folder) else None
+
+
+def _local(name: str) -> Path:
+    """The packaged model of that name, or the folder."""
     packaged = PACKAGED / name
-    folder = packaged if (packaged / "config.json").is_file() else complete(Path(name))
+    return packaged if (packaged / "config.json").is_file() else complete(Path(name))
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a model of ours lies in a folder, as far as its ``config.json`` says."""
     try:
-        return folder if {"format", "model"} <= read_json_object(folder / "config.json").keys() else None
+        return {"format", "model"} <= read_json_object(folder / "config.json").keys()
     except CheckpointError:
-        return None
+        return False
 
 
 def lasting_name(name: str | os.PathLike[str]) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ from mmgem.evaluate.bleu import bleu
 from mmgem.evaluate.cider import cider_d
 from mmgem.evaluate.classify import class_embeddings
 from mmgem.evaluate.regions import thing_ranks
-from mmgem.evaluate.retrieval import ranks, ranks_from_matrix
+from mmgem.evaluate.retrieval import Ints, ranks, reranked_ranks
 from mmgem.evaluate.standard_error import jackknife_error, standard_error
 from mmgem.evaluate.tokenize import caption_words
 from mmgem.inference.images import encode_images
@@ -88,44 +89,35 @@ def _retrieval(model: MMGEM, data: TestData) -> dict[str, Score]:
     of_images, of_texts = ranks(images, embedded, owner)
     scores = _recalls("i2t", of_images) | _recalls("t2i", of_texts, owner)
     if data.rerank and model.network.captions:
-        matrix = _reranked(model, records, texts, images @ embedded.T, data.rerank)
-        of_images, of_texts = ranks_from_matrix(matrix, owner)
+        look = partial(_second_look, model, records, texts, images @ embedded.T)
+        of_images, of_texts = reranked_ranks(images, embedded, owner, look, data.rerank)
         scores |= _recalls("i2t reranked", of_images) | _recalls("t2i reranked", of_texts, owner)
     return scores
 
 
 @torch.inference_mode()
-def _reranked(
-    model: MMGEM, records: Sequence[Record], texts: list[str], cosines: np.ndarray, k: int
+def _second_look(
+    model: MMGEM, records: Sequence[Record], texts: list[str], cosines: np.ndarray, rows: Ints, columns: Ints
 ) -> np.ndarray:
-    """``cosines`` ``(images, texts)``, those among the ``k`` best of an image or of a text replaced by the
-    score of a second look, above all others: the head for matching where the network has one, else
-    log P(text | image)."""
-    network, options = model.network, RerankOptions()
-    near = np.zeros(cosines.shape, bool)
-    for axis, scores in ((1, cosines), (0, cosines)):
-        best = np.argsort(-scores, axis=axis, kind="stable").take(range(min(k, scores.shape[axis])), axis)
-        np.put_along_axis(near, best, True, axis)
-    ids = model.tokenizer.encode_all(texts)
-    log_prob = np.zeros(cosines.shape, np.float32)
+    """Scores ``(p,)`` of the pairs of the photos ``rows`` and the texts ``columns``, by
+    :meth:`RerankOptions.scores`."""
+    network, ids = model.network, model.tokenizer.encode_all(texts)
+    log_prob, logits = np.empty(len(rows), np.float32), np.empty(len(rows), np.float32)
     matching: np.ndarray | None = None
+    first = 0
     for part in _batches(records, "Looking again"):
-        first = records.index(part[0])
         visual = encode_images(network, model.tokenizer.prep, [record.image for record in part])
-        for row, kept in enumerate(visual, first):
-            (columns,) = near[row].nonzero()
-            seen = kept[None].expand(len(columns), *kept.shape)
-            given, logits = photo_scores(network, seen, [ids[c] for c in columns], model.tokenizer.end)
-            log_prob[row, columns] = given
-            if logits is not None:
-                matching = np.zeros(cosines.shape, np.float32) if matching is None else matching
-                matching[row, columns] = logits
-    if matching is not None:
-        looked = cosines + matching
-    else:
-        usual = (log_prob * near).sum(0) / np.maximum(1, near.sum(0))
-        looked = options.scores(cosines, log_prob, usual[None], model.temperature)
-    return np.where(near, looked + 1e4, cosines)
+        (pairs,) = ((first <= rows) & (rows < first + len(part))).nonzero()
+        seen = visual[torch.from_numpy(rows[pairs] - first).to(visual.device)]
+        given = photo_scores(network, seen, [ids[c] for c in columns[pairs]], model.tokenizer.end)
+        log_prob[pairs] = given[0]
+        if given[1] is not None:
+            logits[pairs], matching = given[1], logits
+        first += len(part)
+    usual = np.bincount(columns, log_prob) / np.maximum(1, np.bincount(columns))
+    return RerankOptions().scores(
+        cosines[rows, columns], log_prob, usual[columns], model.temperature, matching
+    )
 
 
 def _captions(model: MMGEM, records: Sequence[Record]) -> dict[str, Score]:

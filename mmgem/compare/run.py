@@ -6,7 +6,6 @@ A comparison that was stopped goes on when it is started again: runs resume from
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ def load_recipes(
                     "tower, steps and seed"
                 )
         try:
-            check(copy.copy(recipe), SINGLE_PROCESS)
+            check(recipe, SINGLE_PROCESS)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
     return loaded

@@ -120,6 +120,17 @@ def reranked_scores(
     ``assess`` is called once, with the rows of images and of texts (p,) int64 of the pairs, each pair once,
     and returns their scores (p,), higher is nearer.
     """
+    return _scores(*reranked_ranks(images, texts, image_of_text, assess, k))
+
+
+def reranked_ranks(
+    images: Floats,
+    texts: Floats,
+    image_of_text: npt.ArrayLike,
+    assess: Callable[[Ints, Ints], Floats],
+    k: int,
+) -> tuple[Ints, Ints]:
+    """The ranks behind :func:`reranked_scores`, as :func:`ranks` gives them."""
     image_ranks, text_ranks = ranks(images, texts, image_of_text)
     owner = _owners(image_of_text, len(images), len(texts))
     near_texts, near_images = _nearest(images, texts, k), _nearest(texts, images, k)
@@ -129,7 +140,7 @@ def reranked_scores(
     pairs, places = np.unique(np.concatenate([forward.ravel(), back.ravel()]), return_inverse=True)
     scores = assess(pairs // m, pairs % m)[places]
     of_images, of_texts = scores[: forward.size].reshape(n, -1), scores[forward.size :].reshape(m, -1)
-    return _scores(
+    return (
         _reranked(image_ranks, of_images, owner[near_texts] == np.arange(n)[:, None]),
         _reranked(text_ranks, of_texts, near_images == owner[:, None]),
     )

@@ -16,7 +16,7 @@ cosine as its authors do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,14 +37,15 @@ _LOGIT_ROWS = 512  # text positions whose logits exist at once: 100 MB where the
 
 @dataclass(frozen=True, slots=True)
 class RerankOptions:
-    """How the second look is taken; the defaults are ``tiny``'s, fitted on Flickr8k dev."""
+    """How the second look is taken; the defaults were fitted on Flickr8k dev, for the ``tiny`` of version
+    0.1.0."""
 
     candidates: int = 16
     """The first of a search that are assessed, if no more are wanted."""
     weight: float = 0.4
     """Of log P(text | image) less its mean (nats), beside cosine / temperature."""
     embedding_norm: float = 5.6
-    """Of the vectors V_in is made from: the mean length of ``tiny``'s image embeddings before they are
+    """Of the vectors V_in is made from: the mean length of that model's image embeddings before they are
     normalised. Twice it does as well."""
 
     def scores(
@@ -53,10 +54,13 @@ class RerankOptions:
         log_prob: np.ndarray,
         baseline_log_prob: np.ndarray | float,
         temperature: float,
+        matching: np.ndarray | None = None,
     ) -> np.ndarray:
         """The scores that order, in units of cosine, of pairs with these ``cosines`` and ``log_prob``, log
         P(text | image); ``baseline_log_prob``: its mean over the images nearest to the text. Sums in nats;
-        all ``(n,)``."""
+        all ``(n,)``. ``matching``: logits of a head for matching, which are added in the place of that."""
+        if matching is not None:
+            return cosines + matching
         return cosines + self.weight * temperature * (log_prob - baseline_log_prob)
 
 
@@ -101,19 +105,22 @@ def rerank(
             visual = encode_images(network, tokenizer.prep, [hit.path for hit in hits])
         log_prob, matching = photo_scores(network, visual, [ids] * len(hits), tokenizer.end)
     hits = with_match(hits, calibration, query, len(index.photos))
-    if matching is not None:
-        options = replace(options, weight=0.0)
-        hits = [replace(hit, score=hit.score + float(m)) for hit, m in zip(hits, matching, strict=True)]
-    return rerank_hits(hits, log_prob, len(ids), 1 / network.logit_scale.detach().exp().item(), options)[:k]
+    temperature = 1 / network.logit_scale.detach().exp().item()
+    return rerank_hits(hits, log_prob, len(ids), temperature, options, matching)[:k]
 
 
 def rerank_hits(
-    hits: Sequence[Hit], log_prob: np.ndarray, tokens: int, temperature: float, options: RerankOptions
+    hits: Sequence[Hit],
+    log_prob: np.ndarray,
+    tokens: int,
+    temperature: float,
+    options: RerankOptions,
+    matching: np.ndarray | None = None,
 ) -> list[RerankedHit]:
-    """``hits`` of a text of so many ``tokens``, whose log P given each is ``log_prob`` ``(n,)``, ordered by
-    :meth:`RerankOptions.scores`."""
+    """``hits`` of a text of so many ``tokens``, whose log P given each is ``log_prob`` ``(n,)`` (and whose
+    logits of a head for matching are ``matching``), ordered by :meth:`RerankOptions.scores`."""
     cosines = np.array([hit.score for hit in hits], np.float32)
-    scores = options.scores(cosines, log_prob, log_prob.mean(), temperature)
+    scores = options.scores(cosines, log_prob, log_prob.mean(), temperature, matching)
     return [
         RerankedHit(
             hits[i].path,
@@ -155,16 +162,7 @@ def log_probs(
     if network.config.visual_grid > 1:
         raise UsageError("rerank needs a model with visual_grid = 1: an index holds no tiles of photos")
     visual = torch.from_numpy(length * vectors).to(network.emb_token.device)[:, None]
-    parts = [
-        text_log_probs(
-            network,
-            network.project_visual_prefix(visual[at : at + PAIR_BATCH_SIZE]),
-            ids[at : at + PAIR_BATCH_SIZE],
-            end,
-        )
-        for at in range(0, len(ids), PAIR_BATCH_SIZE)
-    ]
-    return torch.cat([torch.empty(0), *parts]).numpy()
+    return photo_scores(network, visual, ids, end)[0]
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,10 +82,8 @@ class ImageReader(MMGEMNetwork):
 
     def caption_segments(self, ids: Sequence[Tensor], prefixes: Tensor) -> list[Segment]:
         """As in MM-GEM; ``prefixes`` ``(M, n, W)`` are what cross-attention shows."""
-        if len(prefixes) != len(ids):
-            raise ValueError(f"{len(ids)} captions need as many prefixes, not {len(prefixes)}")
-        start = self.cap_token[None]
-        return [Segment(tokens, start, image=image) for tokens, image in zip(ids, prefixes, strict=True)]
+        segments = super().caption_segments(ids, prefixes)
+        return [replace(segment, image=image) for segment, image in zip(segments, prefixes, strict=True)]
 
     def caption_states(
         self,

@@ -21,7 +21,6 @@ from mmgem.data.batches import Batch
 from mmgem.distributed.world import World
 from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.networks import network_class
 from mmgem.models.related.blip import BLIP
 from mmgem.tasks.base import Terms
 from mmgem.tasks.image_text.captioning import CaptionTerm
@@ -29,6 +28,7 @@ from mmgem.tasks.image_text.config import CaptionConfig, ContrastiveConfig
 from mmgem.tasks.image_text.contrastive import ContrastiveTerm
 from mmgem.tasks.image_text.task import ImageTextTask
 from mmgem.tasks.image_text.terms import PairTerm, Term
+from mmgem.tasks.related.kinds import check_kind
 
 
 @dataclass
@@ -54,8 +54,7 @@ class MatchingTerm(PairTerm):
 
     def check(self, recipe: Recipe) -> None:
         """Raise ``ConfigError`` for a network without a head for it, and for a batch of one."""
-        if not issubclass(network_class(recipe.model), BLIP):
-            raise ConfigError(f'{self.section}: needs model.kind = "blip", whose head it trains')
+        check_kind(self.section, recipe.model, BLIP, "blip", "whose head it trains")
         if recipe.train.batch_size == 1:
             raise ConfigError(f"train.batch_size: 1 image has no other, as {self.section} asks")
 

@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmgem.config import ModelConfig, Recipe
+from mmgem.config import Recipe
 from mmgem.config.fields import setting
 from mmgem.data.batches import Batch
-from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.networks import network_class
 from mmgem.models.related.fromage import FROMAGe
 from mmgem.tasks.base import Terms
 from mmgem.tasks.image_text.captioning import CaptionTerm
@@ -26,6 +24,7 @@ from mmgem.tasks.image_text.config import CaptionConfig, ContrastiveConfig
 from mmgem.tasks.image_text.contrastive import ContrastiveTerm
 from mmgem.tasks.image_text.task import ImageTextTask
 from mmgem.tasks.image_text.terms import Term, TextTokenTerm
+from mmgem.tasks.related.kinds import check_kind
 
 
 @dataclass
@@ -51,7 +50,7 @@ class SayRetTerm(TextTokenTerm):
 
     def check(self, recipe: Recipe) -> None:
         """Raise ``ConfigError`` for a network without ``[RET]`` in its vocabulary."""
-        _check_kind(self.section, recipe.model)
+        check_kind(self.section, recipe.model, FROMAGe, "fromage", "whose [RET] it learns to say")
 
     def loss(self, network: MMGEMNetwork, states: Tensor, batch: Batch, total: float) -> Terms:
         """``{"say_ret_loss"}``: cross-entropy over the vocabulary and ``[RET]``, a mean over all tokens."""
@@ -60,11 +59,6 @@ class SayRetTerm(TextTokenTerm):
         targets = torch.cat([part for ids in batch.texts for part in (ids[1:], ret)]).to(states.device)
         logits = network.logits_with_ret(states).float()
         return {"say_ret_loss": F.cross_entropy(logits, targets, reduction="sum") / total}
-
-
-def _check_kind(section: str, config: ModelConfig) -> None:
-    if not issubclass(network_class(config), FROMAGe):
-        raise ConfigError(f'{section}: needs model.kind = "fromage", whose [RET] it learns to say')
 
 
 class FROMAGeTask(ImageTextTask):
