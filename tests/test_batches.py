@@ -16,8 +16,9 @@ from mmgem.config import DataConfig
 from mmgem.data.batches import Batch, Batches
 from mmgem.data.features import FeatureCache, Joined
 from mmgem.data.records import Record, Region
+from mmgem.data.sampling import group_similar
 from mmgem.data.transforms import view_geometry
-from mmgem.errors import DataError
+from mmgem.errors import ConfigError, DataError
 
 
 def records(count: int, captions: int = 5) -> list[Record]:
@@ -346,3 +347,30 @@ def test_photos_and_mosaics_share_the_boxes(tmp_path: Path) -> None:
         seen = Counter(i for step in range(start, start + 4) for i, _, _ in told_boxes(made[step]))
         assert sum(count for image, count in seen.items() if image < 4) == 8  # a quarter of 32
         assert seen[4] == seen[5] == 12
+
+
+def test_similar_images_come_together(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    order = group_similar(np.random.default_rng(1), vectors, 3)
+    assert sorted(order) == list(range(50))
+    first, *others = order[:4]
+    seeds = set(np.random.default_rng(1).permutation(50)[:12])
+    near = [i for i in np.argsort(-vectors @ vectors[first]) if i not in seeds]
+    assert set(others) == set(near[:3])
+    together = (vectors[order[:48:4]] * vectors[order[1:48:4]]).sum(1).mean()
+    assert together > (vectors[:-1] * vectors[1:]).sum(1).mean() + 0.1
+
+
+def test_hard_negatives_are_the_same_on_every_run_and_take_every_image_once() -> None:
+    data, source = records(12), features(12)
+    count = len(dict.fromkeys(text for record in data for text in record.captions))
+    teacher = np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32)
+    teacher /= np.linalg.norm(teacher, axis=1, keepdims=True)
+    config = DataConfig(train=Path("data.jsonl"), hard_negatives=1)
+    one, two = (Batches(data, source, toys.tokenizer(), config, 4, 0, teacher) for _ in range(2))
+    assert [images_of(two[s]) for s in (5, 0, 3)] == [images_of(one[s]) for s in (5, 0, 3)]
+    assert sorted(i for s in range(3) for i in images_of(one[s])) == list(range(12))
+    assert images_of(one[0]) != images_of(batches(data, source)[0])
+    with pytest.raises(ConfigError, match="hard_negatives"):
+        batches(data, source, hard_negatives=1)

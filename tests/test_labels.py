@@ -19,7 +19,7 @@ from mmgem.data.records import Record
 from mmgem.encoders import encoder_class
 from mmgem.errors import ConfigError, DataError, DownloadError, UsageError
 from mmgem.models.classifier import Classifier
-from mmgem.tasks.image_text.label_captions import name_sentences, with_label_captions
+from mmgem.tasks.image_text.label_captions import label_caption, name_sentences, with_label_captions
 from mmgem.train.loop import prepare, train_step
 
 
@@ -124,7 +124,21 @@ def test_labels_become_captions_where_there_are_none(tmp_path: Path) -> None:
     assert filled[2] == records[2]
     assert filled[1].captions[:2] == ("big cat", "a photo of a big cat.")
     assert set(named) == set(filled[1].captions)
-    assert set(named.values()) == {"big cat"}
+    assert set(named.values()) == {"a big cat."}
+
+
+def test_the_caption_of_a_label_has_an_article_where_it_needs_one() -> None:
+    names = ["ox", "bus", "grass", "the sea", "a forest", "daisies", "city buildings", "T-shirt"]
+    assert [label_caption(name) for name in names] == [
+        "an ox.",
+        "a bus.",
+        "a grass.",
+        "the sea.",
+        "a forest.",
+        "daisies.",
+        "city buildings.",
+        "a T-shirt.",
+    ]
 
 
 def labelled(folder: Path) -> Path:
@@ -138,35 +152,29 @@ def labelled(folder: Path) -> Path:
     return path
 
 
-def test_of_a_label_the_name_alone_is_predicted(tmp_path: Path) -> None:
+def test_of_a_label_the_caption_names_it_and_ends(tmp_path: Path) -> None:
     bases = toys.base_models(tmp_path / "bases", "tied llama", "efficientnet_lite0")
     recipe = toys.recipe(tmp_path, labelled(tmp_path / "data"), *bases, data__labels=True)
     (task,) = prepare(recipe).tasks
     batches, end = task.batches, task.batches.end
     assert len(batches.usable) == 24
-    seen = 0
+    decode = batches.tokenizer.hf.decode
+    seen = set()
     for step in range(batches.per_epoch):
         batch = batches[step]
-        said = iter(batch.caption_targets.split([len(ids) + 1 for ids in batch.captions]))
-        kept = torch.zeros(len(batch.caption_targets), dtype=torch.bool)
-        kept[batch.caption_kept] = True
-        for ids, owner, keep in zip(
-            batch.captions,
-            batch.caption_owner.tolist(),
-            kept.split([len(ids) + 1 for ids in batch.captions]),
-            strict=True,
-        ):
-            assert next(said).tolist() == [*ids.tolist(), end]
-            words = batches.tokenizer.hf.decode(ids[keep[:-1]])
-            if keep.all():
+        said = batch.caption_targets.split([len(ids) + 1 for ids in batch.captions])
+        for ids, owner, targets in zip(batch.captions, batch.caption_owner.tolist(), said, strict=True):
+            assert targets.tolist() == [*ids.tolist(), end]
+            own = [decode(batch.texts[n]) for n in (batch.text_owner == owner).nonzero()[:, 0]]
+            if decode(ids) in own:
                 continue
-            seen += 1
-            assert words in toys.CLASSES
+            (name,) = (name for name in toys.CLASSES if decode(ids).strip() == f"a {name}")
+            seen.add(owner + len(batch.photos) * step)
             # Sentences with the same label have the same key.
-            same = batch.text_keys == batch.text_keys[owner]
-            assert all(words in batches.tokenizer.hf.decode(batch.texts[n]) for n in same.nonzero()[:, 0])
-        assert batch.caption_tokens == int(kept.sum())
-    assert seen == 12
+            same = batch.text_keys == batch.text_keys[batch.text_owner == owner][0]
+            assert all(name in decode(batch.texts[n]) for n in same.nonzero()[:, 0])
+        assert batch.caption_tokens == len(batch.caption_targets)
+    assert seen
     assert train_step(prepare(recipe), 0)[0]["caption_loss"] > 0
 
 

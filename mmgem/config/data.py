@@ -33,8 +33,8 @@ class DataConfig:
     )
     labels: bool = setting(
         False,
-        help="Learn from the `label` of images without captions too, in sentences that name it; of those the "
-        "captioner learns the name alone.",
+        help="Learn from the `label` of images without captions too, in sentences that name it; the "
+        "captioner learns the name and its end (`a big cat.`).",
         needs=(IMAGES, LOOSE_FILES),
     )
     translations: list[Path] = setting(
@@ -76,6 +76,13 @@ class DataConfig:
     )
     captions_per_image: int = setting(
         1, help="Texts of an image in one batch; they share the contrastive target.", low=1
+    )
+    hard_negatives: int = setting(
+        0,
+        help="How many images with similar captions, as the teacher of `[image_text.contrastive]` sees them, "
+        "come in the batch of every image of `train` that is drawn at random; 0: all are drawn at random.",
+        low=0,
+        needs=(IMAGES, LOOSE_FILES),
     )
     joined_caption_prob: float = setting(
         0.0,

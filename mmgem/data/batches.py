@@ -27,11 +27,11 @@ from mmgem.data.images import image_size
 from mmgem.data.mirror import mirror_text
 from mmgem.data.mosaics import is_mosaic
 from mmgem.data.records import Box, Record
-from mmgem.data.sampling import round_robin_sample
+from mmgem.data.sampling import group_similar, round_robin_sample
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import Geometry, join_sentences, place_box, view_geometry
 from mmgem.distributed.partition import check_enough, shard_slice
-from mmgem.errors import DataError
+from mmgem.errors import ConfigError, DataError
 
 T = TypeVar("T")
 
@@ -59,10 +59,9 @@ class Batch:
     ``(R, K)`` says which of them are items, in reading order; None: there are no boxes.
     ``texts``: N sequences to embed, ``text_owner``: ``(N,)`` their item. ``captions``: M sequences to
     predict, ``caption_owner``: ``(M,)``, ``caption_targets``: ``(sum of n + 1,)`` tokens and end of text of
-    each in turn, of which those at ``caption_kept`` are predicted (None: all). ``photos`` ``(V,)`` and
-    ``text_keys`` ``(N,)``: equal numbers show the same photo, say the same words. ``teacher_texts``: ``(N,
-    E)`` unit rows or None. ``vocabulary``: ``(V',)`` tokens that occur in training captions. ``drawn``: texts
-    that a term wants embedded beside, by the term's section.
+    each in turn. ``photos`` ``(V,)`` and ``text_keys`` ``(N,)``: equal numbers show the same photo, say the
+    same words. ``teacher_texts``: ``(N, E)`` unit rows or None. ``vocabulary``: ``(V',)`` tokens that occur
+    in training captions. ``drawn``: texts that a term wants embedded beside, by the term's section.
     """
 
     features: Tensor
@@ -71,7 +70,6 @@ class Batch:
     captions: list[Tensor]
     caption_owner: Tensor
     caption_targets: Tensor
-    caption_kept: Tensor | None = None
     pixels: Tensor | None = None
     box_features: Tensor | None = None
     box_pixels: Tensor | None = None
@@ -86,7 +84,7 @@ class Batch:
     @property
     def caption_tokens(self) -> int:
         """How many tokens are predicted."""
-        return len(self.caption_targets if self.caption_kept is None else self.caption_kept)
+        return len(self.caption_targets)
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; token lists stay where they are."""
@@ -148,9 +146,8 @@ class Batches:
     ):
         """``boxed``: what boxes are taken from, and its features; None: ``records`` and ``source``.
         ``extra``: how many of the last ``records`` are ``data.extra_train``. ``labels``: which captions only
-        name a label, and the label: of those the label alone is predicted. ``teacher``: ``(texts, E)``
-        float32, rows in the order of :func:`distinct_texts` of ``records`` and, if given, those of ``boxed``.
-        ``rank`` of ``world_size`` processes; each has its own part of every batch."""
+        name a label, and the sentence that is predicted in their place. ``teacher``: ``(texts, E)`` float32,
+        rows in the order of :func:`distinct_texts` of ``records`` and, if given, those of ``boxed``. ``rank`` of ``world_size`` processes; each has its own part of every batch."""
         self.records, self.source, self.config, self.seed = records, source, config, seed
         self.rank, self.world_size = rank, world_size
         self.labels = labels or {}
@@ -194,6 +191,9 @@ class Batches:
         self._read_texts(tokenizer, records if boxed is None else records + boxed[0])
         if config.joined_caption_prob:
             self._check_long_texts()
+        if config.hard_negatives:
+            self.last_order: tuple[int, np.ndarray] = (-1, np.empty(0))
+            self.caption_means = self._mean_teacher_rows()
 
     @property
     def fingerprint(self) -> str:
@@ -210,6 +210,7 @@ class Batches:
 
     def _read_texts(self, tokenizer: Tokenizer, records: list[Record]) -> None:
         texts = distinct_texts(records, bool(self.config.translation_prob))
+        texts += sorted(set(self.labels.values()).difference(texts))  # after those that have a teacher's row
         self.number = {text: n for n, text in enumerate(texts)}
         self.texts, self.ids = texts, tokenizer.encode_all(texts)
         flips = max(self.source.views, self.box_source.views) > 1
@@ -217,22 +218,9 @@ class Batches:
         if flips:
             turned = [text if text in self.labels else mirror_text(text) for text in texts]
             self.mirrored = tokenizer.encode_all(turned)
-        captions = [self.number[text] for text in distinct_texts(records)]
+        captions = [self.number[self.labels.get(text, text)] for text in distinct_texts(records)]
         read = [np.asarray(ids[n]) for ids in (self.ids, self.mirrored) for n in captions]
         self.vocabulary = torch.from_numpy(np.union1d(np.unique(np.concatenate(read)), [self.end]))
-        self.label_spans = self._label_spans()
-
-    def _label_spans(self) -> dict[int, slice]:
-        """Where the tokens of its label are in each text that names one, by the text's number."""
-        named = [(text, self.labels[text]) for text in self.texts if text in self.labels]
-        before = [text[: text.rindex(label)].rstrip() for text, label in named]
-        until = [f"{b} {label}".strip() for b, (_, label) in zip(before, named, strict=True)]
-        pieces = list(dict.fromkeys([*filter(None, before), *until]))
-        lengths = {"": 0} | dict(zip(pieces, map(len, self.tokenizer.encode_all(pieces)), strict=True))
-        return {
-            self.number[text]: slice(lengths[b], lengths[u])
-            for (text, _), b, u in zip(named, before, until, strict=True)
-        }
 
     def _named_by_label(self, record: Record) -> bool:
         """Whether the captions of a record only name its label."""
@@ -272,7 +260,7 @@ class Batches:
         if not self.size:
             return [], [], []
         epoch, place = divmod(step, self.per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.usable))
+        order = self._order(epoch)
         images = [self.usable[i] for i in order[place * self.size : (place + 1) * self.size]]
         turns = [epoch] * len(images)
         if self.extra_size:
@@ -301,6 +289,23 @@ class Batches:
             translated = self._translated(record, epoch, place, b)
             items.append(_Item(str(record.image), numbers, flip, translated=translated))
         return images, views, items
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The order in which an epoch walks through the usable images that are not extra."""
+        rng = np.random.default_rng((self.seed, epoch))
+        if not self.config.hard_negatives:
+            return rng.permutation(len(self.usable))
+        if self.last_order[0] != epoch:
+            self.last_order = epoch, group_similar(rng, self.caption_means, self.config.hard_negatives)
+        return self.last_order[1]
+
+    def _mean_teacher_rows(self) -> np.ndarray:
+        """Of every usable image the mean of the teacher's rows of its captions: ``(images, E)`` unit rows."""
+        if self.teacher is None:
+            raise ConfigError("data.hard_negatives: needs a teacher of [image_text.contrastive]")
+        numbers = ([self.number[text] for text in self.records[i].captions] for i in self.usable)
+        means = np.stack([self.teacher[n].mean(0) for n in numbers])
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     def _translated(self, record: Record, epoch: int, place: int, b: int) -> list[int]:
         """One caption of an image in another language, or none."""
@@ -364,24 +369,21 @@ class Batches:
         owners: list[int] = []
         keys: list[int] = []
         rows: list[np.ndarray] = []
-        captions: list[int] = []
-        targets: list[Tensor] = []
-        kept: list[Tensor] = []
+        captions: list[Tensor] = []
+        caption_owners: list[int] = []
         end = torch.tensor([self.end])
         for v, item in enumerate(items):
             for n, said in enumerate([*item.said, *([number] for number in item.translated)]):
                 ids = self._tokens(said, item.mirrored)
                 if n < len(item.said):
-                    captions.append(len(texts))
-                    targets += [ids, end]
-                    kept.append(self._kept(said, len(ids)))
+                    captions.append(self._caption(said, ids))
+                    caption_owners.append(v)
                 texts.append(ids)
                 owners.append(v)
                 keys.append(self._key(said))
                 if self.teacher is not None:
                     mean = self.teacher[said].mean(0)
                     rows.append(mean if len(said) == 1 else mean / np.linalg.norm(mean))
-        owner = torch.tensor(owners)
         boxes, valid = self._pad(boxed)
         vocabulary = self.vocabulary
         if self.config.joined_caption_prob:  # where sentences meet, tokens of their own may arise
@@ -391,11 +393,10 @@ class Batches:
             boxes=boxes,
             box_valid=valid,
             texts=texts,
-            text_owner=owner,
-            captions=[texts[n] for n in captions],
-            caption_owner=owner[captions],
-            caption_targets=torch.cat(targets),
-            caption_kept=torch.cat(kept).nonzero()[:, 0] if self.label_spans else None,
+            text_owner=torch.tensor(owners),
+            captions=captions,
+            caption_owner=torch.tensor(caption_owners),
+            caption_targets=torch.cat([part for ids in captions for part in (ids, end)]),
             photos=torch.tensor([name_of(item.photo) for item in items]),
             text_keys=torch.tensor(keys),
             teacher_texts=None if self.teacher is None else torch.from_numpy(np.stack(rows)),
@@ -404,17 +405,15 @@ class Batches:
 
     def _key(self, said: list[int]) -> int:
         """The same number for the same words, and for sentences that name the same label."""
-        if len(said) == 1 and said[0] in self.label_spans:
-            return name_of(f"label {self.labels[self.texts[said[0]]]}")
+        if len(said) == 1 and (caption := self.labels.get(self.texts[said[0]])):
+            return name_of(f"label {caption}")
         return name_of(" ".join(map(str, said)))
 
-    def _kept(self, said: list[int], count: int) -> Tensor:
-        """Which of the ``count`` tokens of a caption, and the end of text, are predicted."""
-        if len(said) > 1 or said[0] not in self.label_spans:
-            return torch.ones(count + 1, dtype=torch.bool)
-        kept = torch.zeros(count + 1, dtype=torch.bool)
-        kept[self.label_spans[said[0]]] = True
-        return kept
+    def _caption(self, said: list[int], ids: Tensor) -> Tensor:
+        """The tokens that are predicted where ``said``, with the tokens ``ids``, is embedded."""
+        if len(said) == 1 and (caption := self.labels.get(self.texts[said[0]])):
+            return self.ids[self.number[caption]]
+        return ids
 
     def _tokens(self, said: list[int], mirrored: bool) -> Tensor:
         if len(said) == 1:

@@ -36,9 +36,6 @@ def caption_loss(
     """Sum of the cross-entropies of ``states`` ``(T, H)`` against the batch's caption tokens, over ``total``
     tokens (None: its own, so that it is their mean)."""
     targets = batch.caption_targets.to(states.device)
-    if batch.caption_kept is not None:
-        kept = batch.caption_kept.to(states.device)
-        states, targets = states[kept], targets[kept]
     total = total or len(targets)
     sampled = config.sampled_softmax and batch.vocabulary is not None
     vocabulary = batch.vocabulary if sampled else None

@@ -173,9 +173,6 @@ def _part(batch: Batch, start: int, stop: int, **fields: Any) -> Batch:
     lengths = [len(ids) + 1 for ids in batch.captions]
     caption_start, caption_end = torch.searchsorted(batch.caption_owner, bounds).tolist()
     tokens = slice(sum(lengths[:caption_start]), sum(lengths[:caption_end]))
-    kept = batch.caption_kept
-    if kept is not None:
-        kept = kept[(kept >= tokens.start) & (kept < tokens.stop)] - tokens.start
     fields.setdefault("drawn", {})
     empty: dict[str, Any] = dict.fromkeys(
         ("boxes", "box_valid", "box_features", "box_pixels", "photos", "text_keys", "teacher_texts")
@@ -187,6 +184,5 @@ def _part(batch: Batch, start: int, stop: int, **fields: Any) -> Batch:
         captions=batch.captions[caption_start:caption_end],
         caption_owner=batch.caption_owner[caption_start:caption_end] - start,
         caption_targets=batch.caption_targets[tokens],
-        caption_kept=kept,
         **(empty | fields),
     )

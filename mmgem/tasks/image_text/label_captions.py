@@ -11,6 +11,7 @@ from mmgem.evaluate.classify import PROMPTS, fill_prompt
 
 TEMPLATES = ("{}", *PROMPTS)
 _ARTICLE = re.compile(r"(?:an?|the) ", re.IGNORECASE)
+_PLURAL = re.compile(r"[^\Wsui]s$", re.IGNORECASE)
 
 
 def name_sentences(name: str, templates: Sequence[str] = TEMPLATES) -> list[str]:
@@ -22,10 +23,17 @@ def name_sentences(name: str, templates: Sequence[str] = TEMPLATES) -> list[str]
     return [fill_prompt(template, name) for template in templates]
 
 
+def label_caption(name: str) -> str:
+    """``name`` as a whole caption: an article unless it has one or looks like a plural, and a full stop."""
+    if _ARTICLE.match(name) or _PLURAL.search(name):
+        return f"{name}."
+    return fill_prompt("a {}.", name)
+
+
 def with_label_captions(records: Sequence[Record]) -> tuple[list[Record], dict[str, str]]:
-    """``records``, those with a label and no caption now with sentences that name it; and which sentence
-    names which label. The form of a name is that of :func:`fill_prompt`."""
-    named: dict[str, str] = {}
+    """``records``, those with a label and no caption now with sentences that name it; and for each such
+    sentence the caption that is learned in its place (:func:`label_caption`)."""
+    learned: dict[str, str] = {}
     sentences: dict[str, tuple[str, ...]] = {}
     filled: list[Record] = []
     for record in records:
@@ -35,7 +43,6 @@ def with_label_captions(records: Sequence[Record]) -> tuple[list[Record], dict[s
         if record.label not in sentences:
             name = " ".join(record.label.replace("_", " ").split())
             sentences[record.label] = tuple(name_sentences(name))
-            core = name[found.end() :] if (found := _ARTICLE.match(name)) else name
-            named |= dict.fromkeys(sentences[record.label], core)
+            learned |= dict.fromkeys(sentences[record.label], label_caption(name))
         filled.append(replace(record, captions=sentences[record.label]))
-    return filled, named
+    return filled, learned
