@@ -147,7 +147,8 @@ class Batches:
         """``boxed``: what boxes are taken from, and its features; None: ``records`` and ``source``.
         ``extra``: how many of the last ``records`` are ``data.extra_train``. ``labels``: which captions only
         name a label, and the sentence that is predicted in their place. ``teacher``: ``(texts, E)`` float32,
-        rows in the order of :func:`distinct_texts` of ``records`` and, if given, those of ``boxed``. ``rank`` of ``world_size`` processes; each has its own part of every batch."""
+        rows in the order of :func:`distinct_texts` of ``records`` and, if given, those of ``boxed``. ``rank``
+        of ``world_size`` processes; each has its own part of every batch."""
         self.records, self.source, self.config, self.seed = records, source, config, seed
         self.rank, self.world_size = rank, world_size
         self.labels = labels or {}
