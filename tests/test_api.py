@@ -285,7 +285,7 @@ def test_captions_have_one_set_of_defaults() -> None:
     from mmgem.serve.schemas import CaptionRequest
 
     assert CaptionOptions() == CAPTION_DEFAULTS
-    assert CaptionOptions(3, 30, 0.7, 0.15) == CAPTION_DEFAULTS
+    assert CaptionOptions(3, 30, 0.7, 0.15, 3) == CAPTION_DEFAULTS
     assert CaptionRequest.model_fields["beams"].default == CAPTION_DEFAULTS.beams
     for function in (MMGEM.caption, MMGEM.describe, caption_candidates, generate_captions, caption):
         for name, parameter in inspect.signature(function).parameters.items():
@@ -294,3 +294,5 @@ def test_captions_have_one_set_of_defaults() -> None:
     for wrong in ({"beams": 0}, {"max_tokens": 0}):
         with pytest.raises(UsageError, match="at least 1"):
             CaptionOptions(**wrong)
+    with pytest.raises(UsageError, match="0 or more"):
+        CaptionOptions(no_repeat_ngram_size=-1)

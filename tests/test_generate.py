@@ -38,8 +38,16 @@ def next_log_probs(network: MMGEMNetwork, prefix: Tensor, ids: list[int]) -> Ten
     return network.llm.logits(states[0, -1]).log_softmax(-1)
 
 
+def repeats(ids: list[int], ngram: int) -> bool:
+    """Whether the last ``ngram`` tokens came before."""
+    if not ngram:
+        return False
+    runs = [ids[i : i + ngram] for i in range(len(ids) - ngram + 1)]
+    return bool(runs) and runs[-1] in runs[:-1]
+
+
 def slow_beam(
-    network: MMGEMNetwork, prefix: Tensor, beams: int, max_tokens: int, alpha: float
+    network: MMGEMNetwork, prefix: Tensor, beams: int, max_tokens: int, alpha: float, ngram: int
 ) -> tuple[list[int], float]:
     """Beam search in lists: every hypothesis by itself, to the greatest length, no early stop."""
     live: list[tuple[float, list[int]]] = [(0.0, [])]
@@ -48,7 +56,11 @@ def slow_beam(
         options = []
         for log_p, ids in live:
             values = next_log_probs(network, prefix, ids)
-            options += [(log_p + float(v), [*ids, token]) for token, v in enumerate(values)]
+            options += [
+                (log_p + float(v), [*ids, token])
+                for token, v in enumerate(values)
+                if not repeats([*ids, token], ngram)
+            ]
         options.sort(key=lambda option: -option[0])
         finished += [
             (log_p / len(ids) ** alpha, log_p, ids[:-1]) for log_p, ids in options[:beams] if ids[-1] == END
@@ -79,15 +91,17 @@ def forced_log_prob(network: MMGEMNetwork, prefix: Tensor, caption: Caption, end
 
 
 @pytest.mark.parametrize("llm", ["llama", "gpt2", "gemma3"])
-@pytest.mark.parametrize(("beams", "alpha"), [(2, 0.7), (3, 1.0), (4, 0.0)])
+@pytest.mark.parametrize(
+    ("beams", "alpha", "ngram"), [(2, 0.7, 0), (3, 1.0, 3), (4, 0.0, 0), (1, 0.7, 1), (3, 0.7, 2)]
+)
 @torch.inference_mode()
-def test_equals_slow_beam_search(llm: str, beams: int, alpha: float) -> None:
+def test_equals_slow_beam_search(llm: str, beams: int, alpha: float, ngram: int) -> None:
     network = confident(llm, seed=2, ends=3.0)
     torch.manual_seed(2)
     prefixes = torch.randn(5, 2, 16) * 2
-    fast = generate_captions(network, prefixes, END, beams, 10, alpha)
+    fast = generate_captions(network, prefixes, END, beams, 10, alpha, ngram)
     for prefix, caption in zip(prefixes, fast, strict=True):
-        ids, log_p = slow_beam(network, prefix, beams, 10, alpha)
+        ids, log_p = slow_beam(network, prefix, beams, 10, alpha, ngram)
         assert caption.ids == ids
         assert caption.log_prob == pytest.approx(log_p, abs=1e-4)
 
@@ -97,7 +111,7 @@ def test_equals_slow_beam_search(llm: str, beams: int, alpha: float) -> None:
 def test_one_beam_is_greedy(llm: str) -> None:
     network = confident(llm, ends=5.0)
     prefixes = torch.randn(6, 2, 16) * 2
-    captions = generate_captions(network, prefixes, END, beams=1, max_tokens=10)
+    captions = generate_captions(network, prefixes, END, 1, 10, no_repeat_ngram_size=0)
     assert [c.ids for c in captions] == [greedy(network, prefix, 10) for prefix in prefixes]
     assert len({len(c.ids) for c in captions}) > 1
 

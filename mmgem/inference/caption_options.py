@@ -24,9 +24,14 @@ class CaptionOptions:
     """How much the model's own embedding of a finished hypothesis counts beside its rank: a multiple of its
     cosine with the image over the trained temperature, added to the score (nats a token); 0: not at all."""
 
+    no_repeat_ngram_size: int = 3
+    """So many tokens in a row come once in a caption (1: every token); 0: however often."""
+
     def __post_init__(self) -> None:
         if self.beams < 1 or self.max_tokens < 1:
             raise UsageError("beams and max_tokens must be at least 1")
+        if self.no_repeat_ngram_size < 0:
+            raise UsageError("no_repeat_ngram_size must be 0 or more")
 
 
 CAPTION_DEFAULTS = CaptionOptions()

@@ -55,9 +55,12 @@ def generate_captions(
     beams: int = CAPTION_DEFAULTS.beams,
     max_tokens: int = CAPTION_DEFAULTS.max_tokens,
     length_penalty: float = CAPTION_DEFAULTS.length_penalty,
+    no_repeat_ngram_size: int = CAPTION_DEFAULTS.no_repeat_ngram_size,
 ) -> list[Caption]:
     """Decode one caption per row of ``prefixes`` ``(B, P, H)``: the first of :func:`caption_candidates`."""
-    candidates = caption_candidates(network, prefixes, end, beams, max_tokens, length_penalty)
+    candidates = caption_candidates(
+        network, prefixes, end, beams, max_tokens, length_penalty, no_repeat_ngram_size
+    )
     return [found[0] for found in candidates]
 
 
@@ -86,6 +89,7 @@ def decode_captions(
         options.beams,
         options.max_tokens,
         options.length_penalty,
+        options.no_repeat_ngram_size,
         abandoned,
     )
     if not network.embeds:
@@ -132,13 +136,15 @@ def caption_candidates(
     beams: int = CAPTION_DEFAULTS.beams,
     max_tokens: int = CAPTION_DEFAULTS.max_tokens,
     length_penalty: float = CAPTION_DEFAULTS.length_penalty,
+    no_repeat_ngram_size: int = CAPTION_DEFAULTS.no_repeat_ngram_size,
     abandoned: Callable[[int], bool] | None = None,
 ) -> list[list[Caption]]:
     """Finished captions of each row of ``prefixes`` ``(B, P, H)``, best first; at least one.
 
     ``end``: the end-of-text token. ``beams``: live hypotheses (1 = greedy). Where none ends within
-    ``max_tokens`` the best is cut there. ``length_penalty``: length normalisation. ``abandoned``: asked at
-    every step whether nobody waits for the caption of a row any more; it is cut there.
+    ``max_tokens`` the best is cut there. ``length_penalty``: length normalisation. ``no_repeat_ngram_size``:
+    so many tokens in a row come once (0: however often; as transformers' setting of that name).
+    ``abandoned``: asked at every step whether nobody waits for the caption of a row any more; it is cut there.
     """
     count = len(prefixes)
     device = prefixes.device
@@ -203,6 +209,8 @@ def caption_candidates(
         inputs = llm.embed(token.reshape(-1, 1))
         states = network.caption_states(inputs, at_position, None, cache, prefixes, rows)
         log_probs = llm.logits(states[:, 0]).float().log_softmax(-1).view(len(kept), beams, -1)
+        if no_repeat_ngram_size:
+            log_probs = log_probs.masked_fill(_repeats(tokens, no_repeat_ngram_size, vocabulary), -torch.inf)
 
     for found in ended_ones:
         found.sort(key=lambda c: -c.score)
@@ -211,3 +219,15 @@ def caption_candidates(
 
 def _causal(count: int, length: int, device: torch.device) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool, device=device).tril().expand(count, -1, -1)
+
+
+def _repeats(tokens: Tensor, size: int, vocabulary: int) -> Tensor:
+    """Which token would end a second copy of ``size`` tokens in a row, of ``tokens`` ``(B, K, L)``:
+    ``(B, K, vocabulary)`` bool."""
+    batch, beams, length = tokens.shape
+    banned = torch.zeros(batch, beams, vocabulary + 1, dtype=torch.bool, device=tokens.device)
+    if length >= size:
+        runs = tokens.unfold(2, size, 1)
+        same = (runs[..., :-1] == tokens[..., None, length - size + 1 :]).all(-1)
+        banned.scatter_(2, torch.where(same, runs[..., -1], vocabulary), True)
+    return banned[..., :vocabulary]
