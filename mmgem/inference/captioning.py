@@ -144,7 +144,8 @@ def caption_candidates(
     ``end``: the end-of-text token. ``beams``: live hypotheses (1 = greedy). Where none ends within
     ``max_tokens`` the best is cut there. ``length_penalty``: length normalisation. ``no_repeat_ngram_size``:
     so many tokens in a row come once (0: however often; as transformers' setting of that name).
-    ``abandoned``: asked at every step whether nobody waits for the caption of a row any more; it is cut there.
+    ``abandoned``: asked at every step whether nobody waits for the caption of a row any more; it is cut
+    there.
     """
     count = len(prefixes)
     device = prefixes.device

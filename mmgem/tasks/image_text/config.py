@@ -54,7 +54,8 @@ class LabelDistillationConfig:
     weight: float = setting(0.0, help="Of the loss; 0: left out.", low=0)
     classifier: str = setting(
         "",
-        help='Base weights with a classifier, read as `init.encoder` is; "": those of `init.encoder`.',
+        help='Base weights with a classifier, read as `init.encoder` is; "": those of `init.encoder` (with '
+        "`init.checkpoint` those that have the name of its encoder's kind).",
     )
     labels: Path | None = setting(
         None,

@@ -58,7 +58,8 @@ class LabelDistillationTerm(TextTerm):
     ) -> None:
         """Load the classifier and the names of its classes."""
         self.seed, self.tokenizer = recipe.train.seed, tokenizer
-        name = self.config.classifier or recipe.init.encoder
+        init = recipe.init
+        name = self.config.classifier or (network.config.encoder.kind if init.checkpoint else init.encoder)
         source = world.main_process_first(lambda: str(source_folder(name)))
         try:
             self.classifier = Classifier.load(source, network.config.encoder)
