@@ -77,7 +77,9 @@ def test_eval(
     run: Callable[..., tuple[str, str]], data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = json.loads(run("eval", "--data", data[1], "--json")[0])
-    assert list(told) == ["H@1", "H@5", "MRR@5", "queries", "seconds_per_query"]
+    measures = ["H@1", "H@5", "H@20", "MRR@5"]
+    errors = [f"{name} error" for name in measures]
+    assert list(told) == [*measures, *errors, "queries", "seconds_per_query"]
     assert told["queries"] == 18 and 0 <= told["H@1"] <= told["MRR@5"] <= told["H@5"] <= 100
 
     def letters(texts: list[str]) -> np.ndarray:
@@ -100,7 +102,20 @@ def test_eval(
     assert list(told["baselines"]) == names
     assert {"EM", "F1"} <= set(told["baselines"]["BM25"])
     table = run("eval", "--data", data[1], "--baselines")[0].splitlines()
-    assert len(table) == 2 + len(names) and "H@1" in table[0]
+    assert len(table) == 2 + len(names) and "H@1" in table[0] and " ± " in table[1]
+
+
+def test_a_scoring_in_the_place_of_the_corpus_s_own(
+    run: Callable[..., tuple[str, str]], data: tuple[Path, Path]
+) -> None:
+    hits = {
+        kind: json.loads(run("search", "the dog", "-k", 50, "--scoring", kind, "--json")[0])["hits"]
+        for kind in ("judged", "paper", "named")
+    }
+    assert all(hit["rejection"] is not None and hit["title_prob"] is not None for hit in hits["paper"])
+    assert [h["score"] for h in hits["paper"]] != [h["score"] for h in hits["judged"]]
+    told = json.loads(run("eval", "--data", data[1], "--scoring", "paper", "--json")[0])
+    assert told["queries"] == 18
 
 
 def test_add_makes_findable_and_lasts(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
@@ -120,6 +135,7 @@ def test_add_makes_findable_and_lasts(run: Callable[..., tuple[str, str]], tmp_p
         (["eval", "--data", "none.jsonl"], 2, "none.jsonl"),
         (["add", "none.txt"], 2, "none.txt"),
         (["search"], 2, "TEXT"),
+        (["search", "the dog", "--scoring", "best"], 2, "scoring.kind"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -19,6 +19,7 @@ import mmgem.compare.measure as measure
 from mmgem import MMGEM, NETWORKS
 from mmgem.cli.main import main
 from mmgem.compare.run import compare, load_recipes
+from mmgem.compare.variants import Variation
 from mmgem.compare.worker import finished, train_here
 from mmgem.config import Recipe, to_dict
 from mmgem.errors import ConfigError, UsageError
@@ -160,8 +161,51 @@ def test_what_cannot_be_compared(world: dict[str, Any], tmp_path: Path) -> None:
         load_recipes([], tmp_path)
 
 
+def test_a_field_is_varied_and_seeds_are_averaged(world: dict[str, Any], tmp_path: Path) -> None:
+    path = recipe_file(world, tmp_path / "recipes", "mmgem")
+    vary = ["model.visual_tokens=1,4", "data.captions_per_image=1,2"]
+    rows = load_recipes([path], tmp_path / "out", vary=vary)
+    base = rows["mmgem"]["mmgem"]
+    tokens, captions = base.model.visual_tokens, base.data.captions_per_image
+    assert list(rows) == [
+        "mmgem",
+        *(f"mmgem visual_tokens={n}" for n in (1, 4) if n != tokens),
+        *(f"mmgem captions_per_image={n}" for n in (1, 2) if n != captions),
+    ]
+    changed = rows["mmgem captions_per_image=2"]["mmgem captions_per_image=2"]
+    assert changed.data.captions_per_image == 2
+    assert changed.train.out == tmp_path / "out" / "mmgem-captions_per_image=2"
+
+    result = compare(
+        [path],
+        tmp_path / "out",
+        world["data"],
+        vary=["data.captions_per_image=2"],
+        seeds=[0, 1],
+        train=train_here,
+    )
+    assert [row["name"] for row in result.rows] == ["mmgem", "mmgem captions_per_image=2"]
+    assert "seeds 0, 1" in result.table and "photos and seeds" in result.table
+    single = [
+        json.loads((tmp_path / "out" / f"mmgem-seed={seed}" / "scores.json").read_text())["scores"]
+        for seed in (0, 1)
+    ]
+    for figure, (mean, error) in result.rows[0]["scores"].items():
+        (a, da), (b, db) = single[0][figure], single[1][figure]
+        assert mean == pytest.approx((a + b) / 2)
+        assert error == pytest.approx(((da**2 + db**2) / 2 + (a - b) ** 2 / 4) ** 0.5)
+    assert result.rows[0]["seeds"] == 2
+
+
+def test_values_of_a_variation() -> None:
+    assert Variation.parse("a.b=1,[2, 3],x") == Variation("a.b", ("1", "[2, 3]", "x"))
+    for wrong in ("a.b", "=1", "a=1,,2", "a="):
+        with pytest.raises(UsageError, match="KEY=VALUE,VALUE"):
+            Variation.parse(wrong)
+
+
 def test_the_related_recipes_are_alike() -> None:
-    loaded = load_recipes(RELATED, Path("out"))
+    loaded = {name: runs[name] for name, runs in load_recipes(RELATED, Path("out")).items()}
     assert len(loaded) == 12
     kinds = {recipe.model.kind for recipe in loaded.values()}
     assert kinds == set(NETWORKS)
@@ -171,7 +215,8 @@ def test_the_related_recipes_are_alike() -> None:
 
 
 def test_an_unfinished_run_is_none(world: dict[str, Any], tmp_path: Path) -> None:
-    (recipe,) = load_recipes([recipe_file(world, tmp_path / "a", "mmgem")], tmp_path / "out").values()
+    (runs,) = load_recipes([recipe_file(world, tmp_path / "a", "mmgem")], tmp_path / "out").values()
+    (recipe,) = runs.values()
     assert finished(recipe) is None
     recipe.train.out.mkdir(parents=True)
     for text in ("", "{}", '{"recipe": {"x": 1}}'):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmgem.models.kv_cache import BatchedKVCache
-from mmgem.self_retrieval.constrained_decoding import constrained_beam_search
+from mmgem.self_retrieval.constrained_decoding import constrained_beam_search, vocabulary_beam_search
 from mmgem.self_retrieval.trie import Trie
 
 CPU = torch.device("cpu")
@@ -88,3 +88,43 @@ def test_one_token_returns_one_row_for_each_first_token() -> None:
     (paths,) = constrained_beam_search(asked([[7]]), trie, [trie.root], 5, first_token_only=True)
     firsts = [int(trie.row(p.node.lo)[0]) for p in paths]
     assert sorted(firsts) == [1, 4]
+
+
+@settings(deadline=None, max_examples=15)
+@given(ROWS, st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(2, 4))
+def test_over_the_whole_vocabulary_it_is_the_beam_search_of_transformers(
+    rows: list[list[int]], prompt: list[int], width: int
+) -> None:
+    trie = Trie.build(rows)
+    (paths,) = vocabulary_beam_search(asked([prompt]), trie, [trie.root], width)
+
+    def allowed(_: int, ids: torch.Tensor) -> list[int]:
+        node = trie.find(ids[len(prompt) :].tolist())
+        tokens = [] if node is None else trie.children(node)[0].tolist()
+        return tokens or [END]
+
+    made = NETWORK.llm.lm.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        prefix_allowed_tokens_fn=allowed,
+        num_beams=width,
+        num_return_sequences=width,
+        length_penalty=1.0,
+        early_stopping="never",
+        do_sample=False,
+        max_new_tokens=max(map(len, rows)) + 1,
+        eos_token_id=END,
+        pad_token_id=END,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    theirs = {}
+    for ids, score in zip(made.sequences.tolist(), made.sequences_scores.tolist(), strict=True):
+        row = ids[len(prompt) :]
+        row = row[: row.index(END) + 1] if END in row else row
+        if score > -1e6 and row in rows:  # fewer rows than beams: the others are not rows
+            theirs[tuple(row)] = score
+    ours = {tuple(trie.row(p.node.lo).tolist()): p.log_prob for p in paths}
+    assert list(ours)[: len(theirs)] == list(theirs)
+    for row, score in theirs.items():
+        assert ours[row] == pytest.approx(score, abs=1e-4)

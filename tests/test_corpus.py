@@ -246,6 +246,33 @@ def test_an_embedded_corpus_is_searched_both_ways() -> None:
     assert len(hits) == 9 and sum(hit.title_prob is not None for hit in hits) == 1
 
 
+def test_the_paper_s_pipeline_assesses_all_that_was_named_and_nothing_else() -> None:
+    corpus = Corpus.build(toys.passages(), PROMPTS)
+    corpus.vectors = embed_passages(NETWORK, PROMPTS, corpus.passages)
+    options = {"kind": "paper", "title_beams": 2, "passage_beams": 9, "rerank_depth": 1}
+    scoring = Scoring(**options)  # type: ignore[arg-type]
+    embed = SelfRetrieval(NETWORK, TOKENIZER, corpus).embed_queries
+    retriever = Retriever(NETWORK.llm, PROMPTS, corpus, scoring, CPU, embed)
+    (named,) = retriever.generate_candidates(["the dog"])
+    (hits,) = retriever.search(["the dog"], 50)
+    assert {h.id for h in hits} == {corpus.passages[c.passage].id for c in named}
+    assert all(h.reject_prob is not None for h in hits)
+    by_title: dict[str, list[float]] = {}
+    for hit in hits:
+        by_title.setdefault(hit.title, []).append(hit.title_prob or 0.0)
+    assert len(by_title) == 2 and all(len(set(probs)) == 1 for probs in by_title.values())
+    weight = np.array([np.exp(probs[0] / scoring.tau) for probs in by_title.values()])
+    weight /= weight.sum()
+    for kind in ("all", "title"):
+        scoring.acceptance_softmax = kind  # type: ignore[assignment]
+        (hits,) = retriever.search(["the dog"], 50)
+        accepted = np.exp([(1 - (h.reject_prob or 0)) / scoring.delta for h in hits])
+        title = np.array([list(by_title).index(h.title) for h in hits])
+        total = accepted.sum() if kind == "all" else np.bincount(title, accepted)[title]
+        expected = weight[title] * accepted / total
+        assert np.allclose([h.score for h in hits], expected, rtol=1e-4)
+
+
 def test_what_is_not_assessed_comes_last() -> None:
     retriever = searcher(Corpus.build(toys.passages(), PROMPTS), rerank_depth=2)
     (hits,) = retriever.search(["the dog"], 9)

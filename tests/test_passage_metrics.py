@@ -21,17 +21,28 @@ def test_rankings_by_hand() -> None:
         ["c", "b", "a"],  # the second is one of two: 1/2
     ]
     positives: list[Any] = [("a",), ["a"], {"a"}, {"a"}, {"a"}, ("a", "b")]
+    reciprocal = [1, 1 / 3, 1 / 5, 0, 0, 1 / 2]
+
+    def error(values: list[float]) -> float:
+        mean = sum(values) / 6
+        return 100 * (sum((v - mean) ** 2 for v in values) / 5 / 6) ** 0.5
+
     assert ranking_scores(ranked, positives) == {
         "H@1": pytest.approx(100 / 6),
         "H@5": pytest.approx(400 / 6),
-        "MRR@5": pytest.approx(100 * (1 + 1 / 3 + 1 / 5 + 1 / 2) / 6),
+        "H@20": pytest.approx(500 / 6),
+        "MRR@5": pytest.approx(100 * sum(reciprocal) / 6),
+        "H@1 error": pytest.approx(error([1, 0, 0, 0, 0, 0])),
+        "H@5 error": pytest.approx(error([1, 1, 1, 1, 0, 0])),
+        "H@20 error": pytest.approx(error([1, 1, 1, 1, 1, 0])),
+        "MRR@5 error": pytest.approx(error(reciprocal)),
         "queries": 6,
     }
 
 
 def test_an_id_that_is_ranked_again_takes_no_place() -> None:
     scores = ranking_scores([["b", "b", "c", "b", "d", "e", "a"]], [["a"]])
-    assert scores == {"H@1": 0, "H@5": 100, "MRR@5": 20, "queries": 1}
+    assert [scores[name] for name in ("H@1", "H@5", "MRR@5", "queries")] == [0, 100, 20, 1]
 
 
 @pytest.mark.parametrize(

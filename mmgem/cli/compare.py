@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from mmgem.cli.inputs import quiet_libraries
 from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.errors import UsageError
 
 
 def compare(
@@ -38,18 +40,31 @@ def compare(
     rerank: Annotated[
         int, typer.Option(min=0, metavar="K", help="Give the K nearest a second look as well; slow.")
     ] = 0,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=V,V", help="A row more of each recipe for each value of a field.  [repeatable]"
+        ),
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(metavar="N,N", help="Train every row with each of these.  [default: the recipes']")
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Train recipes on the same data, measure them alike, and write one table and one plot.
 
-    What is done is not done again: the same command goes on where it was stopped.
+    Also a recipe and itself with a field changed: --vary model.visual_tokens=1,4,16 --seeds 0,1,2. What is
+    done is not done again: the same command goes on where it was stopped.
     """
     overrides = [argument for argument in recipes if "=" in argument]
     paths = [Path(argument) for argument in recipes if "=" not in argument]
     quiet_libraries()
     from mmgem.compare.run import compare as run
 
-    result = run(paths, out, data, overrides, split, classes, regions, rerank, say=note)
+    if seeds and not re.fullmatch(r"\d+(,\d+)*", seeds):
+        raise UsageError(f"--seeds {seeds}: must be numbers with commas between them")
+    numbers = [int(seed) for seed in seeds.split(",")] if seeds else []
+    result = run(paths, out, data, overrides, split, classes, regions, rerank, vary or (), numbers, say=note)
     if as_json:
         print_json({"rows": result.rows, "folder": str(result.folder)})
     else:

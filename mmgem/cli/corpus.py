@@ -24,6 +24,12 @@ app.command("train", short_help="Learn a corpus, as a recipe says (the same as m
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", metavar="M", help="A model that has learned a corpus (corpus train).")
 ]
+ScoringOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scoring", metavar="KIND", help="judged, paper or named, in the place of the corpus's own."
+    ),
+]
 KOption = Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many passages.")]
 
 
@@ -37,6 +43,7 @@ def search(
     question: Annotated[str, typer.Argument(metavar="TEXT", help="The question.")],
     model: ModelOption,
     k: KOption = 5,
+    scoring: ScoringOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find passages: score, a tab, the id, a tab, the title, a tab, how the text begins; best first.
@@ -45,7 +52,7 @@ def search(
     "rejection", "likelihood"}]}: the probabilities of the title and of the passage under it, that the model
     finds no answer in it, and log P(question | passage).
     """
-    engine = _load(model)
+    engine = _load(model, scoring)
     (hits,) = engine.search([_text(question)], k)
     if as_json:
         print_json({"query": question, "hits": [hit.to_json() for hit in hits]})
@@ -83,16 +90,18 @@ def evaluate(
         bool, typer.Option("--baselines", help="BM25, embeddings and MiniLM beside it, and their mixtures.")
     ] = False,
     answers: Annotated[bool, typer.Option("--answers", help="Answers too: exact match and F1.")] = False,
+    scoring: ScoringOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a model on queries. All figures but seconds are percent.
+    """Measure a model on queries. All figures but seconds are percent, those of ranking with their standard
+    errors over the queries.
 
-    With --json: {"H@1", "H@5", "MRR@5", "queries", "seconds_per_query"}, with --answers {"EM", "F1"} as well,
-    with --baselines "baselines": {name: the same}.
+    With --json: {"H@1", "H@5", "H@20", "MRR@5", "H@1 error" and so on, "queries", "seconds_per_query"}, with
+    --answers {"EM", "F1"} as well, with --baselines "baselines": {name: the same}.
     """
     from mmgem.self_retrieval.passages import load_queries
 
-    engine = _load(model)
+    engine = _load(model, scoring)
     queries = load_queries(data, {p.id for p in engine.corpus.passages})
     scores = engine.measure(queries, answers=answers, baselines=baselines)
     if as_json:
@@ -101,11 +110,11 @@ def evaluate(
     baseline_scores: dict[str, dict[str, float]] = scores.pop("baselines", {})
     rows = {"this model": scores, **baseline_scores}
     width = max(map(len, rows))
-    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row if not c.endswith(" error")))
     print(" " * width + "".join(f"  {c:>17}" for c in columns))
     for name, row in rows.items():
-        cells = "".join(f"  {row[c]:17.4g}" if c in row else " " * 19 for c in columns)
-        print(f"{name:<{width}}{cells}")
+        cells = "".join(f"  {_cell(row, c):>17}" for c in columns)
+        print(f"{name:<{width}}{cells}".rstrip())
 
 
 @app.command("add", short_help="Put more passages into the corpus.")
@@ -135,12 +144,24 @@ def add(
         print(f"{counts['added']} passages added, {counts['passages']} in all")
 
 
-def _load(model: str) -> SelfRetrieval:
+def _cell(row: dict[str, float], column: str) -> str:
+    if column not in row:
+        return ""
+    error = row.get(f"{column} error")
+    return f"{row[column]:.4g}" if error is None else f"{row[column]:.1f} ± {error:.1f}"
+
+
+def _load(model: str, scoring: str | None = None) -> SelfRetrieval:
     quiet_libraries()
-    from mmgem.self_retrieval.model import SelfRetrieval
+    from mmgem.config import from_dict, to_dict
+    from mmgem.self_retrieval.model import Scoring, SelfRetrieval
 
     note_terms(model)
-    return SelfRetrieval.from_pretrained(model)
+    engine = SelfRetrieval.from_pretrained(model)
+    if scoring is not None:
+        fields = {**to_dict(engine.corpus.scoring), "kind": scoring}
+        engine.corpus.scoring = from_dict(Scoring, fields, "scoring")
+    return engine
 
 
 def _text(question: str) -> str:

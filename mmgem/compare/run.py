@@ -1,5 +1,6 @@
 """Recipes compared: each is trained unless it has been, each is measured unless it has been, and what came of
-it is written as ``table.md``, ``table.json`` and ``plot.svg``.
+it is written as ``table.md``, ``table.json`` and ``plot.svg``. A recipe may be compared with itself, a field
+changed at a time, and with several seeds.
 
 A comparison that was stopped goes on when it is started again: runs resume from their checkpoints.
 """
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mmgem.compare.report import markdown, plot
+from mmgem.compare.variants import Variation, over_seeds, read_variants, without
 from mmgem.compare.worker import finished, train_apart
-from mmgem.config import Recipe, to_dict
-from mmgem.config.recipe import load_recipe
+from mmgem.config import Recipe
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record
 from mmgem.distributed.world import SINGLE_PROCESS
@@ -34,7 +35,7 @@ _SAME = (
     "train.seed",
     "train.precision",
 )
-"""What has to be equal in all recipes that are compared."""
+"""What has to be equal in all recipes that are compared, unless it is varied."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def compare(
     classes: Path | None = None,
     regions: Path | None = None,
     rerank: int = 0,
+    vary: Sequence[str] = (),
+    seeds: Sequence[int] = (),
     train: Callable[[Recipe], None] = train_apart,
     say: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
@@ -68,63 +71,72 @@ def compare(
     ``data``: in the place of their ``data.train``; ``overrides``: fields of all of them, ``key=value``;
     ``split``: what of the data is measured on (None: their ``dev_split``); ``classes``: a folder of class
     folders, for zero-shot classification; ``regions``: a data set with described boxes; ``rerank``: how many
-    of the nearest get a second look, for systems that can; ``train``: how one is trained; ``say``: is told
-    what is going on.
+    of the nearest get a second look, for systems that can; ``vary``: ``key=value,value``, a row more for each
+    value in each recipe, all else as it is; ``seeds``: every row is the mean of so many runs, its errors
+    those over photos and seeds; ``train``: how one is trained; ``say``: is told what is going on.
 
     Raises ``UsageError`` for recipes of one name or of different data, tower, steps or seed; ``ConfigError``
     for one that cannot train, before any does.
     """
-    loaded = load_recipes(recipes, out, data, overrides)
-    test = _test_data(next(iter(loaded.values())), split, classes, regions, rerank)
+    loaded = load_recipes(recipes, out, data, overrides, vary, seeds)
+    first = next(recipe for runs in loaded.values() for recipe in runs.values())
+    test = _test_data(first, split, classes, regions, rerank)
     rows = []
-    for name, recipe in loaded.items():
-        if finished(recipe) is None:
-            say(f"training {name}")
-            train(recipe)
-        done = finished(recipe)
-        if done is None:
-            raise DataError(f"{recipe.train.out}: its training has not come to its end")
-        say(f"measuring {name}")
-        rows.append({"name": name, "kind": recipe.model.kind, **_measured(recipe, done, test)})
-        _write(out, rows, next(iter(loaded.values())), test)
+    for name, runs in loaded.items():
+        measured = []
+        for run, recipe in runs.items():
+            if finished(recipe) is None:
+                say(f"training {run}")
+                train(recipe)
+            done = finished(recipe)
+            if done is None:
+                raise DataError(f"{recipe.train.out}: its training has not come to its end")
+            say(f"measuring {run}")
+            measured.append({"kind": recipe.model.kind, **_measured(recipe, done, test)})
+        rows.append(over_seeds(name, measured))
+        _write(out, rows, first, test, seeds)
     return Comparison(rows, out)
 
 
 def load_recipes(
-    recipes: Sequence[Path], out: Path, data: Path | None = None, overrides: Sequence[str] = ()
-) -> dict[str, Recipe]:
-    """``recipes`` by the names of their files, as :func:`compare` trains them. Raises as it does."""
+    recipes: Sequence[Path],
+    out: Path,
+    data: Path | None = None,
+    overrides: Sequence[str] = (),
+    vary: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+) -> dict[str, dict[str, Recipe]]:
+    """The runs of every row by their names, as :func:`compare` trains them. Raises as it does."""
     from mmgem.train.checks import check
 
-    loaded: dict[str, Recipe] = {}
-    for path in recipes:
-        if path.stem in loaded:
-            raise UsageError(f"{path}: another recipe is called {path.stem} too; rename one")
-        changes = [*overrides, f"train.out={json.dumps(str(out / path.stem))}"]
-        if data is not None:
-            changes.append(f"data.train={json.dumps(str(data))}")
-        loaded[path.stem] = load_recipe(path, changes)
-    if not loaded:
+    changes = list(overrides)
+    if data is not None:
+        changes.append(f"data.train={json.dumps(str(data))}")
+    variations = [Variation.parse(text) for text in vary]
+    rows = read_variants(recipes, out, changes, variations, seeds)
+    if not rows:
         raise UsageError("no recipes to compare")
-    first_name, first = next(iter(loaded.items()))
-    for name, recipe in loaded.items():
+    varied = [variation.key for variation in variations]
+    plain = {name: without(next(iter(runs.values())), varied) for name, runs in rows.items()}
+    first_name, first = next(iter(plain.items()))
+    for name, runs in rows.items():
         for key in _SAME:
-            if _at(recipe, key) != _at(first, key):
+            if _at(plain[name], key) != _at(first, key):
                 raise UsageError(
                     f"{key}: differs between {first_name} and {name}; systems are compared on the same data, "
                     "tower, steps and seed"
                 )
         try:
-            check(recipe, SINGLE_PROCESS)
+            check(next(iter(runs.values())), SINGLE_PROCESS)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error}") from error
-    return loaded
+    return rows
 
 
-def _at(recipe: Recipe, key: str) -> Any:
-    value: Any = to_dict(recipe)
+def _at(plain: dict[str, Any], key: str) -> Any:
+    value: Any = plain
     for part in key.split("."):
-        value = value[part]
+        value = value.get(part)
     return value
 
 
@@ -178,11 +190,13 @@ def _measured(recipe: Recipe, done: dict[str, Any], test: Any) -> dict[str, Any]
     return {"scores": scores, "training": training}
 
 
-def _write(out: Path, rows: list[dict[str, Any]], recipe: Recipe, test: Any) -> None:
-    steps = rows[0]["training"]["steps"]
+def _write(out: Path, rows: list[dict[str, Any]], recipe: Recipe, test: Any, seeds: Sequence[int]) -> None:
+    steps = round(rows[0]["training"]["steps"])
+    several = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {recipe.train.seed}"
     about = (
-        f"{len(test.photos)} photos; each system {steps} steps of {recipe.train.batch_size} images, seed "
-        f"{recipe.train.seed}, tower {recipe.model.encoder.kind}; percent ± one standard error over photos."
+        f"{len(test.photos)} photos; each system {steps} steps of {recipe.train.batch_size} images, "
+        f"{several}, tower {recipe.model.encoder.kind}; percent ± one standard error over photos"
+        f"{' and seeds' if len(seeds) > 1 else ''}."
     )
     write_atomic(out / "table.md", markdown(rows, about))
     write_atomic(out / "table.json", json.dumps({"about": about, "rows": rows}, indent=1) + "\n")

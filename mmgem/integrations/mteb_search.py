@@ -49,7 +49,8 @@ class MtebSearch:
             for row in corpus
         ]
         engine = self.engine
-        task_corpus = Corpus.build(passages, engine.prompts, engine.corpus.titled, engine.corpus.scoring)
+        like = engine.corpus
+        task_corpus = Corpus.build(passages, engine.prompts, like.titled, like.scoring, like.identifiers)
         self.engine = SelfRetrieval(engine.network, engine.tokenizer, task_corpus)
         self._number = {p.id: n for n, p in enumerate(passages)}
 

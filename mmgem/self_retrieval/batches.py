@@ -1,8 +1,9 @@
 """Batches of a corpus: what names which passage, and what is asked of it; a pure function of (seed, step).
 
-In an epoch every sentence (memorising) and every query (retrieving) is followed once by the title and the
-first tokens of its passage, and every passage is read once, with its own questions to ask and answer and
-those of other passages to reject. Passages of a title come in twos: one is a hard negative of the other.
+In an epoch every sentence (memorising) and every query (retrieving) is followed once by the title and a name
+of its passage (:mod:`mmgem.self_retrieval.identifiers`), and every passage is read once, with its own
+questions to ask and answer and those of other passages to reject. Passages of a title come in twos: one is a
+hard negative of the other.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from mmgem.data.sentences import passage_sentences
 from mmgem.distributed.partition import shard_slice
 from mmgem.errors import DataError
 from mmgem.self_retrieval.config import SelfRetrievalConfig
+from mmgem.self_retrieval.identifiers import answering_sentence, drop_words, identifier_texts
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
 
@@ -87,11 +89,8 @@ class SelfRetrievalBatches:
                     f"passage {passage.id!r} has {len(ids)} tokens, over self_retrieval.max_passage_tokens = "
                     f"{config.max_passage_tokens}: cut it, or raise the limit"
                 )
-        self.pairs: list[tuple[str, int]] = []
-        if config.memorise:
-            self.pairs += [(s, n) for n, p in enumerate(passages) for s in passage_sentences(p.text)]
         questions = [(q, passage_number[i]) for q in queries for i in q.positives]
-        self.pairs += [(q.query, n) for q, n in questions]
+        self._pair(passages, questions)
         if not self.pairs:
             raise DataError("self_retrieval: nothing to learn, with memorise = false and no queries")
         question_ids = prompts.pieces([q.query for q, _ in questions])
@@ -107,10 +106,29 @@ class SelfRetrievalBatches:
         ]
         self.per_epoch = -(-len(self.pairs) // config.batch_size)
 
+    def _pair(self, passages: Sequence[Passage], questions: list[tuple[Query, int]]) -> None:
+        """Say which text is followed by which name of which passage: the sentences of ``passages``, the first
+        ``self.sentences`` pairs, and the ``questions``."""
+        by_sentence = self.config.identifiers == "sentences"
+        texts = [identifier_texts(p.text, self.config.identifiers) for p in passages]
+        self.names = [self.prompts.ended(of) for of in texts]
+        self.pairs: list[tuple[str, int]] = []
+        self.named: list[int] = []
+        if self.config.memorise:
+            for n, passage in enumerate(passages):
+                sentences = texts[n] if by_sentence else passage_sentences(passage.text)
+                self.pairs += [(sentence, n) for sentence in sentences]
+                self.named += range(len(sentences)) if by_sentence else [0] * len(sentences)
+        self.sentences = len(self.pairs)
+        self.pairs += [(q.query, n) for q, n in questions]
+        self.named += [
+            answering_sentence(texts[n], q.query, q.answers) if by_sentence else 0 for q, n in questions
+        ]
+
     @property
     def fingerprint(self) -> str:
         """Tells whether two runs learn from the same passages, queries and answers."""
-        content = json.dumps([self.titles, self.texts, self.pairs, self.questions_by_passage])
+        content = json.dumps([self.titles, self.names, self.pairs, self.named, self.questions_by_passage])
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     @property
@@ -130,7 +148,7 @@ class SelfRetrievalBatches:
         rng = np.random.default_rng((self.seed, epoch, 5))
         pairs = self._shard(np.array_split(rng.permutation(len(self.pairs)), self.per_epoch)[position])
         passages = self._shard(np.array_split(self._passage_order(rng), self.per_epoch)[position])
-        return self._collate(self._retrieval_sequences([self.pairs[i] for i in pairs]), passages, epoch)
+        return self._collate(self._retrieval_sequences(pairs, epoch), passages, epoch)
 
     def _shard(self, batch: np.ndarray) -> list[int]:
         return batch[shard_slice(len(batch), self.rank, self.world_size)].tolist()
@@ -146,17 +164,25 @@ class SelfRetrievalBatches:
         ]
         return np.array([n for i in rng.permutation(len(groups)) for n in groups[i]])
 
-    def _retrieval_sequences(self, pairs: list[tuple[str, int]]) -> list[_MaskedSequence]:
+    def _retrieval_sequences(self, pairs: list[int], epoch: int) -> list[_MaskedSequence]:
         prompts, sequences = self.prompts, []
         marker = prompts.then_title if self.config.titles else prompts.then_passage
-        prefixes = prompts.retrieving([text for text, _ in pairs], marker)
-        for (_, n), prefix in zip(pairs, prefixes, strict=True):
+        prefixes = prompts.retrieving([self._shown(i, epoch) for i in pairs], marker)
+        for i, prefix in zip(pairs, prefixes, strict=True):
+            n = self.pairs[i][1]
             sequence = _MaskedSequence().add(prefix)
             if self.config.titles:
                 sequence.add([*self.titles[n], prompts.end], "named").add(prompts.then_passage)
-            passage_ids = [*self.texts[n], prompts.end]
-            sequences.append(sequence.add(passage_ids[: self.config.prefix_tokens], "named"))
+            name = self.names[n][self.named[i]]
+            sequences.append(sequence.add(name[: self.config.prefix_tokens], "named"))
         return sequences
+
+    def _shown(self, pair: int, epoch: int) -> str:
+        """What a name follows: the query, or the sentence, without some of its words if it names itself."""
+        text, _ = self.pairs[pair]
+        if pair >= self.sentences or self.config.identifiers == "prefix":
+            return text
+        return drop_words(text, np.random.default_rng((self.seed, epoch, pair, 7)))
 
     def _collate(
         self, retrieval: list[_MaskedSequence], passages: list[int], epoch: int

@@ -8,6 +8,8 @@ from typing import Literal
 
 from mmgem.config.fields import setting
 
+Identifiers = Literal["prefix", "sentences"]
+
 
 @dataclass
 class Scoring:
@@ -31,8 +33,11 @@ class Scoring:
     kind: Literal["judged", "paper", "named"] = setting(
         "judged",
         help="`judged`: softmax of a weighted sum of the log-probabilities of title and passage, the "
-        "log-odds of acceptance and the log-likelihood of the question; `paper`: Self-Retrieval's "
-        "product; `named`: the probability of the name alone.",
+        "log-odds of acceptance and the log-likelihood of the question; `named`: the probability of the name "
+        "alone; `paper`: Self-Retrieval as released, with titles scored over the whole vocabulary by their "
+        "mean a token, passages followed by their likeliest child after the first, no neighbours by "
+        "embedding (`dense_candidates`), all that was named assessed (`rerank_depth`), and the product of "
+        "two softmax.",
     )
     title_weight: float = setting(0.5, help="Of the title's log-probability, where `judged`.")
     passage_weight: float = setting(0.25, help="Of the passage's log-probability, where `judged`.")
@@ -40,6 +45,11 @@ class Scoring:
     query_likelihood_weight: float = setting(0.3, help="Of the question's log-likelihood, where `judged`.")
     tau: float = setting(0.4, help="Temperature of the titles, where `paper`.", above=0)
     delta: float = setting(0.4, help="Temperature of the acceptance, where `paper`.", above=0)
+    acceptance_softmax: Literal["all", "title"] = setting(
+        "all",
+        help="Where `paper`: over all passages that were named, as in the paper, or those of a title, as in "
+        "its released code.",
+    )
 
 
 @dataclass
@@ -69,7 +79,13 @@ class SelfRetrievalConfig:
     )
     memorise: bool = setting(True, help="Learn to name the passage of each of its sentences.")
     titles: bool = setting(True, help="Name the title first, then the passage.")
-    prefix_tokens: int = setting(16, help="First tokens of a passage that are learned as its name.", low=1)
+    identifiers: Identifiers = setting(
+        "prefix",
+        help="What names a passage: its first tokens, as in the paper (`prefix`), or those of any of its "
+        "sentences (`sentences`). A query is then followed by the sentence that answers it, and what "
+        "memorises is a sentence with words left out.",
+    )
+    prefix_tokens: int = setting(16, help="First tokens that are learned as a name.", low=1)
     hard_negatives: int = setting(
         4,
         help="Questions of other passages that each passage is shown to reject, half of its own title.",

@@ -5,6 +5,9 @@ is the softmax over them, so the probabilities of all rows of the trie add up to
 alternative have probability 1: a run of them is fed in one pass, and none at all behind the point where the
 row is certain. The result is that of a plain beam search, token by token, with those probabilities: paths are
 compared at equal depth, and one that is certain keeps its place.
+
+:func:`vocabulary_beam_search` is the other convention, that of Self-Retrieval's released code and of
+transformers: probabilities over the whole vocabulary, finished rows ranked by their mean a token.
 """
 
 from __future__ import annotations
@@ -71,22 +74,57 @@ def constrained_beam_search(
     return [[DecodedPath(b.node, b.log_prob) for b in query_beams] for query_beams in beams]
 
 
+@torch.inference_mode()
+def vocabulary_beam_search(
+    rows: BatchedKVCache, trie: Trie, nodes: Sequence[Node], width: int
+) -> list[list[DecodedPath]]:
+    """As :func:`constrained_beam_search`, with probabilities over the whole vocabulary; the ``log_prob`` of a
+    path is the mean over its tokens, and paths that have ended are ranked by it (transformers' beam search
+    with ``prefix_allowed_tokens_fn``, ``length_penalty=1`` and ``early_stopping="never"``)."""
+    live = [_Hypothesis(g, g, node, 0.0, (), False) for g, node in enumerate(nodes)]
+    finished: list[list[DecodedPath]] = [[] for _ in nodes]
+    while live:
+        rows = rows.select([b.row for b in live])
+        if any(b.pending for b in live):
+            rows.append([b.pending for b in live])
+        live = [replace(b, row=row, pending=()) for row, b in enumerate(live)]
+        children: list[list[_Hypothesis]] = [[] for _ in nodes]
+        for expanded in _expand(rows, trie, live, whole_vocabulary=True):
+            children[expanded[0].query] += expanded
+        live = []
+        for query, of in enumerate(children):
+            best = sorted(of, key=lambda b: -b.log_prob)[: 2 * width]
+            ended = [not len(trie.children(b.node)[0]) for b in best]
+            # One may end only from among the best, as if the others were already pruned.
+            for b, has_ended in zip(best[:width], ended, strict=False):
+                if has_ended:
+                    length = b.node.depth - nodes[query].depth
+                    finished[query].append(DecodedPath(b.node, b.log_prob / length))
+            live += [b for b, has_ended in zip(best, ended, strict=True) if not has_ended][:width]
+    return [sorted(of, key=lambda path: -path.log_prob)[:width] for of in finished]
+
+
 def _follow_forced(b: _Hypothesis, trie: Trie) -> _Hypothesis:
     """The same path followed to where there is a choice, or certainty."""
     forced, node = trie.forced(b.node)
     return replace(b, node=node, pending=(*b.pending, *forced), certain=trie.is_path(node))
 
 
-def _expand(rows: BatchedKVCache, trie: Trie, beams: list[_Hypothesis]) -> list[list[_Hypothesis]]:
-    """The children of each hypothesis, likeliest first."""
+def _expand(
+    rows: BatchedKVCache, trie: Trie, beams: list[_Hypothesis], whole_vocabulary: bool = False
+) -> list[list[_Hypothesis]]:
+    """The children of each hypothesis, likeliest first; with ``whole_vocabulary`` of the softmax over it."""
     branches = [trie.children(b.node) for b in beams]
     union = np.unique(np.concatenate([tokens for tokens, _ in branches]))
     last = rows.last[[b.row for b in beams]]
     logits = rows.llm.logits_of(last, torch.from_numpy(union.astype(np.int64)).to(last.device)).float()
+    if whole_vocabulary:
+        logits -= rows.llm.logits(last).float().logsumexp(-1, keepdim=True)
     expansions = []
     for b, (tokens, starts), scores in zip(beams, branches, logits, strict=True):
         columns = torch.from_numpy(np.searchsorted(union, tokens)).to(scores.device)
-        log_probs, order = scores[columns].log_softmax(0).sort(descending=True, stable=True)
+        own = scores[columns] if whole_vocabulary else scores[columns].log_softmax(0)
+        log_probs, order = own.sort(descending=True, stable=True)
         children = []
         for i, log_prob in zip(order.tolist(), log_probs.tolist(), strict=True):
             node = Node(int(starts[i]), int(starts[i + 1]), b.node.depth + 1)

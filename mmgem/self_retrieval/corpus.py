@@ -1,9 +1,9 @@
 """A corpus on disk, inside the folder of the model that learned it.
 
 ``passages.jsonl``, the trie of titles, the trie of passages, their embeddings and ``corpus.json``. A title is
-a row of its tokens and the end token. A passage is a row of the number of its title and of as many of its
-first tokens as set it apart from every other of that title, 48 at the least. Equal passages are several ids
-of one row.
+a row of its tokens and the end token. A passage is a row, or as many as it has sentences, of the number of
+its title and of as many first tokens of its text, or of a sentence, as set it apart from every other of that
+title, 48 at the least of a text and 16 of a sentence. Equal ones are several ids of one row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from mmgem.checkpoints.resolve import complete
 from mmgem.config import from_dict, to_dict
 from mmgem.config.legacy import current_config
 from mmgem.errors import CheckpointError, ConfigError, DataError
-from mmgem.self_retrieval.config import Scoring
+from mmgem.self_retrieval.config import Identifiers, Scoring
+from mmgem.self_retrieval.identifiers import identifier_texts
 from mmgem.self_retrieval.passages import Passage, load_corpus
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.self_retrieval.trie import Trie
@@ -32,7 +34,7 @@ from mmgem.utils.unit_vectors import not_unit_rows
 
 FORMAT = 1
 FOLDER = "corpus"
-_MIN_PREFIX_TOKENS = 48
+_MIN_PREFIX_TOKENS: dict[Identifiers, int] = {"prefix": 48, "sentences": 16}
 
 
 class Corpus:
@@ -46,10 +48,12 @@ class Corpus:
         titled: bool = True,
         scoring: Scoring | None = None,
         vectors: np.ndarray | None = None,
+        identifiers: Identifiers = "prefix",
     ):
-        """``vectors``: ``(n, D)`` float32 unit embeddings of the passages, if the model embeds them."""
+        """``vectors``: ``(n, D)`` float32 unit embeddings of the passages, if the model embeds them.
+        ``identifiers``: what the rows of ``passage_trie`` are."""
         self.passages, self.titled, self.scoring = passages, titled, scoring or Scoring()
-        self.vectors = vectors
+        self.vectors, self.identifiers = vectors, identifiers
         self.titles = _distinct_titles(passages, titled)
         self.title_trie, self.passage_trie = title_trie, passage_trie
 
@@ -60,12 +64,14 @@ class Corpus:
         prompts: Prompts,
         titled: bool = True,
         scoring: Scoring | None = None,
+        identifiers: Identifiers = "prefix",
     ) -> Corpus:
-        """Make the tries of ``passages``. ``titled``: titles lead to passages, or one to all."""
+        """Make the tries of ``passages``. ``titled``: titles lead to passages, or one to all.
+        ``identifiers``: what names a passage (:func:`identifier_texts`)."""
         titles = _distinct_titles(passages, titled)
         title_trie = Trie.build(prompts.ended(titles))
-        passage_trie = Trie.build(*_passage_rows(passages, range(len(passages)), titles, titled, prompts))
-        return cls(list(passages), title_trie, passage_trie, titled, scoring)
+        rows = _passage_rows(passages, range(len(passages)), titles, titled, prompts, identifiers)
+        return cls(list(passages), title_trie, Trie.build(*rows), titled, scoring, identifiers=identifiers)
 
     def extended(self, passages: Sequence[Passage], prompts: Prompts) -> Corpus:
         """This corpus with more passages. Only they and those they share a title with are read again.
@@ -82,14 +88,16 @@ class Corpus:
         title_number = {title: n for n, title in enumerate(titles)}
         changed_titles = {_title(p, self.titled) for p in passages}
         changed = [i for i, p in enumerate(all_passages) if _title(p, self.titled) in changed_titles]
-        rows, ids = _passage_rows(all_passages, changed, titles, self.titled, prompts)
+        rows, ids = _passage_rows(all_passages, changed, titles, self.titled, prompts, self.identifiers)
         new_titles = range(len(self.titles), len(titles))
         title_trie = self.title_trie
         if new_titles:
             title_trie = title_trie.merged(prompts.ended([titles[n] for n in new_titles]), list(new_titles))
         replaced = {title_number[title] for title in changed_titles}
         merged = self.passage_trie.without(replaced).merged(rows, ids)
-        return Corpus(all_passages, title_trie, merged, self.titled, self.scoring)
+        return Corpus(
+            all_passages, title_trie, merged, self.titled, self.scoring, identifiers=self.identifiers
+        )
 
     def save(self, folder: Path) -> None:
         """Write the corpus, replacing ``folder`` as a whole. Raises ``DataError`` for vectors that are not
@@ -106,7 +114,12 @@ class Corpus:
             if self.vectors is not None:
                 with create_file(new / "vectors.npy") as file:
                     np.save(file, self.vectors)
-            metadata = {"format": FORMAT, "titled": self.titled, "scoring": to_dict(self.scoring)}
+            metadata = {
+                "format": FORMAT,
+                "titled": self.titled,
+                "identifiers": self.identifiers,
+                "scoring": to_dict(self.scoring),
+            }
             write_atomic(new / "corpus.json", json.dumps(metadata, indent=1) + "\n")
             write_checksums(new)
 
@@ -139,10 +152,14 @@ class Corpus:
             raise ConfigError(f"{folder / 'corpus.json'}: {error}") from error
         if not isinstance(metadata.get("titled"), bool):
             raise CheckpointError(f"{folder / 'corpus.json'}: titled: must be true or false")
+        identifiers = metadata.get("identifiers", "prefix")  # earlier versions had no other
+        if identifiers not in get_args(Identifiers):
+            raise CheckpointError(f"{folder / 'corpus.json'}: identifiers: not known: {identifiers!r}")
         vectors = _vectors(folder / "vectors.npy") if (folder / "vectors.npy").exists() else None
         title_trie, passage_trie = Trie.open(folder / "titles"), Trie.open(folder / "rows")
-        corpus = cls(passages, title_trie, passage_trie, metadata["titled"], scoring, vectors)
-        consistent = len(passage_trie) == len(passages) and len(title_trie) == len(corpus.titles)
+        corpus = cls(passages, title_trie, passage_trie, metadata["titled"], scoring, vectors, identifiers)
+        named = np.array_equal(np.unique(passage_trie.ids), np.arange(len(passages)))
+        consistent = named and len(title_trie) == len(corpus.titles)
         if not consistent or (vectors is not None and len(vectors) != len(passages)):
             raise CheckpointError(f"{folder}: passages and tries do not fit together")
         if vectors is not None and len(wrong := not_unit_rows(vectors)):
@@ -174,12 +191,18 @@ def _distinct_titles(passages: Sequence[Passage], titled: bool) -> list[str]:
 
 
 def _passage_rows(
-    passages: Sequence[Passage], indices: Sequence[int], titles: list[str], titled: bool, prompts: Prompts
+    passages: Sequence[Passage],
+    indices: Sequence[int],
+    titles: list[str],
+    titled: bool,
+    prompts: Prompts,
+    identifiers: Identifiers,
 ) -> tuple[list[list[int]], list[int]]:
     """Rows and passage numbers of the ``indices``; of a title all or none."""
     title_number = {title: n for n, title in enumerate(titles)}
     groups: dict[int, list[tuple[list[int], int]]] = defaultdict(list)
-    for i, ids in zip(indices, prompts.ended([passages[i].text for i in indices]), strict=True):
+    named = [(i, text) for i in indices for text in identifier_texts(passages[i].text, identifiers)]
+    for (i, _), ids in zip(named, prompts.ended([text for _, text in named]), strict=True):
         groups[title_number[_title(passages[i], titled)]].append((ids, i))
     rows: list[list[int]] = []
     owners: list[int] = []
@@ -189,7 +212,7 @@ def _passage_rows(
         common = [0, *(_common_prefix_length(a, b) for a, b in pairwise(distinct)), 0]
         prefix_length = {tuple(ids): max(common[n], common[n + 1]) + 1 for n, ids in enumerate(distinct)}
         for ids, i in group:
-            rows.append([title, *ids[: max(_MIN_PREFIX_TOKENS, prefix_length[tuple(ids)])]])
+            rows.append([title, *ids[: max(_MIN_PREFIX_TOKENS[identifiers], prefix_length[tuple(ids)])]])
             owners.append(i)
     return rows, owners
 

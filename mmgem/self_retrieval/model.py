@@ -125,8 +125,8 @@ class SelfRetrieval:
     def measure(
         self, queries: Sequence[Query], answers: bool = False, baselines: bool = False, at_once: int = 8
     ) -> dict[str, Any]:
-        """H@1, H@5, MRR@5 (percent), seconds a query; ``answers``: exact match and F1; ``baselines``: other
-        searchers and their mixtures with this one."""
+        """Of :func:`ranking_scores`, and seconds a query; ``answers``: exact match and F1; ``baselines``:
+        other searchers and their mixtures with this one."""
         from mmgem.evaluate.answers import answer_scores
         from mmgem.utils.progress import track
 

@@ -20,7 +20,7 @@ import torch
 from mmgem.models.kv_cache import BatchedKVCache
 from mmgem.models.llm import LLM
 from mmgem.self_retrieval.config import Scoring
-from mmgem.self_retrieval.constrained_decoding import constrained_beam_search
+from mmgem.self_retrieval.constrained_decoding import constrained_beam_search, vocabulary_beam_search
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.self_retrieval.reader import Reader
@@ -29,7 +29,7 @@ from mmgem.self_retrieval.reader import Reader
 @dataclass(frozen=True)
 class Candidate:
     """A passage to score: its number and, if the model generated it, log P(title | question) and
-    log P(passage | question, title)."""
+    log P(passage | question, title), the sum over those of its names that were followed."""
 
     passage: int
     title_log_prob: float | None = None
@@ -87,12 +87,14 @@ class Retriever:
     def generate_candidates(self, questions: Sequence[str]) -> list[list[Candidate]]:
         """The passages the model generates for each question, likeliest first."""
         scoring, corpus = self.scoring, self.corpus
+        as_released = scoring.kind == "paper"
+        search_titles = vocabulary_beam_search if as_released else constrained_beam_search
         marker = self.prompts.then_title if corpus.titled else self.prompts.then_passage
         asked = BatchedKVCache.empty(self.llm, len(questions), self.device)
         asked.append(self.prompts.retrieving(questions, marker))
         title_hypotheses: list[tuple[int, int, float]] = []
         if corpus.titled:
-            title_paths = constrained_beam_search(
+            title_paths = search_titles(
                 asked, corpus.title_trie, [corpus.title_trie.root] * len(questions), scoring.title_beams
             )
             title_hypotheses = [
@@ -110,14 +112,20 @@ class Retriever:
         nodes = [
             corpus.passage_trie.child(corpus.passage_trie.root, title) for _, title, _ in title_hypotheses
         ]
-        candidates: list[list[Candidate]] = [[] for _ in questions]
+        log_probs: list[dict[int, tuple[float, float]]] = [{} for _ in questions]
         passage_paths = constrained_beam_search(
-            rows, corpus.passage_trie, nodes, scoring.passage_beams, scoring.greedy_after_first
+            rows,
+            corpus.passage_trie,
+            nodes,
+            scoring.passage_beams,
+            scoring.greedy_after_first or as_released,
         )
         for (q, _, title_log_prob), passage_hypotheses in zip(title_hypotheses, passage_paths, strict=True):
             for path in passage_hypotheses:
-                ids = corpus.passage_trie.ids_of(path.node)
-                candidates[q] += [Candidate(int(i), title_log_prob, path.log_prob) for i in ids]
+                for i in set(corpus.passage_trie.ids_of(path.node).tolist()):
+                    _, other_names = log_probs[q].get(i, (title_log_prob, -np.inf))
+                    log_probs[q][i] = title_log_prob, float(np.logaddexp(other_names, path.log_prob))
+        candidates = [[Candidate(i, *pair) for i, pair in row.items()] for row in log_probs]
         for row in candidates:
             row.sort(key=lambda c: (-(c.title_log_prob or 0.0) - (c.passage_log_prob or 0.0), c.passage))
         return candidates
@@ -126,7 +134,7 @@ class Retriever:
         """What is worth scoring for each question, best first: generated, and neighbours by embedding."""
         generated = self.generate_candidates(questions)
         vectors, count = self.corpus.vectors, self.scoring.dense_candidates
-        if self.embed is None or vectors is None or not count:
+        if self.embed is None or vectors is None or not count or self.scoring.kind == "paper":
             return generated
         near = np.argsort(-(self.embed(questions) @ vectors.T), axis=1, kind="stable")[:, :count]
         return [
@@ -147,9 +155,10 @@ class Retriever:
 
     def score_candidates(self, question: str, candidates: Sequence[Candidate]) -> list[ScoredPassage]:
         """Candidates, perhaps another searcher's, ordered by the score; the first ``scoring.rerank_depth`` of
-        them are read and go before the others."""
+        them (`paper`: all) are read and go before the others."""
         scoring = self.scoring
-        reranked, rest = candidates[: scoring.rerank_depth], candidates[scoring.rerank_depth :]
+        depth = len(candidates) if scoring.kind == "paper" else scoring.rerank_depth
+        reranked, rest = candidates[:depth], candidates[depth:]
         reader_scores = self.reader.score_passages(question, [c.passage for c in reranked])
         scores = combine_scores(reranked, reader_scores.reject_prob, reader_scores.query_likelihood, scoring)
         ranked = [
@@ -199,7 +208,13 @@ def combine_scores(
     if scoring.kind == "paper":
         distinct_titles, owner = np.unique(title_log_probs, return_inverse=True)
         title_weight = _softmax(np.exp(distinct_titles) / scoring.tau)[owner]
-        return title_weight * _softmax((1 - reject_prob) / scoring.delta)
+        acceptance = (1 - reject_prob) / scoring.delta
+        if scoring.acceptance_softmax == "all":
+            return title_weight * _softmax(acceptance)
+        among = np.zeros(len(acceptance))
+        for title in range(len(distinct_titles)):
+            among[owner == title] = _softmax(acceptance[owner == title])
+        return title_weight * among
     accept_log_odds = np.log(np.clip(1 - reject_prob, 1e-6, 1)) - np.log(np.clip(reject_prob, 1e-6, 1))
     total = (
         scoring.title_weight * title_log_probs

@@ -141,7 +141,8 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
 
     def corpus(self) -> Corpus:
         """The corpus to search; its tries depend on the tokenizer alone."""
-        return Corpus.build(self.passages, self.prompts, self.config.titles, self.config.scoring)
+        config = self.config
+        return Corpus.build(self.passages, self.prompts, config.titles, config.scoring, config.identifiers)
 
     @property
     def holds_out(self) -> bool:
