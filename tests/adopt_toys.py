@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import toys
 import torch
+import toys
 
 from mmgem.config import Recipe, from_dict
 

@@ -18,7 +18,7 @@ class EncoderConfig:
     kind: str = setting(
         "efficientnet_lite0",
         help="`efficientnet_lite0`, `efficientnet_lite1`, `efficientnet_lite2`, `transformers`, `clip` (the "
-        "tower of a CLIP or SigLIP checkpoint with its own embedding of a whole image, docs/adopt.md), `none` (a "
+        "tower of a CLIP or SigLIP checkpoint with its own pooling, docs/adopt.md), `none` (a "
         "model of texts only; it embeds, searches and answers, and sees nothing), or one of your own.",
     )
     freeze_until: int | None = setting(

@@ -112,7 +112,7 @@ def _scaled(side: float, short: float, prep: Preprocessing) -> int:
 
 
 def _centre(start: float, side: float, short: float, prep: Preprocessing) -> tuple[float, float]:
-    """Start and length of what is cut out of an axis of length ``side`` where the shorter one is ``short``."""
+    """Start and length of what is cut out of an axis of length ``side``, the shorter one being ``short``."""
     if prep.resize == "crop":
         return start + (side - short) / 2, short
     scaled = _scaled(side, short, prep)

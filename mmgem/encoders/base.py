@@ -32,8 +32,8 @@ class Alignment:
 
 
 def pack_whole(patches: Tensor, whole: Tensor) -> Tensor:
-    """A map ``(B, H, W, C)`` with a feature ``(B, C)`` of the whole image behind its channels: each place holds
-    as many of its numbers as it takes, in reading order."""
+    """A map ``(B, H, W, C)`` with a feature ``(B, C)`` of the whole image behind its channels: each place
+    holds as many of its numbers as it takes, in reading order."""
     count, height, width, channels = patches.shape
     each = -(-channels // (height * width))
     padded = F.pad(whole, (0, each * height * width - channels))

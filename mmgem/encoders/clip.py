@@ -9,8 +9,8 @@ patches' channels (:meth:`~mmgem.encoders.base.Encoder.split_map`). The map is o
     value   of the last block only the value path: each patch attends to itself alone, as MaskCLIP does
             (Zhou et al. 2022, arXiv 2112.01071)
 
-Patches then go through what the pooled image goes through: CLIP's last norm; SigLIP's pooling head, of which a
-patch alone is attended to.
+Patches then go through what the pooled image goes through: CLIP's last norm; SigLIP's pooling head, which
+attends to a patch alone.
 """
 
 from __future__ import annotations

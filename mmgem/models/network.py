@@ -28,7 +28,6 @@ from mmgem.models.llm import LLM
 from mmgem.models.packing import PackedOutput, Packing, Segment, pack_shared_prefix
 from mmgem.models.pooling import pool_boxes, pool_full
 
-
 _ALIGNED = ("visual_projection.", "logit_scale", "logit_bias")
 
 

@@ -32,8 +32,8 @@ def teacher_prompt(folder: Path) -> str:
 def text_tower(source: Path, batch: int = 32) -> Encode:
     """A function from n texts to unit rows ``(n, D)`` float32, the checkpoint's own embeddings.
 
-    A text of more tokens than the tower reads is the mean of its sentences' unit embeddings, and a sentence of
-    more that of its halves. Raises ``CheckpointError``.
+    A text of more tokens than the tower reads is the mean of its sentences' unit embeddings, and a sentence
+    of more that of its halves. Raises ``CheckpointError``.
     """
     import torch
     import torch.nn.functional as F

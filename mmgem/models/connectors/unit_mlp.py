@@ -1,7 +1,7 @@
 """A connector that sees no more of an embedding than its direction, which is what images and texts of a
 contrastive model share; so it may learn from texts what it says of images.
 
-With ``memory`` an image's embedding is replaced by the mean of texts' in that memory, weighted by a softmax of
+With ``memory`` an image's embedding is replaced by the mean of those of texts in it, weighted by a softmax of
 their cosines to it: what the captioner reads then looks like what it has learned from (DeCap, Li et al. 2023,
 arXiv 2303.03032).
 """

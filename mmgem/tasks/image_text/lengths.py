@@ -49,8 +49,8 @@ class CaptionStats:
 
 @dataclass
 class TextStats:
-    """What is said of texts without images: ``count`` of them, None if unknown; ``tokens``: lengths, of many of
-    a sample; ``words``: different tokens in use; ``assumed``: what was not to be read, in words."""
+    """What is said of texts without images: ``count`` of them, None if unknown; ``tokens``: lengths, of many
+    of a sample; ``words``: different tokens in use; ``assumed``: what was not to be read, in words."""
 
     count: int | None = None
     tokens: list[int] = field(default_factory=lambda: [ASSUMED_TOKENS])

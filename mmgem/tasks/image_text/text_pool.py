@@ -1,5 +1,5 @@
-"""The texts of ``data.texts`` as a run draws them: token ids and a text teacher's embeddings, in an order that
-is random and the same on every process; and the loss that lets their cosines follow the teacher's."""
+"""The texts of ``data.texts`` as a run draws them: token ids and a text teacher's embeddings, in an order
+that is random and the same on every process; and the loss that lets their cosines follow the teacher's."""
 
 from __future__ import annotations
 

@@ -15,15 +15,16 @@ class TextDistillationConfig:
     batch_size: int = setting(128, help="Texts in a step.", low=2)
     teacher: Path | None = setting(
         None,
-        help="The text tower that is learned: a CLIP or SigLIP checkpoint, a folder or a hub id; none: that of "
-        "`init.encoder`.",
+        help="The text tower that is learned: a CLIP or SigLIP checkpoint, a folder or a hub id; none: that "
+        "of `init.encoder`.",
     )
     cosine_weight: float = setting(
         1.0, help="Of the distance of each embedding from the teacher's, 1 - cosine; 0: left out.", low=0
     )
     relational_weight: float = setting(
         1.0,
-        help="Of the loss that lets the cosines between the texts of a step follow the teacher's; 0: left out.",
+        help="Of the loss that lets the cosines between the texts of a step follow the teacher's; 0: left "
+        "out.",
         low=0,
     )
     temperature: float = setting(0.05, help="Of the cosines of the embeddings.", above=0)

@@ -1,7 +1,7 @@
 """The task of a text tower: the LLM's [EMB] learns its embeddings, and captions are learned from them.
 
-The images of a checkpoint of two towers lie in a space with its texts (CLIP, SigLIP). So a network that has its
-vision tower needs no image to learn the rest: embeddings follow the text tower's one by one (cosine) and
+The images of a checkpoint of two towers lie in a space with its texts (CLIP, SigLIP). So a network that has
+its vision tower needs no image to learn the rest: embeddings follow the text tower's one by one (cosine) and
 among each other (relational; Yang et al. 2023, arXiv 2307.12732, compare such losses), and a text is
 predicted from its own embedding with noise in the place of the gap to an image (CapDec, Nukrai et al. 2022,
 arXiv 2211.00575). Nothing of the text tower is in the model that comes of it.
@@ -39,9 +39,9 @@ _AT_ONCE = 64  # texts that are embedded, or captions that are written, when it 
 
 @dataclass
 class TextBatch:
-    """Texts of a step of this process: ``texts``, each 1-D int64 on the CPU; ``teacher`` ``(T, D)`` unit rows;
-    ``noisy`` ``(T, D)``, what they are captioned from; ``captioned``: which are; ``count`` and ``tokens``: the
-    texts, and the tokens to be predicted, of all processes."""
+    """Texts of a step of this process: ``texts``, each 1-D int64 on the CPU; ``teacher`` ``(T, D)`` unit
+    rows; ``noisy`` ``(T, D)``, what they are captioned from; ``captioned``: which are; ``count`` and
+    ``tokens``: the texts, and the tokens to be predicted, of all processes."""
 
     texts: list[Tensor]
     teacher: Tensor
@@ -125,8 +125,8 @@ class TextDistillationTask(Task[TextBatch]):
             raise ConfigError(f"{self.name}: a network of kind {config.kind!r} has no embeddings")
         if self.config.caption_weight and not (network.captions and network.captions_from_embedding):
             raise ConfigError(
-                f"{self.name}.caption_weight: a network of kind {config.kind!r} captions no embeddings; set it "
-                "to 0"
+                f"{self.name}.caption_weight: a network of kind {config.kind!r} captions no embeddings; set "
+                "it to 0"
             )
 
     def check_files(self) -> None:
