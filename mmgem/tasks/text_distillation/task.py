@@ -138,7 +138,9 @@ class TextDistillationTask(Task[TextBatch]):
         """Read the texts and embed them by the teacher; what the connector keeps of them is put there."""
         self.check_model(network.config)
         self.tokenizer = tokenizer
-        self.pool = pool = TextPool(self.recipe, tokenizer, self.teacher, world)
+        steps = self.recipe.train.steps
+        most = None if steps is None else steps * self.config.batch_size + self.config.held_out
+        self.pool = pool = TextPool(self.recipe, tokenizer, self.teacher, world, most)
         self.end, self.vocabulary = pool.end, pool.vocabulary
         width = pool.rows.shape[1]
         if width != network.config.dim:
