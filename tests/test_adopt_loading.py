@@ -200,6 +200,7 @@ def test_what_a_recipe_says_otherwise_is_refused(tmp_path: Path, lm: Path) -> No
         ({"model__dim": 64}, r"model\.dim: 64, but init\.encoder has 8"),
         ({"preprocessing__size": 64}, r"preprocessing\.size: 64, but init\.encoder has 32"),
         ({"preprocessing__resize": "crop"}, r"preprocessing\.resize: 'crop'"),
+        ({"model__logit_scale": 50.0}, r"model\.logit_scale: init\.encoder brings its own"),
         ({"model__projection": "mlp"}, r"model\.projection: an encoder that is aligned"),
         ({"model__encoder__config": {"patch_size": 4}}, r"patch_size: 4, but the base weights have 8"),
         ({"model__encoder__freeze_until": 3}, "has no stages to cut at"),

@@ -124,6 +124,9 @@ def config_from_encoder(
     prep = _fixed(recipe.preprocessing, kind.own_preprocessing(source, encoder), "preprocessing")
     if space is not None:
         config = _fixed(config, {"dim": space}, "model")
+        for name in ("logit_scale", "logit_bias"):
+            if getattr(config, name) != getattr(ModelConfig(), name):
+                raise ConfigError(f"model.{name}: init.encoder brings its own; leave it out")
     return config, prep
 
 
