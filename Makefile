@@ -9,7 +9,7 @@ PHOTOS ?=
 # All that is installed has a known sha256. PyTorch without CUDA where that build is to be had, else that of PyPI.
 LOCKED := --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 
-.PHONY: install demo test check lock licences sbom clean
+.PHONY: install demo test check adopt-shapes lock licences sbom clean
 
 install: $(VENV)/.done
 
@@ -29,6 +29,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# `mmgem adopt` on random weights of the exact shapes of the commonest checkpoints: minutes, 6 GB.
+adopt-shapes: install
+	$(BIN)/python benchmarks/adopt_shapes.py
 
 # Resolves anew what pyproject.toml and constraints.txt ask for; needs uv.
 lock:

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import adopt_toys
 import pytest
 import toys
 import typer
@@ -37,6 +38,9 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
     """Command lines that work in the base install, then those that need an extra."""
     data = toys.photos(folder / "data", train=8, dev=4)
     lm, encoder = toys.base_models(folder / "bases")
+    checkpoint, adopted = folder / "clip", str(folder / "adopted")
+    adopt_toys.checkpoint(checkpoint, "clip")
+    lines = adopt_toys.texts(folder / "texts", 12)
     recipe = folder / "recipe.toml"
     recipe.write_text(
         f'[data]\ntrain = "{data}"\ncache = "{folder / "features"}"\n[preprocessing]\nsize = 32\n'
@@ -61,6 +65,7 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         "check": ["check", model],
         "plan": ["plan", str(recipe)],
         "train": ["train", str(recipe)],
+        "adopt": ["adopt", str(checkpoint), "--llm", str(lm), "--texts", str(lines), "--out", adopted],
         "compare": ["compare", str(recipe), "--data", str(data), "--out", str(folder / "compared")],
         "calibrate": ["calibrate", str(folder / "small"), "--data", str(folder / "no.jsonl")],
         "corpus": ["corpus", "search", "a dog", *m],

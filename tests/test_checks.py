@@ -203,7 +203,7 @@ def test_a_run_is_not_written_over_a_file(tmp_path: Path) -> None:
 def test_every_number_of_a_recipe_has_a_range() -> None:
     """Every default is inside, and what has no range of its own has to be finite."""
     recipe = Recipe(
-        TrainConfig(Path("run")),
+        TrainConfig(Path("run"), steps=1),
         init=InitConfig(layers=1, keep_layers=[0]),
         tasks={"image_text": ImageTextConfig(), "self_retrieval": SelfRetrievalConfig(passages=NOWHERE)},
     )

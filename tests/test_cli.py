@@ -22,7 +22,7 @@ from mmgem.cli.main import main
 
 VERBS = (  # noqa: SIM905
     "demo index search caption classify heatmap embed bulk "
-    "serve plan train compare eval calibrate mosaic check export pull corpus data store"
+    "serve plan train adopt compare eval calibrate mosaic check export pull corpus data store"
 ).split()
 ROOT = Path(main_module.__file__).parents[2]
 

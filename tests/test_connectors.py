@@ -62,7 +62,9 @@ def test_a_model_without_a_connector_in_its_config_has_the_linear_one() -> None:
 
 
 def test_names_and_configs_that_are_none() -> None:
-    with pytest.raises(ConfigError, match=r"model\.connector\.kind: .*'q' \(known: .*linear, mlp\)"):
+    with pytest.raises(
+        ConfigError, match=r"model\.connector\.kind: .*'q' \(known: .*linear, mlp, unit_mlp\)"
+    ):
         connector_class(ConnectorConfig("q"))
     with pytest.raises(ConfigError, match=r"model\.encoder\.kind: .*'q' \(known: .*none, transformers\)"):
         encoder_class(EncoderConfig("q"))

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import adopt_toys
 import pytest
 import torch.distributed.run
 import toys
@@ -45,6 +46,10 @@ _IMAGES = f'{_DATA}{_BASES}encoder = "efficientnet_lite0"\n{_ENCODER}'
 RECIPES = {
     "tiny": _IMAGES,
     "paper": _IMAGES,
+    "adopt": '[data]\ntexts = ["my/captions.jsonl"]\n[init]\nllm = "smollm2"\n'
+    'encoder = "openai/clip-vit-base-patch32"\n[model.encoder]\nkind = "clip"\n'
+    '[model.connector]\nkind = "unit_mlp"\n[text_distillation]\n',
+    "adopt_pairs": f'{_DATA}[init]\ncheckpoint = "runs/adopt/model"\n',
     "tiny_regions": f"{_DATA}mosaics = 4\nregion_share = 0.4\n"
     f'[init]\ncheckpoint = "runs/tiny/model"\n{_ENCODER}',
     "xquad": '[self_retrieval]\npassages = "my/corpus.jsonl"\nqueries = ["my/queries.jsonl"]\n'
@@ -102,6 +107,15 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "new").mkdir()
     (folder / "new" / "one.md").write_text("# the red horse\n\nThe red horse jumps on the beach.\n")
     _bases(folder / "cache" / "base")
+    for name, family in (
+        ("openai/clip-vit-base-patch32", "clip"),
+        ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "clip"),
+        ("google/siglip-base-patch16-224", "siglip"),
+        ("google/siglip2-base-patch16-224", "siglip2"),
+    ):
+        adopt_toys.checkpoint(folder / name, family)
+    (folder / "HuggingFaceTB").mkdir()
+    (folder / "HuggingFaceTB" / "SmolLM2-135M").symlink_to(toys.base_models(folder / "cache" / "made")[0])
     (folder / "recipes").mkdir()
     for name, text in RECIPES.items():
         (folder / "recipes" / f"{name}.toml").write_text(_COMMON.format(name) + text)

@@ -182,12 +182,15 @@ def test_times_and_costs(world: dict[str, Any]) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_planned_at_its_full_size(path: Path) -> None:
     """Without data, weights or memory; a small batch keeps it short."""
-    small = ["train.batch_size=4"] if path.stem != "xquad" else ["self_retrieval.batch_size=4"]
+    sizes = {"xquad": "self_retrieval.batch_size=4", "adopt": "text_distillation.batch_size=4"}
+    small = [sizes.get(path.stem, "train.batch_size=4")]
     start = []
-    if path.stem == "tiny_regions":
+    if path.stem in ("tiny_regions", "adopt_pairs"):
         start = ["init.checkpoint=tiny"]
     told = plan(load_recipe(path, [*start, *small]))
     expected = {
+        "adopt": 224_286_210,
+        "adopt_pairs": 56_469_130,
         "paper": 1_408_479_234,
         "laptop": 229_271_490,
         "tiny": 56_469_130,

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import adopt_toys
 import numpy as np
 import pytest
 import spread
@@ -66,8 +67,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         },
         "data__texts": [str(texts)],
     }
+    adopt_toys.checkpoint(folder / "tower", "clip")
     return {
         "folder": folder,
+        "tower": folder / "tower",
         "learned": learned,
         "shards": folder / "shards",
         "data": data,
@@ -113,6 +116,13 @@ def cases(world: dict[str, Any]) -> dict[str, Recipe]:
         ),
         "checkpointed": made(world, train__checkpoint_activations=True),
         "distilled": made(world, "efficient", optim__lr_encoder=1e-3, **world["learned"]),
+        "adopted": adopt_toys.recipe(
+            world["folder"],
+            world["tower"],
+            world["bases"][0],
+            world["learned"]["data__texts"][0],
+            text_distillation__batch_size=7,
+        ),
         "distilled in chunks": made(world, "efficient", **world["learned"], train__grad_cache_chunk_size=2),
     }
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toys
 
-from mmgem.models import sentence_encoder
+from mmgem.models import sentence_encoder, text_tower
 from mmgem.tasks.image_text import teacher
 
 
@@ -27,7 +27,7 @@ def test_a_text_is_read_once_whatever_comes_with_it(folder: Path, monkeypatch: p
         encode = make(*args, **options)  # type: ignore[arg-type]
         return lambda texts: (read.extend(texts), encode(texts))[1]
 
-    monkeypatch.setattr(teacher, "sentence_encoder", counted)
+    monkeypatch.setattr(text_tower, "sentence_encoder", counted)
     first = teacher.embed_captions(str(folder), "s", ["a dog", "a cat", "a dog"])
     assert sorted(read) == ["a cat", "a dog"]
     read.clear()

@@ -96,7 +96,7 @@ def test_only_what_a_run_draws_is_embedded_by_the_teacher(world: dict[str, Any])
     run = prepare(made(world, train__epochs=0.4))
     (term,) = run.tasks[0].text_terms
     assert run.total == 1
-    assert len(term.ids) == len(term.rows) == 4
+    assert len(term.pool.ids) == len(term.pool.rows) == 4
 
 
 def test_a_gap_is_that_of_a_pair(world: dict[str, Any]) -> None:

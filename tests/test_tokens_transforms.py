@@ -59,7 +59,7 @@ def test_crops_stay_inside_and_keep_their_share(view: int, key: str, scale: floa
 @given(
     st.integers(1, 90),
     st.integers(1, 90),
-    st.sampled_from(["squash", "crop"]),
+    st.sampled_from(["squash", "crop", "shortest"]),
     st.sampled_from(["bilinear", "bicubic"]),
     st.integers(0, 20),
 )
@@ -80,7 +80,7 @@ def test_squash_and_crop() -> None:
     assert cropped[-1, 0, 1] > 245
 
 
-@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("resize", ["squash", "crop", "shortest"])
 def test_the_mirror_is_the_mirror(resize: str) -> None:
     prep = toys.prep(24, resize=resize)
     plain, mirrored = (to_square(gradient(60, 40), prep, Geometry(flip=flip)) for flip in (False, True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from mmgem.checkpoints.download import SOURCES, base_folder
 from mmgem.checkpoints.model_folder import build, check_size, load_model
 from mmgem.checkpoints.resolve import own_folder, resolve
 from mmgem.checkpoints.tensors import GROUP_OF_4_BITS, dequantize, quantize
-from mmgem.config import InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
+from mmgem.config import EncoderConfig, InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
 from mmgem.config.checks import entries, free_on_init
 from mmgem.config.compare import difference
 from mmgem.data.tokens import Tokenizer
@@ -25,6 +25,8 @@ from mmgem.models.networks import make_network, network_class
 from mmgem.models.packing_check import check_packing
 from mmgem.utils.hf_config import export_config
 from mmgem.utils.pretrained import load_pretrained, local_folder
+
+C = TypeVar("C", ModelConfig, Preprocessing)
 
 
 def init_network(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
@@ -63,19 +65,23 @@ def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
     kind, source = encoder_class(recipe.model.encoder), recipe.init.encoder
     folder = str(base_folder(source)) if source in kind.pulled_weights else source
     encoder_weights, encoder_config = kind.load_base(folder, recipe.model.encoder)
-    config = dataclasses.replace(recipe.model, encoder=encoder_config)
+    if kind.aligned:
+        folder = str(local_folder(folder))
+    config, prep = config_from_encoder(recipe, folder, encoder_config)
     if lm is not None:
         config.llm = dataclasses.replace(config.llm, config=export_config(lm.config))
     network = make_network(config)
-    check_size(network, recipe.preprocessing)
+    check_size(network, prep)
     if lm is not None:
         network.load_base_llm(lm)
     if encoder_weights:
         network.encoder.load_state_dict(encoder_weights)
+    if network.embeds and (alignment := kind.load_alignment(folder)) is not None:
+        network.take_alignment(alignment)
     network.init_special_embeddings()
     if old is not None:
         _take_text_side(network, old)
-    tokenizer = Tokenizer.from_folder(llm_folder, recipe.preprocessing)
+    tokenizer = Tokenizer.from_folder(llm_folder, prep)
     tokenizer.check_vocabulary(network.llm.vocabulary, f"init.llm: {llm_folder}")
     return network, tokenizer
 
@@ -104,6 +110,34 @@ def config_from_checkpoint(
         # Where the cut lies changes what is cached and trained, not the function.
         config.encoder = dataclasses.replace(config.encoder, freeze_until=recipe.model.encoder.freeze_until)
     return config, dataclasses.replace(prep, **changed)
+
+
+def config_from_encoder(
+    recipe: Recipe, source: str, encoder: EncoderConfig
+) -> tuple[ModelConfig, Preprocessing]:
+    """What model and preprocessing are where the base weights ``source`` of an encoder that is aligned with
+    texts decide of them: the width of the space and what is done to images.
+
+    Raises ``ConfigError`` for fields that a recipe sets otherwise."""
+    kind, space = encoder_class(encoder), encoder_class(encoder).own_space(encoder)
+    config = dataclasses.replace(recipe.model, encoder=encoder)
+    prep = _fixed(recipe.preprocessing, kind.own_preprocessing(source, encoder), "preprocessing")
+    if space is not None:
+        config = _fixed(config, {"dim": space}, "model")
+        for name in ("logit_scale", "logit_bias"):
+            if getattr(config, name) != getattr(ModelConfig(), name):
+                raise ConfigError(f"model.{name}: init.encoder brings its own; leave it out")
+    return config, prep
+
+
+def _fixed(asked: C, own: dict[str, Any], where: str) -> C:
+    """``asked`` with the values ``own``; refuses another that a recipe sets (other than the default)."""
+    usual = type(asked)()
+    for name, value in own.items():
+        if getattr(asked, name) not in (value, getattr(usual, name)):
+            told = f"{getattr(asked, name)!r}, but init.encoder has {value!r}"
+            raise ConfigError(f"{where}.{name}: {told}; leave it out")
+    return dataclasses.replace(asked, **own)
 
 
 def _keep(asked: Any, kept: Any, where: str) -> None:

@@ -11,7 +11,10 @@ from mmgem.config import Recipe, to_dict
 def model_card(recipe: Recipe, results: dict[str, Any]) -> str:
     """Markdown card of a run: figures on its dev images and the recipe that made it."""
     lines = ["# mmgem model", "", "One vision encoder and one LLM that embed and caption images.", ""]
-    lines += [f"- training data: `{recipe.data.train}`, split `{recipe.data.split}`"]
+    if recipe.data.train is None and recipe.data.texts:
+        lines += [f"- training data: texts alone, {', '.join(f'`{path}`' for path in recipe.data.texts)}"]
+    else:
+        lines += [f"- training data: `{recipe.data.train}`, split `{recipe.data.split}`"]
     lines += [f"- started from: encoder `{recipe.init.encoder}`, LLM `{recipe.init.llm}`"]
     if recipe.init.checkpoint:
         lines[-1] = f"- started from: checkpoint `{recipe.init.checkpoint}`"

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from mmgem import __version__
+from mmgem.cli.adopt import adopt
 from mmgem.cli.bulk import bulk
 from mmgem.cli.calibrate import calibrate
 from mmgem.cli.caption import caption
@@ -60,6 +61,7 @@ app.command("bulk", short_help="Embed a large collection, part by part.")(bulk)
 app.command("serve", short_help="HTTP API and web page over an index.")(serve)
 app.command("plan", short_help="What a recipe will cost, before it runs.")(plan)
 app.command("train", short_help="Train a model from a recipe.")(train)
+app.command("adopt", short_help="A model of any CLIP and any LLM, from texts alone.")(adopt)
 app.command("compare", short_help="Train several recipes alike, and compare them.")(compare)
 app.command("eval", cls=EvalCommand, short_help="Measure a model on a test set.")(evaluate)
 app.command("calibrate", short_help="Let a model say what is no match.")(calibrate)

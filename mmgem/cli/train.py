@@ -5,13 +5,16 @@ from __future__ import annotations
 import atexit
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mmgem.cli.inputs import quiet_libraries
 from mmgem.cli.output import exit_now
 from mmgem.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmgem.config import Recipe
 
 
 def train(
@@ -46,9 +49,14 @@ def train(
 
     loaded = load_recipe(recipe, overrides)
     quiet_libraries()
+    run_recipe(loaded)
+
+
+def run_recipe(recipe: Recipe) -> None:
+    """Train, and print the model's folder on the main process."""
     from mmgem.train.loop import train as run
 
-    out = run(loaded)
+    out = run(recipe)
     if os.environ.get("RANK", "0") == "0":
         print(out)
     if "RANK" in os.environ:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmgem.config.fields import setting
-from mmgem.config.needs import IMAGES, LOOSE_FILES, REGIONS, SHARDS
+from mmgem.config.needs import IMAGES, LOOSE_FILES, REGIONS, SHARDS, TEXTS
 
 
 @dataclass
@@ -53,8 +53,8 @@ class DataConfig:
     texts: list[Path] = setting(
         default_factory=list,
         help="Captions without images, JSON lines or one a line of `.txt`, also `.gz`; "
-        "`[image_text.text_only]` learns from them.",
-        needs=IMAGES,
+        "`[image_text.text_only]` and `[text_distillation]` learn from them.",
+        needs=TEXTS,
     )
     dev: Path | None = setting(
         None, help="Evaluated during training; none: `train`'s own `dev_split`.", needs=IMAGES

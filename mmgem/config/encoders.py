@@ -13,6 +13,7 @@ ENCODERS: Registry[Any] = Registry(
         "efficientnet_lite1": "mmgem.encoders.efficientnet:EfficientNetLite1",
         "efficientnet_lite2": "mmgem.encoders.efficientnet:EfficientNetLite2",
         "transformers": "mmgem.encoders.transformers_vision:TransformersEncoder",
+        "clip": "mmgem.encoders.clip:CLIPEncoder",
         "none": "mmgem.encoders.none:NoEncoder",
     },
     "mmgem.encoders",

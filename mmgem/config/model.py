@@ -17,7 +17,8 @@ class EncoderConfig:
 
     kind: str = setting(
         "efficientnet_lite0",
-        help="`efficientnet_lite0`, `efficientnet_lite1`, `efficientnet_lite2`, `transformers`, `none` (a "
+        help="`efficientnet_lite0`, `efficientnet_lite1`, `efficientnet_lite2`, `transformers`, `clip` (the "
+        "tower of a CLIP or SigLIP checkpoint with its own pooling, docs/adopt.md), `none` (a "
         "model of texts only; it embeds, searches and answers, and sees nothing), or one of your own.",
     )
     freeze_until: int | None = setting(
@@ -29,7 +30,8 @@ class EncoderConfig:
     )
     config: dict[str, Any] = setting(
         default_factory=dict,
-        help="What the kind takes; of `transformers` the model's own config (`model_type` and its fields).",
+        help="What the kind takes; of `transformers` and `clip` the model's own config (`model_type` and its "
+        "fields), of `clip` also `patch_map`: boxes see the `last` map, or its `value` path.",
     )
 
 
@@ -37,7 +39,10 @@ class EncoderConfig:
 class ConnectorConfig:
     """h3: what puts an image's embedding before the LLM."""
 
-    kind: str = setting("linear", help="`linear`, `mlp`, or one of your own.")
+    kind: str = setting(
+        "linear",
+        help="`linear`, `mlp`, `unit_mlp` (which sees an embedding's direction alone), or one of your own.",
+    )
     config: dict[str, Any] = setting(default_factory=dict, help="What the kind takes.")
 
 
@@ -104,8 +109,10 @@ class Preprocessing:
     std: tuple[float, float, float] = setting(
         (128 / 255, 128 / 255, 128 / 255), help="Of pixels scaled to 0..1.", above=0
     )
-    resize: Literal["squash", "crop"] = setting(
-        "squash", help="To a square: both sides stretched, or short side scaled and the centre cut out."
+    resize: Literal["squash", "crop", "shortest"] = setting(
+        "squash",
+        help="To a square: both sides stretched (`squash`), or the centre cut out of the scaled photo, "
+        "(`crop`), at whole pixels (`shortest`, as CLIP does).",
     )
     interpolation: Literal["bilinear", "bicubic"] = setting(
         "bilinear", help="Of the pixels that are resized."

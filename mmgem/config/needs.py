@@ -16,6 +16,15 @@ IMAGES = Need(
 )
 
 
+TEXTS = Need(
+    "data.train, or a task that learns from texts alone",
+    lambda recipe: (
+        recipe.data.train is not None or any(task.data_key == "data.texts" for task in _tasks(recipe))
+    ),
+    "counts for images, and for tasks that learn from texts alone; there is no data.train",
+)
+
+
 def _shards(recipe: Any) -> bool:
     return recipe.data.train is not None and is_shards(recipe.data.train)
 

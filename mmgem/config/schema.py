@@ -62,8 +62,11 @@ class TrainConfig:
 
     out: Path = setting(help="Folder of the run: log, checkpoints, model.")
     epochs: float = setting(
-        1.0, help="Passes over the images (each with `captions_per_image` of its captions).", above=0
+        1.0,
+        help="Passes over the images (each with `captions_per_image` of its captions), or over the texts.",
+        above=0,
     )
+    steps: int | None = setting(None, help="Length of the run in steps; none: `epochs`.", low=1)
     batch_size: int = setting(96, help="Images in a step.", low=1)
     seed: int = setting(
         0,
@@ -117,6 +120,10 @@ class TrainConfig:
         "similarities and losses are float32 in any case. bfloat16 needs hardware for it (AVX512-BF16, AMX, "
         "a GPU): elsewhere it is slower. A GPU multiplies what is float32 as TF32.",
     )
+
+    def total_steps(self, per_epoch: float) -> int:
+        """Steps of the run, of which ``per_epoch`` are an epoch."""
+        return self.steps or max(1, round(self.epochs * per_epoch))
 
 
 @dataclass

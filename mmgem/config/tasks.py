@@ -29,6 +29,7 @@ TASKS = TaskRegistry(
     {
         "image_text": "mmgem.tasks.image_text.task:ImageTextTask",
         "self_retrieval": "mmgem.tasks.self_retrieval.task:SelfRetrievalTask",
+        "text_distillation": "mmgem.tasks.text_distillation.task:TextDistillationTask",
         "fromage": "mmgem.tasks.related.fromage:FROMAGeTask",
         "blip": "mmgem.tasks.related.blip:BLIPTask",
     },

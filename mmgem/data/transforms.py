@@ -50,9 +50,18 @@ def view_geometry(view: int, key: str, crop_scale: float = 0.5) -> Geometry:
 
 def to_square(image: Image.Image, prep: Preprocessing, geometry: Geometry | None = None) -> np.ndarray:
     """RGB picture -> ``(size, size, 3)`` uint8, squashed or centre-cropped, after ``geometry`` if given."""
-    left, top, width, height = shown_part(image.size, prep, geometry)
-    box = (left, top, left + width, top + height)
-    out = image.resize((prep.size, prep.size), _FILTERS[prep.interpolation], box=box)
+    if prep.resize == "shortest":  # first scaled, then cut: that rounds as CLIP's processors do
+        left, top, width, height = _cropped(image.size, geometry)
+        short = min(width, height)
+        sides = _scaled(width, short, prep), _scaled(height, short, prep)
+        cut_left, cut_top = ((side - prep.size) // 2 for side in sides)
+        box = (left, top, left + width, top + height)
+        out = image.resize(sides, _FILTERS[prep.interpolation], box=box)
+        out = out.crop((cut_left, cut_top, cut_left + prep.size, cut_top + prep.size))
+    else:
+        left, top, width, height = shown_part(image.size, prep, geometry)
+        box = (left, top, left + width, top + height)
+        out = image.resize((prep.size, prep.size), _FILTERS[prep.interpolation], box=box)
     if geometry is not None and geometry.flip:
         out = out.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(out)
@@ -82,14 +91,32 @@ def shown_part(
 ) -> tuple[float, float, float, float]:
     """The part of a picture of size ``image`` (width, height) that becomes the square: left, top, width and
     height in pixels."""
+    left, top, across, down = _cropped(image, geometry)
+    if prep.resize != "squash":
+        short = min(across, down)
+        left, across = _centre(left, across, short, prep)
+        top, down = _centre(top, down, short, prep)
+    return left, top, across, down
+
+
+def _cropped(image: tuple[int, int], geometry: Geometry | None) -> tuple[float, float, float, float]:
+    """What ``geometry`` cuts out of a picture: left, top, width and height in pixels."""
     width, height = image
     x0, y0, x1, y1 = geometry.crop if geometry is not None else (0.0, 0.0, 1.0, 1.0)
-    left, top, across, down = x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height
+    return x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height
+
+
+def _scaled(side: float, short: float, prep: Preprocessing) -> int:
+    """Pixels of an axis of length ``side`` when the shorter one, ``short``, has become ``prep.size``."""
+    return max(prep.size, int(prep.size * side / short))
+
+
+def _centre(start: float, side: float, short: float, prep: Preprocessing) -> tuple[float, float]:
+    """Start and length of what is cut out of an axis of length ``side``, the shorter one being ``short``."""
     if prep.resize == "crop":
-        side = min(across, down)
-        left, top = left + (across - side) / 2, top + (down - side) / 2
-        across = down = side
-    return left, top, across, down
+        return start + (side - short) / 2, short
+    scaled = _scaled(side, short, prep)
+    return start + (scaled - prep.size) // 2 / scaled * side, prep.size / scaled * side
 
 
 def normalise(pixels: np.ndarray, prep: Preprocessing) -> Tensor:

@@ -1,4 +1,5 @@
-"""What every encoder is: pixels in, a feature map ``(B, H, W, C)`` out.
+"""What every encoder is: pixels in, a feature map ``(B, H, W, C)`` out (behind whose channels one that is
+aligned with texts packs what it says of the whole image).
 
 An encoder is cut in two: ``frozen_stem`` (pixels to features that never change while it is frozen, so they
 are computed once and cached) and ``trainable_head`` (the rest, which may train); one after the other they are
@@ -9,13 +10,34 @@ the encoder. To add one, subclass :class:`Encoder` in a file of its own and regi
 from __future__ import annotations
 
 import inspect
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgem.config import EncoderConfig
 from mmgem.errors import ConfigError
+
+
+@dataclass
+class Alignment:
+    """How the images of a checkpoint of two towers lie in a space with texts. ``projection``: ``(D, C)``;
+    logits are ``cosines * exp(logit_scale) + logit_bias``, both scalars."""
+
+    projection: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor
+
+
+def pack_whole(patches: Tensor, whole: Tensor) -> Tensor:
+    """A map ``(B, H, W, C)`` with a feature ``(B, C)`` of the whole image behind its channels: each place
+    holds as many of its numbers as it takes, in reading order."""
+    count, height, width, channels = patches.shape
+    each = -(-channels // (height * width))
+    padded = F.pad(whole, (0, each * height * width - channels))
+    return torch.cat([patches, padded.view(count, height, width, each)], -1)
 
 
 class Encoder(nn.Module):
@@ -31,6 +53,9 @@ class Encoder(nn.Module):
     """False: it stands in for an encoder in a model of texts only."""
     can_freeze_stages: ClassVar[bool] = False
     """Whether ``model.encoder.freeze_until`` says where it is cut."""
+    aligned: bool = False
+    """Whether its base weights lie in a space with texts: they bring a projection, a temperature and a bias,
+    which train only if it does, and its map has the whole image packed behind (:func:`pack_whole`)."""
     pulled_weights: ClassVar[tuple[str, ...]] = ()
     """Names of base weights that ``mmgem pull`` brings, for ``init.encoder``."""
     training_dtype = torch.float32
@@ -70,6 +95,22 @@ class Encoder(nn.Module):
         return {}, config
 
     @classmethod
+    def load_alignment(cls, source: str) -> Alignment | None:
+        """What the base weights ``source`` bring beside the encoder if it is ``aligned``. Raises
+        ``CheckpointError``."""
+        return None
+
+    @classmethod
+    def own_space(cls, config: EncoderConfig) -> int | None:
+        """D of the space that it is ``aligned`` with. Raises ``ConfigError``."""
+        return None
+
+    @classmethod
+    def own_preprocessing(cls, source: str, config: EncoderConfig) -> dict[str, Any]:
+        """Fields of ``preprocessing`` that the base weights ``source`` fix. Raises ``ConfigError``."""
+        return {}
+
+    @classmethod
     def load_classifier(cls, source: str) -> tuple[Tensor, Tensor, list[str] | None]:
         """Weight ``(classes, C)``, bias ``(classes,)`` and, if known, the names of the classes of the linear
         classifier on the mean of the map that the base weights ``source`` have. Raises ``ConfigError`` if
@@ -91,6 +132,14 @@ class Encoder(nn.Module):
         """Features of :meth:`frozen_stem` -> map ``(B, H, W, C)``."""
         return features
 
+    def split_map(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """The map of places ``(B, H, W, C)`` and the feature of the whole image ``(B, C)`` in what
+        :meth:`forward` gives: the mean of the map, or what an encoder that is ``aligned`` says of it."""
+        if not self.aligned:
+            return maps, maps.mean((1, 2))
+        patches, packed = maps[..., : self.channels], maps[..., self.channels :]
+        return patches, packed.flatten(1)[:, : self.channels]
+
     def forward(self, pixels: Tensor) -> Tensor:
         """``(B, 3, S, S)`` float -> ``(B, H, W, C)`` float32, whatever the weights are in."""
         dtype = next((p.dtype for p in self.parameters()), pixels.dtype)
@@ -105,7 +154,7 @@ class Encoder(nn.Module):
         pixels = torch.randn(2, 3, self.size, self.size, generator=generator).to(device)
         with torch.random.fork_rng(devices=[]):
             self.eval()
-            both, alone = self(pixels), self(pixels[:1])
+            both, alone = self.split_map(self(pixels))[0], self.split_map(self(pixels[:1]))[0]
             self.train(training)
         grid = both.shape[1] if both.ndim == 4 else 0
         if both.shape != (2, grid, grid, self.channels) or alone.shape[1:] != both.shape[1:]:

@@ -132,7 +132,7 @@ class GraphEncoder(Encoder):
 
     def __init__(self, like: Encoder, paths: dict[int, Path], precision: Precision):
         super().__init__()
-        self.channels, self.size = like.channels, like.size
+        self.channels, self.size, self.aligned = like.channels, like.size, like.aligned
         self.paths, self.precision = paths, precision
         self.opened: dict[int, Graph] = {}
 

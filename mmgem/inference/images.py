@@ -206,7 +206,7 @@ def text_heatmaps(
     decoded = [open_for_sizes(input_sizes(prep), image)]
     embeddings = windows.new_zeros(len(windows), network.config.dim)
     for side, selected, weight in _window_levels(prep, windows):
-        maps = encode_feature_maps(network, prep, decoded, side)
+        maps = network.encoder.split_map(encode_feature_maps(network, prep, decoded, side))[0]
         embeddings[selected] += (weight * network.window_embeddings(pool_windows(maps, windows[selected])))[0]
     similarities = texts @ F.normalize(embeddings.float(), dim=-1).T
     centres = (torch.arange(cells, device=windows.device) + 0.5) / cells

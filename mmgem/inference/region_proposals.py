@@ -56,6 +56,7 @@ def pool_windows(maps: Tensor, boxes: Tensor) -> Tensor:
 def embed_windows(network: MMGEMNetwork, maps: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings ``(B, n, D)`` of ``boxes`` and of the frames around them, not normalised."""
     surroundings = surrounding_boxes(boxes)
+    maps = network.encoder.split_map(maps)[0]
     inside, around = pool_windows(maps, boxes), pool_windows(maps, surroundings)
     inside_area, around_area = _area(boxes), _area(surroundings)
     fraction = (inside_area / around_area).clamp(max=0.95)[None, :, None].to(maps)

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 from mmgem.config import ModelConfig
 from mmgem.encoders import encoder_class
-from mmgem.encoders.base import Encoder
-from mmgem.errors import UsageError
+from mmgem.encoders.base import Alignment, Encoder
+from mmgem.errors import ConfigError, UsageError
 from mmgem.models.connectors import connector_class
 from mmgem.models.connectors.base import Connector
 from mmgem.models.llm import LLM
 from mmgem.models.packing import PackedOutput, Packing, Segment, pack_shared_prefix
 from mmgem.models.pooling import pool_boxes, pool_full
+
+_ALIGNED = ("visual_projection.", "logit_scale", "logit_bias")
 
 
 def projection(kind: str, width_in: int, width_out: int, dropout: float = 0.0) -> nn.Module:
@@ -125,9 +127,9 @@ class MMGEMNetwork(nn.Module):
         return True
 
     def parameter_group(self, name: str, parameter: nn.Parameter) -> str:
-        """The group of the optimiser that a parameter is in: ``encoder``, ``llm``, ``embeddings`` or
-        ``heads``."""
-        if name.startswith("encoder."):
+        """The group of the optimiser that a parameter is in: ``encoder`` (with h1, temperature and bias where
+        they are the encoder's own), ``llm``, ``embeddings`` or ``heads``."""
+        if name.startswith("encoder.") or (self.encoder.aligned and name.startswith(_ALIGNED)):
             return "encoder"
         if name.startswith("llm."):
             table = self.llm.lm.get_input_embeddings().weight
@@ -137,6 +139,21 @@ class MMGEMNetwork(nn.Module):
     def load_base_llm(self, lm: nn.Module) -> None:
         """Take the weights of the transformers model that ``init.llm`` names."""
         self.llm.lm.load_state_dict(lm.state_dict())
+
+    @torch.no_grad()
+    def take_alignment(self, alignment: Alignment) -> None:
+        """Take h1, temperature and bias of a checkpoint whose vision tower is the encoder. Raises
+        ``ConfigError`` where there is no linear h1 of that shape."""
+        last = self.visual_projection[-1] if isinstance(self.visual_projection, nn.Sequential) else None
+        if len(list(self.visual_projection.parameters())) != 2 or not isinstance(last, nn.Linear):
+            raise ConfigError(
+                'model.projection: an encoder that is aligned with texts has h1 of its own: "linear", in a '
+                "network with embeddings"
+            )
+        last.weight.copy_(alignment.projection)
+        last.bias.zero_()
+        self.logit_scale.copy_(alignment.logit_scale)
+        self.logit_bias.copy_(alignment.logit_bias)
 
     def refuse(self, what: str) -> UsageError:
         """The error for ``what`` this network cannot do."""
@@ -182,14 +199,15 @@ class MMGEMNetwork(nn.Module):
         if boxes is not None and not self.regions:
             raise self.refuse("has no regions")
         grid, side = self.config.visual_grid, float(self.encoder.size)
+        places, whole = self.encoder.split_map(maps)
         if boxes is None:
-            pooled = pool_full(maps)
+            pooled = whole[:, None]
             if grid > 1:
-                pooled = torch.cat([pooled, pool_full(maps, grid)], 1)
+                pooled = torch.cat([pooled, pool_full(places, grid)], 1)
         else:
-            pooled = pool_boxes(maps, boxes, (side, side))
+            pooled = pool_boxes(places, boxes, (side, side))
             if grid > 1:
-                pooled = torch.cat([pooled, pool_boxes(maps, boxes, (side, side), grid)], 2)
+                pooled = torch.cat([pooled, pool_boxes(places, boxes, (side, side), grid)], 2)
         return pooled
 
     def image_embeddings(self, visual: Tensor) -> Tensor:
@@ -213,6 +231,13 @@ class MMGEMNetwork(nn.Module):
         if not self.captions:
             raise self.refuse("writes no captions")
         return self.visual_connector(visual)
+
+    def project_text_prefix(self, texts: Tensor) -> Tensor:
+        """:meth:`project_visual_prefix` of embeddings of texts ``(B, 1, D)`` in the place of images'. Raises
+        ``UsageError`` where captions see more of an image than its embedding."""
+        if not self.captions_from_embedding or not isinstance(self.visual_connector, Connector):
+            raise self.refuse("captions no embeddings")
+        return self.visual_connector.from_text(texts)
 
     def caption_start(self, prefixes: Tensor) -> Tensor:
         """What the LLM reads before the first word of a caption: ``(B, P, H)`` of

@@ -55,7 +55,7 @@ class Planner:
         sizes = [task.step_size(self.data[task.name]) for task in tasks]
         pairs_a_step = sum(size.pairs for size in sizes)
         per_epoch = sizes[0].per_epoch
-        steps = None if per_epoch is None else max(1, round(recipe.train.epochs * per_epoch))
+        steps = recipe.train.steps if per_epoch is None else recipe.train.total_steps(per_epoch)
         return Plan(
             parameters=parameters,
             trained=measured.trained,

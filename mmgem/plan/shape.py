@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mmgem.checkpoints.download import SOURCES, cache_folder
-from mmgem.checkpoints.initialize import config_from_checkpoint
+from mmgem.checkpoints.initialize import config_from_checkpoint, config_from_encoder
 from mmgem.checkpoints.model_folder import check_size
 from mmgem.checkpoints.resolve import own_folder, read_config, resolve
 from mmgem.config import EncoderConfig, ModelConfig, Preprocessing, Recipe
@@ -76,8 +76,9 @@ def model_shape(recipe: Recipe) -> ModelShape:
         llm = dataclasses.replace(llm, config=llm.config | base)
         if keep := init.keep_layers or range(init.layers or 0):
             llm = dataclasses.replace(llm, config=_truncated(llm.config, keep))
-    config = dataclasses.replace(recipe.model, encoder=_encoder(recipe), llm=llm)
-    return ModelShape(config, recipe.preprocessing, folder if folder.is_dir() else None)
+    config, prep = config_from_encoder(recipe, recipe.init.encoder, _encoder(recipe))
+    config = dataclasses.replace(config, llm=llm)
+    return ModelShape(config, prep, folder if folder.is_dir() else None)
 
 
 def _truncated(config: dict[str, Any], keep: Sequence[int]) -> dict[str, Any]:

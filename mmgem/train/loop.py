@@ -202,7 +202,7 @@ def prepare(recipe: Recipe, world: World = SINGLE_PROCESS, tasks: list[Task[Any]
     groups = configure_trainable(network, recipe.optim, recipe.data.cached)
     engine = Engine(network, recipe.train, world, recipe.optim.lora_rank)
     ema = ExponentialMovingAverage(network, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
-    total = max(1, round(recipe.train.epochs * tasks[0].batches.per_epoch))
+    total = recipe.train.total_steps(tasks[0].batches.per_epoch)
     adamw = build_optimizer(network, groups, recipe.optim)
     return Run(recipe, world, engine, tokenizer, tasks, adamw, ema, total)
 
@@ -235,8 +235,9 @@ def train_step(
     )
     norm = run.engine.clip_grad_norm(config.max_grad_norm)
     run.optimizer.step()
-    with torch.no_grad():
-        run.network.logit_scale.clamp_(max=config.max_logit_scale_log)
+    if run.network.logit_scale.requires_grad:
+        with torch.no_grad():
+            run.network.logit_scale.clamp_(max=config.max_logit_scale_log)
     if run.ema is not None:
         run.ema.update(run.network, step)
     values = {name: round(value, 5) for name, value in losses.items()}

@@ -17,6 +17,7 @@ CONNECTORS: Registry[type[Connector]] = Registry(
     {
         "linear": "mmgem.models.connectors.linear:LinearConnector",
         "mlp": "mmgem.models.connectors.mlp:MLPConnector",
+        "unit_mlp": "mmgem.models.connectors.unit_mlp:UnitMLPConnector",
         "clipcap_mlp": "mmgem.models.related.clipcap:MLPMapper",
         "clipcap_transformer": "mmgem.models.related.clipcap:TransformerMapper",
     },

@@ -34,6 +34,21 @@ class Connector(nn.Module):
         """Embeddings ``(B, n, D)`` float32, not normalised -> LLM input vectors ``(B, n * k, H)``."""
         raise NotImplementedError
 
+    @property
+    def memory_size(self) -> int:
+        """How many embeddings of texts it keeps, see :meth:`remember`."""
+        return 0
+
+    def remember(self, texts: Tensor) -> None:
+        """Keep unit embeddings of texts ``(memory_size, D)`` float32, of those that captions are learned
+        from."""
+
+    def from_text(self, texts: Tensor) -> Tensor:
+        """As :meth:`forward`, of embeddings of texts that stand for images while captions are learned from
+        texts alone."""
+        vectors: Tensor = self(texts)
+        return vectors
+
     def init_weights(self, std: float) -> None:
         """Draw the weights anew, so that what comes out has about the scale ``std`` of the LLM's own token
         vectors. The weights stay as they were built unless a connector says more."""

@@ -14,6 +14,7 @@ from mmgem.data.readers.translations import add_captions
 from mmgem.data.records import Record
 from mmgem.data.shards import find_shards, is_shards
 from mmgem.data.shards.find import named_by, open_shard
+from mmgem.data.text_corpus import read_texts
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.word_tokens import TOKENS_PER_WORD, WordTokens
 
@@ -44,6 +45,39 @@ class CaptionStats:
     translated: float = 0.0
     words: int = ASSUMED_WORDS
     assumed: str = ""
+
+
+@dataclass
+class TextStats:
+    """What is said of texts without images: ``count`` of them, None if unknown; ``tokens``: lengths, of many
+    of a sample; ``words``: different tokens in use; ``assumed``: what was not to be read, in words."""
+
+    count: int | None = None
+    tokens: list[int] = field(default_factory=lambda: [ASSUMED_TOKENS])
+    words: int = ASSUMED_WORDS
+    assumed: str = ""
+
+
+def read_text_stats(data: DataConfig, tokenizer: Tokenizer | None, tokens: int | None = None) -> TextStats:
+    """The texts of ``data.texts``. ``tokens``: the length of all of them, said by the user.
+
+    Raises ``DataError`` or ``UsageError`` for files that cannot be read.
+    """
+    stats = TextStats()
+    if missing := [path for path in data.texts if not path.exists()]:
+        stats.assumed = f"{missing[0]} is not here: texts of {tokens or ASSUMED_TOKENS} tokens"
+    else:
+        texts = list(read_texts(data.texts, data.split or None))
+        stats.count = len(texts)
+        token_ids = (tokenizer or WordTokens()).encode_all(_evenly_spaced(texts))
+        stats.tokens = list(map(len, token_ids))
+        if tokenizer is None:
+            stats.assumed = f"the tokenizer is not here: {TOKENS_PER_WORD} tokens a word"
+        else:
+            stats.words = len(torch.cat(token_ids).unique()) + 1
+    if tokens:
+        stats.tokens = [tokens]
+    return stats
 
 
 def read_caption_stats(

@@ -164,7 +164,7 @@ class ImageTextTask(Task[Batch]):
         self._check_network(network.config)
         self.tokenizer = tokenizer
         self.batches, self.dev = read_batches(self.recipe, self.teacher, network, tokenizer, world)
-        steps = max(1, round(self.recipe.train.epochs * self.batches.per_epoch))
+        steps = self.recipe.train.total_steps(self.batches.per_epoch)
         for term in self.text_terms:
             term.prepare(self.recipe, network, tokenizer, steps, world)
         self.world = world

@@ -1,4 +1,4 @@
-"""Sentence embeddings of the training captions by a frozen text teacher, for soft contrastive targets."""
+"""Embeddings of texts by a frozen text teacher: for soft contrastive targets, or to be learned themselves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import numpy as np
 
 from mmgem.checkpoints.initialize import source_folder
 from mmgem.errors import CheckpointError
-from mmgem.models.sentence_encoder import default_prompt, sentence_encoder
+from mmgem.models.text_tower import teacher_prompt, text_teacher
 from mmgem.utils.files import cache_home
 from mmgem.utils.locks import lock_folder
-from mmgem.utils.pretrained import local_folder
 from mmgem.utils.progress import track
 
 _CHUNK = 2048  # texts between two commits: what a kill loses
@@ -24,19 +23,20 @@ _CHUNK = 2048  # texts between two commits: what a kill loses
 def embed_captions(teacher: str, section: str, texts: Sequence[str]) -> np.ndarray:
     """``(len(texts), E)`` float32 unit rows; each text's row is kept on disk, whatever texts come with it.
 
-    The teacher is a transformers encoder whose token states are averaged (as all-MiniLM and e5 are used);
-    before every caption stands the prompt that its folder names, "query: " for e5.
+    The teacher is the text tower of a CLIP or SigLIP checkpoint (:mod:`mmgem.models.text_tower`), or a
+    transformers encoder whose token states are averaged (as all-MiniLM and e5 are used); before every caption
+    stands the prompt that its folder names, "query: " for e5.
     Raises ``CheckpointError`` if it cannot be read.
     """
     folder = source_folder(teacher)
     try:
-        prompt = default_prompt(local_folder(folder))
+        prompt = teacher_prompt(folder)
         path = cache_home() / "teacher" / f"{_digest(_stamp(folder), prompt).hex()}.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
         # Who waits for the lock finds what he would have computed.
         with lock_folder(path), closing(sqlite3.connect(path, timeout=60)) as rows:
             rows.execute("create table if not exists rows (text blob primary key, row blob) without rowid")
-            return _embed(rows, texts, lambda: sentence_encoder(folder, batch=128))
+            return _embed(rows, texts, lambda: text_teacher(folder, batch=128))
     except CheckpointError as error:
         raise CheckpointError(f"{section}: {error}") from error
 

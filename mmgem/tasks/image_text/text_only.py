@@ -13,16 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmgem.config import Recipe
 from mmgem.data.batches import Batch, DrawnTexts
-from mmgem.data.text_corpus import read_texts
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.partition import shard_slice
 from mmgem.distributed.world import World
-from mmgem.errors import ConfigError, DataError, UsageError
+from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import FakeTensorFactory, Terms
 from mmgem.tasks.image_text.captioning import token_cross_entropy
@@ -30,10 +28,8 @@ from mmgem.tasks.image_text.config import TextOnlyConfig
 from mmgem.tasks.image_text.contrastive import gather_batch
 from mmgem.tasks.image_text.fake_batch import TEACHER_WIDTH
 from mmgem.tasks.image_text.lengths import ASSUMED_TOKENS, ASSUMED_WORDS
-from mmgem.tasks.image_text.teacher import embed_captions
 from mmgem.tasks.image_text.terms import TextTerm
-
-_MASKED = -1e4  # far below any logit, yet finite: a target of 0 times it is 0
+from mmgem.tasks.image_text.text_pool import TextPool, relational_loss
 
 
 @dataclass
@@ -71,41 +67,22 @@ class TextOnlyTerm(TextTerm):
         self, recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, steps: int, world: World
     ) -> None:
         """Read the texts; embed those that the run will draw by the teacher."""
-        self.seed = recipe.train.seed
-        try:
-            texts = read_texts(recipe.data.texts, recipe.data.split or None)
-        except UsageError as error:
-            raise ConfigError(f"data.texts: {error}") from error
-        order = np.random.default_rng((self.seed, 23)).permutation(len(texts))
-        names = list(texts)
-        chosen = [names[n] for n in order[: steps * self.config.batch_size]]
-        ids = tokenizer.encode_short(chosen)
-        short = [(text, tokens) for text, tokens in zip(chosen, ids, strict=True) if tokens is not None]
-        if not short:
-            raise DataError("data.texts: no text is as short as preprocessing.max_text_tokens")
-        self.ids = [tokens for _, tokens in short]
-        self.captioned = [texts[text] for text, _ in short]
-        source, field = self.teacher
-        kept = [text for text, _ in short]
-        self.rows = world.main_process_first(lambda: embed_captions(source, field, kept))
-        said = [tokens for tokens, captioned in zip(self.ids, self.captioned, strict=True) if captioned]
-        self.end = tokenizer.end
-        self.vocabulary = torch.cat([*said, torch.tensor([self.end])]).unique()
+        self.pool = TextPool(recipe, tokenizer, self.teacher, world, steps * self.config.batch_size)
+        self.end, self.vocabulary = self.pool.end, self.pool.vocabulary
 
     def draw(self, batch: Batch, step: int, world: World) -> DrawnTexts:
         """This process's share of the texts of a step; each text is drawn once before any is drawn again."""
-        size = min(self.config.batch_size, len(self.ids))
-        turn, place = divmod(step, max(1, len(self.ids) // size))
-        order = np.random.default_rng((self.seed, turn, 13)).permutation(len(self.ids))
-        mine = shard_slice(size, world.rank, world.size)
-        chosen = order[place * size : (place + 1) * size][mine]
-        captioned = [self.captioned[n] for n in chosen]
-        tokens = sum(len(self.ids[n]) + 1 for n, c in zip(chosen, captioned, strict=True) if c)
+        pool = self.pool
+        drawn = pool.draw(step, self.config.batch_size)
+        mine = shard_slice(len(drawn), world.rank, world.size)
+        chosen = drawn[mine]
+        captioned = [pool.captioned[n] for n in chosen]
+        tokens = sum(len(pool.ids[n]) + 1 for n, c in zip(chosen, captioned, strict=True) if c)
         (total,) = world.all_reduce_sum(tokens)
-        pairs = np.random.default_rng((self.seed, step, 17)).random(size, np.float32)[mine]
-        teacher = torch.from_numpy(np.asarray(self.rows[chosen], np.float32))
+        pairs = np.random.default_rng((pool.seed, step, 17)).random(len(drawn), np.float32)[mine]
+        teacher = torch.from_numpy(np.asarray(pool.rows[chosen], np.float32))
         of = TextStep(teacher, torch.from_numpy(pairs), captioned, total)
-        return DrawnTexts([self.ids[n] for n in chosen], of)
+        return DrawnTexts([pool.ids[n] for n in chosen], of)
 
     def loss(
         self,
@@ -124,18 +101,12 @@ class TextOnlyTerm(TextTerm):
             pair = (of.pairs.to(own.device) * len(pairs.texts)).long().clamp(max=len(pairs.texts) - 1)
             of.gaps = pairs.images[pairs.owner[pair]] - pairs.texts[pair]
         assert batch.teacher_texts is not None and of.teacher is not None
-        rows = F.normalize(torch.cat([texts, own]).float(), dim=-1)
-        teacher = torch.cat([batch.teacher_texts.to(rows.device), of.teacher.to(rows.device)])
-        sizes = world.all_gather_sizes(len(rows))
-        everywhere, all_teacher = world.all_gather(rows, sizes), world.all_gather(teacher, sizes)
-        first = sum(sizes[: world.rank])
-        itself = torch.arange(len(rows), device=rows.device)[:, None] + first == torch.arange(
-            len(everywhere), device=rows.device
+        teacher = torch.cat([batch.teacher_texts.to(own.device), of.teacher.to(own.device)])
+        config = self.config
+        loss = relational_loss(
+            torch.cat([texts, own]), teacher, config.temperature, config.teacher_temperature, world
         )
-        logits = (rows @ everywhere.T / self.config.temperature).masked_fill(itself, _MASKED)
-        target = (teacher @ all_teacher.T / self.config.teacher_temperature).masked_fill(itself, _MASKED)
-        loss = F.cross_entropy(logits, target.softmax(1), reduction="sum")
-        return {"text_loss": loss / len(everywhere)}
+        return {"text_loss": loss}
 
     def token_loss(self, network: MMGEMNetwork, own: Tensor, drawn: DrawnTexts) -> Terms:
         """``{"text_caption_loss"}``: mean over the tokens of all drawn texts that are captioned."""

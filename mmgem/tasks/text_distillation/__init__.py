@@ -1,0 +1,1 @@
+"""A checkpoint's text tower learned from texts alone, and captions from its embeddings."""
