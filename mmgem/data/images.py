@@ -86,7 +86,7 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
     """
     if min_side is not None and min_side < 1:
         raise UsageError(f"min_side must be at least 1 pixel, not {min_side}")
-    with _opened(source) as image:
+    with header(source) as image:
         if image is not source and isinstance(image, JpegImagePlugin.JpegImageFile):
             scale = _jpeg_scale(image, min_side)
             if scale > 1:
@@ -105,7 +105,7 @@ def image_header(source: ImageSource) -> tuple[str, tuple[int, int]]:
     """Format (one of ``FORMATS``) and ``(width, height)`` in pixels as stored, from the header alone: never
     decodes, so it is the first thing to ask of a picture nobody vouches for. The JPEG of several pictures
     that phones write (MPO) is a JPEG. Raises as :func:`open_image`."""
-    with _opened(source) as image:
+    with header(source) as image:
         return _format(image), image.size
 
 
@@ -113,7 +113,7 @@ def decoded_size(source: ImageSource, min_side: int | None = None) -> tuple[int,
     """``(width, height)`` in pixels of what :func:`open_image` has to hold to decode ``source`` with
     ``min_side``, before it is turned; from the header alone. A progressive JPEG is held whole, whatever is
     made of it. Raises as :func:`open_image`."""
-    with _opened(source) as image:
+    with header(source) as image:
         if image is source or not isinstance(image, JpegImagePlugin.JpegImageFile):
             return image.size
         scale = 1 if image.info.get("progressive") else _jpeg_scale(image, min_side)
@@ -126,13 +126,18 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     Reads the header only, except for PNG files without early EXIF and turned TIFF files, which Pillow has to
     decode to be sure. Raises as :func:`open_image` does, but does not notice damaged pixels.
     """
-    with _opened(source) as image:
-        turned = _orientation(image) >= 5
-        if turned and isinstance(image, TiffImagePlugin.TiffImageFile):
-            image.load()  # turns itself; whether the size before was turned depends on Pillow's version
-            turned = False
-        width, height = image.size
-        return (height, width) if turned else (width, height)
+    with header(source) as image:
+        return upright_size(image)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """:func:`image_size` of an image that :func:`header` opened."""
+    turned = _orientation(image) >= 5
+    if turned and isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.load()  # turns itself; whether the size before was turned depends on Pillow's version
+        turned = False
+    width, height = image.size
+    return (height, width) if turned else (width, height)
 
 
 def check_box(box: Sequence[float], size: tuple[int, int]) -> None:
@@ -225,8 +230,9 @@ def _formats() -> list[str]:
 
 
 @contextmanager
-def _opened(source: ImageSource) -> Iterator[Image.Image]:
-    """Open ``source`` without decoding; any failure inside the block becomes an ImageError that names it."""
+def header(source: ImageSource) -> Iterator[Image.Image]:
+    """Open ``source`` without decoding it; any failure inside the block becomes an ImageError that names
+    it, as :func:`open_image` raises it."""
     name = _name(source)
     try:
         if isinstance(source, Image.Image):

@@ -15,6 +15,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,8 @@ from typing import Protocol
 import numpy as np
 
 from mmgem.data.content_hashes import content_digest
-from mmgem.data.images import image_size, list_images
+from mmgem.data.images import list_images
+from mmgem.data.photo_metadata import PhotoMetadata, read_metadata
 from mmgem.data.records import Box
 from mmgem.errors import (
     ImageError,
@@ -145,6 +147,7 @@ def update_index(
             if len(run.queue) >= batch or len(run.recorded) >= _FILES_A_TRANSACTION:
                 run.flush()
         run.flush()
+        _read_missing_metadata(store, folder, progress)
         store.compact()
         failed = dict(store.problems()) | run.unreadable
         photos = len(store.photos().keys() - failed.keys())
@@ -223,8 +226,9 @@ class _IndexUpdate:
                     contents.append(NewContent(first.digest, np.zeros((0, 0), np.float32), problem=result))
                 else:
                     boxes, vectors = result
-                    size = image_size(self.folder / first.path)
-                    contents.append(NewContent(first.digest, vectors, boxes, size=size))
+                    metadata = read_metadata(self.folder / first.path)
+                    size = metadata.width, metadata.height
+                    contents.append(NewContent(first.digest, vectors, boxes, size=size, metadata=metadata))
                     self.embedded += 1
         self.store.record(contents, files)
         self.queue, self.recorded = {}, []
@@ -263,6 +267,21 @@ class _IndexUpdate:
             embedding_problem(photo_vectors) or ([None, *boxes], photo_vectors)
             for photo_vectors, (boxes, _) in zip(rows, regions, strict=True)
         ]
+
+
+def _read_missing_metadata(
+    store: IndexStore, folder: Path, progress: Callable[[Iterable[str]], Iterable[str]]
+) -> None:
+    """Read the headers of photos that an earlier version has embedded."""
+    missing = store.without_metadata()
+    found: dict[bytes, PhotoMetadata] = {}
+    for digest, path in zip(missing, progress(list(missing.values())) if missing else (), strict=True):
+        with suppress(ImageError):  # gone or changed by now: the next run sees to it
+            found[digest] = read_metadata(folder / path)
+        if len(found) >= _FILES_A_TRANSACTION:
+            store.record_metadata(found)
+            found = {}
+    store.record_metadata(found)
 
 
 def _scan(folder: Path) -> dict[str, tuple[int, int, int]]:

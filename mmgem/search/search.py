@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -26,7 +27,9 @@ from mmgem.data.records import Box
 from mmgem.data.texts import check_text
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.inference.calibration import MatchCalibration
+from mmgem.search.filters import Filters, sqlite_bytes, sqlite_text
 from mmgem.search.hnsw import HNSWIndex
+from mmgem.search.index_metadata import PhotoTable
 from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.utils.files import same_file
@@ -83,9 +86,16 @@ class PhotoIndex:
     fixed order shared by :attr:`paths`, :attr:`boxes` and :attr:`vectors`.
     """
 
-    def __init__(self, snapshot: IndexSnapshot, folder: Path, hnsw: HNSWIndex | None = None) -> None:
-        """``hnsw``: that of ``snapshot``; None: every search is exact."""
+    def __init__(
+        self,
+        snapshot: IndexSnapshot,
+        folder: Path,
+        hnsw: HNSWIndex | None = None,
+        out: Path | None = None,
+    ) -> None:
+        """``hnsw``: that of ``snapshot``; None: every search is exact. ``out``: its folder, for filters."""
         self.folder = folder
+        self._snapshot, self._out = snapshot, out
         self.hnsw = hnsw
         self.load_embedder: Callable[[], QueryEmbedder] | None = None
         """What :meth:`search_text` and :meth:`search_image` embed with, asked for when it is first needed;
@@ -129,10 +139,40 @@ class PhotoIndex:
             hnsw = None if exact else HNSWIndex.open(out, snapshot)
         except (SearchIndexError, UsageError) as problem:
             _log.warning("%s; searching all vectors until then", problem)
-        return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw)
+        return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw, out)
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def filtered(self, filters: Filters) -> PhotoIndex:
+        """This index as if it held only the photos that pass ``filters``, for any search.
+
+        What is known of the photos is read when it is first asked for, as it is then. Raises SearchIndexError
+        if an earlier version made the index and nothing is known yet, UsageError for a folder outside of it.
+        """
+        if not filters:
+            return self
+        table, numbers = self._photo_table
+        if filters.needs_metadata and table.unread:
+            raise SearchIndexError(
+                f"{self._out}: an earlier version made it, without dates, cameras and places; to read them "
+                f"(no photo is embedded again) run: mmgem index {self.folder} --out {self._out}"
+            )
+        passed = np.append(table.select(filters.sql(self.folder, sqlite_text, sqlite_bytes)), False)[numbers]
+        entries = list(compress(self._entries, passed.tolist()))
+        view = PhotoIndex(replace(self._snapshot, entries=entries), self.folder, self.hnsw, self._out)
+        view.load_embedder = self.load_embedder
+        return view
+
+    @cached_property
+    def _photo_table(self) -> tuple[PhotoTable, np.ndarray]:
+        """What filters are asked of, and the number there of each entry's photo, -1 where it has none."""
+        if self._out is None:
+            raise UsageError("filters need an index that was opened from its folder")
+        table = PhotoTable(self._out)
+        number_by_path = {path: number for number, path in enumerate(table.paths)}
+        numbers = (number_by_path.get(path, -1) for _, path, _ in self._entries)
+        return table, np.fromiter(numbers, np.int64, len(self._entries))
 
     @cached_property
     def paths(self) -> list[Path]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmgem.errors import SearchIndexError
-from mmgem.search.index_store import database_file
+from mmgem.search.index_files import database_file
 from mmgem.search.search import PhotoIndex
 from mmgem.serve.errors import APIError
 from mmgem.serve.metrics import Metrics
