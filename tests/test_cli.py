@@ -238,6 +238,26 @@ def test_search_by_box(run, model, photo_index, tiny_photos):
     assert told["hits"][0]["file"] == str(tiny_photos[1 + int(np.argmax(scores))])
 
 
+def test_search_filters_and_combines(run, model, photo_index, tiny_photos):
+    vector = model.embed_texts(["a dog"])[0] - 0.5 * model.embed_texts(["the sea"])[0]
+    scores = model.embed_images(tiny_photos) @ (vector / np.linalg.norm(vector))
+    told = json.loads(run("search", photo_index, "a", 'dog -"the sea"', "-k", 2, "--json", model=None)[0])
+    assert [hit["file"] for hit in told["hits"]] == [str(tiny_photos[i]) for i in np.argsort(-scores)[:2]]
+    assert told["query"]["terms"] == [{"text": "a dog", "weight": 1}, {"text": "the sea", "weight": -0.5}]
+    argv = ("search", photo_index, "a dog", "--name", tiny_photos[1].name, "--date", "2020..", "--json")
+    told = json.loads(run(*argv, "--orientation", "landscape", model=None)[0])
+    assert [hit["file"] for hit in told["hits"]] == [str(tiny_photos[1])] and told["photos"] == 1
+    both = json.loads(run("search", photo_index, "a dog", "--image", tiny_photos[2], "--json", model=None)[0])
+    assert both["query"]["terms"][1] == {"image": str(tiny_photos[2]), "weight": 1}
+    assert str(tiny_photos[2]) not in [hit["file"] for hit in both["hits"]]
+
+
+def test_search_tells_that_there_is_nothing(photo_index, capfd):
+    assert main(["search", str(photo_index), "a dog", "--min-score", "1.1", "--json"]) == 1
+    out, err = capfd.readouterr()
+    assert json.loads(out)["hits"] == [] and "no photo has a cosine of 1.1; the highest is" in err
+
+
 def test_search_writes_a_page(run, photo_index, tiny_photos, tmp_path):
     run("search", photo_index, "a <red> house", "-k", 2, "--html", tmp_path / "a.html")
     page = (tmp_path / "a.html").read_text()

@@ -6,9 +6,11 @@ import fnmatch
 import math
 import os
 import random
+import sqlite3
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,9 @@ from mmgem.errors import UsageError
 from mmgem.search.filters import EARTH_RADIUS, Filters, parse_near, parse_period
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent
 from mmgem.search.search import PhotoIndex
+from mmgem.search.stores import open_store
+from mmgem.search.stores.base import search_store
+from mmgem.search.stores.push import push
 
 COUNT = 400
 FOLDERS = ("", "2021/", "2021/summer/", "2021/summer_2/", "2021/summer/sea/", "Été %_'/", "z\udce9/")
@@ -227,6 +232,46 @@ def test_today_and_yesterday() -> None:
     assert start == after and start is not None and before is not None and end is not None
     assert start <= datetime.now() < end and before == start - timedelta(days=1)
     assert parse_period("yesterday..today") == (before, end)
+
+
+@pytest.mark.parametrize("kind", ["lance", "qdrant"])
+def test_stores_find_what_the_index_finds(kind: str, tmp_path: Path) -> None:
+    photos = [photo for photo in made_photos(150, random.Random(1)) if photo[0].isprintable()]
+    write_index(tmp_path / "idx", photos, units(len(photos)))
+    index, query = PhotoIndex.open(tmp_path / "idx"), units(1, seed=5)[0]
+    with open_store(f"{kind}:{tmp_path / 'store'}", "t", create=True) as store:
+        push(tmp_path / "idx", store)
+        for options in STORE_FILTERS:
+            filters = Filters(**options)
+            if not set(options) <= store.filterable:
+                with pytest.raises(UsageError, match=r"cannot filter by (name|camera); mmgem search IDX"):
+                    search_store(store, query, 10, filters=filters)
+                continue
+            expected = index.filtered(filters).search(query, 10)
+            hits = search_store(store, query, 10, filters=filters)
+            assert [hit.path for hit in hits] == [hit.path for hit in expected], options
+            assert expected or options.get("folder") == "no", options
+
+
+STORE_FILTERS: list[dict[str, Any]] = [
+    {"folder": "2021/summer"}, {"folder": "/photos/2021"}, {"folder": "no"}, {"folder": "."},
+    {"folder": "Été %_'"}, {"name": "img_*.JPG"}, {"name": "100%_?*.gif"}, {"name": "ä*"},
+    {"date": "2020"}, {"date": "2020-06.."}, {"camera": "iphone"}, {"camera": "50% _'\\"},
+    {"orientation": "square"}, {"orientation": "landscape"}, {"min_width": 1000, "min_height": 3000},
+    {"near": "48.1,11.5,15km"}, {"near": "0,180,40km"}, {"date": "..2020", "near": "48.1,11.5,15km"},
+    {"near": "48.1,11.5,30000km"},
+]  # fmt: skip
+
+
+def test_a_store_that_was_pushed_without_them_says_so(tmp_path: Path) -> None:
+    write_index(tmp_path / "idx", made_photos(5, random.Random(2)), units(5))
+    with sqlite3.connect(tmp_path / "idx" / "photos.sqlite3") as db:
+        db.execute("DROP TABLE metadata")
+    db.close()
+    with open_store(f"lance:{tmp_path / 'store'}", "t", create=True) as store:
+        push(tmp_path / "idx", store)
+        with pytest.raises(UsageError, match="was pushed without what filters need"):
+            search_store(store, units(1)[0], filters=Filters(date="2020"))
 
 
 def test_no_filters_are_the_index_itself() -> None:

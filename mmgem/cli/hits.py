@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmgem.cli.inputs import check_photo, parse_box
+from mmgem.cli.inputs import check_photo, default_index, parse_box
 from mmgem.cli.output import note, prepare_output_file, print_json
 from mmgem.data.texts import check_text
 from mmgem.errors import CheckpointError, UsageError
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
 
     from mmgem.api import MMGEM
     from mmgem.data.records import Box
+    from mmgem.search.query_terms import QueryTerm
     from mmgem.search.search import Hit, PhotoIndex
 
-QueryArgument = Annotated[str | None, typer.Argument(metavar="TEXT", help="What to look for.")]
+QueryArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="TEXT", help="What to look for: words, or 'a dog' -\"snow\" +F.")
+]
 ImageOption = Annotated[
-    Path | None, typer.Option("--image", metavar="F", help="Look for photos like this one instead.")
+    Path | None, typer.Option("--image", metavar="F", help="Look for photos like this one.")
+]
+MinScoreOption = Annotated[
+    float | None, typer.Option("--min-score", metavar="COS", help="Only photos with at least this cosine.")
 ]
 CountOption = Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many photos.")]
 HtmlOption = Annotated[
@@ -35,27 +42,41 @@ BuiltByOption = Annotated[
     str | None, typer.Option("--model", "-m", metavar="M", help="Where the model of the vectors is now.")
 ]
 
+NOTHING_FOUND = 1
+"""The exit code of a search that finds nothing, as grep's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A text, or a photo or a box of one."""
+    """A text, a photo or a box of one, or both. ``terms``: of a query of several, also if the text is."""
 
     text: str | None
     image: Path | None = None
     box: Box | None = None
+    terms: tuple[QueryTerm, ...] = ()
+
+    @property
+    def images(self) -> list[Path]:
+        """The photos that are asked for."""
+        images = [self.image, *(term.image for term in self.terms)]
+        return [image for image in images if isinstance(image, Path)]
 
     def embed(self, mmgem: MMGEM, text: str | None = None) -> np.ndarray:
         """Its embedding (D,); ``text``: the part of its text that is looked for."""
+        if self.terms:
+            from mmgem.search.query_terms import embed_terms
+
+            return embed_terms(mmgem, self.terms)
         if self.text is not None:
             return mmgem.embed_texts([text or self.text])[0]
         assert self.image is not None
         return mmgem.embed_images([self.image], [self.box])[0]
 
     def search(self, find: Callable[[int], list[Hit]], k: int) -> list[Hit]:
-        """The first ``k`` of what ``find(count)`` finds, without the photo that is asked for."""
-        if self.image is None:
-            return find(k)
-        return [hit for hit in find(k + 1) if not same_file(hit.path, self.image)][:k]
+        """The first ``k`` of what ``find(count)`` finds, without the photos that are asked for."""
+        images = self.images
+        hits = find(k + len(images))
+        return [hit for hit in hits if not any(same_file(hit.path, image) for image in images)][:k]
 
     def with_match(
         self, mmgem: MMGEM, hits: Sequence[Hit], vector: np.ndarray, photos: Callable[[], int]
@@ -64,17 +85,20 @@ class Query:
         they match if it is a text and the model is calibrated; ``photos`` counts what was searched."""
         from mmgem.search.search import with_match
 
-        if self.text is None or mmgem.calibration is None:
+        if self.text is None or self.terms or mmgem.calibration is None:
             return hits
         return with_match(hits, mmgem.calibration, vector, photos())
 
 
-def parse_query(text: str | None, image: Path | None, box: str | None, html: Path | None) -> Query:
-    """What the command line asks for. Raises UsageError for nothing, or for more than one thing, for a box
-    outside the photo and an ``html`` that cannot be; ImageError for what is no photo."""
-    region = parse_box(box)
-    if (text is None) == (image is None):
-        raise UsageError("give a text or --image, one of the two")
+def parse_query(words: Sequence[str], image: Path | None, box: str | None, html: Path | None) -> Query:
+    """What the command line asks for; ``words`` are joined. Raises UsageError for nothing, for a query that
+    cannot be read, for a box outside the photo and an ``html`` that cannot be; ImageError for what is no
+    photo."""
+    from mmgem.search.query_terms import QueryTerm, parse_terms
+
+    region, text = parse_box(box), " ".join(words) if words else None
+    if text is None and image is None:
+        raise UsageError("give a text or --image")
     if region is not None and image is None:
         raise UsageError("--box needs --image")
     if text is not None and not text.strip():
@@ -87,7 +111,42 @@ def parse_query(text: str | None, image: Path | None, box: str | None, html: Pat
         check_photo(image, region)
     if html is not None:
         prepare_output_file(html, ".html", ".htm")
-    return Query(text, image, region)
+    terms = () if text is None else tuple(parse_terms(text) or ())
+    for term in terms:
+        if isinstance(term.image, Path):
+            check_photo(term.image, None)
+    if text is not None and image is not None:
+        terms = (*(terms or (QueryTerm(text),)), QueryTerm(image=image, box=region))
+    return Query(text, image, region, terms)
+
+
+def at_least(hits: Sequence[Hit], cosine: float | None) -> Sequence[Hit]:
+    """The hits with at least this cosine; notes it if there are none."""
+    if cosine is None:
+        return hits
+    kept = [hit for hit in hits if getattr(hit, "cosine", hit.score) >= cosine]
+    if hits and not kept:
+        best = max(getattr(hit, "cosine", hit.score) for hit in hits)
+        note(f"no photo has a cosine of {cosine:g}; the highest is {best:.3f}")
+    return kept
+
+
+def split_words(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The index that a command line is about, and its other words: the first word if it is (or looks like) a
+    folder, else the default index."""
+    from mmgem.search.index_files import database_file
+
+    default = default_index()
+    if words:
+        first = Path(words[0])
+        if (
+            first.is_dir()
+            or not database_file(default).is_file()
+            or os.sep in words[0]
+            or first.suffix == ".idx"
+        ):
+            return first, list(words[1:])
+    return default, list(words)
 
 
 def resolve_model(recorded: str, requested: str | None, check: Callable[[str], None]) -> str:
@@ -121,8 +180,8 @@ def print_hits(
     as_json: bool,
     details: Sequence[str] = (),
 ) -> None:
-    """Print the hits, and write them as a page. ``photos`` counts what was searched; ``details`` are further
-    fields of the hits that the JSON has."""
+    """Print the hits, and write them as a page; exits with 1 if there are none. ``photos`` counts what was
+    searched; ``details`` are further fields of the hits that the JSON has."""
     if html is not None:
         _write_page(html, query, hits)
     from mmgem.inference.calibration import MATCH_THRESHOLD
@@ -134,10 +193,13 @@ def print_hits(
         for hit in hits:
             box = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
             print(f"{hit.score:.3f}\t{hit.path}{box}")
+        _exit_if_none(hits)
         return
-    query_json: dict[str, Any] = {"text": query.text}
+    query_json: dict[str, Any] = {} if query.text is None else {"text": query.text}
     if query.image is not None:
-        query_json = {"image": str(query.image), "box": query.box}
+        query_json |= {"image": str(query.image), "box": query.box}
+    if query.terms:
+        query_json["terms"] = [_term_json(term) for term in query.terms]
     hit_rows = []
     for hit in hits:
         extra = {name: getattr(hit, name) for name in details}
@@ -147,6 +209,17 @@ def print_hits(
         match = None if hit.match is None else round(hit.match, 6)
         hit_rows.append({"file": str(hit.path), "score": round(hit.score, 6), "match": match, **rounded})
     print_json({"query": query_json, "hits": hit_rows, "photos": photos()})
+    _exit_if_none(hits)
+
+
+def _exit_if_none(hits: Sequence[Hit]) -> None:
+    if not hits:
+        raise typer.Exit(NOTHING_FOUND)
+
+
+def _term_json(term: QueryTerm) -> dict[str, Any]:
+    what = {"text": term.text} if term.text is not None else {"image": str(term.image)}
+    return {**what, "weight": term.weight}
 
 
 def _write_page(path: Path, query: Query, hits: Sequence[Hit]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -34,6 +35,14 @@ DimensionsOption = Annotated[
 BeamsOption = Annotated[
     int, typer.Option("--beams", min=1, metavar="N", help="Beam search width; 1 is greedy.")
 ]
+
+
+def default_index() -> Path:
+    """The index of commands that are given none: ``$MMGEM_INDEX``, or ``mmgem/photos.idx`` where programs
+    keep what is the user's own."""
+    if own := os.environ.get("MMGEM_INDEX"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mmgem" / "photos.idx"
 
 
 def note_unsupported_photos(folder: Path) -> None:

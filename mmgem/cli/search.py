@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmgem.cli.filters import (
+    CameraOption,
+    DateOption,
+    FolderOption,
+    MinHeightOption,
+    MinWidthOption,
+    NameOption,
+    NearOption,
+    OrientationOption,
+    make_filters,
+)
 from mmgem.cli.hits import (
     BuiltByOption,
     CountOption,
     HtmlOption,
     ImageOption,
-    QueryArgument,
+    MinScoreOption,
+    at_least,
     open_index,
     parse_query,
     print_hits,
+    split_words,
 )
 from mmgem.cli.inputs import BoxOption, load_model
 from mmgem.cli.output import JsonOption, note
@@ -29,10 +41,24 @@ if TYPE_CHECKING:
 
 
 def search(
-    idx: Annotated[Path, typer.Argument(metavar="IDX", help="Folder made by mmgem index.")],
-    query: QueryArgument = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IDX] TEXT",
+            help="Folder made by mmgem index, if it is not the default one, and what to look for.",
+        ),
+    ] = None,
     image: ImageOption = None,
     box: BoxOption = None,
+    folder: FolderOption = None,
+    name: NameOption = None,
+    date: DateOption = None,
+    camera: CameraOption = None,
+    orientation: OrientationOption = None,
+    min_width: MinWidthOption = None,
+    min_height: MinHeightOption = None,
+    near: NearOption = None,
+    min_score: MinScoreOption = None,
     regions: Annotated[
         bool, typer.Option("--regions", help="Find regions, best of each photo; needs an index with some.")
     ] = False,
@@ -52,6 +78,10 @@ def search(
 ) -> None:
     """Find photos by a text, or photos like a photo: similarity, a tab, the path; best first.
 
+    Words need no quotes. A quoted text, or one with a sign, is a term of its own: '"a dog" -"snow"' is a dog
+    but rather no snow, '"a dog"^2 +photo.jpg' a dog that is like the photo, and twice as much a dog. The exit
+    code is 1 if nothing is found.
+
     The index's own model is used. A photo that is the query is not among its results. With --regions a line
     has the box as well, and place words at the end of a text ("a dog at the bottom left") mean what --where
     does; what lies well there gains up to 0.1. --rerank orders the first 16 (or N, if more) by similarity and
@@ -62,27 +92,33 @@ def search(
     "match" is the probability that a whole photo is what a text asked for, null if the model has no
     calibration (mmgem calibrate). If no hit reaches 0.5, a line on standard error says so.
     """
+    idx, query = split_words(words or [])
     parsed = parse_query(query, image, box, html)
-    if rerank and (image is not None or regions):
+    filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, near)
+    if rerank and (parsed.text is None or parsed.terms or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
-    text, spatial_filter = _spatial_filter(query, regions, where)
-    photos, name = open_index(idx, model, exact)
+    text, spatial_filter = _spatial_filter(None if parsed.terms else parsed.text, regions, where)
+    photos, model_name = open_index(idx, model, exact)
     if not len(photos):
         raise UsageError(f"{idx}: the index holds no photos")
     if regions and not photos.regions:
         raise UsageError(
             f"{idx}: was made without regions; make an index with: mmgem index DIR --out NEW.idx --regions 20"
         )
-    mmgem = load_model(name)
-    hits: Sequence[Hit]
-    if rerank and text is not None:
-        hits = mmgem.rerank(photos, text, k)
+    photos = photos.filtered(filters)
+    hits: Sequence[Hit] = []
+    if not len(photos):
+        note("no photo passes the filters")
+    elif rerank and text is not None:
+        hits = load_model(model_name).rerank(photos, text, k)
     else:
+        mmgem = load_model(model_name)
         find = partial(photos.search_regions, where=spatial_filter) if regions else photos.search
         vector = parsed.embed(mmgem, text)
         hits = parsed.search(partial(find, vector), k)
         if not regions:
             hits = parsed.with_match(mmgem, hits, vector, lambda: len(photos.photos))
+    hits = at_least(hits, min_score)
     details = ["box"] if regions else ["cosine", "log_prob"] if rerank else []
     print_hits(parsed, hits, lambda: len(photos.photos), html, as_json, details)
 

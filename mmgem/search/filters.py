@@ -32,6 +32,11 @@ _NEAR = re.compile(r"\s*([-+]?[\d.]+)\s*,\s*([-+]?[\d.]+)\s*,\s*([\d.]+)\s*(km|m
 _SHAPES = {"landscape": "width > height", "portrait": "width < height", "square": "width = height"}
 
 
+def sql_text(text: str) -> str:
+    """A text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 @dataclass(frozen=True, slots=True)
 class Filters:
     """What a photo must be; None: anything. Raises UsageError for what is no such thing.
@@ -73,14 +78,17 @@ class Filters:
             parse_near(self.near)
 
     def __bool__(self) -> bool:
-        return any(getattr(self, field.name) is not None for field in fields(self))
+        return bool(self.given)
+
+    @property
+    def given(self) -> list[str]:
+        """The names of those that are set."""
+        return [field.name for field in fields(self) if getattr(self, field.name) is not None]
 
     @property
     def needs_metadata(self) -> bool:
         """Whether they ask for more than the path of a photo."""
-        return any(
-            getattr(self, f.name) is not None for f in fields(self) if f.name not in ("folder", "name")
-        )
+        return not {"folder", "name"}.issuperset(self.given)
 
     def folder_below(self, root: PurePath | None) -> str:
         """``folder`` with forward slashes, as photos below ``root`` have it: relative to it, empty for
@@ -97,22 +105,32 @@ class Filters:
             raise UsageError(f"folder {self.folder!r}: must lie in the folder that was indexed")
         return "" if path == "." else path
 
-    def sql(self, root: Path | None, text: Callable[[str], str], path: Callable[[str], str]) -> str:
-        """The condition, of columns ``path`` (see :meth:`folder_below` for ``root``), ``name`` (folded),
-        ``taken`` (wall seconds), ``camera``, ``width``, ``height``, ``latitude`` and ``longitude``. ``text``
-        and ``path`` write a text and a part of a path as literals."""
+    def sql(
+        self,
+        root: Path | None = None,
+        path_literal: Callable[[str], str] = sql_text,
+        relative: str = "path",
+    ) -> str:
+        """The condition, of columns ``path``, ``name`` (folded), ``taken`` (wall seconds), ``camera``,
+        ``width``, ``height``, ``latitude`` and ``longitude``.
+
+        Folders below ``root`` are looked for in the column ``relative``, others in ``path``, see
+        :meth:`folder_below`; ``path_literal`` writes a part of one."""
         terms = []
         if self.folder is not None and (folder := self.folder_below(root)):
-            below = folder.rstrip("/")
-            terms.append(f"path >= {path(below + '/')} AND path < {path(below + '0')}")  # 0 comes after /
+            column, below = "path" if PurePath(folder).is_absolute() else relative, folder.rstrip("/")
+            first, after = path_literal(below + "/"), path_literal(below + "0")  # 0 comes after /
+            terms.append(f"{column} >= {first} AND {column} < {after}")
         if self.name is not None:
-            terms.append(f"name LIKE {text(_like(folded(self.name)))} ESCAPE '\\'")
+            terms.append(f"name LIKE {sql_text(_like(folded(self.name)))} ESCAPE '\\'")
         if self.date is not None:
             start, end = parse_period(self.date)
             terms += [f"taken >= {wall_seconds(start)}"] if start is not None else []
             terms += [f"taken < {wall_seconds(end)}"] if end is not None else []
         if self.camera is not None:
-            terms.append(f"lower(camera) LIKE {text('%' + _escaped(self.camera.lower()) + '%')} ESCAPE '\\'")
+            terms.append(
+                f"lower(camera) LIKE {sql_text('%' + _escaped(self.camera.lower()) + '%')} ESCAPE '\\'"
+            )
         if self.orientation is not None:
             terms.append(_SHAPES[self.orientation])
         terms += [f"width >= {self.min_width}"] if self.min_width is not None else []
@@ -121,9 +139,12 @@ class Filters:
         return " AND ".join(terms) or "1 = 1"
 
 
-def sqlite_text(text: str) -> str:
-    """A text as a literal of SQL."""
-    return "'" + text.replace("'", "''") + "'"
+NO_FILTERS = Filters()
+
+
+def shape(width: int, height: int) -> Orientation:
+    """The orientation of a photo of this size."""
+    return "square" if width == height else "landscape" if width > height else "portrait"
 
 
 def sqlite_bytes(path: str) -> str:

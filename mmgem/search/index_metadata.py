@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,9 +117,17 @@ class PhotoTable:
     def select(self, condition: str) -> np.ndarray:
         """Which photos an SQL condition is true of, ``(n,)`` bool."""
         chosen = np.zeros(len(self.paths) + 1, bool)
-        rows = self._db.execute(f"SELECT rowid FROM photo WHERE {condition}")
-        chosen[np.fromiter((row for (row,) in rows), np.int64)] = True
+        query = f"SELECT group_concat(rowid) FROM photo WHERE {condition}"
+        (rows,) = self._db.execute(query).fetchone()
+        if rows is not None:  # one text is several times as fast as so many rows
+            chosen[np.fromstring(rows, np.int64, sep=",")] = True
         return chosen[1:]
+
+    def facts(self) -> dict[bytes, dict[str, Any]]:
+        """``name``, ``taken``, ``camera``, ``latitude`` and ``longitude`` of each path."""
+        names = ("name", "taken", "camera", "latitude", "longitude")
+        rows = self._db.execute(f"SELECT path, {', '.join(names)} FROM photo")
+        return {path: dict(zip(names, rest, strict=True)) for path, *rest in rows}
 
 
 def _folded_name(path: bytes) -> str:

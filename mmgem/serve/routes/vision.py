@@ -35,6 +35,7 @@ from mmgem.serve.schemas import (
     RegionsRequest,
     SearchReply,
     SearchRequest,
+    TermField,
 )
 from mmgem.serve.service import Service
 
@@ -48,11 +49,15 @@ async def search(request: Request) -> Response:
     """Find photos of the index, or boxes of them, by words or by a photo."""
     began = time.perf_counter()
     service, body = service_of(request), await parse_body(request, SearchRequest, form=True)
-    gallery = service.gallery
+    gallery = await service.in_thread(service.gallery.filtered, body.filters.filters)
     if body.text is not None:
         query, hits = await _by_words(service, gallery, body.text, body)
+    elif body.terms is not None:
+        query, hits = await _by_terms(service, gallery, body.terms, body)
     else:
         query, hits = await _by_photo(service, gallery, body)
+    if body.min_score is not None:
+        hits = [hit for hit in hits if getattr(hit, "cosine", hit.score) >= body.min_score]
     hit_rows = [await _hit(service, gallery, hit) for hit in hits]
     return _timed_reply(began, query=query, hits=hit_rows, photos=len(gallery))
 
@@ -169,6 +174,21 @@ async def _by_photo(
     query = {"photo": body.photo} if body.photo is not None else {"image": True}
     others = [hit for hit in hits if body.photo is None or gallery.id_of(hit.path) != body.photo]
     return {**query, "box": body.box}, others[: body.k]
+
+
+async def _by_terms(
+    service: Service, gallery: Gallery, terms: Sequence[TermField], body: SearchRequest
+) -> tuple[dict[str, Any], list[Hit]]:
+    vector = await service.terms_vector(terms)
+    where = None if body.where is None else parse_spatial_filter(body.where)
+    photos = {term.photo for term in terms if term.photo is not None}
+    hits = await service.search(gallery, vector, body.k + len(photos), body.regions, where)
+    others = [hit for hit in hits if gallery.id_of(hit.path) not in photos]
+    described = [
+        {"text": term.text, "photo": term.photo, "image": term.image is not None, "weight": term.weight}
+        for term in terms
+    ]
+    return {"terms": described}, others[: body.k]
 
 
 async def _hit(service: Service, gallery: Gallery, hit: Hit) -> dict[str, Any]:
