@@ -19,7 +19,7 @@ from torch import Tensor
 from mmgem.checkpoints.hub import read_card, upload, with_front_matter
 from mmgem.checkpoints.model_folder import load_model, save_model
 from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
-from mmgem.data.images import ImageSource, foreign_photos
+from mmgem.data.images import ImageSource, other_files
 from mmgem.data.records import Box
 from mmgem.data.texts import check_text, check_texts
 from mmgem.data.tokens import Tokenizer
@@ -270,7 +270,7 @@ class MMGEM:
             _log.warning("skipped %s: %s", folder / bad.path, bad.explanation)
         if len(report.failed) > _LISTED:
             _log.warning("skipped %d more", len(report.failed) - _LISTED)
-        if foreign := foreign_photos(folder):
+        if foreign := other_files(folder)[0]:
             _log.warning("%s: left out photos that cannot be read: %s", folder, " ".join(foreign))
         if not report.photos:
             if not report.failed:

@@ -145,6 +145,12 @@ def test_terms_are_the_library_s(client: httpx.Client, index: Path, model: MMGEM
     assert all(hit["score"] >= least - 1e-4 for hit in kept) and kept
 
 
+def test_copies_are_folded(client: httpx.Client, index: Path) -> None:
+    hits = ok(client.post("/search", json={"text": "red dog", "k": 3, "fold": True}))["hits"]
+    plain = ok(client.post("/search", json={"text": "red dog", "k": 3}))["hits"]
+    assert hits == plain and {hit["copies"] for hit in hits} == {0}  # of photos that are none
+
+
 def test_rerank_is_the_library_s(client: httpx.Client, index: Path, model: MMGEM) -> None:
     expected = model.rerank(PhotoIndex.open(index), "red dog", 4)
     hits = ok(client.post("/search", json={"text": "red dog", "k": 4, "rerank": True}))["hits"]

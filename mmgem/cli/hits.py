@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,14 @@ CountOption = Annotated[int, typer.Option("-k", min=1, metavar="N", help="How ma
 HtmlOption = Annotated[
     Path | None, typer.Option("--html", metavar="F", help="Write the result as a web page as well.")
 ]
+PathsOption = Annotated[bool, typer.Option("--paths", help="Print the paths only.")]
+NullOption = Annotated[
+    bool, typer.Option("--null", "-0", help="Print the paths only, each ended by a zero byte: for xargs -0.")
+]
+JsonLinesOption = Annotated[
+    bool, typer.Option("--jsonl", help="Print a JSON object a hit, each on a line of its own.")
+]
+OpenOption = Annotated[bool, typer.Option("--open", help="Show the result in the browser.")]
 BuiltByOption = Annotated[
     str | None, typer.Option("--model", "-m", metavar="M", help="Where the model of the vectors is now.")
 ]
@@ -72,11 +81,18 @@ class Query:
         assert self.image is not None
         return mmgem.embed_images([self.image], [self.box])[0]
 
-    def search(self, find: Callable[[int], list[Hit]], k: int) -> list[Hit]:
-        """The first ``k`` of what ``find(count)`` finds, without the photos that are asked for."""
+    def search(self, find: Callable[[int], list[Hit]], k: int, folded: PhotoIndex | None = None) -> list[Hit]:
+        """The first ``k`` of what ``find(count)`` finds, without the photos that are asked for; with their
+        copies folded if ``folded`` is the index they are of."""
+        from mmgem.search.duplicates import fold_copies
+
         images = self.images
-        hits = find(k + len(images))
-        return [hit for hit in hits if not any(same_file(hit.path, image) for image in images)][:k]
+
+        def others(count: int) -> list[Hit]:
+            hits = find(count + len(images))
+            return [hit for hit in hits if not any(same_file(hit.path, image) for image in images)][:count]
+
+        return others(k) if folded is None else fold_copies(folded, others, k)
 
     def with_match(
         self, mmgem: MMGEM, hits: Sequence[Hit], vector: np.ndarray, photos: Callable[[], int]
@@ -172,49 +188,86 @@ def open_index(idx: Path, model: str | None, exact: bool = False) -> tuple[Photo
     return photos, resolve_model(photos.model, model, partial(check_fingerprint, idx, photos.fingerprint))
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How hits are told: by ``lines``, as ``json``, as ``jsonl``, or their ``paths`` alone, each ended by
+    ``end``; beside that as a page at ``html``, and in the browser."""
+
+    form: str
+    end: str = "\n"
+    html: Path | None = None
+    browser: bool = False
+
+
+def shown_as(
+    as_json: bool,
+    html: Path | None,
+    paths: bool = False,
+    null: bool = False,
+    jsonl: bool = False,
+    browser: bool = False,
+) -> Shown:
+    """How the options say. Raises UsageError for more than one form."""
+    chosen = [
+        name for name, given in (("json", as_json), ("jsonl", jsonl), ("paths", paths or null)) if given
+    ]
+    if len(chosen) > 1:
+        raise UsageError(f"give one of {' and '.join(f'--{name}' for name in chosen)}")
+    if browser and html is None:
+        html = Path(tempfile.mkdtemp(prefix="mmgem-")) / "hits.html"
+    return Shown(*chosen or ["lines"], "\0" if null else "\n", html, browser)
+
+
 def print_hits(
     query: Query,
     hits: Sequence[Hit],
     photos: Callable[[], int],
-    html: Path | None,
-    as_json: bool,
+    shown: Shown,
     details: Sequence[str] = (),
 ) -> None:
     """Print the hits, and write them as a page; exits with 1 if there are none. ``photos`` counts what was
     searched; ``details`` are further fields of the hits that the JSON has."""
-    if html is not None:
-        _write_page(html, query, hits)
+    if shown.html is not None and hits:
+        _write_page(shown.html, query, hits)
+        if shown.browser:
+            import webbrowser
+
+            webbrowser.open(shown.html.resolve().as_uri())
     from mmgem.inference.calibration import MATCH_THRESHOLD
 
     best = max((hit.match for hit in hits if hit.match is not None), default=1.0)
-    if best < MATCH_THRESHOLD and not as_json:
+    if best < MATCH_THRESHOLD and not shown.form.startswith("json"):
         note(f"probably no match: that the best one fits is {best:.0%} likely")
-    if not as_json:
-        for hit in hits:
+    if shown.form == "json":
+        _print_object(query, hits, photos, details)
+    for hit in hits if shown.form != "json" else ():
+        if shown.form == "jsonl":
+            print_json(_hit_json(hit, details))
+        elif shown.form == "paths":
+            print(hit.path, end=shown.end)
+        else:
             box = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
-            print(f"{hit.score:.3f}\t{hit.path}{box}")
-        _exit_if_none(hits)
-        return
+            copies = f"\t{hit.copies} copies" if hit.copies else ""
+            print(f"{hit.score:.3f}\t{hit.path}{box}{copies}")
+    if not hits:
+        raise typer.Exit(NOTHING_FOUND)
+
+
+def _print_object(
+    query: Query, hits: Sequence[Hit], photos: Callable[[], int], details: Sequence[str]
+) -> None:
     query_json: dict[str, Any] = {} if query.text is None else {"text": query.text}
     if query.image is not None:
         query_json |= {"image": str(query.image), "box": query.box}
     if query.terms:
         query_json["terms"] = [_term_json(term) for term in query.terms]
-    hit_rows = []
-    for hit in hits:
-        extra = {name: getattr(hit, name) for name in details}
-        rounded = {
-            name: round(value, 6) if isinstance(value, float) else value for name, value in extra.items()
-        }
-        match = None if hit.match is None else round(hit.match, 6)
-        hit_rows.append({"file": str(hit.path), "score": round(hit.score, 6), "match": match, **rounded})
-    print_json({"query": query_json, "hits": hit_rows, "photos": photos()})
-    _exit_if_none(hits)
+    print_json({"query": query_json, "hits": [_hit_json(hit, details) for hit in hits], "photos": photos()})
 
 
-def _exit_if_none(hits: Sequence[Hit]) -> None:
-    if not hits:
-        raise typer.Exit(NOTHING_FOUND)
+def _hit_json(hit: Hit, details: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(hit, name) for name in ("score", "match", "copies", *details)}
+    rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
+    return {"file": str(hit.path), **rounded}
 
 
 def _term_json(term: QueryTerm) -> dict[str, Any]:

@@ -37,6 +37,9 @@ BeamsOption = Annotated[
 ]
 
 
+_KINDS = 8  # of files that are left out, by name
+
+
 def default_index() -> Path:
     """The index of commands that are given none: ``$MMGEM_INDEX``, or ``mmgem/photos.idx`` where programs
     keep what is the user's own."""
@@ -46,12 +49,17 @@ def default_index() -> Path:
 
 
 def note_unsupported_photos(folder: Path) -> None:
-    """Tell the user of photos in ``folder`` that nothing here decodes."""
-    from mmgem.data.images import foreign_photos
+    """Tell the user of photos in ``folder`` that nothing here decodes, and of what is no photo."""
+    from mmgem.data.images import other_files
 
-    if unsupported := foreign_photos(folder):
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in unsupported.items())
-        note(f"left out photos in formats that cannot be read, convert them first: {counts}")
+    unsupported, others = (
+        [f"{count} {suffix}" for suffix, count in counts.items()] for counts in other_files(folder)
+    )
+    if unsupported:
+        note(f"left out photos in formats that cannot be read, convert them first: {', '.join(unsupported)}")
+    if others:
+        more = [f"{len(others) - _KINDS} kinds more"] if len(others) > _KINDS else []
+        note(f"left out what is no photo: {', '.join(others[:_KINDS] + more)}")
 
 
 def load_model(name: str, precision: Literal["float32", "bfloat16"] = "float32") -> MMGEM:

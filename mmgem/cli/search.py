@@ -24,11 +24,16 @@ from mmgem.cli.hits import (
     CountOption,
     HtmlOption,
     ImageOption,
+    JsonLinesOption,
     MinScoreOption,
+    NullOption,
+    OpenOption,
+    PathsOption,
     at_least,
     open_index,
     parse_query,
     print_hits,
+    shown_as,
     split_words,
 )
 from mmgem.cli.inputs import BoxOption, load_model
@@ -71,8 +76,15 @@ def search(
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare all, even if the index keeps an HNSW index.")
     ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List copies of a photo too, not once with their number.")
+    ] = False,
     k: CountOption = 10,
     html: HtmlOption = None,
+    browser: OpenOption = False,
+    paths: PathsOption = False,
+    null: NullOption = False,
+    jsonl: JsonLinesOption = False,
     model: BuiltByOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,21 +94,29 @@ def search(
     but rather no snow, '"a dog"^2 +photo.jpg' a dog that is like the photo, and twice as much a dog. The exit
     code is 1 if nothing is found.
 
-    The index's own model is used. A photo that is the query is not among its results. With --regions a line
-    has the box as well, and place words at the end of a text ("a dog at the bottom left") mean what --where
-    does; what lies well there gains up to 0.1. --rerank orders the first 16 (or N, if more) by similarity and
-    the probability of the text given each photo: more are right, for more time. With --json: {"query":
-    {"text"} or {"image", "box"}, "hits": [{"file", "score", "match"}, with --regions "box", with --rerank
-    "cosine" and "log_prob", a token, in nats], "photos"}.
+    The index's own model is used. A photo that is the query is not among its results, and copies of one, the
+    same bytes or the same picture resized, compressed again, brightened or slightly cropped, are listed once,
+    with their number (not with --regions).
+
+    With --regions a line has the box as well, and place words at the end of a text ("a dog at the bottom
+    left") mean what --where does; what lies well there gains up to 0.1. --rerank orders the first 16 (or N,
+    if more) by similarity and the probability of the text given each photo: more are right, for longer.
+
+    With --json: {"query": {"text", "image", "box", "terms"}, what there is of them, "hits": [{"file",
+    "score", "match", "copies"}, with --regions "box", with --rerank "cosine" and "log_prob", a token, in
+    nats], "photos": how many pass the filters}.
 
     "match" is the probability that a whole photo is what a text asked for, null if the model has no
     calibration (mmgem calibrate). If no hit reaches 0.5, a line on standard error says so.
     """
     idx, query = split_words(words or [])
     parsed = parse_query(query, image, box, html)
+    shown = shown_as(as_json, html, paths, null, jsonl, browser)
     filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, near)
     if rerank and (parsed.text is None or parsed.terms or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
+    from mmgem.search.duplicates import fold_copies
+
     text, spatial_filter = _spatial_filter(None if parsed.terms else parsed.text, regions, where)
     photos, model_name = open_index(idx, model, exact)
     if not len(photos):
@@ -110,17 +130,18 @@ def search(
     if not len(photos):
         note("no photo passes the filters")
     elif rerank and text is not None:
-        hits = load_model(model_name).rerank(photos, text, k)
+        rerank_photos = partial(load_model(model_name).rerank, photos, text)
+        hits = rerank_photos(k) if everything else fold_copies(photos, rerank_photos, k)
     else:
         mmgem = load_model(model_name)
         find = partial(photos.search_regions, where=spatial_filter) if regions else photos.search
         vector = parsed.embed(mmgem, text)
-        hits = parsed.search(partial(find, vector), k)
+        hits = parsed.search(partial(find, vector), k, None if everything or regions else photos)
         if not regions:
             hits = parsed.with_match(mmgem, hits, vector, lambda: len(photos.photos))
     hits = at_least(hits, min_score)
     details = ["box"] if regions else ["cosine", "log_prob"] if rerank else []
-    print_hits(parsed, hits, lambda: len(photos.photos), html, as_json, details)
+    print_hits(parsed, hits, lambda: len(photos.photos), shown, details)
 
 
 def _spatial_filter(

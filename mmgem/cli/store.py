@@ -24,12 +24,17 @@ from mmgem.cli.hits import (
     CountOption,
     HtmlOption,
     ImageOption,
+    JsonLinesOption,
     MinScoreOption,
+    NullOption,
+    OpenOption,
+    PathsOption,
     QueryArgument,
     at_least,
     parse_query,
     print_hits,
     resolve_model,
+    shown_as,
 )
 from mmgem.cli.inputs import BoxOption, load_model
 from mmgem.cli.output import JsonOption, note_skipped, print_json
@@ -105,6 +110,10 @@ def search(
     k: CountOption = 10,
     name: CollectionOption = "mmgem",
     html: HtmlOption = None,
+    browser: OpenOption = False,
+    paths: PathsOption = False,
+    null: NullOption = False,
+    jsonl: JsonLinesOption = False,
     model: BuiltByOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -116,6 +125,7 @@ def search(
     from mmgem.search.stores.base import check_filters, check_model, search_store, search_store_regions
 
     parsed = parse_query(query or (), image, box, html)
+    shown = shown_as(as_json, html, paths, null, jsonl, browser)
     filters = make_filters(folder, file_name, date, camera, orientation, min_width, min_height, near)
     with open_store(place, name) as store:
         payload = store.any_payload() if store.dim() is not None else None
@@ -128,4 +138,4 @@ def search(
         hits = parsed.search(lambda count: find(store, vector, count, exact, filters), k)
         if not regions:
             hits = list(parsed.with_match(mmgem, hits, vector, store.photos))
-        print_hits(parsed, at_least(hits, min_score), store.photos, html, as_json, ["box"] if regions else [])
+        print_hits(parsed, at_least(hits, min_score), store.photos, shown, ["box"] if regions else [])

@@ -117,10 +117,12 @@ class Filters:
         Folders below ``root`` are looked for in the column ``relative``, others in ``path``, see
         :meth:`folder_below`; ``path_literal`` writes a part of one."""
         terms = []
-        if self.folder is not None and (folder := self.folder_below(root)):
+        if self.folder is not None:
+            folder = self.folder_below(root)
             column, below = "path" if PurePath(folder).is_absolute() else relative, folder.rstrip("/")
             first, after = path_literal(below + "/"), path_literal(below + "0")  # 0 comes after /
-            terms.append(f"{column} >= {first} AND {column} < {after}")
+            inside = f"({column} >= {first} AND {column} < {after})"
+            terms.append(inside if folder else f"NOT {inside}")  # all that is not absolute
         if self.name is not None:
             terms.append(f"name LIKE {sql_text(_like(folded(self.name)))} ESCAPE '\\'")
         if self.date is not None:

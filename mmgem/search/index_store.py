@@ -134,14 +134,34 @@ class IndexStore:
             return decode_path(read_meta(self._db, "folder"))
 
     @property
+    def further_folders(self) -> list[Path]:
+        """Folders of photos beside the first; their photos' paths are absolute."""
+        with errors_naming(self._out):
+            stored = json.loads(read_meta(self._db, "further_folders") or "[]")
+            return [Path(os.fsdecode(bytes.fromhex(folder))) for folder in stored]
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Patterns of files and folders that are left out."""
+        with errors_naming(self._out):
+            return tuple(json.loads(read_meta(self._db, "exclude") or "[]"))
+
+    @property
     def regions(self) -> int:
         """Boxes a photo, at most."""
         with errors_naming(self._out):
             return int(read_meta(self._db, "regions"))
 
-    def set_source(self, folder: Path, model: str) -> None:
-        """Record where the photos are (absolute, and relative to the index) and the model's name."""
+    def set_source(
+        self, folder: Path, model: str, further: Sequence[Path] = (), exclude: Sequence[str] = ()
+    ) -> None:
+        """Record where the photos are (absolute, and relative to the index), ``further`` folders of them,
+        what to leave out, and the model's name."""
         meta: dict[str, object] = {"folder": os.fsencode(folder), "model": model}
+        more = [os.fsencode(path).hex() for path in further]
+        for key, value in (("further_folders", more), ("exclude", list(exclude))):
+            if value or read_meta(self._db, key) is not None:
+                meta[key] = json.dumps(value)
         with suppress(ValueError):  # another drive on Windows: no relative path exists
             meta["folder_from_index"] = os.fsencode(os.path.relpath(folder, self._out.resolve()))
         if any(read_meta(self._db, key) != value for key, value in meta.items()):

@@ -49,13 +49,15 @@ class Hit:
     """One result: the photo, its cosine similarity and, for a region, the box in pixels (x0, y0, x1, y1).
 
     ``match``: the probability that it is what a text asked for (see :func:`with_match`), None if that cannot
-    be said.
+    be said. ``copies``: how many copies of it were folded into it
+    (:func:`mmgem.search.duplicates.fold_copies`).
     """
 
     path: Path
     score: float
     box: Box | None = None
     match: float | None = None
+    copies: int = 0
 
 
 HitT = TypeVar("HitT", bound=Hit)
@@ -226,6 +228,19 @@ class PhotoIndex:
         row = self._find(path)[0]
         self._verify(np.array([row]))
         return self._stored[row]
+
+    def row_of(self, entry: int) -> int:
+        """The row of an entry; entries of the same content share it."""
+        return int(self._rows[entry])
+
+    def row_vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """The vectors (n, D) float32 of rows. Raises SearchIndexError if they are damaged."""
+        self._verify(np.asarray(rows, np.int64))
+        return self._stored[rows]
+
+    def same_content(self, one: str | os.PathLike[str], two: str | os.PathLike[str]) -> bool:
+        """Whether two photos of the index are the same file, byte for byte."""
+        return self._find(one)[0] == self._find(two)[0]
 
     def boxes_of(self, path: str | os.PathLike[str]) -> list[Box]:
         """The boxes of a photo in the index in pixels of the upright photo, the most telling first; raises

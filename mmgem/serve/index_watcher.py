@@ -80,7 +80,8 @@ class Gallery:
 
     def id_of(self, path: Path) -> str:
         """The id of a photo that a search has found."""
-        return _photo_id(path.relative_to(self.index.folder).as_posix())
+        folder = self.index.folder
+        return _photo_id((path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix())
 
 
 def _photo_id(name: str) -> str:

@@ -122,6 +122,7 @@ class SearchRequest(Request):
     terms: list[TermField] | None = Field(None, min_length=1, max_length=MAX_TERMS)
     filters: FiltersField = FiltersField()
     min_score: FiniteFloat | None = None
+    fold: bool = False
     box: BoxField | None = None
     k: int = Field(10, ge=1, le=limits.HITS)
     regions: bool = False
@@ -136,6 +137,8 @@ class SearchRequest(Request):
             raise ValueError("box needs image or photo")
         if self.rerank and (self.text is None or self.regions):
             raise ValueError("rerank needs text, and finds whole photos")
+        if self.fold and self.regions:
+            raise ValueError("fold is for whole photos")
         if self.where is not None and not self.regions:
             raise ValueError("where needs regions")
         return self
@@ -245,10 +248,12 @@ class PhotosReply(BaseModel):
 
 class HitReply(PhotoName):
     """A photo, or a box of it, that was found. ``match``: the probability that a whole photo is what a text
-    asked for; null for other searches, and where the model is not calibrated."""
+    asked for; null for other searches, and where the model is not calibrated. ``copies``: how many were folded
+    into it."""
 
     score: float
     match: float | None
+    copies: int
     width: int | None
     height: int | None
     box: BoxField | None

@@ -175,10 +175,12 @@ def damaged_points(store: VectorStore, points: Points) -> list[int]:
     length or, where the store keeps all bits, do not fit their ids."""
     damaged = set(not_unit_rows(points.vectors).tolist()) if len(points.ids) else set()
     if store.lossless:
-        for number, (name, payload) in enumerate(zip(points.ids, points.payloads, strict=True)):
-            path = payload.path.removeprefix(payload.folder).lstrip(os.sep).replace(os.sep, "/")
+        for number, (point, payload) in enumerate(zip(points.ids, points.payloads, strict=True)):
+            vector = points.vectors[number]
+            path = Path(payload.path)
+            name = path.relative_to(payload.folder) if path.is_relative_to(payload.folder) else path
             if not any(
-                name == point_id(payload.folder, path, box, payload.fingerprint, points.vectors[number])
+                point == point_id(payload.folder, name.as_posix(), box, payload.fingerprint, vector)
                 for box in _box_texts(payload.box)
             ):
                 damaged.add(number)
