@@ -50,6 +50,7 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         "index": index,
         "search": ["search", idx, "a dog"],
         "duplicates": ["duplicates", idx],
+        "cluster": ["cluster", idx],
         "caption": ["caption", photo, *m],
         "classify": ["classify", photo, "--classes", "dog,cat", *m],
         "heatmap": ["heatmap", photo, "a dog", "--out", str(folder / "heat.png"), *m],

@@ -21,7 +21,7 @@ from mmgem.cli import main as main_module
 from mmgem.cli.main import main
 
 VERBS = (  # noqa: SIM905
-    "demo index search duplicates caption classify heatmap embed bulk "
+    "demo index search duplicates cluster caption classify heatmap embed bulk "
     "serve plan train compare eval calibrate mosaic check export pull corpus data store"
 ).split()
 ROOT = Path(main_module.__file__).parents[2]
@@ -494,4 +494,5 @@ def test_photos_in_foreign_formats_are_not_lost_in_silence(run, tiny_photos, tmp
         (tmp_path / "mix" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "mix" / name).write_bytes(b"x")
     _, err = run("index", tmp_path / "mix", "--out", tmp_path / "idx")
-    assert err.strip().endswith("cannot be read, convert them first: 1 .cr2, 2 .heic")
+    assert "cannot be read, convert them first: 2 .heic, 1 .cr2\n" in err
+    assert "left out what is no photo: 1 .txt\n" in err

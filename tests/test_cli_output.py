@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import webbrowser
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,24 @@ def test_a_cosine_that_no_photo_has(index: Path, capfd: pytest.CaptureFixture[st
     assert main(["search", str(index), "a dog", "--min-score", "1.1", "--json"]) == 1
     out, err = capfd.readouterr()
     assert json.loads(out)["hits"] == [] and "no photo has a cosine of 1.1; the highest is" in err
+
+
+def test_by_date(tmp_path: Path, tiny_model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    paths = save_photos(tmp_path / "photos", 3)
+    for day, path in zip((3, 1, 2), paths, strict=True):
+        moment = datetime(2021, 5, day, 12, 30).timestamp()
+        os.utime(path, (moment, moment))
+    idx = str(tmp_path / "idx")
+    assert main(["index", str(tmp_path / "photos"), "-o", idx, "-m", str(tiny_model_folder)]) == 0
+    capfd.readouterr()
+    expected = [("2021-05-03", paths[0]), ("2021-05-02", paths[2]), ("2021-05-01", paths[1])]
+    for query in ([], ["a dog"]):
+        assert main(["search", idx, *query, "--by-date"]) == 0
+        lines = [f"{date} 12:30\t{path}\n" for date, path in expected]
+        assert capfd.readouterr().out == "".join(lines)
+    assert main(["search", idx, "--by-date", "--date", "..2021-05-02", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    hits = [(hit["file"], hit["date"], hit["score"]) for hit in told["hits"]]
+    assert hits == [(str(path), f"{date}T12:30:00", None) for date, path in expected[1:]]
+    assert told["photos"] == 2
+    assert main(["search", idx]) == 2

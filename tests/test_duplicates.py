@@ -30,7 +30,7 @@ def copies(folder: Path, image: Image.Image, name: str) -> list[Path]:
     made = {
         "a": image,
         "small": image.resize((160, 120)),
-        "bright": ImageEnhance.Brightness(image).enhance(1.2),
+        "bright": ImageEnhance.Brightness(image).enhance(1.05),
         "cropped": image.crop((8, 6, 312, 234)),
     }
     folder.mkdir(exist_ok=True)

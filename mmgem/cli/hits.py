@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from mmgem.errors import CheckpointError, UsageError
 from mmgem.utils.files import same_file
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import numpy as np
 
     from mmgem.api import MMGEM
@@ -106,14 +109,17 @@ class Query:
         return with_match(hits, mmgem.calibration, vector, photos())
 
 
-def parse_query(words: Sequence[str], image: Path | None, box: str | None, html: Path | None) -> Query:
-    """What the command line asks for; ``words`` are joined. Raises UsageError for nothing, for a query that
-    cannot be read, for a box outside the photo and an ``html`` that cannot be; ImageError for what is no
-    photo."""
+def parse_query(
+    words: Sequence[str], image: Path | None, box: str | None, html: Path | None, optional: bool = False
+) -> Query:
+    """What the command line asks for; ``words`` are joined; ``optional``: it may be nothing.
+
+    Raises UsageError for nothing, for a query that cannot be read, for a box outside the photo and an
+    ``html`` that cannot be; ImageError for what is no photo."""
     from mmgem.search.query_terms import QueryTerm, parse_terms
 
     region, text = parse_box(box), " ".join(words) if words else None
-    if text is None and image is None:
+    if text is None and image is None and not optional:
         raise UsageError("give a text or --image")
     if region is not None and image is None:
         raise UsageError("--box needs --image")
@@ -215,7 +221,7 @@ def shown_as(
         raise UsageError(f"give one of {' and '.join(f'--{name}' for name in chosen)}")
     if browser and html is None:
         html = Path(tempfile.mkdtemp(prefix="mmgem-")) / "hits.html"
-    return Shown(*chosen or ["lines"], "\0" if null else "\n", html, browser)
+    return Shown(chosen[0] if chosen else "lines", "\0" if null else "\n", html, browser)
 
 
 def print_hits(
@@ -224,9 +230,11 @@ def print_hits(
     photos: Callable[[], int],
     shown: Shown,
     details: Sequence[str] = (),
+    dates: Sequence[datetime | None] = (),
 ) -> None:
     """Print the hits, and write them as a page; exits with 1 if there are none. ``photos`` counts what was
-    searched; ``details`` are further fields of the hits that the JSON has."""
+    searched; ``details`` are further fields of the hits that the JSON has. ``dates``: that of each hit, if
+    they are to be told."""
     if shown.html is not None and hits:
         _write_page(shown.html, query, hits)
         if shown.browser:
@@ -238,36 +246,40 @@ def print_hits(
     best = max((hit.match for hit in hits if hit.match is not None), default=1.0)
     if best < MATCH_THRESHOLD and not shown.form.startswith("json"):
         note(f"probably no match: that the best one fits is {best:.0%} likely")
+    rows = [_hit_json(hit, details) for hit in hits]
+    for row, date in zip(rows, dates, strict=False):
+        row["date"] = None if date is None else date.isoformat()
     if shown.form == "json":
-        _print_object(query, hits, photos, details)
-    for hit in hits if shown.form != "json" else ():
+        _print_object(query, rows, photos)
+    for number, hit in enumerate(hits if shown.form != "json" else ()):
         if shown.form == "jsonl":
-            print_json(_hit_json(hit, details))
+            print_json(rows[number])
         elif shown.form == "paths":
             print(hit.path, end=shown.end)
         else:
             box = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
             copies = f"\t{hit.copies} copies" if hit.copies else ""
-            print(f"{hit.score:.3f}\t{hit.path}{box}{copies}")
+            first = f"{hit.score:.3f}"
+            if dates:
+                first = f"{dates[number]:%Y-%m-%d %H:%M}" if dates[number] is not None else "-"
+            print(f"{first}\t{hit.path}{box}{copies}")
     if not hits:
         raise typer.Exit(NOTHING_FOUND)
 
 
-def _print_object(
-    query: Query, hits: Sequence[Hit], photos: Callable[[], int], details: Sequence[str]
-) -> None:
+def _print_object(query: Query, rows: Sequence[dict[str, Any]], photos: Callable[[], int]) -> None:
     query_json: dict[str, Any] = {} if query.text is None else {"text": query.text}
     if query.image is not None:
         query_json |= {"image": str(query.image), "box": query.box}
     if query.terms:
         query_json["terms"] = [_term_json(term) for term in query.terms]
-    print_json({"query": query_json, "hits": [_hit_json(hit, details) for hit in hits], "photos": photos()})
+    print_json({"query": query_json, "hits": rows, "photos": photos()})
 
 
 def _hit_json(hit: Hit, details: Sequence[str]) -> dict[str, Any]:
     values = {name: getattr(hit, name) for name in ("score", "match", "copies", *details)}
     rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
-    return {"file": str(hit.path), **rounded}
+    return {"file": str(hit.path), **rounded, "score": None if math.isnan(hit.score) else rounded["score"]}
 
 
 def _term_json(term: QueryTerm) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from mmgem.cli.calibrate import calibrate
 from mmgem.cli.caption import caption
 from mmgem.cli.check import check
 from mmgem.cli.classify import classify
+from mmgem.cli.cluster import cluster
 from mmgem.cli.compare import compare
 from mmgem.cli.corpus import app as corpus
 from mmgem.cli.data import app as data
@@ -59,6 +60,7 @@ app.command("demo", short_help="All of it on sample photos, or yours: one web pa
 app.command("index", short_help="Make a folder of photos searchable.")(index)
 app.command("search", short_help="Find photos by words, or by a photo.")(search)
 app.command("duplicates", short_help="Find copies among photos.")(duplicates)
+app.command("cluster", short_help="Sort photos into groups that look alike.")(cluster)
 app.command("caption", short_help="Describe photos, or boxes of them.")(caption)
 app.command("classify", short_help="Sort photos into classes you name.")(classify)
 app.command("heatmap", short_help="Where in a photo a text is.")(heatmap)

@@ -76,6 +76,9 @@ def search(
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare all, even if the index keeps an HNSW index.")
     ] = False,
+    by_date: Annotated[
+        bool, typer.Option("--by-date", help="The newest first, with dates; without TEXT of all photos.")
+    ] = False,
     everything: Annotated[
         bool, typer.Option("--all", help="List copies of a photo too, not once with their number.")
     ] = False,
@@ -110,11 +113,12 @@ def search(
     calibration (mmgem calibrate). If no hit reaches 0.5, a line on standard error says so.
     """
     idx, query = split_words(words or [])
-    parsed = parse_query(query, image, box, html)
+    parsed = parse_query(query, image, box, html, optional=by_date)
     shown = shown_as(as_json, html, paths, null, jsonl, browser)
     filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, near)
     if rerank and (parsed.text is None or parsed.terms or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
+    from mmgem.search.by_date import hit_dates, newest, newest_first
     from mmgem.search.duplicates import fold_copies
 
     text, spatial_filter = _spatial_filter(None if parsed.terms else parsed.text, regions, where)
@@ -129,6 +133,10 @@ def search(
     hits: Sequence[Hit] = []
     if not len(photos):
         note("no photo passes the filters")
+    elif parsed.text is None and parsed.image is None:
+        if regions or min_score is not None:
+            raise UsageError("--regions and --min-score need a text or --image")
+        hits = newest(photos, k)
     elif rerank and text is not None:
         rerank_photos = partial(load_model(model_name).rerank, photos, text)
         hits = rerank_photos(k) if everything else fold_copies(photos, rerank_photos, k)
@@ -140,8 +148,11 @@ def search(
         if not regions:
             hits = parsed.with_match(mmgem, hits, vector, lambda: len(photos.photos))
     hits = at_least(hits, min_score)
+    if by_date:
+        hits = newest_first(photos, hits)
+    dates = hit_dates(photos, hits) if by_date else []
     details = ["box"] if regions else ["cosine", "log_prob"] if rerank else []
-    print_hits(parsed, hits, lambda: len(photos.photos), shown, details)
+    print_hits(parsed, hits, lambda: len(photos.photos), shown, details, dates)
 
 
 def _spatial_filter(

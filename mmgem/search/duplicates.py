@@ -2,7 +2,7 @@
 
 Same bytes share a row of the index. Near copies are found in two steps. Their embeddings are close, which a
 matrix product finds; but so are those of two photos of one burst, and how close depends on the model. So the
-pictures of such pairs are then looked at: small grey copies are correlated, one of them cropped by up to a
+pictures of such pairs are then looked at: small ones are correlated, one of them cropped by up to a
 tenth in several ways, and the best correlation decides. Brightness and contrast drop out of a correlation.
 Files are read for pairs that are close only, so nothing has to be kept for this.
 """
@@ -25,9 +25,9 @@ from mmgem.search.search import Hit, PhotoIndex
 
 MIN_COSINE = 0.8
 """Of two photos whose pictures are looked at."""
-MIN_CORRELATION = 0.93
+MIN_CORRELATION = 0.9
 """Of two pictures that are copies."""
-_SIDE = 64  # pixels of the grey copy
+_SIDE = 64  # pixels of the small picture
 _COMPARED = 24  # pixels of what is correlated
 _CROPS = [
     (left * cut, top * cut, 1 - (1 - left) * cut, 1 - (1 - top) * cut)
@@ -122,14 +122,14 @@ def _same_picture(index: PhotoIndex, one: Path, two: Path) -> bool:
 def are_copies(one: Path, two: Path) -> bool:
     """Whether two files are the same picture, at most a tenth of it cut off; False if one cannot be read."""
     try:
-        first, second = _grey(one), _grey(two)
+        first, second = _small(one), _small(two)
     except ImageError:
         return False
     return correlation(first, second) >= MIN_CORRELATION
 
 
 def correlation(one: Image.Image, two: Image.Image) -> float:
-    """The highest correlation of two small grey pictures, one of them cropped by up to a tenth."""
+    """The highest correlation of two small pictures, one of them cropped by up to a tenth."""
     whole_one, whole_two = _pixels(one), _pixels(two)
     best = float(whole_one @ whole_two)
     for crop in _CROPS:
@@ -140,19 +140,18 @@ def correlation(one: Image.Image, two: Image.Image) -> float:
 
 
 def _pixels(picture: Image.Image, crop: tuple[float, float, float, float] = (0, 0, 1, 1)) -> np.ndarray:
-    """The pixels of a part (shares of the sides) at the size that is compared, less their mean, of unit
-    length."""
+    """The pixels of a part (shares of the sides) at the size that is compared, less the mean of each colour,
+    of unit length."""
     box = tuple(_SIDE * share for share in crop)
     small = picture.resize((_COMPARED, _COMPARED), Image.Resampling.BOX, box=box)  # type: ignore[arg-type]
-    values = np.asarray(small, np.float32).ravel()
-    values = values - values.mean()
-    return values / max(float(np.linalg.norm(values)), 1e-6)
+    values = np.asarray(small, np.float32).reshape(-1, 3)
+    values = values - values.mean(0)
+    return values.ravel() / max(float(np.linalg.norm(values)), 1e-6)
 
 
 @lru_cache(maxsize=512)
-def _grey(path: Path) -> Image.Image:
-    picture = open_image(path, min_side=2 * _SIDE).convert("L")
-    return picture.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+def _small(path: Path) -> Image.Image:
+    return open_image(path, min_side=2 * _SIDE).resize((_SIDE, _SIDE), Image.Resampling.BOX)
 
 
 def _largest_first(path: Path) -> tuple[int, bytes]:

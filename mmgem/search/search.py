@@ -169,7 +169,7 @@ class PhotoIndex:
         """
         if not filters:
             return self
-        table, numbers = self._photo_table
+        table, numbers = self.photo_table, self._table_numbers
         if filters.needs_metadata and table.unread:
             raise SearchIndexError(
                 f"{self._out}: an earlier version made it, without dates, cameras and places; to read them "
@@ -185,14 +185,18 @@ class PhotoIndex:
         return view
 
     @cached_property
-    def _photo_table(self) -> tuple[PhotoTable, np.ndarray]:
-        """What filters are asked of, and the number there of each entry's photo, -1 where it has none."""
+    def photo_table(self) -> PhotoTable:
+        """What is known of the photos' files, as it was when this was first asked for."""
         if self._out is None:
-            raise UsageError("filters need an index that was opened from its folder")
-        table = PhotoTable(self._out)
-        number_by_path = {path: number for number, path in enumerate(table.paths)}
+            raise UsageError("filters and dates need an index that was opened from its folder")
+        return PhotoTable(self._out)
+
+    @cached_property
+    def _table_numbers(self) -> np.ndarray:
+        """The number in the table of each entry's photo, -1 where it has none."""
+        number_by_path = {path: number for number, path in enumerate(self.photo_table.paths)}
         numbers = (number_by_path.get(path, -1) for _, path, _ in self._all_entries)
-        return table, np.fromiter(numbers, np.int64, len(self._all_entries))
+        return np.fromiter(numbers, np.int64, len(self._all_entries))
 
     @cached_property
     def paths(self) -> list[Path]:
@@ -439,12 +443,13 @@ class PhotoIndex:
             Hit(self.folder / os.fsdecode(path), -score, box or None) for score, path, box in sorted(entries)
         ]
 
+    def name_of(self, path: Path) -> str:
+        """The name of a photo, as :attr:`names` has it, by its path."""
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
+
     def _find(self, path: str | os.PathLike[str]) -> tuple[int, bytes]:
         """The row of a photo and its path as it is stored."""
-        relative = Path(path)
-        if relative.is_absolute() and relative.is_relative_to(self.folder):
-            relative = relative.relative_to(self.folder)
-        key = os.fsencode(relative.as_posix())
+        key = os.fsencode(self.name_of(Path(path)))
         if key not in self._row_of_photo:
             raise UsageError(f"{path}: not in this index of {self.folder}")
         return self._row_of_photo[key], key

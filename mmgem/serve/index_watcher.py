@@ -80,8 +80,7 @@ class Gallery:
 
     def id_of(self, path: Path) -> str:
         """The id of a photo that a search has found."""
-        folder = self.index.folder
-        return _photo_id((path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix())
+        return _photo_id(self.index.name_of(path))
 
 
 def _photo_id(name: str) -> str:

@@ -248,8 +248,8 @@ class PhotosReply(BaseModel):
 
 class HitReply(PhotoName):
     """A photo, or a box of it, that was found. ``match``: the probability that a whole photo is what a text
-    asked for; null for other searches, and where the model is not calibrated. ``copies``: how many were folded
-    into it."""
+    asked for; null for other searches, and where the model is not calibrated. ``copies``: how many were
+    folded into it."""
 
     score: float
     match: float | None
