@@ -10,7 +10,7 @@ Files are read for pairs that are close only, so nothing has to be kept for this
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -94,24 +94,18 @@ def fold_copies(index: PhotoIndex, find: Callable[[int], Sequence[Hit]], k: int)
     depth = k + _FOLD_DEPTH
     while True:
         hits = find(depth)
-        kept: list[Hit] = []
-        vectors: list[np.ndarray] = []
-        copies: list[int] = []
-        for hit in hits:
-            if hit.box is not None:
-                return list(hits[:k])
-            vector = index.vector_of(hit.path)
-            cosines = np.array(vectors) @ vector if vectors else np.zeros(0)
-            close = np.flatnonzero(cosines >= MIN_COSINE).tolist()
-            double = next((n for n in close if _same_picture(index, kept[n].path, hit.path)), None)
-            if double is not None:
-                copies[double] += 1
-            elif len(kept) < k:
-                kept.append(hit)
-                vectors.append(vector)
-                copies.append(0)
-        if len(kept) == k or len(hits) < depth:
-            return [replace(hit, copies=count) for hit, count in zip(kept, copies, strict=True)]
+        if any(hit.box is not None for hit in hits):
+            return list(hits[:k])
+        vectors = np.stack([index.vector_of(hit.path) for hit in hits]) if hits else np.zeros((0, 1))
+        groups: list[int] = []  # of each hit: the number of the first that shows the same
+        for number, hit in enumerate(hits):
+            close = np.flatnonzero(vectors[:number] @ vectors[number] >= MIN_COSINE).tolist()
+            groups.append(
+                next((groups[n] for n in close if _same_picture(index, hits[n].path, hit.path)), number)
+            )
+        counts = Counter(groups)
+        if len(counts) >= k or len(hits) < depth:
+            return [replace(hits[n], copies=count - 1) for n, count in sorted(counts.items())[:k]]
         depth *= 2
 
 
