@@ -104,8 +104,8 @@ def _names(captioner: Captioner, members: Sequence[Sequence[Path]], centres: np.
     cosines = captioner.embed_texts(texts) @ centres.T
     number = {text: row for row, text in enumerate(texts)}
     names = []
-    for group, told in enumerate(captions):
+    for group, own in enumerate(captions):
         others = np.delete(cosines, group, 1)
         margin = cosines[:, group] - (others.mean(1) if others.size else 0)
-        names.append(max(told, key=lambda text: (margin[number[text]], text), default=""))
+        names.append(max(own, key=lambda text: (margin[number[text]], text), default=""))
     return names

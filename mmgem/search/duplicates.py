@@ -99,10 +99,12 @@ def fold_copies(index: PhotoIndex, find: Callable[[int], Sequence[Hit]], k: int)
         vectors = np.stack([index.vector_of(hit.path) for hit in hits]) if hits else np.zeros((0, 1))
         groups: list[int] = []  # of each hit: the number of the first that shows the same
         for number, hit in enumerate(hits):
-            close = np.flatnonzero(vectors[:number] @ vectors[number] >= MIN_COSINE).tolist()
-            groups.append(
-                next((groups[n] for n in close if _same_picture(index, hits[n].path, hit.path)), number)
-            )
+            same: set[int] = set()
+            for n in np.flatnonzero(vectors[:number] @ vectors[number] >= MIN_COSINE).tolist():
+                if groups[n] not in same and _same_picture(index, hits[n].path, hit.path):
+                    same.add(groups[n])
+            first = min(same, default=number)
+            groups = [first if group in same else group for group in groups] + [first]
         counts = Counter(groups)
         if len(counts) >= k or len(hits) < depth:
             return [replace(hits[n], copies=count - 1) for n, count in sorted(counts.items())[:k]]
