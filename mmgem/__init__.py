@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from mmgem.models.connectors.base import Connector
     from mmgem.models.network import MMGEMNetwork
     from mmgem.models.networks import NETWORKS
+    from mmgem.search.filters import Filters
+    from mmgem.search.query_terms import QueryTerm, parse_terms
     from mmgem.search.rerank import RerankedHit, RerankOptions
     from mmgem.search.search import Hit, PhotoIndex
     from mmgem.search.spatial_filter import SpatialFilter, parse_spatial_filter
@@ -84,6 +86,7 @@ _EXPORTS = {
     "ENCODERS": "encoders",
     "EmbeddingTerm": "tasks.image_text.terms",
     "Encoder": "encoders.base",
+    "Filters": "search.filters",
     "GatheredBatch": "tasks.image_text.contrastive",
     "Hit": "search.search",
     "ImageError": "errors",
@@ -99,6 +102,7 @@ _EXPORTS = {
     "Recipe": "config",
     "Record": "data.records",
     "Region": "data.records",
+    "QueryTerm": "search.query_terms",
     "RerankOptions": "search.rerank",
     "RerankedHit": "search.rerank",
     "STORES": "search.stores",
@@ -128,6 +132,7 @@ _EXPORTS = {
     "open_index": "api",
     "open_store": "search.stores",
     "parse_spatial_filter": "search.spatial_filter",
+    "parse_terms": "search.query_terms",
     "push_index": "search.stores.push:push",
     "ranking_scores": "evaluate.ranking",
     "read_jsonl": "data.records",
@@ -160,6 +165,7 @@ __all__ = [
     "DownloadError",
     "EmbeddingTerm",
     "Encoder",
+    "Filters",
     "GatheredBatch",
     "Hit",
     "ImageError",
@@ -170,6 +176,7 @@ __all__ = [
     "Passage",
     "PhotoIndex",
     "Query",
+    "QueryTerm",
     "Recipe",
     "Record",
     "Region",
@@ -201,6 +208,7 @@ __all__ = [
     "open_index",
     "open_store",
     "parse_spatial_filter",
+    "parse_terms",
     "push_index",
     "ranking_scores",
     "read_jsonl",

@@ -19,7 +19,7 @@ from torch import Tensor
 from mmgem.checkpoints.hub import read_card, upload, with_front_matter
 from mmgem.checkpoints.model_folder import load_model, save_model
 from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
-from mmgem.data.images import ImageSource, foreign_photos
+from mmgem.data.images import ImageSource, other_files
 from mmgem.data.records import Box
 from mmgem.data.texts import check_text, check_texts
 from mmgem.data.tokens import Tokenizer
@@ -242,40 +242,50 @@ class MMGEM:
         return np.asarray(scores, np.float32)
 
     def index(
-        self, folder: str | os.PathLike[str], out: str | os.PathLike[str], regions: int | None = None
+        self,
+        folder: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        out: str | os.PathLike[str],
+        regions: int | None = None,
+        exclude: Sequence[str] | None = None,
     ) -> PhotoIndex:
-        """Make the index ``out``, a folder of its own, hold the photos under ``folder``, and open it: as
-        ``mmgem index`` does, only new and changed photos being embedded.
+        """Make the index ``out``, a folder of its own, hold the photos under ``folder`` (one or several) and
+        under those that it has already, and open it: as ``mmgem index`` does, only new and changed photos
+        being embedded.
 
-        ``regions``: how many boxes of each photo can be found beside the whole (None: as the index has it, 0
-        if it is new). Photos that cannot be read are left out, with a warning in the log. Raises
-        ``UsageError`` if ``folder`` has no photos or this model is in no folder, ``ImageError`` if none can
-        be read, ``SearchIndexError`` if the index belongs to another model, folder or number of regions.
+        ``exclude``: patterns of files and folders to leave out (None: as the index has it). ``regions``: how
+        many boxes of each photo can be found beside the whole (None: as the index has it, 0 if it is new).
+        Photos that cannot be read are left out, with a warning in the log. Raises ``UsageError`` if there are
+        no photos or this model is in no folder, ``ImageError`` if none can be read, ``SearchIndexError`` if
+        the index belongs to another model or number of regions.
         """
         if not self.name:
             raise UsageError("an index needs a model that can be loaded again: save_pretrained, then load it")
-        folder, out = Path(folder).expanduser(), Path(out).expanduser()
+        folders = [folder] if isinstance(folder, str | os.PathLike) else folder
+        out = Path(out).expanduser()
         progress = partial(track, label="Indexing", unit=" photos")
         report = update_index(
             out,
-            folder,
+            [Path(path).expanduser() for path in folders],
             lambda: self,
             self.fingerprint,
+            exclude=exclude,
             model=self.name,
             regions=regions,
             batch=self.batch,
             progress=progress,
         )
+        first = report.folders[0]
         for bad in report.failed[:_LISTED]:
-            _log.warning("skipped %s: %s", folder / bad.path, bad.explanation)
+            _log.warning("skipped %s: %s", first / bad.path, bad.explanation)
         if len(report.failed) > _LISTED:
             _log.warning("skipped %d more", len(report.failed) - _LISTED)
-        if foreign := foreign_photos(folder):
-            _log.warning("%s: left out photos that cannot be read: %s", folder, " ".join(foreign))
+        for path in report.folders:
+            if foreign := other_files(path)[0]:
+                _log.warning("%s: left out photos that cannot be read: %s", path, " ".join(foreign))
         if not report.photos:
             if not report.failed:
-                raise UsageError(f"{folder}: no photos in this folder")
-            raise ImageError(f"{folder}: none of the {len(report.failed)} photos could be read")
+                raise UsageError(f"{first}: no photos in this folder")
+            raise ImageError(f"{first}: none of the {len(report.failed)} photos could be read")
         try:
             update_hnsw_index(out)
         except UsageError as error:

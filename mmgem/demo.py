@@ -36,7 +36,7 @@ from mmgem.report.data import (
 )
 from mmgem.report.html import write_report
 from mmgem.search.index import IndexReport, update_index
-from mmgem.search.index_store import write_lock
+from mmgem.search.index_files import write_lock
 from mmgem.search.search import PhotoIndex, with_match
 from mmgem.utils.locks import FileLock
 from mmgem.utils.progress import track

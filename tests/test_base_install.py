@@ -53,6 +53,8 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
     return {
         "index": index,
         "search": ["search", idx, "a dog"],
+        "duplicates": ["duplicates", idx],
+        "cluster": ["cluster", idx],
         "caption": ["caption", photo, *m],
         "classify": ["classify", photo, "--classes", "dog,cat", *m],
         "heatmap": ["heatmap", photo, "a dog", "--out", str(folder / "heat.png"), *m],

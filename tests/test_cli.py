@@ -21,7 +21,7 @@ from mmgem.cli import main as main_module
 from mmgem.cli.main import main
 
 VERBS = (  # noqa: SIM905
-    "demo index search caption classify heatmap embed bulk "
+    "demo index search duplicates cluster caption classify heatmap embed bulk "
     "serve plan train adopt compare eval calibrate mosaic check export pull corpus data store"
 ).split()
 ROOT = Path(main_module.__file__).parents[2]
@@ -225,7 +225,7 @@ def test_search_by_photo_leaves_the_photo_out(run, photo_index, tiny_photos, tmp
     found = [hit["file"] for hit in json.loads(out)["hits"]]
     assert sorted(found) == [str(p) for p in tiny_photos if p != tiny_photos[2]]
     copy = shutil.copy(tiny_photos[2], tmp_path / "copy.png")
-    hit = {"file": str(tiny_photos[2]), "score": pytest.approx(1, abs=1e-4), "match": None}
+    hit = {"file": str(tiny_photos[2]), "score": pytest.approx(1, abs=1e-4), "match": None, "copies": 0}
     assert json.loads(run("search", photo_index, "--image", copy, "-k", 1, "--json")[0])["hits"] == [hit]
 
 
@@ -236,6 +236,20 @@ def test_search_by_box(run, model, photo_index, tiny_photos):
     vector = model.embed_images(tiny_photos[:1], [(0, 0, 10, 10)])[0]
     scores = model.embed_images(tiny_photos[1:]) @ vector
     assert told["hits"][0]["file"] == str(tiny_photos[1 + int(np.argmax(scores))])
+
+
+def test_search_filters_and_combines(run, model, photo_index, tiny_photos):
+    vector = model.embed_texts(["a dog"])[0] - 0.5 * model.embed_texts(["the sea"])[0]
+    scores = model.embed_images(tiny_photos) @ (vector / np.linalg.norm(vector))
+    told = json.loads(run("search", photo_index, "a", 'dog -"the sea"', "-k", 2, "--json", model=None)[0])
+    assert [hit["file"] for hit in told["hits"]] == [str(tiny_photos[i]) for i in np.argsort(-scores)[:2]]
+    assert told["query"]["terms"] == [{"text": "a dog", "weight": 1}, {"text": "the sea", "weight": -0.5}]
+    argv = ("search", photo_index, "a dog", "--name", tiny_photos[1].name, "--date", "2020..", "--json")
+    told = json.loads(run(*argv, "--orientation", "landscape", model=None)[0])
+    assert [hit["file"] for hit in told["hits"]] == [str(tiny_photos[1])] and told["photos"] == 1
+    both = json.loads(run("search", photo_index, "a dog", "--image", tiny_photos[2], "--json", model=None)[0])
+    assert both["query"]["terms"][1] == {"image": str(tiny_photos[2]), "weight": 1}
+    assert str(tiny_photos[2]) not in [hit["file"] for hit in both["hits"]]
 
 
 def test_search_writes_a_page(run, photo_index, tiny_photos, tmp_path):
@@ -401,7 +415,8 @@ def test_names_that_are_no_text_come_out_as_they_are(run, tmp_path):
         save_photos(tmp_path, 1)[0].rename(tmp_path / name)
     except OSError:
         pytest.skip("this file system takes only text")
-    assert json.loads(run("caption", tmp_path, "--json")[0])["captions"][0]["file"] == str(tmp_path / name)
+    (told,) = json.loads(run("caption", tmp_path, "--json")[0])["captions"]
+    assert told["file"] == str(tmp_path / "caf") + "\\xe9.png"
     run("index", tmp_path, "--out", tmp_path / "idx")
 
 
@@ -479,4 +494,5 @@ def test_photos_in_foreign_formats_are_not_lost_in_silence(run, tiny_photos, tmp
         (tmp_path / "mix" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "mix" / name).write_bytes(b"x")
     _, err = run("index", tmp_path / "mix", "--out", tmp_path / "idx")
-    assert err.strip().endswith("cannot be read, convert them first: 1 .cr2, 2 .heic")
+    assert "cannot be read, convert them first: 2 .heic, 1 .cr2\n" in err
+    assert "left out what is no photo: 1 .txt\n" in err

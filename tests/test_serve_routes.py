@@ -20,7 +20,10 @@ from tiny import save_photo, save_photos
 from mmgem import MMGEM
 from mmgem.errors import ImageError
 from mmgem.evaluate.classify import class_embeddings, classify
+from mmgem.search.duplicates import fold_copies
+from mmgem.search.filters import Filters
 from mmgem.search.index import update_index
+from mmgem.search.query_terms import QueryTerm
 from mmgem.search.search import PhotoIndex
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.model import SelfRetrieval
@@ -106,6 +109,53 @@ def test_search_of_regions_knows_place_words(client: httpx.Client, index: Path, 
     assert all((hit["box"][0] + hit["box"][2]) / 2 < hit["width"] / 2 for hit in reply["hits"])
 
 
+def test_filters_are_the_library_s(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    view = PhotoIndex.open(index).filtered(Filters(name="000?.png", date="2020.."))
+    vector = model.embed_texts(["red dog"])[0]
+    body = {"text": "red dog", "k": 3, "filters": {"name": "000?.png", "date": "2020.."}}
+    for _ in range(2):  # the second time from memory
+        reply = ok(client.post("/search", json=body))
+        assert [hit["name"] for hit in reply["hits"]] == [hit.path.name for hit in view.search(vector, 3)]
+        assert reply["photos"] == len(view.photos)
+    two = {"name": "0003.*", "orientation": "landscape"}
+    for more in ({}, {"rerank": True}, {"regions": True}):
+        reply = ok(client.post("/search", json={"text": "dog", "filters": two, **more}))
+        assert [hit["name"] for hit in reply["hits"]] == ["0003.png"] and reply["photos"] == 1
+    none = ok(client.post("/search", json={"text": "dog", "filters": {"date": "1999"}}))
+    assert (none["hits"], none["photos"]) == ([], 0)
+    form = {"k": "2", "filters": json.dumps(two)}
+    data = (index.parent / "photos" / "0002.png").read_bytes()
+    formed = ok(client.post("/search", files={"image": data}, data=form))
+    assert [hit["name"] for hit in formed["hits"]] == ["0003.png"]
+
+
+def test_terms_are_the_library_s(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    photo, path = photos(client)["0002.png"], index.parent / "photos" / "0002.png"
+    opened = PhotoIndex.open(index)
+    opened.load_embedder = lambda: model
+    terms = [QueryTerm("red dog", weight=2), QueryTerm(image=path), QueryTerm("sea", weight=-0.5)]
+    expected = opened.search_terms(terms, 4)
+    body = [{"text": "red dog", "weight": 2}, {"photo": photo}, {"text": "sea", "weight": -0.5}]
+    reply = ok(client.post("/search", json={"terms": body, "k": 4}))
+    assert [hit["name"] for hit in reply["hits"]] == [hit.path.name for hit in expected]
+    assert [hit["score"] for hit in reply["hits"]] == pytest.approx([h.score for h in expected], abs=1e-4)
+    body[1] = {"image": data_uri(path.read_bytes())}
+    assert ok(client.post("/search", json={"terms": body, "k": 1}))["hits"][0]["match"] is None
+    least = expected[1].score
+    kept = ok(client.post("/search", json={"terms": body, "min_score": least - 1e-4}))["hits"]
+    assert all(hit["score"] >= least - 1e-4 for hit in kept) and kept
+
+
+def test_copies_are_folded(client: httpx.Client, index: Path, model: MMGEM) -> None:
+    opened, vector = PhotoIndex.open(index), model.embed_texts(["red dog"])[0]
+    expected = fold_copies(opened, lambda count: opened.search(vector, count), 3)
+    hits = ok(client.post("/search", json={"text": "red dog", "k": 3, "fold": True}))["hits"]
+    assert [hit["name"] for hit in hits] == [hit.path.name for hit in expected]
+    assert all(hit["copies"] >= best.copies for hit, best in zip(hits, expected, strict=True))
+    every = ok(client.post("/search", json={"text": "red dog", "k": 8}))["hits"]
+    assert {hit["copies"] for hit in every} == {0} and len(every) == 8
+
+
 def test_rerank_is_the_library_s(client: httpx.Client, index: Path, model: MMGEM) -> None:
     expected = model.rerank(PhotoIndex.open(index), "red dog", 4)
     hits = ok(client.post("/search", json={"text": "red dog", "k": 4, "rerank": True}))["hits"]
@@ -189,6 +239,12 @@ def test_the_corpus_is_searched_and_asked(client: httpx.Client, corpus: SelfRetr
         ("/search", {"text": "a", "unknown": 1}, 422, "invalid_value"),
         ("/search", {"text": "a", "": 1}, 422, "invalid_value"),
         ("/search", {"text": "a", "where": "left"}, 422, "invalid_value"),
+        ("/search", {"text": "a", "filters": {"date": "soon"}}, 422, "invalid_value"),
+        ("/search", {"text": "a", "filters": {"size": 1}}, 422, "invalid_value"),
+        ("/search", {"text": "a", "filters": {"folder": "../x"}}, 422, "invalid_value"),
+        ("/search", {"text": "a", "terms": [{"text": "b"}]}, 422, "invalid_value"),
+        ("/search", {"terms": [{"text": "b", "weight": -1}]}, 422, "invalid_value"),
+        ("/search", {"terms": [{"text": "b"}], "rerank": True}, 422, "invalid_value"),
         ("/search", {"text": "a", "regions": True, "where": "above"}, 422, "invalid_value"),
         ("/search", {"photo": "../../etc/passwd"}, 422, "invalid_value"),
         ("/search", {"photo": "0" * 16}, 404, "not_found"),

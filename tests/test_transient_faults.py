@@ -27,7 +27,7 @@ from mmgem.data.shards import open_shard, write
 from mmgem.data.shards.write import pack
 from mmgem.encoders.feature_cache import cache_features
 from mmgem.errors import ImageError, TransientImageError, is_transient
-from mmgem.search import index_store
+from mmgem.search import index_files
 from mmgem.utils.files import open_regular
 
 FAULTS = [MemoryError(), *(OSError(n, os.strerror(n)) for n in (errno.EIO, errno.EMFILE, errno.ENFILE))]
@@ -148,7 +148,7 @@ def test_what_an_earlier_version_banned_is_tried_again(tmp_path, folder):
         (folder / name).write_bytes(b"no photo")
     (folder / "4.png").write_bytes(b"none either")
     assert update(out, folder)[0].photos == 3
-    database = index_store.database_file(out)
+    database = index_files.database_file(out)
     with sqlite3.connect(database) as db:  # as if memory had been short when 3.png was read
         number = db.execute("SELECT content FROM photos WHERE path = ?", (b"3.png",)).fetchone()[0]
         db.execute("UPDATE contents SET problem = 'MemoryError' WHERE id = ?", (number,))

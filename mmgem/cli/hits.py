@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,52 +13,89 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmgem.cli.inputs import check_photo, parse_box
+from mmgem.cli.inputs import check_photo, default_index, parse_box
 from mmgem.cli.output import note, prepare_output_file, print_json
 from mmgem.data.texts import check_text
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.utils.files import same_file
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import numpy as np
 
     from mmgem.api import MMGEM
     from mmgem.data.records import Box
+    from mmgem.search.query_terms import QueryTerm
     from mmgem.search.search import Hit, PhotoIndex
 
-QueryArgument = Annotated[str | None, typer.Argument(metavar="TEXT", help="What to look for.")]
+QueryArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="TEXT", help="What to look for: words, or 'a dog' -\"snow\" +F.")
+]
 ImageOption = Annotated[
-    Path | None, typer.Option("--image", metavar="F", help="Look for photos like this one instead.")
+    Path | None, typer.Option("--image", metavar="F", help="Look for photos like this one.")
+]
+MinScoreOption = Annotated[
+    float | None, typer.Option("--min-score", metavar="COS", help="Only photos with at least this cosine.")
 ]
 CountOption = Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many photos.")]
 HtmlOption = Annotated[
     Path | None, typer.Option("--html", metavar="F", help="Write the result as a web page as well.")
 ]
+PathsOption = Annotated[bool, typer.Option("--paths", help="Print the paths only.")]
+NullOption = Annotated[
+    bool, typer.Option("--null", "-0", help="Print the paths only, each ended by a zero byte: for xargs -0.")
+]
+JsonLinesOption = Annotated[
+    bool, typer.Option("--jsonl", help="Print a JSON object a hit, each on a line of its own.")
+]
+OpenOption = Annotated[bool, typer.Option("--open", help="Show the result in the browser.")]
 BuiltByOption = Annotated[
     str | None, typer.Option("--model", "-m", metavar="M", help="Where the model of the vectors is now.")
 ]
 
+NOTHING_FOUND = 1
+"""The exit code of a search that finds nothing, as grep's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A text, or a photo or a box of one."""
+    """A text, a photo or a box of one, or both. ``terms``: of a query of several, also if the text is."""
 
     text: str | None
     image: Path | None = None
     box: Box | None = None
+    terms: tuple[QueryTerm, ...] = ()
+
+    @property
+    def images(self) -> list[Path]:
+        """The photos that are asked for."""
+        images = [self.image, *(term.image for term in self.terms)]
+        return [image for image in images if isinstance(image, Path)]
 
     def embed(self, mmgem: MMGEM, text: str | None = None) -> np.ndarray:
         """Its embedding (D,); ``text``: the part of its text that is looked for."""
+        if self.terms:
+            from mmgem.search.query_terms import embed_terms
+
+            return embed_terms(mmgem, self.terms)
         if self.text is not None:
             return mmgem.embed_texts([text or self.text])[0]
         assert self.image is not None
         return mmgem.embed_images([self.image], [self.box])[0]
 
-    def search(self, find: Callable[[int], list[Hit]], k: int) -> list[Hit]:
-        """The first ``k`` of what ``find(count)`` finds, without the photo that is asked for."""
-        if self.image is None:
-            return find(k)
-        return [hit for hit in find(k + 1) if not same_file(hit.path, self.image)][:k]
+    def search(self, find: Callable[[int], list[Hit]], k: int, folded: PhotoIndex | None = None) -> list[Hit]:
+        """The first ``k`` of what ``find(count)`` finds, without the photos that are asked for; with their
+        copies folded if ``folded`` is the index they are of."""
+        from mmgem.search.duplicates import fold_copies
+
+        images = self.images
+
+        def others(count: int) -> list[Hit]:
+            hits = find(count + len(images))
+            return [hit for hit in hits if not any(same_file(hit.path, image) for image in images)][:count]
+
+        return others(k) if folded is None else fold_copies(folded, others, k)
 
     def with_match(
         self, mmgem: MMGEM, hits: Sequence[Hit], vector: np.ndarray, photos: Callable[[], int]
@@ -64,17 +104,23 @@ class Query:
         they match if it is a text and the model is calibrated; ``photos`` counts what was searched."""
         from mmgem.search.search import with_match
 
-        if self.text is None or mmgem.calibration is None:
+        if self.text is None or self.terms or mmgem.calibration is None:
             return hits
         return with_match(hits, mmgem.calibration, vector, photos())
 
 
-def parse_query(text: str | None, image: Path | None, box: str | None, html: Path | None) -> Query:
-    """What the command line asks for. Raises UsageError for nothing, or for more than one thing, for a box
-    outside the photo and an ``html`` that cannot be; ImageError for what is no photo."""
-    region = parse_box(box)
-    if (text is None) == (image is None):
-        raise UsageError("give a text or --image, one of the two")
+def parse_query(
+    words: Sequence[str], image: Path | None, box: str | None, html: Path | None, optional: bool = False
+) -> Query:
+    """What the command line asks for; ``words`` are joined; ``optional``: it may be nothing.
+
+    Raises UsageError for nothing, for a query that cannot be read, for a box outside the photo and an
+    ``html`` that cannot be; ImageError for what is no photo."""
+    from mmgem.search.query_terms import QueryTerm, parse_terms
+
+    region, text = parse_box(box), " ".join(words) if words else None
+    if text is None and image is None and not optional:
+        raise UsageError("give a text or --image")
     if region is not None and image is None:
         raise UsageError("--box needs --image")
     if text is not None and not text.strip():
@@ -87,7 +133,42 @@ def parse_query(text: str | None, image: Path | None, box: str | None, html: Pat
         check_photo(image, region)
     if html is not None:
         prepare_output_file(html, ".html", ".htm")
-    return Query(text, image, region)
+    terms = () if text is None else tuple(parse_terms(text) or ())
+    for term in terms:
+        if isinstance(term.image, Path):
+            check_photo(term.image, None)
+    if text is not None and image is not None:
+        terms = (*(terms or (QueryTerm(text),)), QueryTerm(image=image, box=region))
+    return Query(text, image, region, terms)
+
+
+def at_least(hits: Sequence[Hit], cosine: float | None) -> Sequence[Hit]:
+    """The hits with at least this cosine; notes it if there are none."""
+    if cosine is None:
+        return hits
+    kept = [hit for hit in hits if getattr(hit, "cosine", hit.score) >= cosine]
+    if hits and not kept:
+        best = max(getattr(hit, "cosine", hit.score) for hit in hits)
+        note(f"no photo has a cosine of {cosine:g}; the highest is {best:.3f}")
+    return kept
+
+
+def split_words(words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The index that a command line is about, and its other words: the first word if it is (or looks like) a
+    folder, else the default index."""
+    from mmgem.search.index_files import database_file
+
+    default = default_index()
+    if words:
+        first = Path(words[0])
+        if (
+            first.is_dir()
+            or not database_file(default).is_file()
+            or os.sep in words[0]
+            or first.suffix == ".idx"
+        ):
+            return first, list(words[1:])
+    return default, list(words)
 
 
 def resolve_model(recorded: str, requested: str | None, check: Callable[[str], None]) -> str:
@@ -113,40 +194,97 @@ def open_index(idx: Path, model: str | None, exact: bool = False) -> tuple[Photo
     return photos, resolve_model(photos.model, model, partial(check_fingerprint, idx, photos.fingerprint))
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How hits are told: by ``lines``, as ``json``, as ``jsonl``, or their ``paths`` alone, each ended by
+    ``end``; beside that as a page at ``html``, and in the browser."""
+
+    form: str
+    end: str = "\n"
+    html: Path | None = None
+    browser: bool = False
+
+
+def shown_as(
+    as_json: bool,
+    html: Path | None,
+    paths: bool = False,
+    null: bool = False,
+    jsonl: bool = False,
+    browser: bool = False,
+) -> Shown:
+    """How the options say. Raises UsageError for more than one form."""
+    chosen = [
+        name for name, given in (("json", as_json), ("jsonl", jsonl), ("paths", paths or null)) if given
+    ]
+    if len(chosen) > 1:
+        raise UsageError(f"give one of {' and '.join(f'--{name}' for name in chosen)}")
+    if browser and html is None:
+        html = Path(tempfile.mkdtemp(prefix="mmgem-")) / "hits.html"
+    return Shown(chosen[0] if chosen else "lines", "\0" if null else "\n", html, browser)
+
+
 def print_hits(
     query: Query,
     hits: Sequence[Hit],
     photos: Callable[[], int],
-    html: Path | None,
-    as_json: bool,
+    shown: Shown,
     details: Sequence[str] = (),
+    dates: Sequence[datetime | None] = (),
 ) -> None:
-    """Print the hits, and write them as a page. ``photos`` counts what was searched; ``details`` are further
-    fields of the hits that the JSON has."""
-    if html is not None:
-        _write_page(html, query, hits)
+    """Print the hits, and write them as a page; exits with 1 if there are none. ``photos`` counts what was
+    searched; ``details`` are further fields of the hits that the JSON has. ``dates``: that of each hit, if
+    they are to be told."""
+    if shown.html is not None and hits:
+        _write_page(shown.html, query, hits)
+        if shown.browser:
+            import webbrowser
+
+            webbrowser.open(shown.html.resolve().as_uri())
     from mmgem.inference.calibration import MATCH_THRESHOLD
 
     best = max((hit.match for hit in hits if hit.match is not None), default=1.0)
-    if best < MATCH_THRESHOLD and not as_json:
+    if best < MATCH_THRESHOLD and not shown.form.startswith("json"):
         note(f"probably no match: that the best one fits is {best:.0%} likely")
-    if not as_json:
-        for hit in hits:
+    rows = [_hit_json(hit, details) for hit in hits]
+    for row, date in zip(rows, dates, strict=False):
+        row["date"] = None if date is None else date.isoformat()
+    if shown.form == "json":
+        _print_object(query, rows, photos)
+    for number, hit in enumerate(hits if shown.form != "json" else ()):
+        if shown.form == "jsonl":
+            print_json(rows[number])
+        elif shown.form == "paths":
+            print(hit.path, end=shown.end)
+        else:
             box = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
-            print(f"{hit.score:.3f}\t{hit.path}{box}")
-        return
-    query_json: dict[str, Any] = {"text": query.text}
+            copies = f"\t{hit.copies} copies" if hit.copies else ""
+            first = f"{hit.score:.3f}"
+            if dates:
+                first = f"{dates[number]:%Y-%m-%d %H:%M}" if dates[number] is not None else "-"
+            print(f"{first}\t{hit.path}{box}{copies}")
+    if not hits:
+        raise typer.Exit(NOTHING_FOUND)
+
+
+def _print_object(query: Query, rows: Sequence[dict[str, Any]], photos: Callable[[], int]) -> None:
+    query_json: dict[str, Any] = {} if query.text is None else {"text": query.text}
     if query.image is not None:
-        query_json = {"image": str(query.image), "box": query.box}
-    hit_rows = []
-    for hit in hits:
-        extra = {name: getattr(hit, name) for name in details}
-        rounded = {
-            name: round(value, 6) if isinstance(value, float) else value for name, value in extra.items()
-        }
-        match = None if hit.match is None else round(hit.match, 6)
-        hit_rows.append({"file": str(hit.path), "score": round(hit.score, 6), "match": match, **rounded})
-    print_json({"query": query_json, "hits": hit_rows, "photos": photos()})
+        query_json |= {"image": str(query.image), "box": query.box}
+    if query.terms:
+        query_json["terms"] = [_term_json(term) for term in query.terms]
+    print_json({"query": query_json, "hits": rows, "photos": photos()})
+
+
+def _hit_json(hit: Hit, details: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(hit, name) for name in ("score", "match", "copies", *details)}
+    rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
+    return {"file": str(hit.path), **rounded, "score": None if math.isnan(hit.score) else rounded["score"]}
+
+
+def _term_json(term: QueryTerm) -> dict[str, Any]:
+    what = {"text": term.text} if term.text is not None else {"image": str(term.image)}
+    return {**what, "weight": term.weight}
 
 
 def _write_page(path: Path, query: Query, hits: Sequence[Hit]) -> None:

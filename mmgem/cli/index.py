@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, load_model, note_unsupported_photos
+from mmgem.cli.inputs import ModelOption, default_index, load_model, note_unsupported_photos
 from mmgem.cli.output import JsonOption, note, note_skipped, print_json
 from mmgem.errors import ImageError, UsageError
 
@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 
 
 def index(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of photos; subfolders are searched.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="IDX", help="Folder of the index.")],
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DIR", help="Folders of photos, added to those that the index has."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="IDX", help="Folder of the index, if not the default one."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave out files and folders of this name or path. Kept."),
+    ] = None,
     regions: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Make up to N regions of each photo findable too; kept."),
@@ -44,8 +54,10 @@ def index(
     model: ModelOption = "tiny",
     as_json: JsonOption = False,
 ) -> None:
-    """Make a search index of a folder of photos, or bring it up to date.
+    """Make a search index of folders of photos, or bring it up to date; without DIR, of those it has.
 
+    Without --out it is the one that mmgem search looks into when it is given none: $MMGEM_INDEX, or
+    mmgem/photos.idx in ~/.local/share.
     Only new and changed photos are embedded, so running it again is cheap, and a run that was stopped goes
     on where it was. Photos that cannot be read are listed and left out; if there are no others, the exit code
     is 1. mmgem check says whether an index is still whole. With --json: {"photos", "embedded", "reused",
@@ -57,6 +69,7 @@ def index(
     from mmgem.search.index import update_index
     from mmgem.utils.progress import track
 
+    out = default_index() if out is None else out
     model_fingerprint = fingerprint(resolve(model))
     hnsw = ann if hnsw is None else hnsw
     config = None if hnsw in (None, "none") else HNSWConfig.parse(hnsw)
@@ -64,15 +77,18 @@ def index(
         require_usearch()
     report = update_index(
         out,
-        folder,
+        folders or [],
         _embedder(model, model_fingerprint, vectors),
         model_fingerprint,
+        exclude=None if exclude is None else [pattern for pattern in exclude if pattern],
         model=lasting_name(model),
         regions=regions,
         repair=repair,
         progress=partial(track, label="Indexing", unit=" photos"),
     )
-    note_unsupported_photos(folder)
+    for root in report.folders:
+        note_unsupported_photos(root)
+    folder = report.folders[0]
     if not report.photos and not report.failed:
         raise UsageError(f"{folder}: no photos in this folder")
     note_skipped([f"{folder / bad.path}: {bad.explanation}" for bad in report.failed])

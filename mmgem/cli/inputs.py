@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -36,13 +37,29 @@ BeamsOption = Annotated[
 ]
 
 
-def note_unsupported_photos(folder: Path) -> None:
-    """Tell the user of photos in ``folder`` that nothing here decodes."""
-    from mmgem.data.images import foreign_photos
+_KINDS = 8  # of files that are left out, by name
 
-    if unsupported := foreign_photos(folder):
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in unsupported.items())
-        note(f"left out photos in formats that cannot be read, convert them first: {counts}")
+
+def default_index() -> Path:
+    """The index of commands that are given none: ``$MMGEM_INDEX``, or ``mmgem/photos.idx`` where programs
+    keep what is the user's own."""
+    if own := os.environ.get("MMGEM_INDEX"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mmgem" / "photos.idx"
+
+
+def note_unsupported_photos(folder: Path) -> None:
+    """Tell the user of photos in ``folder`` that nothing here decodes, and of what is no photo."""
+    from mmgem.data.images import other_files
+
+    unsupported, others = (
+        [f"{count} {suffix}" for suffix, count in counts.items()] for counts in other_files(folder)
+    )
+    if unsupported:
+        note(f"left out photos in formats that cannot be read, convert them first: {', '.join(unsupported)}")
+    if others:
+        more = [f"{len(others) - _KINDS} kinds more"] if len(others) > _KINDS else []
+        note(f"left out what is no photo: {', '.join(others[:_KINDS] + more)}")
 
 
 def load_model(name: str, precision: Literal["float32", "bfloat16"] = "float32") -> MMGEM:

@@ -23,10 +23,12 @@ from mmgem.cli.calibrate import calibrate
 from mmgem.cli.caption import caption
 from mmgem.cli.check import check
 from mmgem.cli.classify import classify
+from mmgem.cli.cluster import cluster
 from mmgem.cli.compare import compare
 from mmgem.cli.corpus import app as corpus
 from mmgem.cli.data import app as data
 from mmgem.cli.demo import demo
+from mmgem.cli.duplicates import duplicates
 from mmgem.cli.embed import embed
 from mmgem.cli.eval import EvalCommand, evaluate
 from mmgem.cli.export import export
@@ -47,12 +49,19 @@ from mmgem.utils.plugins import load_named_plugins, load_plugin, plugin_line
 # What typer raises for a bad command line is not exported by name, but it is the base of this one.
 _BadCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
 
+_COMPLETING = "_MMGEM_COMPLETE"
 _INTERNAL, _INTERRUPTED, _BROKEN_PIPE = 70, 130, 141
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    context_settings={"help_option_names": ["--help", "-h"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 app.command("demo", short_help="All of it on sample photos, or yours: one web page.")(demo)
 app.command("index", short_help="Make a folder of photos searchable.")(index)
 app.command("search", short_help="Find photos by words, or by a photo.")(search)
+app.command("duplicates", short_help="Find copies among photos.")(duplicates)
+app.command("cluster", short_help="Sort photos into groups that look alike.")(cluster)
 app.command("caption", short_help="Describe photos, or boxes of them.")(caption)
 app.command("classify", short_help="Sort photos into classes you name.")(classify)
 app.command("heatmap", short_help="Where in a photo a text is.")(heatmap)
@@ -81,9 +90,10 @@ def _version(requested: bool) -> None:
 
 
 @app.callback(
-    epilog="Exit codes: 0 done; 1 the data, the model or the disk is at fault, and a line on standard error "
-    "says how; 2 the command line or the recipe is; 70 a bug in mmgem; 130 interrupted. A photo among others "
-    "that cannot be read is reported and skipped; only if none can be read is that an error."
+    epilog="Exit codes: 0 done; 1 a search found nothing, or the data, the model or the disk is at fault, "
+    "and a line on standard error says how; 2 the command line or the recipe is; 70 a bug in mmgem; 130 "
+    "interrupted. A photo among others that cannot be read is reported and skipped; only if none can be read "
+    "is that an error."
 )
 def _mmgem(
     version: Annotated[
@@ -112,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     variable ``MMGEM_DEBUG`` is set.
     """
     args = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if _COMPLETING in os.environ:  # the shell asks what may come next
+        typer.main.get_command(app).main(args, "mmgem")
     try:
         with warnings.catch_warnings(), log_to_stderr():
             warnings.showwarning = _show_warning

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ def json_wanted() -> bool:
 
 
 _LISTED = 20
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def note(text: str) -> None:
@@ -101,10 +103,17 @@ def prepare_output_file(file: Path, *suffixes: str) -> None:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print the one JSON object of a command."""
+    """Print a JSON object on a line. Names of files that are no text have their bytes as ``\\xe9``: half a
+    character, as Python holds them, is what many parsers refuse."""
     import json
 
-    print(json.dumps(value))
+    text = json.dumps(value, ensure_ascii=False)
+    print(json.dumps(json.loads(_HALF.sub(_escaped, text)) if _HALF.search(text) else value))
+
+
+def _escaped(half: re.Match[str]) -> str:
+    number = ord(half[0])
+    return f"\\\\x{number - 0xDC00:02x}" if 0xDC80 <= number <= 0xDCFF else f"\\\\u{number:04x}"
 
 
 def line_printer() -> Callable[[str], None]:

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmgem.cli.filters import (
+    CameraOption,
+    DateOption,
+    FolderOption,
+    MinHeightOption,
+    MinWidthOption,
+    NameOption,
+    NearOption,
+    OrientationOption,
+    make_filters,
+)
 from mmgem.cli.hits import (
     BuiltByOption,
     CountOption,
     HtmlOption,
     ImageOption,
-    QueryArgument,
+    JsonLinesOption,
+    MinScoreOption,
+    NullOption,
+    OpenOption,
+    PathsOption,
+    at_least,
     open_index,
     parse_query,
     print_hits,
+    shown_as,
+    split_words,
 )
 from mmgem.cli.inputs import BoxOption, load_model
 from mmgem.cli.output import JsonOption, note
@@ -29,10 +46,24 @@ if TYPE_CHECKING:
 
 
 def search(
-    idx: Annotated[Path, typer.Argument(metavar="IDX", help="Folder made by mmgem index.")],
-    query: QueryArgument = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IDX] TEXT",
+            help="Folder made by mmgem index, if it is not the default one, and what to look for.",
+        ),
+    ] = None,
     image: ImageOption = None,
     box: BoxOption = None,
+    folder: FolderOption = None,
+    name: NameOption = None,
+    date: DateOption = None,
+    camera: CameraOption = None,
+    orientation: OrientationOption = None,
+    min_width: MinWidthOption = None,
+    min_height: MinHeightOption = None,
+    near: NearOption = None,
+    min_score: MinScoreOption = None,
     regions: Annotated[
         bool, typer.Option("--regions", help="Find regions, best of each photo; needs an index with some.")
     ] = False,
@@ -45,46 +76,83 @@ def search(
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare all, even if the index keeps an HNSW index.")
     ] = False,
+    by_date: Annotated[
+        bool, typer.Option("--by-date", help="The newest first, with dates; without TEXT of all photos.")
+    ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List copies of a photo too, not once with their number.")
+    ] = False,
     k: CountOption = 10,
     html: HtmlOption = None,
+    browser: OpenOption = False,
+    paths: PathsOption = False,
+    null: NullOption = False,
+    jsonl: JsonLinesOption = False,
     model: BuiltByOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find photos by a text, or photos like a photo: similarity, a tab, the path; best first.
 
-    The index's own model is used. A photo that is the query is not among its results. With --regions a line
-    has the box as well, and place words at the end of a text ("a dog at the bottom left") mean what --where
-    does; what lies well there gains up to 0.1. --rerank orders the first 16 (or N, if more) by similarity and
-    the probability of the text given each photo: more are right, for more time. With --json: {"query":
-    {"text"} or {"image", "box"}, "hits": [{"file", "score", "match"}, with --regions "box", with --rerank
-    "cosine" and "log_prob", a token, in nats], "photos"}.
+    Words need no quotes. A quoted text, or one with a sign, is a term of its own: '"a dog" -"snow"' is a dog
+    but rather no snow, '"a dog"^2 +photo.jpg' a dog that is like the photo, and twice as much a dog. The exit
+    code is 1 if nothing is found.
+
+    The index's own model is used. A photo that is the query is not among its results, and copies of one, the
+    same bytes or the same picture resized, compressed again, brightened or slightly cropped, are listed once,
+    with their number (not with --regions).
+
+    With --regions a line has the box as well, and place words at the end of a text ("a dog at the bottom
+    left") mean what --where does; what lies well there gains up to 0.1. --rerank orders the first 16 (or N,
+    if more) by similarity and the probability of the text given each photo: more are right, for longer.
+
+    With --json: {"query": {"text", "image", "box", "terms"}, what there is of them, "hits": [{"file",
+    "score", "match", "copies"}, with --regions "box", with --rerank "cosine" and "log_prob", a token, in
+    nats], "photos": how many pass the filters}.
 
     "match" is the probability that a whole photo is what a text asked for, null if the model has no
     calibration (mmgem calibrate). If no hit reaches 0.5, a line on standard error says so.
     """
-    parsed = parse_query(query, image, box, html)
-    if rerank and (image is not None or regions):
+    idx, query = split_words(words or [])
+    parsed = parse_query(query, image, box, html, optional=by_date)
+    shown = shown_as(as_json, html, paths, null, jsonl, browser)
+    filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, near)
+    if rerank and (parsed.text is None or parsed.terms or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
-    text, spatial_filter = _spatial_filter(query, regions, where)
-    photos, name = open_index(idx, model, exact)
+    from mmgem.search.by_date import hit_dates, newest, newest_first
+    from mmgem.search.duplicates import fold_copies
+
+    text, spatial_filter = _spatial_filter(None if parsed.terms else parsed.text, regions, where)
+    photos, model_name = open_index(idx, model, exact)
     if not len(photos):
         raise UsageError(f"{idx}: the index holds no photos")
     if regions and not photos.regions:
         raise UsageError(
             f"{idx}: was made without regions; make an index with: mmgem index DIR --out NEW.idx --regions 20"
         )
-    mmgem = load_model(name)
-    hits: Sequence[Hit]
-    if rerank and text is not None:
-        hits = mmgem.rerank(photos, text, k)
+    photos = photos.filtered(filters)
+    hits: Sequence[Hit] = []
+    if not len(photos):
+        note("no photo passes the filters")
+    elif parsed.text is None and parsed.image is None:
+        if regions or min_score is not None:
+            raise UsageError("--regions and --min-score need a text or --image")
+        hits = newest(photos, k)
+    elif rerank and text is not None:
+        rerank_photos = partial(load_model(model_name).rerank, photos, text)
+        hits = rerank_photos(k) if everything else fold_copies(photos, rerank_photos, k)
     else:
+        mmgem = load_model(model_name)
         find = partial(photos.search_regions, where=spatial_filter) if regions else photos.search
         vector = parsed.embed(mmgem, text)
-        hits = parsed.search(partial(find, vector), k)
+        hits = parsed.search(partial(find, vector), k, None if everything or regions else photos)
         if not regions:
             hits = parsed.with_match(mmgem, hits, vector, lambda: len(photos.photos))
+    hits = at_least(hits, min_score)
+    if by_date:
+        hits = newest_first(photos, hits)
+    dates = hit_dates(photos, hits) if by_date else []
     details = ["box"] if regions else ["cosine", "log_prob"] if rerank else []
-    print_hits(parsed, hits, lambda: len(photos.photos), html, as_json, details)
+    print_hits(parsed, hits, lambda: len(photos.photos), shown, details, dates)
 
 
 def _spatial_filter(

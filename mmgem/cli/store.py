@@ -9,15 +9,32 @@ from typing import Annotated
 
 import typer
 
+from mmgem.cli.filters import (
+    CameraOption,
+    DateOption,
+    FolderOption,
+    MinHeightOption,
+    MinWidthOption,
+    NearOption,
+    OrientationOption,
+    make_filters,
+)
 from mmgem.cli.hits import (
     BuiltByOption,
     CountOption,
     HtmlOption,
     ImageOption,
+    JsonLinesOption,
+    MinScoreOption,
+    NullOption,
+    OpenOption,
+    PathsOption,
     QueryArgument,
+    at_least,
     parse_query,
     print_hits,
     resolve_model,
+    shown_as,
 )
 from mmgem.cli.inputs import BoxOption, load_model
 from mmgem.cli.output import JsonOption, note_skipped, print_json
@@ -28,7 +45,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 PlaceArgument = Annotated[
     str, typer.Argument(metavar="STORE", help="qdrant:URL, qdrant:FOLDER or lance:FOLDER.")
 ]
-NameOption = Annotated[str, typer.Option("--name", metavar="N", help="Of the collection or table.")]
+CollectionOption = Annotated[str, typer.Option("--name", metavar="N", help="Of the collection or table.")]
 
 
 @app.callback()
@@ -40,7 +57,7 @@ def _store() -> None:
 def push(
     idx: Annotated[Path, typer.Argument(metavar="IDX", help="Folder made by mmgem index.")],
     place: PlaceArgument,
-    name: NameOption = "mmgem",
+    name: CollectionOption = "mmgem",
     as_json: JsonOption = False,
 ) -> None:
     """Bring a vector store up to date with an index: its photos and regions, with their boxes and sizes.
@@ -75,13 +92,28 @@ def search(
     query: QueryArgument = None,
     image: ImageOption = None,
     box: BoxOption = None,
+    folder: FolderOption = None,
+    file_name: Annotated[
+        str | None, typer.Option("--file-name", metavar="PATTERN", help="Only files of this name: 'IMG_*'.")
+    ] = None,
+    date: DateOption = None,
+    camera: CameraOption = None,
+    orientation: OrientationOption = None,
+    min_width: MinWidthOption = None,
+    min_height: MinHeightOption = None,
+    near: NearOption = None,
+    min_score: MinScoreOption = None,
     regions: Annotated[bool, typer.Option("--regions", help="Find regions, the best of each photo.")] = False,
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare all, even if the store has an index of its own.")
     ] = False,
     k: CountOption = 10,
-    name: NameOption = "mmgem",
+    name: CollectionOption = "mmgem",
     html: HtmlOption = None,
+    browser: OpenOption = False,
+    paths: PathsOption = False,
+    null: NullOption = False,
+    jsonl: JsonLinesOption = False,
     model: BuiltByOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,17 +122,20 @@ def search(
     The model that made the vectors is used; another is refused.
     """
     from mmgem.search.stores import open_store
-    from mmgem.search.stores.base import check_model, search_store, search_store_regions
+    from mmgem.search.stores.base import check_filters, check_model, search_store, search_store_regions
 
-    parsed = parse_query(query, image, box, html)
+    parsed = parse_query(query or (), image, box, html)
+    shown = shown_as(as_json, html, paths, null, jsonl, browser)
+    filters = make_filters(folder, file_name, date, camera, orientation, min_width, min_height, near)
     with open_store(place, name) as store:
         payload = store.any_payload() if store.dim() is not None else None
         if payload is None:
             raise UsageError(f"{store.place}: holds no photos; push an index with: mmgem store push")
+        check_filters(store, filters)
         mmgem = load_model(resolve_model(payload.model, model, partial(check_model, store, payload)))
         find = search_store_regions if regions else search_store
         vector = parsed.embed(mmgem)
-        hits = parsed.search(lambda count: find(store, vector, count, exact), k)
+        hits = parsed.search(lambda count: find(store, vector, count, exact, filters), k)
         if not regions:
             hits = list(parsed.with_match(mmgem, hits, vector, store.photos))
-        print_hits(parsed, hits, store.photos, html, as_json, ["box"] if regions else [])
+        print_hits(parsed, at_least(hits, min_score), store.photos, shown, ["box"] if regions else [])

@@ -22,6 +22,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -47,6 +48,12 @@ IMAGE_SUFFIXES = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2",
 )
 # fmt: on
+
+# First bytes of files that are images for sure.
+_SIGNATURES = (
+    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*",
+    b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x1cftypavif", b"\0\0\0 ftypavif",
+)  # fmt: skip
 
 _MAX_JPEG_PIXELS = 1_000_000_000  # as stored; each is read, however small the result
 
@@ -86,7 +93,7 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
     """
     if min_side is not None and min_side < 1:
         raise UsageError(f"min_side must be at least 1 pixel, not {min_side}")
-    with _opened(source) as image:
+    with header(source) as image:
         if image is not source and isinstance(image, JpegImagePlugin.JpegImageFile):
             scale = _jpeg_scale(image, min_side)
             if scale > 1:
@@ -105,7 +112,7 @@ def image_header(source: ImageSource) -> tuple[str, tuple[int, int]]:
     """Format (one of ``FORMATS``) and ``(width, height)`` in pixels as stored, from the header alone: never
     decodes, so it is the first thing to ask of a picture nobody vouches for. The JPEG of several pictures
     that phones write (MPO) is a JPEG. Raises as :func:`open_image`."""
-    with _opened(source) as image:
+    with header(source) as image:
         return _format(image), image.size
 
 
@@ -113,7 +120,7 @@ def decoded_size(source: ImageSource, min_side: int | None = None) -> tuple[int,
     """``(width, height)`` in pixels of what :func:`open_image` has to hold to decode ``source`` with
     ``min_side``, before it is turned; from the header alone. A progressive JPEG is held whole, whatever is
     made of it. Raises as :func:`open_image`."""
-    with _opened(source) as image:
+    with header(source) as image:
         if image is source or not isinstance(image, JpegImagePlugin.JpegImageFile):
             return image.size
         scale = 1 if image.info.get("progressive") else _jpeg_scale(image, min_side)
@@ -126,13 +133,18 @@ def image_size(source: ImageSource) -> tuple[int, int]:
     Reads the header only, except for PNG files without early EXIF and turned TIFF files, which Pillow has to
     decode to be sure. Raises as :func:`open_image` does, but does not notice damaged pixels.
     """
-    with _opened(source) as image:
-        turned = _orientation(image) >= 5
-        if turned and isinstance(image, TiffImagePlugin.TiffImageFile):
-            image.load()  # turns itself; whether the size before was turned depends on Pillow's version
-            turned = False
-        width, height = image.size
-        return (height, width) if turned else (width, height)
+    with header(source) as image:
+        return upright_size(image)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """:func:`image_size` of an image that :func:`header` opened."""
+    turned = _orientation(image) >= 5
+    if turned and isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.load()  # turns itself; whether the size before was turned depends on Pillow's version
+        turned = False
+    width, height = image.size
+    return (height, width) if turned else (width, height)
 
 
 def check_box(box: Sequence[float], size: tuple[int, int]) -> None:
@@ -145,22 +157,29 @@ def check_box(box: Sequence[float], size: tuple[int, int]) -> None:
         raise UsageError(f"box {tuple(box)} lies outside the image of {width} x {height} pixels")
 
 
-def foreign_photos(folder: str | os.PathLike[str]) -> dict[str, int]:
-    """How many files under ``folder`` are photos by their suffix, but in a format that cannot be read here
-    (HEIC, camera raw and the like): suffix -> number. Hidden files and folders are skipped."""
+def other_files(folder: str | os.PathLike[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """How many files under ``folder`` :func:`list_images` leaves out, by suffix, the most first: photos in
+    formats that cannot be read here (HEIC, camera raw and the like), and all others that have a suffix.
+    Hidden files and folders are skipped."""
     suffix_counts: Counter[str] = Counter()
     for _, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         suffix_counts.update(Path(name).suffix.lower() for name in files if not name.startswith("."))
-    return {suffix: count for suffix, count in sorted(suffix_counts.items()) if suffix in _FOREIGN}
+    counts = [(s, n) for s, n in sorted(suffix_counts.items(), key=lambda item: (-item[1], item[0])) if s]
+    foreign = {suffix: count for suffix, count in counts if suffix in _FOREIGN}
+    others = {s: count for s, count in counts if s not in _FOREIGN and s not in IMAGE_SUFFIXES}
+    return foreign, others
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the files under ``folder`` whose suffix is in ``IMAGE_SUFFIXES`` (any case), sorted by path.
+def list_images(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> list[Path]:
+    """List the files under ``folder`` whose suffix is in ``IMAGE_SUFFIXES`` (any case), and those without a
+    suffix that begin as such files do; sorted by path.
 
-    Hidden files and folders are skipped. Linked files and folders are followed, each folder once (under its
-    real place if that is inside), never up to a parent of ``folder``. Subfolders that may not be read are
-    skipped with a warning in the log. Raises UsageError if ``folder`` is missing or not a folder.
+    What matches a pattern of ``exclude``, as a shell matches, by its name or by its path in ``folder``, is
+    left out, folders with all that is in them. Hidden files and folders are skipped. Linked files and folders
+    are followed, each folder once (under its real place if that is inside), never up to a parent of
+    ``folder``. Subfolders that may not be read are skipped with a warning in the log. Raises UsageError if
+    ``folder`` is missing or not a folder.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -184,14 +203,33 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
             _log.warning("%s: skipped, %s", current, error.strerror)
             continue
         for entry in entries:
+            if exclude and _excluded(entry, root, exclude):
+                continue
             if _is(entry, "dir"):
                 if not entry.is_symlink():
                     pending.append(Path(entry.path))
                 elif not real_root.is_relative_to(Path(entry.path).resolve()):
                     linked.append(Path(entry.path))
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES) and _is(entry, "file"):
+            elif _named_as_image(entry) and _is(entry, "file"):
                 images.append(Path(entry.path))
     return sorted(images)
+
+
+def _excluded(entry: os.DirEntry[str], root: Path, patterns: Sequence[str]) -> bool:
+    path = Path(entry.path).relative_to(root).as_posix()
+    return any(fnmatch(entry.name, pattern) or fnmatch(path, pattern) for pattern in patterns)
+
+
+def _named_as_image(entry: os.DirEntry[str]) -> bool:
+    """Whether a file is an image by its suffix or, if it has none, by its first bytes."""
+    if "." in entry.name:
+        return entry.name.lower().endswith(IMAGE_SUFFIXES)
+    try:
+        with open_regular(entry.path) as file:
+            start = file.read(16)
+    except OSError:
+        return False
+    return start.startswith(_SIGNATURES) or (start[:4], start[8:12]) == (b"RIFF", b"WEBP")
 
 
 def _is(entry: os.DirEntry[str], kind: str) -> bool:
@@ -225,8 +263,9 @@ def _formats() -> list[str]:
 
 
 @contextmanager
-def _opened(source: ImageSource) -> Iterator[Image.Image]:
-    """Open ``source`` without decoding; any failure inside the block becomes an ImageError that names it."""
+def header(source: ImageSource) -> Iterator[Image.Image]:
+    """Open ``source`` without decoding it; any failure inside the block becomes an ImageError that names
+    it, as :func:`open_image` raises it."""
     name = _name(source)
     try:
         if isinstance(source, Image.Image):

@@ -11,8 +11,9 @@ import numpy as np
 from mmgem.errors import SearchIndexError
 from mmgem.search.hnsw import hnsw_problem
 from mmgem.search.index_checksums import BLOCK_ROWS
+from mmgem.search.index_files import database_file
 from mmgem.search.index_records import IndexSnapshot
-from mmgem.search.index_store import database_file, read_index
+from mmgem.search.index_store import read_index
 from mmgem.utils.checkup import Checkup
 from mmgem.utils.unit_vectors import not_unit_rows
 

@@ -35,7 +35,8 @@ import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.inference.pca import MAX_FIT_ROWS, pca_components
-from mmgem.search.index_store import IndexSnapshot, read_index, write_lock
+from mmgem.search.index_files import write_lock
+from mmgem.search.index_store import IndexSnapshot, read_index
 from mmgem.utils.checksums import file_crc32, sealed_json, unsealed_json
 from mmgem.utils.files import create_file, sync_file, write_atomic
 

@@ -15,6 +15,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,7 +23,8 @@ from typing import Protocol
 import numpy as np
 
 from mmgem.data.content_hashes import content_digest
-from mmgem.data.images import image_size, list_images
+from mmgem.data.images import list_images
+from mmgem.data.photo_metadata import PhotoMetadata, read_metadata
 from mmgem.data.records import Box
 from mmgem.errors import (
     ImageError,
@@ -32,6 +34,7 @@ from mmgem.errors import (
     is_transient,
     is_transient_reason,
 )
+from mmgem.search.index_files import database_file
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent, StoredPhoto
 from mmgem.utils.files import open_regular
 from mmgem.utils.unit_vectors import embedding_problem
@@ -79,7 +82,8 @@ class IndexReport:
     ``photos`` can be found now: ``unchanged`` since the last run, ``reused`` (moved, touched or a copy of a
     known photo: no model was run) or new, for which ``embedded`` distinct pictures went through the model.
     ``removed`` are gone from the folder (moved ones not counted). ``failed`` lists every photo that is in
-    the folder but not in the index, those of earlier runs included.
+    the folders but not in the index, those of earlier runs included. ``folders``: of the index, the first
+    that to which paths are relative.
     """
 
     photos: int
@@ -89,21 +93,28 @@ class IndexReport:
     removed: int
     failed: tuple[UnreadablePhoto, ...]
     seconds: float
+    folders: tuple[Path, ...] = ()
 
 
 def update_index(
     out: Path,
-    folder: Path,
+    folders: Path | Sequence[Path],
     make_embedder: Callable[[], Embedder],
     fingerprint: str,
     *,
+    exclude: Sequence[str] | None = None,
     model: str = "",
     regions: int | None = None,
     batch: int = 32,
     repair: bool = False,
     progress: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> IndexReport:
-    """Make the index ``out`` (a folder of its own) hold the photos under ``folder``, and only those.
+    """Make the index ``out`` (a folder of its own) hold the photos under ``folders`` and under those that it
+    has already, and only those.
+
+    A folder that has moved, with the same photos, is the same one if it was the first. One that is not there
+    now (a drive that is not mounted) keeps its photos, unless it is among ``folders``. ``exclude``: patterns
+    of files and folders to leave out, see :func:`mmgem.data.images.list_images` (None: as the index has it).
 
     ``make_embedder`` is called at most once, and only if some photo has to be embedded; ``fingerprint`` is
     that of the model it makes. ``model`` is kept in the index for whoever opens it (a name or a path that
@@ -113,18 +124,24 @@ def update_index(
     files and gives them back one by one, showing a bar: ``partial(track, label=…)`` of
     :mod:`mmgem.utils.progress`.
 
-    Raises UsageError if ``folder`` is not a folder or ``out`` is the same, and SearchIndexError if the index
-    belongs to another model, another number of regions or another folder that still exists, is damaged, or is
-    being written by another process, or if the folder has no photos although the index does (a drive that is
-    not mounted looks like that).
+    Raises UsageError if one of ``folders`` is not a folder or is ``out``, or if there are none, and
+    SearchIndexError if the index belongs to another model or another number of regions, is damaged, or is
+    being written by another process, or if the folders have no photos although the index does (a drive that
+    is not mounted looks like that).
     """
     began = time.perf_counter()
-    folder = folder.resolve()
-    if out.resolve() == folder:
-        raise UsageError(f"{out}: the index would lie among the photos; give --out a folder of its own")
-    files_found = _scan(folder)
+    given = [path.resolve() for path in ([folders] if isinstance(folders, Path) else folders)]
+    for root in given:
+        if not root.is_dir():
+            raise UsageError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+        if out.resolve() == root:
+            raise UsageError(f"{out}: the index would lie among the photos; give --out a folder of its own")
+    if not given and not database_file(out).is_file():
+        raise UsageError(f"{out}: no index here yet; say which folder's photos it is to hold")
     with IndexStore(out, fingerprint, regions) as store:
-        _check_folder(store, out, folder)
+        roots = _roots(store, given)
+        folder, patterns = roots[0], store.exclude if exclude is None else tuple(exclude)
+        files_found = _scan(roots, patterns)
         damaged = store.drop_damaged() if repair else []
         store.forget_problems([path for path, reason in store.problems() if is_transient_reason(reason)])
         known = store.photos()
@@ -133,11 +150,12 @@ def update_index(
                 f"{folder}: no photos here, but {out} holds {len(known) + len(damaged)}; "
                 f"delete {out} if they are really gone"
             )
-        store.set_source(folder, model)
+        store.set_source(folder, model, roots[1:], patterns)
         pending = [
             path for path, stat in files_found.items() if path not in known or not known[path].unchanged(stat)
         ]
-        removed_paths = [path for path in known if path not in files_found]
+        away = tuple(f"{root.as_posix()}/" for root in roots[1:] if not root.is_dir())
+        removed_paths = [path for path in known if path not in files_found and not path.startswith(away)]
         store.forget(removed_paths)
         run = _IndexUpdate(store, folder, make_embedder, fingerprint, known)
         for path in progress(pending):
@@ -145,6 +163,7 @@ def update_index(
             if len(run.queue) >= batch or len(run.recorded) >= _FILES_A_TRANSACTION:
                 run.flush()
         run.flush()
+        _read_missing_metadata(store, folder, progress)
         store.compact()
         failed = dict(store.problems()) | run.unreadable
         photos = len(store.photos().keys() - failed.keys())
@@ -159,6 +178,7 @@ def update_index(
             UnreadablePhoto(path, reason, path in run.unreadable) for path, reason in sorted(failed.items())
         ),
         seconds=time.perf_counter() - began,
+        folders=tuple(roots),
     )
 
 
@@ -223,8 +243,9 @@ class _IndexUpdate:
                     contents.append(NewContent(first.digest, np.zeros((0, 0), np.float32), problem=result))
                 else:
                     boxes, vectors = result
-                    size = image_size(self.folder / first.path)
-                    contents.append(NewContent(first.digest, vectors, boxes, size=size))
+                    metadata = read_metadata(self.folder / first.path)
+                    size = metadata.width, metadata.height
+                    contents.append(NewContent(first.digest, vectors, boxes, size=size, metadata=metadata))
                     self.embedded += 1
         self.store.record(contents, files)
         self.queue, self.recorded = {}, []
@@ -265,13 +286,32 @@ class _IndexUpdate:
         ]
 
 
-def _scan(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Map the relative path of each photo under ``folder`` to (size in bytes, mtime in ns, ctime in ns)."""
+def _read_missing_metadata(
+    store: IndexStore, folder: Path, progress: Callable[[Iterable[str]], Iterable[str]]
+) -> None:
+    """Read the headers of photos that an earlier version has embedded."""
+    missing = store.without_metadata()
+    found: dict[bytes, PhotoMetadata] = {}
+    for digest, path in zip(missing, progress(list(missing.values())) if missing else (), strict=True):
+        with suppress(ImageError):  # gone or changed by now: the next run sees to it
+            found[digest] = read_metadata(folder / path)
+        if len(found) >= _FILES_A_TRANSACTION:
+            store.record_metadata(found)
+            found = {}
+    store.record_metadata(found)
+
+
+def _scan(roots: Sequence[Path], exclude: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Map the path of each photo under ``roots``, relative to the first or else absolute, to (size in bytes,
+    mtime in ns, ctime in ns). Roots after the first may be missing."""
     stats = {}
-    for path in list_images(folder):
-        stat = _stat(path)
-        if stat is not None:
-            stats[str(path)[len(str(folder)) :].lstrip(os.sep).replace(os.sep, "/")] = stat
+    first = str(roots[0])
+    for number, root in enumerate(roots):
+        for path in list_images(root, exclude) if number == 0 or root.is_dir() else ():
+            stat = _stat(path)
+            if stat is not None:
+                name = str(path)[len(first) :].lstrip(os.sep) if path.is_relative_to(first) else str(path)
+                stats[name.replace(os.sep, "/")] = stat
     return stats
 
 
@@ -290,8 +330,13 @@ def _hash_file(folder: Path, path: str) -> HashedFile:
     return HashedFile(path, stat.st_size, stat.st_mtime_ns, digest, stat.st_ctime_ns)
 
 
-def _check_folder(store: IndexStore, out: Path, folder: Path) -> None:
-    """One folder per index; but a folder that moved is the same one."""
-    recorded = store.folder
-    if recorded is not None and recorded.is_dir() and not recorded.samefile(folder):
-        raise SearchIndexError(f"{out}: is the index of {recorded}; give {folder} an index of its own")
+def _roots(store: IndexStore, given: Sequence[Path]) -> list[Path]:
+    """The folders of the index, with those that are ``given``, none below another that comes before it."""
+    first, more = store.folder, store.further_folders
+    if first is not None and not first.is_dir() and given and given[0] not in more:
+        first = None  # moved
+    roots: list[Path] = []
+    for folder in [*([] if first is None else [first]), *more, *given]:
+        if not any(folder.is_relative_to(root) for root in roots):
+            roots.append(folder)
+    return roots

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmgem.data.photo_metadata import PhotoMetadata
 from mmgem.data.records import Box
 from mmgem.search.index_checksums import VectorBlocks
 
@@ -47,13 +48,15 @@ class StoredPhoto:
 class NewContent:
     """A content to record: ``vectors`` (m, D) float32 with a box or None (whole image) each, or a problem.
 
-    ``size`` (width, height) in pixels is that of the upright photo; needed where there are boxes."""
+    ``size`` (width, height) in pixels is that of the upright photo; needed where there are boxes, and may be
+    left to ``metadata``, what the photo's header says."""
 
     digest: bytes
     vectors: np.ndarray
     boxes: Sequence[Box | None] = ()
     problem: str | None = None
     size: tuple[int, int] | None = None
+    metadata: PhotoMetadata | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

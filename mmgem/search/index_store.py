@@ -20,15 +20,15 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
-from mmgem.errors import BusyError, SearchIndexError
+from mmgem.data.photo_metadata import PhotoMetadata
+from mmgem.errors import SearchIndexError
 from mmgem.search.index_checksums import (
     BLOCK_ROWS,
     TABLE,
@@ -41,6 +41,21 @@ from mmgem.search.index_checksums import (
     verify_manifest,
     write_manifest_checksum,
 )
+from mmgem.search.index_files import (
+    FORMAT,
+    check_version,
+    connect,
+    count_rows,
+    database_file,
+    decode_path,
+    errors_naming,
+    memmap,
+    read_meta,
+    too_short,
+    vectors_file,
+    write_lock,
+)
+from mmgem.search.index_metadata import METADATA_TABLE, forget_metadata, unread_contents, write_metadata
 from mmgem.search.index_records import (
     HashedFile,
     IndexSnapshot,
@@ -50,11 +65,8 @@ from mmgem.search.index_records import (
     read_sizes,
 )
 from mmgem.utils.files import sync_folder
-from mmgem.utils.locks import FileLock
 from mmgem.utils.unit_vectors import not_unit_rows
 
-_FORMAT = 2  # 1 has no checksums, and no times of change
-_DATABASE = "photos.sqlite3"
 _SCHEMA = (
     """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -88,12 +100,12 @@ class IndexStore:
         self._dropped = False  # whether rows are left that nobody can use
         if out.exists() and not out.is_dir():
             raise SearchIndexError(f"{out}: is a file; an index is a folder")
-        with _errors_naming(out):
+        with errors_naming(out):
             out.mkdir(parents=True, exist_ok=True)
         self._lock = write_lock(out)
         try:
-            with _errors_naming(out):
-                self._db = _connect(database_file(out), create=True)
+            with errors_naming(out):
+                self._db = connect(database_file(out), create=True)
                 # Also the removal of the journal is on the disk when a transaction is done: else a power
                 # failure could bring it back, and with it a generation of vectors that is removed by then.
                 self._db.execute("PRAGMA synchronous = EXTRA")
@@ -109,7 +121,7 @@ class IndexStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with _errors_naming(self._out):
+            with errors_naming(self._out):
                 write_manifest_checksum(self._db, database_file(self._out))
         finally:
             self._db.close()
@@ -118,39 +130,59 @@ class IndexStore:
     @property
     def folder(self) -> Path | None:
         """Folder of the indexed photos as last recorded (absolute); None for a new index."""
-        with _errors_naming(self._out):
-            return _decode_path(_read_meta(self._db, "folder"))
+        with errors_naming(self._out):
+            return decode_path(read_meta(self._db, "folder"))
+
+    @property
+    def further_folders(self) -> list[Path]:
+        """Folders of photos beside the first; their photos' paths are absolute."""
+        with errors_naming(self._out):
+            stored = json.loads(read_meta(self._db, "further_folders") or "[]")
+            return [Path(os.fsdecode(bytes.fromhex(folder))) for folder in stored]
+
+    @property
+    def exclude(self) -> tuple[str, ...]:
+        """Patterns of files and folders that are left out."""
+        with errors_naming(self._out):
+            return tuple(json.loads(read_meta(self._db, "exclude") or "[]"))
 
     @property
     def regions(self) -> int:
         """Boxes a photo, at most."""
-        with _errors_naming(self._out):
-            return int(_read_meta(self._db, "regions"))
+        with errors_naming(self._out):
+            return int(read_meta(self._db, "regions"))
 
-    def set_source(self, folder: Path, model: str) -> None:
-        """Record where the photos are (absolute, and relative to the index) and the model's name."""
+    def set_source(
+        self, folder: Path, model: str, further: Sequence[Path] = (), exclude: Sequence[str] = ()
+    ) -> None:
+        """Record where the photos are (absolute, and relative to the index), ``further`` folders of them,
+        what to leave out, and the model's name."""
         meta: dict[str, object] = {"folder": os.fsencode(folder), "model": model}
+        more = [os.fsencode(path).hex() for path in further]
+        for key, value in (("further_folders", more), ("exclude", list(exclude))):
+            if value or read_meta(self._db, key) is not None:
+                meta[key] = json.dumps(value)
         with suppress(ValueError):  # another drive on Windows: no relative path exists
             meta["folder_from_index"] = os.fsencode(os.path.relpath(folder, self._out.resolve()))
-        if any(_read_meta(self._db, key) != value for key, value in meta.items()):
+        if any(read_meta(self._db, key) != value for key, value in meta.items()):
             with self._transaction():
                 self._set_meta(meta)
 
     def photos(self) -> dict[str, StoredPhoto]:
         """Return every recorded path, failed ones included."""
-        with _errors_naming(self._out):
+        with errors_naming(self._out):
             rows = self._db.execute("SELECT path, size, mtime_ns, content, ctime_ns FROM photos")
             return {os.fsdecode(path): StoredPhoto(*rest) for path, *rest in rows}
 
     def content(self, digest: bytes) -> int | None:
         """Return the number of the content with this hash, or None if it has not been seen."""
-        with _errors_naming(self._out):
+        with errors_naming(self._out):
             row = self._db.execute("SELECT id FROM contents WHERE digest = ?", (digest,)).fetchone()
         return None if row is None else row[0]
 
     def problems(self) -> list[tuple[str, str]]:
         """Return (path, reason) of every recorded photo that cannot be embedded, sorted by path."""
-        with _errors_naming(self._out):
+        with errors_naming(self._out):
             rows = self._db.execute(
                 "SELECT path, problem FROM photos JOIN contents ON contents.id = photos.content"
                 " WHERE problem IS NOT NULL ORDER BY path"
@@ -192,6 +224,8 @@ class IndexStore:
                     "INSERT INTO contents (digest, problem, width, height) VALUES (?, ?, ?, ?)",
                     (content.digest, content.problem, *(content.size or (None, None))),
                 ).lastrowid
+                if content.metadata is not None:
+                    write_metadata(self._db, content.digest, content.metadata)
                 for box in content.boxes:
                     text = None if box is None else json.dumps(box)
                     self._db.execute("INSERT INTO rows VALUES (?, ?, ?)", (row, number, text))
@@ -201,15 +235,27 @@ class IndexStore:
                 [(os.fsencode(f.path), f.size, f.mtime_ns, f.ctime_ns, f.digest) for f in files],
             )
 
+    def without_metadata(self) -> dict[bytes, str]:
+        """The digest of each content whose header has not been read, and a path of it."""
+        with errors_naming(self._out):
+            return {digest: os.fsdecode(path) for digest, path in unread_contents(self._db)}
+
+    def record_metadata(self, metadata: Mapping[bytes, PhotoMetadata]) -> None:
+        """Add what headers say to contents, by their digests."""
+        if metadata:
+            with self._transaction():
+                for digest, found in metadata.items():
+                    write_metadata(self._db, digest, found)
+
     def drop_damaged(self) -> list[str]:
         """Forget the photos with vectors that are damaged or missing, so that they are embedded again.
 
         Returns their paths, sorted."""
-        with _errors_naming(self._out):
+        with errors_naming(self._out):
             path, total = self._vectors_file(), self._row_count()
             if not total:
                 return []
-            size = total * int(_read_meta(self._db, "dim")) * 4
+            size = total * int(read_meta(self._db, "dim")) * 4
             with path.open("r+b" if path.exists() else "w+b") as file:
                 if file.seek(0, os.SEEK_END) < size:
                     file.truncate(size)
@@ -231,26 +277,26 @@ class IndexStore:
     def _blocks(self, crcs: dict[int, int] | None) -> VectorBlocks:
         """The blocks with rows that photos point to; ``crcs`` None: there are no checksums."""
         live = [row for (row,) in self._db.execute(_LIVE_ROWS)]
-        dim = int(_read_meta(self._db, "dim") or 0)
-        vectors = _memmap(self._vectors_file(), self._row_count(), dim)
+        dim = int(read_meta(self._db, "dim") or 0)
+        vectors = memmap(self._vectors_file(), self._row_count(), dim)
         return VectorBlocks(self._vectors_file(), vectors, crcs, np.array(live, np.int64))
 
     def compact(self) -> None:
         """Leave out the rows no photo points to, if they are many or damaged: write the next generation of
         vectors."""
-        with _errors_naming(self._out):
+        with errors_naming(self._out):
             total = self._row_count()
             live = [row for (row,) in self._db.execute(_LIVE_ROWS)]
         dead = total - len(live)
         if (dead < _MIN_DEAD_ROWS or dead * 4 < total) and not self._dropped:
             return
-        old, generation = self._vectors_file(), int(_read_meta(self._db, "generation")) + 1
-        new = _vectors_file(self._out, generation)
+        old, generation = self._vectors_file(), int(read_meta(self._db, "generation")) + 1
+        new = vectors_file(self._out, generation)
         blocks = self._blocks(read_crcs(self._db))
         blocks.verify()
         stored = blocks.vectors
         crcs: list[tuple[int, int]] = []
-        with _errors_naming(new), new.open("wb") as file:
+        with errors_naming(new), new.open("wb") as file:
             for start in range(0, len(live), 4096):
                 rows = stored[live[start : start + 4096]]
                 crcs += [(start // BLOCK_ROWS + block, crc) for block, crc in block_crcs(rows)]
@@ -261,6 +307,7 @@ class IndexStore:
         with self._transaction():
             self._db.execute("DELETE FROM rows WHERE content NOT IN (SELECT content FROM photos)")
             self._db.execute("DELETE FROM contents WHERE id NOT IN (SELECT content FROM photos)")
+            forget_metadata(self._db)
             # In ascending order no new number meets an old one: each is at most the one it replaces.
             self._db.executemany("UPDATE rows SET row = ? WHERE row = ?", list(enumerate(live)))
             self._db.execute("DELETE FROM checksums")
@@ -273,7 +320,7 @@ class IndexStore:
     def _prepare(self, fingerprint: str, regions: int | None) -> None:
         """Make a new manifest, or check that this one is ours; sweep what a killed compaction left."""
         verify_manifest(self._db, database_file(self._out))
-        version = _check_version(self._db, self._out)
+        version = check_version(self._db, self._out)
         if version == 1:
             self._add_checksums()
         if version == 0:
@@ -281,9 +328,10 @@ class IndexStore:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._set_meta({"fingerprint": fingerprint, "generation": 0, "regions": regions or 0})
-                self._db.execute(f"PRAGMA user_version = {_FORMAT}")
-        check_fingerprint(self._out, _read_meta(self._db, "fingerprint"), fingerprint)
-        if regions is not None and regions != (recorded := _read_meta(self._db, "regions")):
+                self._db.execute(f"PRAGMA user_version = {FORMAT}")
+        self._db.execute(METADATA_TABLE)
+        check_fingerprint(self._out, read_meta(self._db, "fingerprint"), fingerprint)
+        if regions is not None and regions != (recorded := read_meta(self._db, "regions")):
             raise SearchIndexError(
                 f"{self._out}: was made with {recorded} regions a photo, not {regions}; use another index"
             )
@@ -304,11 +352,11 @@ class IndexStore:
             self._db.execute(TABLE)
             self._db.execute("ALTER TABLE photos ADD COLUMN ctime_ns INTEGER")
             replace_crcs(self._db, crcs)
-            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
+            self._db.execute(f"PRAGMA user_version = {FORMAT}")
 
     def _append(self, vectors: np.ndarray) -> int:
         """Write rows (n, D) float32 after the last named one, synced to disk; return the first's number."""
-        dim = _read_meta(self._db, "dim")
+        dim = read_meta(self._db, "dim")
         if dim is None:
             with self._transaction():
                 self._set_meta({"dim": vectors.shape[1]})
@@ -319,10 +367,10 @@ class IndexStore:
         first = self._row_count()
         path = self._vectors_file()
         new = not path.exists()
-        with _errors_naming(path), path.open("w+b" if new else "r+b") as file:
+        with errors_naming(path), path.open("w+b" if new else "r+b") as file:
             file.seek(0, os.SEEK_END)
             if file.tell() < first * vectors.shape[1] * 4:
-                raise _damaged(path)
+                raise too_short(path)
             file.seek(first * vectors.shape[1] * 4)
             file.write(vectors.astype("<f4").tobytes())
             file.truncate()
@@ -334,17 +382,17 @@ class IndexStore:
 
     def _row_count(self) -> int:
         """How many rows of the vectors' file have been named; they are 0, 1, 2 …"""
-        return _count_rows(self._db)
+        return count_rows(self._db)
 
     def _vectors_file(self) -> Path:
-        return _vectors_file(self._out, int(_read_meta(self._db, "generation")))
+        return vectors_file(self._out, int(read_meta(self._db, "generation")))
 
     def _set_meta(self, values: dict[str, object]) -> None:
         self._db.executemany("REPLACE INTO meta VALUES (?, ?)", list(values.items()))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _errors_naming(self._out):
+        with errors_naming(self._out):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -357,11 +405,6 @@ class IndexStore:
 _LIVE_ROWS = "SELECT row FROM rows WHERE content IN (SELECT content FROM photos) ORDER BY row"
 
 
-def database_file(out: Path) -> Path:
-    """The manifest of the index ``out``; the file changes whenever the index does."""
-    return out / _DATABASE
-
-
 def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
     """Read an index folder, also while another process adds to it; ``sizes``: those of the photos too.
 
@@ -370,8 +413,8 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
     database = database_file(out)
     if not database.is_file():
         raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
-    with _errors_naming(out), closing(_connect(database, create=False)) as db:
-        version = _check_version(db, out)
+    with errors_naming(out), closing(connect(database, create=False)) as db:
+        version = check_version(db, out)
         if version == 0:
             raise SearchIndexError(f"{out}: an index that was never finished; run mmgem index again")
         # Within one transaction: no writer can remove this generation of vectors before it is mapped.
@@ -381,18 +424,18 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
             "SELECT row, path, box FROM rows JOIN photos ON photos.content = rows.content ORDER BY row, path"
         ).fetchall()
         generation, regions, rows = (
-            int(_read_meta(db, "generation")),
-            int(_read_meta(db, "regions")),
-            _count_rows(db),
+            int(read_meta(db, "generation")),
+            int(read_meta(db, "regions")),
+            count_rows(db),
         )
         is_region, relative_boxes = read_regions(db, rows) if regions else (None, None)
-        vectors_file = _vectors_file(out, generation)
-        vectors = _memmap(vectors_file, rows, int(_read_meta(db, "dim") or 0))
+        file = vectors_file(out, generation)
+        vectors = memmap(file, rows, int(read_meta(db, "dim") or 0))
         live = np.fromiter((row for row, _, _ in entries), np.int64, len(entries))
         crcs = read_crcs(db) if version > 1 else None
         return IndexSnapshot(
-            fingerprint=_read_meta(db, "fingerprint"),
-            model=_read_meta(db, "model") or "",
+            fingerprint=read_meta(db, "fingerprint"),
+            model=read_meta(db, "model") or "",
             folder=_photo_folder(db, out),
             vectors=vectors,
             entries=entries,
@@ -401,7 +444,7 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
             relative_boxes=relative_boxes,
             generation=generation,
             sizes=read_sizes(db, rows) if sizes else None,
-            blocks=VectorBlocks(vectors_file, vectors, crcs, live),
+            blocks=VectorBlocks(file, vectors, crcs, live),
             manifest_verified=verified,
         )
 
@@ -418,83 +461,11 @@ def check_fingerprint(out: Path, indexed: str, expected: str) -> None:
 def _photo_folder(db: sqlite3.Connection, out: Path) -> Path:
     """Where the photos are: as recorded or, if that is gone, at the same place relative to the index."""
     folder, relative = (
-        _decode_path(_read_meta(db, "folder")),
-        _decode_path(_read_meta(db, "folder_from_index")),
+        decode_path(read_meta(db, "folder")),
+        decode_path(read_meta(db, "folder_from_index")),
     )
     if folder is None:
         return out
     if relative is not None and not folder.is_dir() and (out / relative).is_dir():
         return (out / relative).resolve()
     return folder
-
-
-def _connect(path: Path, create: bool) -> sqlite3.Connection:
-    """Open for writing if the disk allows (a reader too must roll back what a killed writer left)."""
-    uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
-
-
-def write_lock(out: Path) -> FileLock:
-    """Take the writer's lock of the index in the folder ``out``. Raises SearchIndexError if another process
-    has it."""
-    try:
-        with _errors_naming(out):
-            return FileLock(out / "lock", out)
-    except BusyError as error:
-        raise SearchIndexError(f"{out}: another process is writing this index ({error.holder})") from error
-
-
-def _check_version(db: sqlite3.Connection, out: Path) -> int:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if not 0 <= version <= _FORMAT:
-        raise SearchIndexError(
-            f"{out}: index format {version}, this mmgem knows {_FORMAT}; delete it and run mmgem index again"
-        )
-    return version
-
-
-def _read_meta(db: sqlite3.Connection, key: str) -> Any:
-    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return None if row is None else row[0]
-
-
-def _decode_path(stored: bytes | None) -> Path | None:
-    return None if stored is None else Path(os.fsdecode(stored))
-
-
-def _count_rows(db: sqlite3.Connection) -> int:
-    return db.execute("SELECT coalesce(max(row) + 1, 0) FROM rows").fetchone()[0]
-
-
-def _vectors_file(out: Path, generation: int) -> Path:
-    return out / f"vectors-{generation}.f32"
-
-
-def _memmap(path: Path, rows: int, dim: int) -> np.ndarray:
-    """Memory-map ``rows`` rows of ``dim`` numbers, read-only; raises SearchIndexError if there are fewer."""
-    if rows == 0:
-        return np.zeros((0, dim), np.float32)
-    with _errors_naming(path):
-        if path.stat().st_size < rows * dim * 4:
-            raise _damaged(path)
-        return np.asarray(np.memmap(path, "<f4", "r", shape=(rows, dim)))
-
-
-def _damaged(path: Path) -> SearchIndexError:
-    return SearchIndexError(
-        f"{path}: shorter than its manifest says; delete {path.parent} and run mmgem index again, or let "
-        "mmgem index --repair embed what is lost"
-    )
-
-
-@contextmanager
-def _errors_naming(path: Path) -> Iterator[None]:
-    """Turn what the disk or SQLite complains about into a SearchIndexError that names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        raise SearchIndexError(f"{path}: {error.strerror or error}") from error
-    except sqlite3.Error as error:
-        raise SearchIndexError(f"{path}: {error}") from error
-    except UnicodeDecodeError as error:  # SQLite quotes the damage
-        raise SearchIndexError(f"{path}: damaged; delete it and run mmgem index again") from error

@@ -14,8 +14,10 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -26,8 +28,11 @@ from mmgem.data.records import Box
 from mmgem.data.texts import check_text
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.inference.calibration import MatchCalibration
+from mmgem.search.filters import Filters, sqlite_bytes
 from mmgem.search.hnsw import HNSWIndex
+from mmgem.search.index_metadata import PhotoTable
 from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
+from mmgem.search.query_terms import QueryTerm, embed_terms
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.utils.files import same_file
 
@@ -35,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
 _QUERY_BATCH_SIZE = 32
+_FEW = 8  # rows of one in so many, or fewer, are taken out before they are compared
 _SPATIAL_WEIGHT = np.float32(0.1)
 
 
@@ -43,13 +49,15 @@ class Hit:
     """One result: the photo, its cosine similarity and, for a region, the box in pixels (x0, y0, x1, y1).
 
     ``match``: the probability that it is what a text asked for (see :func:`with_match`), None if that cannot
-    be said.
+    be said. ``copies``: how many copies of it were folded into it
+    (:func:`mmgem.search.duplicates.fold_copies`).
     """
 
     path: Path
     score: float
     box: Box | None = None
     match: float | None = None
+    copies: int = 0
 
 
 HitT = TypeVar("HitT", bound=Hit)
@@ -83,9 +91,16 @@ class PhotoIndex:
     fixed order shared by :attr:`paths`, :attr:`boxes` and :attr:`vectors`.
     """
 
-    def __init__(self, snapshot: IndexSnapshot, folder: Path, hnsw: HNSWIndex | None = None) -> None:
-        """``hnsw``: that of ``snapshot``; None: every search is exact."""
+    def __init__(
+        self,
+        snapshot: IndexSnapshot,
+        folder: Path,
+        hnsw: HNSWIndex | None = None,
+        out: Path | None = None,
+    ) -> None:
+        """``hnsw``: that of ``snapshot``; None: every search is exact. ``out``: its folder, for filters."""
         self.folder = folder
+        self._out = out
         self.hnsw = hnsw
         self.load_embedder: Callable[[], QueryEmbedder] | None = None
         """What :meth:`search_text` and :meth:`search_image` embed with, asked for when it is first needed;
@@ -95,15 +110,17 @@ class PhotoIndex:
         self.regions = snapshot.regions
         self._stored, self._verify = snapshot.vectors, snapshot.verify
         self._relative_boxes = snapshot.relative_boxes
-        self._entries = snapshot.entries
-        self._rows = np.array([row for row, _, _ in snapshot.entries], np.int64)
+        # Those that filters leave out are still there, and not _passed.
+        self._all_entries = snapshot.entries
+        self._all_rows = np.array([row for row, _, _ in snapshot.entries], np.int64)
+        self._passed: np.ndarray | None = None
         # Entries of row r are _starts[r] : _starts[r + 1]; none for a row no photo points to.
-        self._entry_starts = np.searchsorted(self._rows, np.arange(len(self._stored) + 1))
-        is_region = (
+        self._entry_starts = np.searchsorted(self._all_rows, np.arange(len(self._stored) + 1))
+        self._is_region = (
             snapshot.is_region if snapshot.is_region is not None else np.zeros(len(self._stored), bool)
         )
         dead = np.diff(self._entry_starts) == 0
-        self._not_photos, self._not_boxes = is_region | dead, ~is_region | dead
+        self._not_photos, self._not_boxes = self._is_region | dead, ~self._is_region | dead
 
     @classmethod
     def open(
@@ -129,10 +146,57 @@ class PhotoIndex:
             hnsw = None if exact else HNSWIndex.open(out, snapshot)
         except (SearchIndexError, UsageError) as problem:
             _log.warning("%s; searching all vectors until then", problem)
-        return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw)
+        return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw, out)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._all_entries) if self._passed is None else int(self._passed.sum())
+
+    @cached_property
+    def _entries(self) -> list[tuple[int, bytes, str | None]]:
+        if self._passed is None:
+            return self._all_entries
+        return list(compress(self._all_entries, self._passed.tolist()))
+
+    @property
+    def _rows(self) -> np.ndarray:
+        return self._all_rows if self._passed is None else self._all_rows[self._passed]
+
+    def filtered(self, filters: Filters) -> PhotoIndex:
+        """This index as if it held only the photos that pass ``filters``, for any search.
+
+        What is known of the photos is read when it is first asked for, as it is then. Raises SearchIndexError
+        if an earlier version made the index and nothing is known yet, UsageError for a folder outside of it.
+        """
+        if not filters:
+            return self
+        table, numbers = self.photo_table, self._table_numbers
+        if filters.needs_metadata and table.unread:
+            raise SearchIndexError(
+                f"{self._out}: an earlier version made it, without dates, cameras and places; to read them "
+                f"(no photo is embedded again) run: mmgem index {self.folder} --out {self._out}"
+            )
+        passed = np.append(table.select(filters.sql(self.folder, sqlite_bytes)), False)[numbers]
+        view = copy(self)
+        for name in ("_entries", "_row_of_photo", "paths", "names", "photos", "boxes"):
+            view.__dict__.pop(name, None)  # what was remembered of all of them
+        view._passed = passed if self._passed is None else passed & self._passed
+        dead = np.bincount(view._rows, minlength=len(self._stored)) == 0
+        view._not_photos, view._not_boxes = self._is_region | dead, ~self._is_region | dead
+        return view
+
+    @cached_property
+    def photo_table(self) -> PhotoTable:
+        """What is known of the photos' files, as it was when this was first asked for."""
+        if self._out is None:
+            raise UsageError("filters and dates need an index that was opened from its folder")
+        return PhotoTable(self._out)
+
+    @cached_property
+    def _table_numbers(self) -> np.ndarray:
+        """The number in the table of each entry's photo, -1 where it has none."""
+        number_by_path = {path: number for number, path in enumerate(self.photo_table.paths)}
+        numbers = (number_by_path.get(path, -1) for _, path, _ in self._all_entries)
+        return np.fromiter(numbers, np.int64, len(self._all_entries))
 
     @cached_property
     def paths(self) -> list[Path]:
@@ -169,13 +233,26 @@ class PhotoIndex:
         self._verify(np.array([row]))
         return self._stored[row]
 
+    def row_of(self, entry: int) -> int:
+        """The row of an entry; entries of the same content share it."""
+        return int(self._rows[entry])
+
+    def row_vectors(self, rows: Sequence[int]) -> np.ndarray:
+        """The vectors (n, D) float32 of rows. Raises SearchIndexError if they are damaged."""
+        self._verify(np.asarray(rows, np.int64))
+        return self._stored[rows]
+
+    def same_content(self, one: str | os.PathLike[str], two: str | os.PathLike[str]) -> bool:
+        """Whether two photos of the index are the same file, byte for byte."""
+        return self._find(one)[0] == self._find(two)[0]
+
     def boxes_of(self, path: str | os.PathLike[str]) -> list[Box]:
         """The boxes of a photo in the index in pixels of the upright photo, the most telling first; raises
         UsageError if it is not in it."""
         first, key = self._find(path)
         boxes: list[Box] = []
         for row in range(first + 1, len(self._stored)):  # the rows of its boxes come right after its own
-            entries = self._entries[self._entry_starts[row] : self._entry_starts[row + 1]]
+            entries = self._all_entries[self._entry_starts[row] : self._entry_starts[row + 1]]
             row_boxes = [box for _, name, text in entries if name == key and (box := _box(text))]
             if not row_boxes:
                 break
@@ -216,6 +293,18 @@ class PhotoIndex:
         if isinstance(image, str | os.PathLike):
             hits = [hit for hit in hits if not same_file(hit.path, Path(image))]
         return hits[:k]
+
+    def search_terms(self, terms: Sequence[QueryTerm], k: int = 10, regions: bool = False) -> list[Hit]:
+        """Return the ``k`` photos that fit texts and images together best, best first: see
+        :mod:`mmgem.search.query_terms`.
+
+        Photos of the index that are terms are not among them. ``regions`` as in :meth:`search_text`. Raises
+        UsageError and ImageError as :func:`mmgem.search.query_terms.embed_terms` does.
+        """
+        vector = embed_terms(self._embedder, terms)
+        images = [Path(term.image) for term in terms if isinstance(term.image, str | os.PathLike)]
+        hits = (self.search_regions if regions else self.search)(vector, k + len(images))
+        return [hit for hit in hits if not any(same_file(hit.path, image) for image in images)][:k]
 
     @cached_property
     def _embedder(self) -> QueryEmbedder:
@@ -297,13 +386,20 @@ class PhotoIndex:
             ranked = self._hnsw_search(batch, k)
             exact_numbers = [number for number, result in enumerate(ranked) if result is None]
             if exact_numbers:
-                self._verify()
-            scores = batch[exact_numbers] @ self._stored.T
-            scores[:, self._not_photos] = -np.inf
-            for number, row in zip(exact_numbers, scores, strict=True):
-                rows = top_rows(row, k)
-                ranked[number] = rows, row[rows]
+                for number, result in zip(exact_numbers, self._exact(batch[exact_numbers], k), strict=True):
+                    ranked[number] = result
             yield from (self._hits(*result)[:k] for result in ranked if result is not None)
+
+    def _exact(self, queries: np.ndarray, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The rows and scores of the ``k`` best photos for each of ``queries`` (q, D), and of ties."""
+        photos = np.flatnonzero(~self._not_photos)
+        few = len(photos) * _FEW < len(self._stored)
+        self._verify(photos if few else None)
+        scores = queries @ (self._stored[photos] if few else self._stored).T
+        if not few:
+            scores[:, self._not_photos] = -np.inf
+        tops = [top_rows(row, k) for row in scores]
+        return [(photos[top] if few else top, row[top]) for top, row in zip(tops, scores, strict=True)]
 
     def _hnsw_search(
         self, queries: np.ndarray, depth: int, regions: bool = False
@@ -339,18 +435,21 @@ class PhotoIndex:
         """The entries of ``rows`` (n,), whose scores are ``scores``, best first."""
         entries = []
         for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
-            for _, path, box in self._entries[self._entry_starts[row] : self._entry_starts[row + 1]]:
-                entries.append((-score, path, _box(box) or ()))
+            for number in range(self._entry_starts[row], self._entry_starts[row + 1]):
+                _, path, box = self._all_entries[number]
+                if self._passed is None or self._passed[number]:
+                    entries.append((-score, path, _box(box) or ()))
         return [
             Hit(self.folder / os.fsdecode(path), -score, box or None) for score, path, box in sorted(entries)
         ]
 
+    def name_of(self, path: Path) -> str:
+        """The name of a photo, as :attr:`names` has it, by its path."""
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
+
     def _find(self, path: str | os.PathLike[str]) -> tuple[int, bytes]:
         """The row of a photo and its path as it is stored."""
-        relative = Path(path)
-        if relative.is_absolute() and relative.is_relative_to(self.folder):
-            relative = relative.relative_to(self.folder)
-        key = os.fsencode(relative.as_posix())
+        key = os.fsencode(self.name_of(Path(path)))
         if key not in self._row_of_photo:
             raise UsageError(f"{path}: not in this index of {self.folder}")
         return self._row_of_photo[key], key

@@ -7,17 +7,21 @@ import hashlib
 import logging
 import os
 import time
+from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 from mmgem.errors import SearchIndexError
-from mmgem.search.index_store import database_file
+from mmgem.search.filters import NO_FILTERS, Filters
+from mmgem.search.index_files import database_file
 from mmgem.search.search import PhotoIndex
 from mmgem.serve.errors import APIError
 from mmgem.serve.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
+_FILTERS_KEPT = 16
 _POLL_SECONDS = 2.0  # seconds between two looks at the files
 _MIN_PAUSE_RATIO = 20  # at most this share (1/20) of the time goes into opening the index again
 
@@ -25,14 +29,39 @@ _MIN_PAUSE_RATIO = 20  # at most this share (1/20) of the time goes into opening
 class Gallery:
     """One state of an index. A photo's id is 16 hex digits, a hash of its path in the folder."""
 
-    def __init__(self, index: PhotoIndex, generation: int) -> None:
-        self.index, self.generation = index, generation
-        names = sorted(index.names[entry] for entry in index.photos)
-        self.photos = {_photo_id(name): name for name in names}
+    def __init__(
+        self,
+        index: PhotoIndex,
+        generation: int,
+        filters: Filters = NO_FILTERS,
+        photos: dict[str, str] | None = None,
+    ) -> None:
+        """``index``: what passes ``filters``; then ``photos`` are those of the whole."""
+        self.index, self.generation, self.filters = index, generation, filters
+        if photos is None:
+            names = sorted(index.names[entry] for entry in index.photos)
+            photos = {_photo_id(name): name for name in names}
+        self.photos = photos
         """Name (path in the folder) of each photo by its id, in the order of names."""
+        self._lock = Lock()
+        self._filtered: OrderedDict[Filters, Gallery] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self.photos)
+        return len(self.index.photos)
+
+    def filtered(self, filters: Filters) -> Gallery:
+        """The part of it that passes ``filters``; the last ones are remembered. From any thread. Raises as
+        :meth:`PhotoIndex.filtered`."""
+        if not filters:
+            return self
+        with self._lock:  # also of the one table that all ask
+            if filters not in self._filtered:
+                index = self.index.filtered(filters)
+                self._filtered[filters] = Gallery(index, self.generation, filters, self.photos)
+                if len(self._filtered) > _FILTERS_KEPT:
+                    self._filtered.popitem(last=False)
+            self._filtered.move_to_end(filters)
+            return self._filtered[filters]
 
     @cached_property
     def ids(self) -> list[str]:
@@ -51,7 +80,7 @@ class Gallery:
 
     def id_of(self, path: Path) -> str:
         """The id of a photo that a search has found."""
-        return _photo_id(path.relative_to(self.index.folder).as_posix())
+        return _photo_id(self.index.name_of(path))
 
 
 def _photo_id(name: str) -> str:

@@ -17,6 +17,8 @@ from pydantic import (
 )
 
 from mmgem.inference.caption_options import CAPTION_DEFAULTS
+from mmgem.search.filters import Filters, Orientation
+from mmgem.search.query_terms import MAX_TERMS
 from mmgem.serve import limits
 from mmgem.serve.image_input import Upload
 
@@ -69,12 +71,58 @@ class PhotoRequest(Request):
         return self
 
 
-class SearchRequest(Request):
-    """Words, or a photo, to search the index for."""
+FilterText = Annotated[str, StringConstraints(min_length=1, max_length=limits.WHERE_CHARS)]
+
+
+class FiltersField(Request):
+    """What photos must be to be found, all of it; see :class:`mmgem.search.filters.Filters`."""
+
+    folder: Annotated[str, StringConstraints(min_length=1, max_length=limits.FOLDER_CHARS)] | None = None
+    name: FilterText | None = None
+    date: FilterText | None = None
+    camera: FilterText | None = None
+    orientation: Orientation | None = None
+    min_width: int | None = None
+    min_height: int | None = None
+    near: FilterText | None = None
+
+    @property
+    def filters(self) -> Filters:
+        """The same for a search. Raises ``UsageError`` for what is no filter."""
+        return Filters(**self.model_dump())
+
+
+class TermField(Request):
+    """A part of a query: a text, or a photo (or a ``box`` of it). ``weight``: how much it counts; below 0: to
+    be avoided."""
 
     text: Text | None = None
     image: Sent | None = None
     photo: PhotoId | None = None
+    box: BoxField | None = None
+    weight: FiniteFloat = Field(1.0, ge=-100, le=100)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TermField:
+        if sum(x is not None for x in (self.text, self.image, self.photo)) != 1:
+            raise ValueError("give one of text, image and photo")
+        if self.box is not None and self.text is not None:
+            raise ValueError("box needs image or photo")
+        if self.weight == 0:
+            raise ValueError("weight must not be 0")
+        return self
+
+
+class SearchRequest(Request):
+    """Words, a photo, or terms that are several of them, to search the index for."""
+
+    text: Text | None = None
+    image: Sent | None = None
+    photo: PhotoId | None = None
+    terms: list[TermField] | None = Field(None, min_length=1, max_length=MAX_TERMS)
+    filters: FiltersField = FiltersField()
+    min_score: FiniteFloat | None = None
+    fold: bool = False
     box: BoxField | None = None
     k: int = Field(10, ge=1, le=limits.HITS)
     regions: bool = False
@@ -83,12 +131,14 @@ class SearchRequest(Request):
 
     @model_validator(mode="after")
     def _fits(self) -> SearchRequest:
-        if sum(x is not None for x in (self.text, self.image, self.photo)) != 1:
-            raise ValueError("give one of text, image and photo")
-        if self.box is not None and self.text is not None:
+        if sum(x is not None for x in (self.text, self.image, self.photo, self.terms)) != 1:
+            raise ValueError("give one of text, image, photo and terms")
+        if self.box is not None and self.image is None and self.photo is None:
             raise ValueError("box needs image or photo")
         if self.rerank and (self.text is None or self.regions):
             raise ValueError("rerank needs text, and finds whole photos")
+        if self.fold and self.regions:
+            raise ValueError("fold is for whole photos")
         if self.where is not None and not self.regions:
             raise ValueError("where needs regions")
         return self
@@ -198,10 +248,12 @@ class PhotosReply(BaseModel):
 
 class HitReply(PhotoName):
     """A photo, or a box of it, that was found. ``match``: the probability that a whole photo is what a text
-    asked for; null for other searches, and where the model is not calibrated."""
+    asked for; null for other searches, and where the model is not calibrated. ``copies``: how many were
+    folded into it."""
 
     score: float
     match: float | None
+    copies: int
     width: int | None
     height: int | None
     box: BoxField | None
@@ -210,7 +262,8 @@ class HitReply(PhotoName):
 
 
 class SearchReply(Timed):
-    """Hits, best first; ``query``: what was looked for; ``photos``: how many there are."""
+    """Hits, best first; ``query``: what was looked for; ``photos``: how many there are that pass the
+    filters."""
 
     query: dict[str, Any]
     hits: list[HitReply]

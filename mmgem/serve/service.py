@@ -25,6 +25,7 @@ from mmgem.inference.caption_options import CaptionOptions
 from mmgem.inference.captioning import DecodedCaption
 from mmgem.inference.images import preprocess_image
 from mmgem.inference.texts import unit_rows
+from mmgem.search.query_terms import combined_vector
 from mmgem.search.rerank import PAIR_BATCH_SIZE, RerankOptions, rerank_hits
 from mmgem.search.search import Hit, with_match
 from mmgem.search.spatial_filter import SpatialFilter
@@ -49,6 +50,7 @@ from mmgem.serve.metrics import Metrics
 from mmgem.serve.remote import Fetch
 from mmgem.serve.request_cache import RequestCache
 from mmgem.serve.request_scope import RequestScope, current_request
+from mmgem.serve.schemas import TermField
 from mmgem.serve.text_input import check_question, decode_token_ids, encode_texts
 
 if TYPE_CHECKING:
@@ -159,6 +161,18 @@ class Service:
             image = Upload(await self._fetch(image))
         return await self.in_thread(load_sent_photo, image, self.limits)
 
+    async def terms_vector(self, terms: Sequence[TermField]) -> np.ndarray:
+        """The unit vector ``(D,)`` float32 of a query of several terms. Raises as :meth:`vector` and
+        :func:`mmgem.search.query_terms.combined_vector`."""
+
+        async def embed(term: TermField) -> np.ndarray:
+            if term.text is not None:
+                return (await self.texts([term.text]))[0][0]
+            return await self.vector(await self.photo(term.image, term.photo), term.box)
+
+        vectors = await gather(*map(embed, terms))
+        return combined_vector(vectors, [term.weight for term in terms])
+
     async def size(self, photo: PhotoSource) -> tuple[int, int]:
         """Width and height in pixels of the upright photo."""
         return await self.in_thread(photo_size, photo)
@@ -228,7 +242,9 @@ class Service:
     ) -> list[Hit]:
         """The best ``k`` photos, or boxes of so many photos. Raises ``UsageError`` if it has no regions."""
         query = (gallery.index, SearchQuery(vector, k, regions, where))
-        return await self._search.submit(self.jobs.searches, query, (gallery.generation, regions))
+        return await self._search.submit(
+            self.jobs.searches, query, (gallery.generation, gallery.filters, regions)
+        )
 
     async def rerank(self, gallery: Gallery, text: str, k: int) -> list[Hit]:
         """The best ``k`` photos for a text, as :func:`mmgem.search.rerank.rerank` finds and orders them."""

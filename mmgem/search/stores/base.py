@@ -15,7 +15,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -23,7 +23,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from mmgem.data.records import Box
-from mmgem.errors import SearchIndexError
+from mmgem.errors import SearchIndexError, UsageError
+from mmgem.search.filters import NO_FILTERS, Filters
 from mmgem.search.search import Hit, best_of_each_photo
 from mmgem.utils.unit_vectors import not_unit_rows
 
@@ -36,7 +37,9 @@ class Payload:
 
     ``path`` is absolute, ``folder`` that of the index it came from. ``box`` is in pixels of the upright
     photo, None for the whole, as ``region`` says too; ``width`` and ``height`` are the photo's, None if not
-    known. ``fingerprint`` identifies the model, ``model`` is a name or path that loads it.
+    known. ``fingerprint`` identifies the model, ``model`` is a name or path that loads it. The others are
+    what filters ask for, as the columns of :class:`mmgem.search.index_metadata.PhotoTable`; ``below`` is the
+    path relative to the folder. None where they are not known, ``below`` in points of an earlier version.
     """
 
     path: str
@@ -47,12 +50,19 @@ class Payload:
     height: int | None
     fingerprint: str
     model: str
+    below: str | None = None
+    name: str | None = None
+    taken: int | None = None
+    camera: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
 
     @classmethod
     def read(cls, stored: dict[str, Any]) -> Payload:
         """The payload whose fields a store gave back; raises ValueError if they are of something else."""
         try:
-            fields = {name: stored[name] for name in cls.__dataclass_fields__}
+            fields = {name: stored[name] for name in REQUIRED_FIELDS}
+            fields |= {name: stored.get(name) for name in cls.__dataclass_fields__}
             box = fields["box"]
             return cls(**fields | {"box": None if box is None else tuple(box)})
         except (KeyError, TypeError) as error:
@@ -61,6 +71,10 @@ class Payload:
     def fields(self) -> dict[str, Any]:
         """Plain values, for a store."""
         return asdict(self)
+
+
+REQUIRED_FIELDS = [field.name for field in fields(Payload) if field.default is MISSING]
+"""Of a payload; points that an earlier version pushed lack the others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +105,8 @@ class VectorStore(Protocol):
     """How many points are best sent at once."""
     lossless: bool = False
     """Whether vectors come back bit for bit; then points are compared with their ids, and damage is seen."""
+    filterable: frozenset[str] = frozenset()
+    """The filters that it can apply itself, by their names; then :meth:`nearest` is given ``filters``."""
 
     def dim(self) -> int | None:
         """D of its vectors; None if the collection does not exist."""
@@ -120,9 +136,12 @@ class VectorStore(Protocol):
         """All points, in no order."""
         ...
 
-    def nearest(self, vector: np.ndarray, count: int, region: bool, exact: bool) -> Points:
+    def nearest(
+        self, vector: np.ndarray, count: int, region: bool, exact: bool, filters: Filters = NO_FILTERS
+    ) -> Points:
         """The ``count`` points nearest to ``vector`` (D,), of regions or of whole photos, in no order;
-        ``exact``: compare all, even if the store has a faster way."""
+        ``exact``: compare all, even if the store has a faster way. ``filters``: those of ``filterable``;
+        stores without any are not given it."""
         ...
 
     def photos(self) -> int:
@@ -156,10 +175,12 @@ def damaged_points(store: VectorStore, points: Points) -> list[int]:
     length or, where the store keeps all bits, do not fit their ids."""
     damaged = set(not_unit_rows(points.vectors).tolist()) if len(points.ids) else set()
     if store.lossless:
-        for number, (name, payload) in enumerate(zip(points.ids, points.payloads, strict=True)):
-            path = payload.path.removeprefix(payload.folder).lstrip(os.sep).replace(os.sep, "/")
+        for number, (point, payload) in enumerate(zip(points.ids, points.payloads, strict=True)):
+            vector = points.vectors[number]
+            path = Path(payload.path)
+            name = path.relative_to(payload.folder) if path.is_relative_to(payload.folder) else path
             if not any(
-                name == point_id(payload.folder, path, box, payload.fingerprint, points.vectors[number])
+                point == point_id(payload.folder, name.as_posix(), box, payload.fingerprint, vector)
                 for box in _box_texts(payload.box)
             ):
                 damaged.add(number)
@@ -183,23 +204,56 @@ def check_model(store: VectorStore, payload: Payload, fingerprint: str) -> None:
         )
 
 
-def search_store(store: VectorStore, vector: np.ndarray, k: int = 10, exact: bool = False) -> list[Hit]:
-    """The ``k`` whole photos most similar to ``vector`` (D,) float32 of unit length, best first, as
-    :meth:`mmgem.search.search.PhotoIndex.search` finds them; ``exact``: even if the store would rather guess.
+def search_store(
+    store: VectorStore,
+    vector: np.ndarray,
+    k: int = 10,
+    exact: bool = False,
+    filters: Filters = NO_FILTERS,
+) -> list[Hit]:
+    """The ``k`` whole photos most similar to ``vector`` (D,) float32 of unit length that pass ``filters``,
+    best first, as :meth:`mmgem.search.search.PhotoIndex.search` finds them; ``exact``: even if the store
+    would rather guess. Raises UsageError for filters that the store cannot apply.
     """
-    return _hits(store, vector, k, False, exact)[:k]
+    check_filters(store, filters)
+    return _hits(store, vector, k, False, exact, filters)[:k]
 
 
 def search_store_regions(
-    store: VectorStore, vector: np.ndarray, k: int = 10, exact: bool = False
+    store: VectorStore,
+    vector: np.ndarray,
+    k: int = 10,
+    exact: bool = False,
+    filters: Filters = NO_FILTERS,
 ) -> list[Hit]:
-    """The best box of each of the ``k`` photos with the best boxes for ``vector`` (D,)."""
-    return best_of_each_photo(lambda count: _hits(store, vector, count, True, exact), k)
+    """The best box of each of the ``k`` photos with the best boxes for ``vector`` (D,), as
+    :func:`search_store`."""
+    check_filters(store, filters)
+    return best_of_each_photo(lambda count: _hits(store, vector, count, True, exact, filters), k)
 
 
-def _hits(store: VectorStore, vector: np.ndarray, count: int, region: bool, exact: bool) -> list[Hit]:
+def check_filters(store: VectorStore, filters: Filters) -> None:
+    """Raise UsageError for filters that ``store`` cannot apply, or not to what it holds."""
+    if not filters:
+        return
+    if unable := [name for name in filters.given if name not in store.filterable]:
+        raise UsageError(
+            f"{store.place}: cannot filter by {', '.join(unable)}; mmgem search IDX, of the index itself, can"
+        )
+    payload = store.any_payload()
+    if payload is not None and payload.below is None:
+        raise UsageError(
+            f"{store.place}: was pushed without what filters need, by an earlier version or from its index; "
+            "bring the index up to date, remove the collection and push again"
+        )
+
+
+def _hits(
+    store: VectorStore, vector: np.ndarray, count: int, region: bool, exact: bool, filters: Filters
+) -> list[Hit]:
     """``count`` hits and some more, best first; all if there are fewer."""
-    points = store.nearest(vector, count + _EXTRA_CANDIDATES, region, exact)
+    options = {"filters": filters} if filters else {}
+    points = store.nearest(vector, count + _EXTRA_CANDIDATES, region, exact, **options)
     if not points.ids:
         return []
     if damaged := damaged_points(store, points):

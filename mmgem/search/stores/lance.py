@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.search.stores.base import Payload, Points, VectorStore, errors_naming
+from mmgem.search.filters import NO_FILTERS, Filters, sql_text
+from mmgem.search.stores.base import REQUIRED_FIELDS, Payload, Points, VectorStore, errors_naming
 from mmgem.utils.locks import FileLock, lock_file
 
 
@@ -24,6 +26,7 @@ class LanceStore(VectorStore):
 
     batch = 8192
     lossless = True
+    filterable = frozenset(field.name for field in fields(Filters))
 
     def __init__(self, where: str, name: str, create: bool = False) -> None:
         try:
@@ -55,7 +58,7 @@ class LanceStore(VectorStore):
             return None
         columns = self._table.schema
         size = getattr(columns.field("vector").type, "list_size", None) if "vector" in columns.names else None
-        if size is None or not set(Payload.__dataclass_fields__) <= set(columns.names):
+        if size is None or not set(REQUIRED_FIELDS) <= set(columns.names):
             raise SearchIndexError(f"{self.place}: is not a table of mmgem's")
         return size
 
@@ -73,6 +76,12 @@ class LanceStore(VectorStore):
             "height": pa.int32(),
             "fingerprint": pa.string(),
             "model": pa.string(),
+            "below": pa.string(),
+            "name": pa.string(),
+            "taken": pa.int64(),
+            "camera": pa.string(),
+            "latitude": pa.float64(),
+            "longitude": pa.float64(),
         }
         with self._errors_naming():
             self._table = self._db.create_table(self._name, schema=pa.schema(list(columns.items())))
@@ -83,14 +92,15 @@ class LanceStore(VectorStore):
 
     def ids(self, folder: str) -> set[str]:
         with self._errors_naming():
-            rows = self._table.search().where(f"folder = {_sql_string(folder)}").select(["id"])
+            rows = self._table.search().where(f"folder = {sql_text(folder)}").select(["id"])
             return set(rows.limit(self._table.count_rows()).to_arrow()["id"].to_pylist())
 
     def add(self, points: Points) -> None:
         import pyarrow as pa
 
         fields = [payload.fields() for payload in points.payloads]
-        columns = {name: [row[name] for row in fields] for name in Payload.__dataclass_fields__}
+        names = [name for name in Payload.__dataclass_fields__ if name in self._table.schema.names]
+        columns = {name: [row[name] for row in fields] for name in names}
         flat = pa.array(points.vectors.ravel(), pa.float32())
         columns |= {
             "id": list(points.ids),
@@ -104,7 +114,7 @@ class LanceStore(VectorStore):
 
     def remove(self, ids: Sequence[str]) -> None:
         with self._errors_naming():
-            self._table.delete(f"id IN ({', '.join(map(_sql_string, ids))})")
+            self._table.delete(f"id IN ({', '.join(map(sql_text, ids))})")
 
     def read(self) -> Iterator[Points]:
         with self._errors_naming():
@@ -112,9 +122,14 @@ class LanceStore(VectorStore):
             for batch in batches:
                 yield _points(batch)
 
-    def nearest(self, vector: np.ndarray, count: int, region: bool, exact: bool) -> Points:
+    def nearest(
+        self, vector: np.ndarray, count: int, region: bool, exact: bool, filters: Filters = NO_FILTERS
+    ) -> Points:
+        condition = f"region = {str(region).lower()}"
+        if filters:
+            condition += f" AND {filters.sql(relative='below')}"
         query = self._table.search(vector, vector_column_name="vector").distance_type("dot")
-        query = query.where(f"region = {str(region).lower()}", prefilter=True).limit(count)
+        query = query.where(condition, prefilter=True).limit(count)
         return self._run_query(query.bypass_vector_index() if exact else query)
 
     def photos(self) -> int:
@@ -138,7 +153,3 @@ def _points(rows: Any) -> Points:
     """Rows of Arrow (a table or a batch) as points."""
     vectors = np.array(rows["vector"].to_pylist(), np.float32)
     return Points(rows["id"].to_pylist(), vectors, [Payload.read(row) for row in rows.to_pylist()])
-
-
-def _sql_string(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

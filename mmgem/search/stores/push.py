@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mmgem.errors import SearchIndexError
+from mmgem.search.index_metadata import PhotoTable
 from mmgem.search.index_store import IndexSnapshot, read_index
 from mmgem.search.stores.base import Payload, Points, VectorStore, check_model, point_id
 
@@ -58,6 +60,8 @@ def push(
         raise SearchIndexError(f"{store.place}: holds vectors of {store_dim} numbers, {out} of {dim}")
     elif (payload := store.any_payload()) is not None:
         check_model(store, payload, snapshot.fingerprint)
+    table = PhotoTable(out)
+    facts = {} if table.unread else table.facts()
     folder, number_by_id, skipped = str(snapshot.folder), {}, []
     for number, (row, path, box) in enumerate(snapshot.entries):
         try:
@@ -77,13 +81,18 @@ def push(
     missing = [(name, number) for name, number in number_by_id.items() if name not in stored_ids]
     step = store.batch
     for batch in progress([slice(at, min(at + step, len(missing))) for at in range(0, len(missing), step)]):
-        store.add(_points(snapshot, folder, missing[batch]))
+        store.add(_points(snapshot, folder, missing[batch], facts))
     seconds = time.perf_counter() - began
     return PushReport(len(number_by_id), len(missing), len(stale), tuple(skipped), seconds)
 
 
-def _points(snapshot: IndexSnapshot, folder: str, entries: Sequence[tuple[str, int]]) -> Points:
-    """The points of some (id, number of the entry)."""
+def _points(
+    snapshot: IndexSnapshot,
+    folder: str,
+    entries: Sequence[tuple[str, int]],
+    facts: Mapping[bytes, Mapping[str, Any]],
+) -> Points:
+    """The points of some (id, number of the entry); ``facts``: what filters ask for, by path."""
     assert snapshot.sizes is not None
     payloads, rows = [], []
     for _, number in entries:
@@ -99,6 +108,8 @@ def _points(snapshot: IndexSnapshot, folder: str, entries: Sequence[tuple[str, i
                 height=height or None,
                 fingerprint=snapshot.fingerprint,
                 model=snapshot.model,
+                below=path.decode() if path in facts else None,
+                **facts.get(path, {}),
             )
         )
         rows.append(row)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
+from mmgem.search.filters import NO_FILTERS, Filters, parse_near, parse_period, shape
+from mmgem.search.index_metadata import wall_seconds
 from mmgem.search.stores.base import Payload, Points, VectorStore, errors_naming
 
 _PAGE = 10_000  # ids read at once
@@ -29,6 +31,7 @@ class QdrantStore(VectorStore):
 
     batch = 256
     lossless = True
+    filterable = frozenset(("folder", "date", "orientation", "min_width", "min_height", "near"))
 
     def __init__(self, where: str, name: str, create: bool = False) -> None:
         try:
@@ -77,7 +80,7 @@ class QdrantStore(VectorStore):
         batch = self._models.Batch(
             ids=list(points.ids),
             vectors=points.vectors.tolist(),
-            payloads=[payload.fields() for payload in points.payloads],
+            payloads=[payload.fields() | _filter_fields(payload) for payload in points.payloads],
         )
         with self._errors_naming():
             self._client.upsert(self._name, points=batch, wait=True)
@@ -90,14 +93,18 @@ class QdrantStore(VectorStore):
         for page in self._pages(self.batch, None, with_payload=True, with_vectors=True):
             yield self._points(page)
 
-    def nearest(self, vector: np.ndarray, count: int, region: bool, exact: bool) -> Points:
+    def nearest(
+        self, vector: np.ndarray, count: int, region: bool, exact: bool, filters: Filters = NO_FILTERS
+    ) -> Points:
         options = {"search_params": self._models.SearchParams(exact=True)} if exact and self._remote else {}
         with self._errors_naming():
             response = self._client.query_points(
                 self._name,
                 query=vector.tolist(),
                 limit=count,
-                query_filter=self._filter(region=region),
+                query_filter=self._models.Filter(
+                    must=[*self._filter(region=region).must, *self._conditions(filters)]
+                ),
                 with_payload=True,
                 with_vectors=True,
                 **options,
@@ -119,6 +126,32 @@ class QdrantStore(VectorStore):
                 for name, value in fields.items()
             ]
         )
+
+    def _conditions(self, filters: Filters) -> list[Any]:
+        """What :meth:`Filters.sql` says, in Qdrant's terms."""
+        models = self._models
+
+        def condition(key: str, **what: Any) -> Any:
+            return models.FieldCondition(key=key, **what)
+
+        conditions = []
+        if filters.folder is not None and (folder := filters.folder_below(None)):
+            conditions.append(condition("folders", match=models.MatchValue(value=folder)))
+        if filters.date is not None:
+            start, end = (
+                None if moment is None else wall_seconds(moment) for moment in parse_period(filters.date)
+            )
+            conditions.append(condition("taken", range=models.Range(gte=start, lt=end)))
+        if filters.orientation is not None:
+            conditions.append(condition("orientation", match=models.MatchValue(value=filters.orientation)))
+        for key, least in (("width", filters.min_width), ("height", filters.min_height)):
+            if least is not None:
+                conditions.append(condition(key, range=models.Range(gte=least)))
+        if filters.near is not None:
+            latitude, longitude, distance = parse_near(filters.near)
+            circle = models.GeoRadius(center=models.GeoPoint(lat=latitude, lon=longitude), radius=distance)
+            conditions.append(condition("location", geo_radius=circle))
+        return conditions
 
     def _pages(self, size: int, scroll_filter: Any, **options: bool) -> Iterator[list[Any]]:
         options = {"with_payload": False, "with_vectors": False} | options
@@ -142,3 +175,17 @@ class QdrantStore(VectorStore):
         from qdrant_client.http.exceptions import ApiException
 
         return errors_naming(self.place, ApiException, OSError, RuntimeError, ValueError)
+
+
+def _filter_fields(payload: Payload) -> dict[str, Any]:
+    """What Qdrant's conditions need in a form of its own: every folder that a photo is in, absolute and below
+    that of the index; its shape; its place."""
+    if payload.below is None:
+        return {}
+    folders = [str(path) for path in (*PurePath(payload.path).parents, *PurePath(payload.below).parents)]
+    more: dict[str, Any] = {"folders": [folder for folder in folders if folder != "."]}
+    if payload.width and payload.height:
+        more["orientation"] = shape(payload.width, payload.height)
+    if payload.latitude is not None and payload.longitude is not None:
+        more["location"] = {"lat": payload.latitude, "lon": payload.longitude}
+    return more

@@ -16,6 +16,7 @@ from mmgem.data.records import Box
 from mmgem.evaluate.classify import PROMPTS, class_embeddings, classify, fill_prompt
 from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.report.heatmap import draw_heatmap
+from mmgem.search.duplicates import fold_copies
 from mmgem.search.search import Hit, with_match
 from mmgem.search.spatial_filter import parse_spatial_filter, split_query
 from mmgem.serve import limits
@@ -35,8 +36,11 @@ from mmgem.serve.schemas import (
     RegionsRequest,
     SearchReply,
     SearchRequest,
+    TermField,
 )
 from mmgem.serve.service import Service
+
+_FOLDED = 3  # times as many hits as are wanted are looked at where copies are folded
 
 router = APIRouter(tags=["photos"], responses=ERRORS)
 
@@ -48,11 +52,20 @@ async def search(request: Request) -> Response:
     """Find photos of the index, or boxes of them, by words or by a photo."""
     began = time.perf_counter()
     service, body = service_of(request), await parse_body(request, SearchRequest, form=True)
-    gallery = service.gallery
+    gallery = await service.in_thread(service.gallery.filtered, body.filters.filters)
+    k = body.k
+    if body.fold:
+        body = body.model_copy(update={"k": _FOLDED * k + 16})
     if body.text is not None:
         query, hits = await _by_words(service, gallery, body.text, body)
+    elif body.terms is not None:
+        query, hits = await _by_terms(service, gallery, body.terms, body)
     else:
         query, hits = await _by_photo(service, gallery, body)
+    if body.fold:
+        hits = await service.in_thread(fold_copies, gallery.index, lambda count: hits[:count], k)
+    if body.min_score is not None:
+        hits = [hit for hit in hits if getattr(hit, "cosine", hit.score) >= body.min_score]
     hit_rows = [await _hit(service, gallery, hit) for hit in hits]
     return _timed_reply(began, query=query, hits=hit_rows, photos=len(gallery))
 
@@ -171,6 +184,21 @@ async def _by_photo(
     return {**query, "box": body.box}, others[: body.k]
 
 
+async def _by_terms(
+    service: Service, gallery: Gallery, terms: Sequence[TermField], body: SearchRequest
+) -> tuple[dict[str, Any], list[Hit]]:
+    vector = await service.terms_vector(terms)
+    where = None if body.where is None else parse_spatial_filter(body.where)
+    photos = {term.photo for term in terms if term.photo is not None}
+    hits = await service.search(gallery, vector, body.k + len(photos), body.regions, where)
+    others = [hit for hit in hits if gallery.id_of(hit.path) not in photos]
+    described = [
+        {"text": term.text, "photo": term.photo, "image": term.image is not None, "weight": term.weight}
+        for term in terms
+    ]
+    return {"terms": described}, others[: body.k]
+
+
 async def _hit(service: Service, gallery: Gallery, hit: Hit) -> dict[str, Any]:
     photo = gallery.id_of(hit.path)
     width, height = await service.indexed_photo_size(gallery, photo) or (None, None)
@@ -179,6 +207,7 @@ async def _hit(service: Service, gallery: Gallery, hit: Hit) -> dict[str, Any]:
         "id": photo,
         "name": gallery.name(photo),
         "score": round(hit.score, 6),
+        "copies": hit.copies,
         "width": width,
         "height": height,
         "box": hit.box,

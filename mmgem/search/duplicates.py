@@ -1,0 +1,157 @@
+"""Copies among photos: the same bytes, and the same picture resized, compressed again, cropped or brightened.
+
+Same bytes share a row of the index. Near copies are found in two steps. Their embeddings are close, which a
+matrix product finds; but so are those of two photos of one burst, and how close depends on the model. So the
+pictures of such pairs are then looked at: small ones are correlated, one of them cropped by up to a
+tenth in several ways, and the best correlation decides. Brightness and contrast drop out of a correlation.
+Files are read for pairs that are close only, so nothing has to be kept for this.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mmgem.data.images import open_image
+from mmgem.errors import ImageError
+from mmgem.search.search import Hit, PhotoIndex
+
+MIN_COSINE = 0.8
+"""Of two photos whose pictures are looked at."""
+MIN_CORRELATION = 0.9
+"""Of two pictures that are copies."""
+_SIDE = 64  # pixels of the small picture
+_COMPARED = 24  # pixels of what is correlated
+_CROPS = [
+    (left * cut, top * cut, 1 - (1 - left) * cut, 1 - (1 - top) * cut)
+    for cut in (0.05, 0.1)
+    for left in (0, 0.5, 1)
+    for top in (0, 0.5, 1)
+]
+_BLOCK = 1024  # photos compared with all others at once
+_FOLD_DEPTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateGroup:
+    """Photos that show the same, the largest file first; ``exact`` says of each whether another of them has
+    the same bytes."""
+
+    paths: tuple[Path, ...]
+    exact: tuple[bool, ...]
+
+
+def find_duplicates(
+    index: PhotoIndex, near: bool = True, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> list[DuplicateGroup]:
+    """The groups of copies among the photos of ``index``, the largest groups first; ``near``: also what is
+    not the same byte for byte.
+
+    Compares each photo with all others: some minutes for 100,000. ``progress`` is handed the blocks of photos
+    and gives them back one by one, showing a bar. A photo that cannot be read is no near copy.
+    """
+    entries, paths = index.photos, index.paths
+    by_row: dict[int, list[Path]] = defaultdict(list)
+    for entry in entries:
+        by_row[index.row_of(entry)].append(paths[entry])
+    rows = list(by_row)
+    parents = list(range(len(rows)))
+
+    def root(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = number = parents[parents[number]]
+        return number
+
+    if near and rows:
+        vectors = index.row_vectors(rows)
+        for start in progress(range(0, len(rows), _BLOCK)):
+            cosines = vectors[start : start + _BLOCK] @ vectors[start:].T
+            for a, b in np.argwhere(np.triu(cosines >= MIN_COSINE, 1)).tolist():
+                one, two = root(start + a), root(start + b)
+                if one != two and are_copies(by_row[rows[start + a]][0], by_row[rows[start + b]][0]):
+                    parents[two] = one
+    groups: dict[int, list[Path]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        groups[root(number)] += by_row[row]
+    same = {path for copies in by_row.values() if len(copies) > 1 for path in copies}
+    found = [sorted(group, key=_largest_first) for group in groups.values() if len(group) > 1]
+    found.sort(key=lambda group: (-len(group), os.fsencode(group[0])))
+    return [DuplicateGroup(tuple(group), tuple(path in same for path in group)) for group in found]
+
+
+def fold_copies(index: PhotoIndex, find: Callable[[int], Sequence[Hit]], k: int) -> list[Hit]:
+    """The first ``k`` of what ``find(count)`` finds that are no copies of one before, with the number of
+    copies of each (among what was looked at) as its ``copies``.
+
+    Hits of whole photos of ``index``; boxes are not folded."""
+    depth = k + _FOLD_DEPTH
+    while True:
+        hits = find(depth)
+        if any(hit.box is not None for hit in hits):
+            return list(hits[:k])
+        vectors = np.stack([index.vector_of(hit.path) for hit in hits]) if hits else np.zeros((0, 1))
+        groups: list[int] = []  # of each hit: the number of the first that shows the same
+        for number, hit in enumerate(hits):
+            same: set[int] = set()
+            for n in np.flatnonzero(vectors[:number] @ vectors[number] >= MIN_COSINE).tolist():
+                if groups[n] not in same and _same_picture(index, hits[n].path, hit.path):
+                    same.add(groups[n])
+            first = min(same, default=number)
+            groups = [first if group in same else group for group in groups] + [first]
+        counts = Counter(groups)
+        if len(counts) >= k or len(hits) < depth:
+            return [replace(hits[n], copies=count - 1) for n, count in sorted(counts.items())[:k]]
+        depth *= 2
+
+
+def _same_picture(index: PhotoIndex, one: Path, two: Path) -> bool:
+    return index.same_content(one, two) or are_copies(one, two)
+
+
+def are_copies(one: Path, two: Path) -> bool:
+    """Whether two files are the same picture, at most a tenth of it cut off; False if one cannot be read."""
+    try:
+        first, second = _small(one), _small(two)
+    except ImageError:
+        return False
+    return correlation(first, second) >= MIN_CORRELATION
+
+
+def correlation(one: Image.Image, two: Image.Image) -> float:
+    """The highest correlation of two small pictures, one of them cropped by up to a tenth."""
+    whole_one, whole_two = _pixels(one), _pixels(two)
+    best = float(whole_one @ whole_two)
+    for crop in _CROPS:
+        if best >= MIN_CORRELATION:
+            break
+        best = max(best, float(_pixels(one, crop) @ whole_two), float(whole_one @ _pixels(two, crop)))
+    return best
+
+
+def _pixels(picture: Image.Image, crop: tuple[float, float, float, float] = (0, 0, 1, 1)) -> np.ndarray:
+    """The pixels of a part (shares of the sides) at the size that is compared, less the mean of each colour,
+    of unit length."""
+    box = tuple(_SIDE * share for share in crop)
+    small = picture.resize((_COMPARED, _COMPARED), Image.Resampling.BOX, box=box)  # type: ignore[arg-type]
+    values = np.asarray(small, np.float32).reshape(-1, 3)
+    values = values - values.mean(0)
+    return values.ravel() / max(float(np.linalg.norm(values)), 1e-6)
+
+
+@lru_cache(maxsize=512)
+def _small(path: Path) -> Image.Image:
+    return open_image(path, min_side=2 * _SIDE).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+
+
+def _largest_first(path: Path) -> tuple[int, bytes]:
+    try:
+        return -path.stat().st_size, os.fsencode(path)
+    except OSError:
+        return 0, os.fsencode(path)

@@ -1,0 +1,101 @@
+"""The files in the folder of a photo index: their names, how they are opened, and what is wrong with them."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgem.errors import BusyError, SearchIndexError
+from mmgem.utils.locks import FileLock
+
+FORMAT = 2  # 1 has no checksums, and no times of change
+_DATABASE = "photos.sqlite3"
+
+
+def database_file(out: Path) -> Path:
+    """The manifest of the index ``out``; the file changes whenever the index does."""
+    return out / _DATABASE
+
+
+def connect(path: Path, create: bool) -> sqlite3.Connection:
+    """Open for writing if the disk allows (a reader too must roll back what a killed writer left)."""
+    uri = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
+
+
+def write_lock(out: Path) -> FileLock:
+    """Take the writer's lock of the index in the folder ``out``. Raises SearchIndexError if another process
+    has it."""
+    try:
+        with errors_naming(out):
+            return FileLock(out / "lock", out)
+    except BusyError as error:
+        raise SearchIndexError(f"{out}: another process is writing this index ({error.holder})") from error
+
+
+def check_version(db: sqlite3.Connection, out: Path) -> int:
+    """The format of a manifest, 0: nothing is in it yet. Raises SearchIndexError for one of a later mmgem."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if not 0 <= version <= FORMAT:
+        raise SearchIndexError(
+            f"{out}: index format {version}, this mmgem knows {FORMAT}; delete it and run mmgem index again"
+        )
+    return version
+
+
+def read_meta(db: sqlite3.Connection, key: str) -> Any:
+    """What the manifest says about the index as a whole, None if it does not."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return None if row is None else row[0]
+
+
+def decode_path(stored: bytes | None) -> Path | None:
+    """A path as the manifest keeps it."""
+    return None if stored is None else Path(os.fsdecode(stored))
+
+
+def count_rows(db: sqlite3.Connection) -> int:
+    """How many rows of the vectors' file have been named; they are 0, 1, 2 …"""
+    return db.execute("SELECT coalesce(max(row) + 1, 0) FROM rows").fetchone()[0]
+
+
+def vectors_file(out: Path, generation: int) -> Path:
+    """The vectors of a generation."""
+    return out / f"vectors-{generation}.f32"
+
+
+def memmap(path: Path, rows: int, dim: int) -> np.ndarray:
+    """Memory-map ``rows`` rows of ``dim`` numbers, read-only; raises SearchIndexError if there are fewer."""
+    if rows == 0:
+        return np.zeros((0, dim), np.float32)
+    with errors_naming(path):
+        if path.stat().st_size < rows * dim * 4:
+            raise too_short(path)
+        return np.asarray(np.memmap(path, "<f4", "r", shape=(rows, dim)))
+
+
+def too_short(path: Path) -> SearchIndexError:
+    """The error of a file of vectors that lacks some."""
+    return SearchIndexError(
+        f"{path}: shorter than its manifest says; delete {path.parent} and run mmgem index again, or let "
+        "mmgem index --repair embed what is lost"
+    )
+
+
+@contextmanager
+def errors_naming(path: Path) -> Iterator[None]:
+    """Turn what the disk or SQLite complains about into a SearchIndexError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise SearchIndexError(f"{path}: {error.strerror or error}") from error
+    except sqlite3.Error as error:
+        raise SearchIndexError(f"{path}: {error}") from error
+    except UnicodeDecodeError as error:  # SQLite quotes the damage
+        raise SearchIndexError(f"{path}: damaged; delete it and run mmgem index again") from error
