@@ -40,9 +40,7 @@ def write_check_page(path: Path, name: str, report: CheckReport, command: str) -
     note = "; ".join(report.problems[:8])
     write_report(
         path,
-        Report(
-            "Data check", lead, figures, details, findings=sections, commands=[command], note=note
-        ),
+        Report("Data check", lead, figures, details, findings=sections, commands=[command], note=note),
     )
 
 

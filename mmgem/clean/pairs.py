@@ -13,7 +13,7 @@ from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record, line_of
 from mmgem.data.shards import Shard, find_shards, is_shards, open_shard
 from mmgem.data.shards.parquet import RowGroups
-from mmgem.errors import DataError, ImageError, UsageError, unreadable_image
+from mmgem.errors import DataError, ImageError, unreadable_image
 from mmgem.utils.files import open_regular
 
 
@@ -73,17 +73,17 @@ class PairData:
                 yield _read(number, self.records[number])
             return
         number = 0
-        for file, size in zip(self.shards, self._sizes, strict=True):
+        for shard, size in enumerate(self._sizes):
             if start < number + size:
-                shard = self._open(file)
-                for at in range(max(0, start - number), size):
-                    yield _sample(number + at, file, shard, at)
+                yield from self.shard_pairs(shard, max(0, start - number))
             number += size
 
-    def of_shard(self, number: int) -> range:
-        """The numbers of the photos in shard ``number``."""
+    def shard_pairs(self, number: int, start: int = 0) -> Iterator[Pair]:
+        """Those of shard ``number``, from its own number ``start`` on."""
+        shard = self._open(file := self.shards[number])
         first = sum(self._sizes[:number])
-        return range(first, first + self._sizes[number])
+        for at in range(start, self._sizes[number]):
+            yield _sample(first + at, file, shard, at)
 
     def _open(self, file: Path) -> Shard:
         return open_shard(file, self._groups)
@@ -116,9 +116,3 @@ def _stamp(path: Path) -> list[int]:
     except OSError:
         return [-1, 0]
     return [stat.st_size, stat.st_mtime_ns]
-
-
-def refuse_same(out: Path, data: PairData) -> None:
-    """Raise ``UsageError`` if ``out`` is what is read."""
-    if out.resolve() in {data.path.resolve(), *(file.resolve() for file in data.shards)}:
-        raise UsageError(f"{out}: is the data itself; name another")

@@ -298,7 +298,9 @@ def _findings(part: FindingSection, pictures: _PhotoEncoder) -> str:
         for card in row.photos:
             picture = pictures.get(card.image, _SMALL)
             photo = _photo(picture, card.caption or card.name, card.caption)
-            photos += f"{_figure('match', picture)}{photo}<figcaption>{_escape(card.name)}</figcaption></figure>\n"
+            photos += (
+                f"{_figure('match', picture)}{photo}<figcaption>{_escape(card.name)}</figcaption></figure>\n"
+            )
         strip = f'<div class="strip">\n{photos}</div>\n' if photos else ""
         body += f'<div class="row">\n{_paragraph("query", row.text)}{strip}</div>\n'
     more = "" if len(part.rows) == part.count else f", the first {len(part.rows)}"
