@@ -1,12 +1,12 @@
 """Does the filter find wrong captions: 30% of Flickr8k's train captions swapped between photos.
 
-OMP_NUM_THREADS=1 python benchmarks/clean_pairs.py flickr8k/captions.jsonl --work clean/ --photos 500 --captions 1
+OMP_NUM_THREADS=1 python benchmarks/clean_pairs.py flickr8k/captions.jsonl --work clean/ --photos 500
 
-Prints precision and recall of the filter (a caption is wrong if it was swapped), also of keeping the best 70%,
-and how well each score alone tells wrong from right (area under the ROC curve). ``--train RECIPE`` then trains
-it for ``--steps`` on the clean, the noisy, the filtered and the recaptioned captions and measures each on dev,
-as ``mmgem compare`` does. What is made is kept in ``--work``; killed, it goes on.
-"""  # noqa: E501
+Prints precision and recall of the filter (a caption is wrong if it was swapped), also of keeping the best
+70%, and how well each score alone tells wrong from right (area under the ROC curve). ``--train RECIPE`` then
+trains it for ``--steps`` on the clean, the noisy, the filtered and the recaptioned captions and measures each
+on dev, as ``mmgem compare`` does. What is made is kept in ``--work``; killed, it goes on.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mmgem.clean.judge import Judge, make_judge
 from mmgem.clean.pairs import PairData
 from mmgem.clean.recaption import recaption_pairs
 from mmgem.clean.scores import ScoredPairs, ScoreFile
-from mmgem.compare import compare
+from mmgem.compare.run import compare
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record, write_jsonl
 
@@ -54,7 +54,7 @@ def replace_captions(record: Record, captions: Sequence[str]) -> Record:
 
 def make(options: argparse.Namespace) -> tuple[Path, Path, Wrong]:
     """The clean and the noisy data, and which captions are wrong."""
-    records = load_dataset(options.data, split="train")
+    records = load_dataset(options.data, split=options.split)
     random.Random(options.seed).shuffle(records)
     chosen = [replace_captions(r, r.captions[: options.captions]) for r in records[: options.photos]]
     noisy, wrong = swapped(chosen, options.share, options.seed)
@@ -91,7 +91,8 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--photos", type=int, help="of the train split (default: all)")
+    parser.add_argument("--split", default="train", help="a model knows the captions it has learned")
+    parser.add_argument("--photos", type=int, help="of the split (default: all)")
     parser.add_argument("--captions", type=int, help="of each photo (default: all)")
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
@@ -109,9 +110,8 @@ def main() -> None:
     ) as file:
         pairs = file.results()
     wrong = np.array([of for photo in swaps for of in photo])
-    print(
-        f"{report.photos} photos, {report.pairs} captions; the mixture takes {report.wrong_share:.3f} for wrong"
-    )
+    share = report.wrong_share
+    print(f"{report.photos} photos, {report.pairs} captions; the mixture takes {share:.3f} for wrong")
     show("mixture", pairs, make_judge(pairs), wrong)
     show("best 70%", pairs, make_judge(pairs, keep=1 - options.share), wrong)
     for name in ("cosine", "log_prob", "gain"):
@@ -124,10 +124,12 @@ def main() -> None:
         scores.write_bytes((options.work / ".filtered.jsonl.scores").read_bytes())
     recaptioned_report = recaption_pairs(noisy, options.model, recaptioned)
     print(f"recaptioned: {recaptioned_report.added} captions of the model's")
+    dev = options.work / "dev.jsonl"
+    write_jsonl(dev, load_dataset(options.data, split="dev"))
     texts = [json.dumps(str(path.absolute())) for path in (clean, noisy, filtered, recaptioned)]
     overrides = [
         f"data.train={texts[0]}",
-        f"data.dev={json.dumps(str(options.data.absolute()))}",
+        f"data.dev={json.dumps(str(dev.absolute()))}",
         f"train.steps={options.steps}",
     ]
     vary = [f"data.train={','.join(texts[1:])}"]

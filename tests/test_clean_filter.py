@@ -1,9 +1,8 @@
-"""Captions that do not fit: how they are scored, where is cut, what is written, and that a kill costs little."""
+"""Captions that do not fit: how they are scored, where is cut, what is written; a kill costs little."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import toys
 
 from mmgem import MMGEM
-from mmgem.clean import scores as scores_module
 from mmgem.clean.filter import filter_pairs
 from mmgem.clean.judge import make_judge
 from mmgem.clean.mixture import MIN_PAIRS, Gaussian, fit_mixture
@@ -291,7 +289,7 @@ def test_commands(data: Path, tiny_model_folder: Path, tmp_path: Path, capsys: A
 def test_no_photo_can_be_read(tmp_path: Path, model: MMGEM, tiny_model_folder: Path) -> None:
     records = [Record(tmp_path / f"{n}.png", ("a dog",)) for n in range(3)]
     write_jsonl(tmp_path / "d.jsonl", records)
-    with pytest.raises(ImageError, match="none of the photos|no pair"):
+    with pytest.raises(ImageError, match="none of the photos"):
         filter_pairs(tmp_path / "d.jsonl", tiny_model_folder, tmp_path / "o.jsonl", load=lambda: model)
 
 
@@ -299,4 +297,4 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "rows").write_text("mine\n")
     with pytest.raises(DataError, match="not what mmgem writes"):
         WorkFile(tmp_path / "rows", {})
-    assert os.listdir(tmp_path) == ["rows"] and scores_module.ScoreFile
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]

@@ -17,7 +17,6 @@ from mmgem.clean.output import CleanOutput, name_of, with_captions
 from mmgem.clean.pairs import PairData
 from mmgem.clean.scores import ScoredPairs, ScoreFile
 from mmgem.data.records import Record
-from mmgem.errors import ImageError
 
 
 @dataclass
@@ -115,9 +114,6 @@ def write_judged(
             report.added += 1
         return with_captions(record, captions)
 
-    if len(pairs.errors) == len(pairs.starts):
-        first_error = next(iter(pairs.errors.values()))
-        raise ImageError(f"{output.data.path}: none of the photos could be read; the first: {first_error}")
     report.records = output.write(change)
     output.write_dropped(report.dropped)
     return report

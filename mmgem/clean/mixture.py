@@ -67,8 +67,8 @@ class Mixture:
 
 
 def fit_mixture(points: np.ndarray, wrong: np.ndarray) -> Mixture:
-    """Fit the mixture to the scores ``points`` ``(n, d)``, higher being better, with what ``wrong`` ``(m, d)``
-    pairs score. Raises ``DataError`` for fewer than 20 of either."""
+    """Fit the mixture to the scores ``points`` ``(n, d)``, higher being better, with what wrong pairs score,
+    ``wrong`` ``(m, d)``. Raises ``DataError`` for fewer than 20 of either."""
     if min(len(points), len(wrong)) < MIN_PAIRS:
         raise DataError(
             f"{min(len(points), len(wrong))} pairs are too few to tell wrong from right; give a threshold"

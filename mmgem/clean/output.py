@@ -79,15 +79,8 @@ class CleanOutput:
             samples = self._samples(number, change)
             if (sample := next(samples, None)) is None:
                 (self.out / file.name).unlink(missing_ok=True)
-                continue
-
-            def counted(samples: Iterator[Sample] = _again(sample, samples)) -> Iterator[Sample]:
-                nonlocal count
-                for sample in samples:
-                    count += 1
-                    yield sample
-
-            write_shard(self.out / file.name, counted(), file)
+            else:
+                count += write_shard(self.out / file.name, _again(sample, samples), file)
         if not count:
             raise DataError(f"{self.data.path}: nothing is left")
         return count

@@ -1,8 +1,8 @@
 """How well captions fit their photos, as a model sees it: for each pair its cosine, log P(caption | photo) a
 token, and the same of the mean of 32 photos, what the caption is worth of any.
 
-Their difference is the gain: how much likelier the photo makes the caption. The first caption of each photo is
-scored with the next photo too: what wrong pairs of this very data look like.
+Their difference is the gain: how much likelier the photo makes the caption. The first caption of each photo
+is scored with the next photo too: what wrong pairs of this very data look like.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class ScoreFile:
                 meter.advance(len(block), len(block), {})
 
     def results(self) -> ScoredPairs:
-        """All scores."""
+        """All scores. Raises ``ImageError`` if not a single photo can be read."""
         counts, flat, wrong, errors = array("q"), array("f"), array("f"), {}
         for number, row in enumerate(self._file.rows()):
             counts.append(len(row["scores"]))
@@ -175,6 +175,8 @@ class ScoreFile:
                 wrong.extend(_numbers(row["wrong"]))
             if row["error"]:
                 errors[number] = row["error"]
+        if len(errors) == len(counts):
+            raise ImageError(f"{self.data.path}: none of the photos can be read; the first: {errors[0]}")
         ends = np.cumsum(np.array(counts, np.int64))
         return ScoredPairs(ends - counts, ends, Scores.of(flat), Scores.of(wrong), errors)
 

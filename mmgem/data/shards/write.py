@@ -293,22 +293,26 @@ def _suffix(image: Path) -> str:
     return suffix if suffix in IMAGE_SUFFIXES and suffix not in (".jpe", ".jfif") else ".jpg"
 
 
-def write_shard(path: Path, samples: Iterable[Sample], source: Path) -> None:
+def write_shard(path: Path, samples: Iterable[Sample], source: Path) -> int:
     """Write ``samples`` of the shard ``source``, as they are, to the shard ``path``, of the format its suffix
-    says, with checksums; whole or not at all. Raises ``UsageError`` if parquet needs pyarrow, ``OSError`` if
-    it cannot be written."""
+    says, with checksums; whole or not at all. Returns how many there were. Raises ``UsageError`` if parquet
+    needs pyarrow, ``OSError`` if it cannot be written."""
     root = os.path.normpath(source.absolute())
     format = path.suffix.lower().removeprefix(".")
     if format == "parquet":
         require_pyarrow()
+    count = 0
 
     def rows() -> Iterator[_Row]:
+        nonlocal count
         for sample in samples:
+            count += 1
             value = {"captions": [], **json.loads(line_of(sample.record, root))}
             yield _Row(sample.key, _suffix(sample.record.image), sample.photo, value)
 
     with atomic_file(path, lambda written: write_block_checksums(written, sidecar(path))) as file:
         _WRITERS[format](file, rows())
+    return count
 
 
 def _write_tar(file: BinaryIO, rows: Iterator[_Row]) -> None:
