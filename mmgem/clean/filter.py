@@ -89,7 +89,7 @@ def write_judged(
     folder = output.data.path if output.data.path.is_dir() else output.data.path.parent
 
     def drop(record: Record, caption: str, reason: str, at: int | None = None) -> None:
-        row = {"image": name_of(record, folder), "caption": caption, "reason": reason}
+        row: dict[str, Any] = {"image": name_of(record, folder), "caption": caption, "reason": reason}
         if at is not None:
             row |= {"cosine": _number(pairs.scores.cosine[at]), "gain": _number(pairs.scores.gain[at])}
         report.dropped.append(row)

@@ -1,13 +1,14 @@
 """Which language a caption is in, guessed from its script and its commonest words.
 
-A guess is made of what is sure: a script that one language or a few have, or at least two of the commonest
-words of a language, twice as many as of any other. It is no judge of single words.
+A guess is made of what is sure: a script that one language or a few have, or at least two different ones of
+the commonest words of a language, twice as many as of any other. It is no judge of single words.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 
 from mmgem.data.scripts import CJK, SOUTHEAST_ASIAN
@@ -35,7 +36,8 @@ _LEAST = 2  # common words
 _AHEAD = 2  # times as many as of another language
 
 _COMMON = {
-    "en": "a an the of and is are in on at with to his her their from while by two near it this for",
+    "en": "a an the of and is are in on at with to his her their from while by two near it this for "
+    "do no s t one some another through over up down out into",
     "de": "ein eine einer einem einen der die das den dem und ist sind auf mit im zwei von vor zu sich "
     "während bei neben nicht auch wird",
     "fr": "un une des le les du et est sont dans sur avec deux au aux près pour qui en devant elle il "
@@ -94,14 +96,9 @@ def usual_language(counts: Mapping[str, int]) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _counts(text: str) -> dict[str, int]:
-    return _tally(word for match in _WORDS.findall(text) for word in _LANGUAGES_OF.get(match.lower(), ()))
-
-
-def _tally(names: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+    """How many different common words of each language are in ``text``."""
+    words = {word.lower() for word in _WORDS.findall(text)}
+    return Counter(language for word in words for language in _LANGUAGES_OF.get(word, ()))
 
 
 def _script(text: str) -> str | None:

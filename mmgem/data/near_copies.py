@@ -28,7 +28,7 @@ _COARSE = 8
 _CUTS = (0.05, 0.1)
 _PLACES = (0, 0.5, 1)
 _GRID = [(y, x) for y in range(3) for x in range(3)]
-_BLOCK = 1024  # pictures compared with all others at once
+_BLOCK, _WIDTH = 1024, 8192  # pictures compared with each other at once
 _AT_ONCE = 128  # pictures whose crops are held
 
 
@@ -66,15 +66,21 @@ def near_pairs(
     pictures: np.ndarray, progress: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> Iterator[tuple[int, int]]:
     """The pairs ``(a, b)``, a < b, of copies among small pictures ``(n, 64, 64, 3)`` uint8, which may lie on
-    the disk. Holds 768 bytes a picture, and the cosines of 1,024 with all. ``progress`` as of
+    the disk. Holds 768 bytes a picture, and 200 MB. ``progress`` as of
     :func:`mmgem.search.duplicates.find_duplicates`."""
     coarse = np.concatenate(
         [np.empty((0, 3 * _COARSE**2), np.float32)]
         + [_coarse(pictures[at : at + _BLOCK]) for at in range(0, len(pictures), _BLOCK)]
     )
     for start in progress(range(0, len(pictures), _BLOCK)):
-        cosines = coarse[start : start + _BLOCK] @ coarse[start:].T
-        found = np.argwhere(np.triu(cosines >= MIN_COARSE, 1)) + start
+        found = np.concatenate(
+            [
+                np.argwhere(coarse[start : start + _BLOCK] @ coarse[at : at + _WIDTH].T >= MIN_COARSE)
+                + (start, at)
+                for at in range(start, len(pictures), _WIDTH)
+            ]
+        )
+        found = found[found[:, 0] < found[:, 1]]
         for at in range(0, len(found), _AT_ONCE):
             some = found[at : at + _AT_ONCE]
             numbers, places = np.unique(some, return_inverse=True)
