@@ -1,7 +1,8 @@
 """Which pictures are the same one: resized, compressed again, brightened, or cropped by up to a tenth.
 
-Small pictures are correlated, one of them cropped in several ways, and the best correlation decides.
-Brightness and contrast drop out of a correlation. Where there are many, those that are alike at 8 x 8 pixels
+Small pictures are correlated, one of them cropped in several ways, and the best correlation counts.
+Brightness and contrast drop out of it. Pictures that show little but a sky or snow correlate as well, so
+edges have to agree too. Where there are many, those that are alike at 8 x 8 pixels
 are looked at so.
 """
 
@@ -17,6 +18,8 @@ from mmgem.data.images import ImageSource, open_image
 
 MIN_CORRELATION = 0.9
 """Of two pictures that are copies."""
+MIN_EDGES = 0.63
+"""Of the edges of two pictures that are copies; those of two skies correlate less."""
 MIN_COARSE = 0.85
 """Of two at 8 x 8 pixels that are looked at: 0.999 of the copies have it, and 1 in 3,000 other pairs."""
 SIDE = 64
@@ -56,10 +59,22 @@ def crops(pictures: np.ndarray) -> np.ndarray:
     return np.asarray(flat_values / np.maximum(norms, 1e-6), np.float32)
 
 
-def correlation(one: np.ndarray, two: np.ndarray) -> float:
-    """The highest correlation of two pictures, one of them cropped by up to a tenth, of their
-    :func:`crops`, ``(19, 1728)`` each."""
-    return float(max((one @ two[0]).max(), (two @ one[0]).max()))
+def is_copy(one: np.ndarray, two: np.ndarray) -> bool:
+    """Whether two pictures are the same one, of their :func:`crops` ``(19, 1728)`` each: where they fit best,
+    they correlate, and so do their edges."""
+    first, second = one @ two[0], two @ one[0]
+    if max(first.max(), second.max()) < MIN_CORRELATION:
+        return False
+    if first.max() >= second.max():
+        return bool(_edges(one[first.argmax()]) @ _edges(two[0]) >= MIN_EDGES)
+    return bool(_edges(one[0]) @ _edges(two[second.argmax()]) >= MIN_EDGES)
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """The differences of neighbours of one of :func:`crops`, down and across, of unit length."""
+    planes = values.reshape(3, _COMPARED, _COMPARED)
+    edges = np.concatenate([np.diff(planes, axis=axis).ravel() for axis in (1, 2)])
+    return np.asarray(edges / max(float(np.linalg.norm(edges)), 1e-6))
 
 
 def near_pairs(
@@ -73,21 +88,21 @@ def near_pairs(
         + [_coarse(pictures[at : at + _BLOCK]) for at in range(0, len(pictures), _BLOCK)]
     )
     for start in progress(range(0, len(pictures), _BLOCK)):
-        found = np.concatenate(
-            [
-                np.argwhere(coarse[start : start + _BLOCK] @ coarse[at : at + _WIDTH].T >= MIN_COARSE)
-                + (start, at)
-                for at in range(start, len(pictures), _WIDTH)
-            ]
-        )
-        found = found[found[:, 0] < found[:, 1]]
+        found = np.concatenate([_alike(coarse, start, at) for at in range(start, len(pictures), _WIDTH)])
         for at in range(0, len(found), _AT_ONCE):
             some = found[at : at + _AT_ONCE]
             numbers, places = np.unique(some, return_inverse=True)
             cropped = crops(np.asarray(pictures[numbers]))
             for (a, b), (i, j) in zip(some.tolist(), places.reshape(-1, 2).tolist(), strict=True):
-                if correlation(cropped[i], cropped[j]) >= MIN_CORRELATION:
+                if is_copy(cropped[i], cropped[j]):
                     yield a, b
+
+
+def _alike(coarse: np.ndarray, row: int, column: int) -> np.ndarray:
+    """The pairs ``(k, 2)`` that are alike, of a block of rows and one of columns, each once."""
+    cosines = coarse[row : row + _BLOCK] @ coarse[column : column + _WIDTH].T
+    pairs = np.argwhere(cosines >= MIN_COARSE) + np.array([row, column])
+    return pairs[pairs[:, 0] < pairs[:, 1]]
 
 
 def _coarse(pictures: np.ndarray) -> np.ndarray:

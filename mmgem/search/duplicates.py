@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgem.data.near_copies import MIN_CORRELATION, correlation, crops, small_picture
+from mmgem.data.near_copies import crops, is_copy, small_picture
 from mmgem.errors import ImageError
 from mmgem.search.search import Hit, PhotoIndex
 
@@ -106,7 +106,7 @@ def _same_picture(index: PhotoIndex, one: Path, two: Path) -> bool:
 def are_copies(one: Path, two: Path) -> bool:
     """Whether two files are the same picture, at most a tenth of it cut off; False if one cannot be read."""
     try:
-        return correlation(_crops(one), _crops(two)) >= MIN_CORRELATION
+        return is_copy(_crops(one), _crops(two))
     except ImageError:
         return False
 
