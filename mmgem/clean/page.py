@@ -50,6 +50,10 @@ def _row(finding: Finding, report: CheckReport) -> FindingRow:
         for name in finding.photos
         if name in report.pictures
     ]
-    count = f"{finding.count} photos" if finding.count > 1 else ""
-    text = ": ".join(filter(None, (finding.caption, finding.reason, count)))
-    return FindingRow(text or ("" if photos else Path(finding.photos[0]).name), photos)
+    parts = [
+        "" if photos else Path(finding.photos[0]).name,
+        f"“{finding.caption}”" if finding.caption else "",
+        finding.reason,
+        f"{finding.count} photos" if finding.count > 1 else "",
+    ]
+    return FindingRow(", ".join(filter(None, parts)), photos)

@@ -302,7 +302,7 @@ def _findings(part: FindingSection, pictures: _PhotoEncoder) -> str:
                 f"{_figure('match', picture)}{photo}<figcaption>{_escape(card.name)}</figcaption></figure>\n"
             )
         strip = f'<div class="strip">\n{photos}</div>\n' if photos else ""
-        body += f'<div class="row">\n{_paragraph("query", row.text)}{strip}</div>\n'
+        body += f'<div class="row">\n{_paragraph("about", row.text)}{strip}</div>\n'
     more = "" if len(part.rows) == part.count else f", the first {len(part.rows)}"
     return _section(part.key, _escape(part.title), f"{part.count}{more}", body)
 
