@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "mmgem"
 
 FLOORS = (  # noqa: SIM905
     "errors utils config distributed data encoders models checkpoints inference search evaluate "
-    "self_retrieval tasks train report export plan api bulk compare integrations demo serve cli"
+    "self_retrieval tasks train report export plan api bulk clean compare integrations demo serve cli"
 ).split()
 """From the ground up: a room imports from those before it, never from those behind."""
 

@@ -184,6 +184,9 @@ def run(words: list[str]) -> None:
             subprocess.run(["curl", "--fail", *expanded(rest)], check=True)
         case ["mmgem", "mosaic", *rest]:
             assert main(["mosaic", *rest, "--count", "4"]) == 0
+        case ["mmgem", "data", "filter" | "recaption" as verb, *rest]:  # to a random model no pair is right
+            more = [] if {"--keep", "--min-cosine"} & set(rest) else ["--keep", "0.7"]
+            assert main(["data", verb, *rest, *more]) == 0
         case ["mmgem", "bulk", *rest]:  # workers would load the real model
             assert main(["bulk", *expanded(rest), "--workers", "0"]) == 0
         case ["mmgem", *rest]:

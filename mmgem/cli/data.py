@@ -1,4 +1,4 @@
-"""``mmgem data``: data sets in other forms."""
+"""``mmgem data``: data sets looked at, cleaned, and in other forms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mmgem.cli.data_clean import check, filter_, recaption
 from mmgem.cli.output import JsonOption, note_skipped, print_json
 from mmgem.errors import UsageError
 
@@ -23,7 +24,7 @@ class ShardFormat(StrEnum):
 
 @app.callback()
 def _data() -> None:
-    """Write data sets in other forms."""
+    """Check and clean data sets, and write them in other forms."""
 
 
 @app.command("pack", short_help="Write a data set as shards.")
@@ -65,3 +66,8 @@ def pack(
     else:
         for path in report.shards:
             print(path)
+
+
+app.command("check", short_help="Copies, broken photos, captions that say nothing.")(check)
+app.command("filter", short_help="Leave out captions that do not fit.")(filter_)
+app.command("recaption", short_help="The model's captions where the given do not fit.")(recaption)

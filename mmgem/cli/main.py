@@ -76,7 +76,7 @@ app.command("eval", cls=EvalCommand, short_help="Measure a model on a test set."
 app.command("calibrate", short_help="Let a model say what is no match.")(calibrate)
 app.command("mosaic", short_help="Make regions of captioned photos.")(mosaic)
 app.add_typer(corpus, name="corpus", short_help="Search and question texts a model has learned.")
-app.add_typer(data, name="data", short_help="Write data sets as shards.")
+app.add_typer(data, name="data", short_help="Check and clean data sets, write shards.")
 app.add_typer(store, name="store", short_help="An index in a vector store.")
 app.command("check", short_help="Whether what was written is still whole.")(check)
 app.command("export", short_help="A small copy of a model, or one that is fast on a CPU.")(export)

@@ -97,6 +97,25 @@ class HeatmapCard:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FindingRow:
+    """Something to look at: a line of text, and the photos it is about."""
+
+    text: str
+    photos: Sequence[PhotoCard]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FindingSection:
+    """Findings of one kind; ``key``: of its place in the page (ASCII letters), ``count``: of all of the
+    kind, of which ``rows`` are examples."""
+
+    key: str
+    title: str
+    count: int
+    rows: Sequence[FindingRow]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Report:
     """A page to show: empty parts are left out.
 
@@ -114,5 +133,6 @@ class Report:
     regions: Sequence[RegionCard] = ()
     heatmaps: Sequence[HeatmapCard] = ()
     photos: Sequence[PhotoCard] = ()
+    findings: Sequence[FindingSection] = ()
     commands: Sequence[str] = ()
     note: str = ""

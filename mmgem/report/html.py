@@ -23,6 +23,7 @@ from mmgem.data.images import ImageSource, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.errors import ImageError, UsageError
 from mmgem.report.data import (
+    FindingSection,
     HeatmapCard,
     LabelledValue,
     Match,
@@ -136,6 +137,7 @@ def _page(report: Report, pictures: _PhotoEncoder) -> str:
         ("regions", "Regions", len(report.regions), _regions(report.regions, pictures)),
         ("heat", "Where it is", len(report.heatmaps), _heatmaps(report.heatmaps, pictures)),
         ("photos", "Photos", len(report.photos), _wall(report.photos, pictures)),
+        *((part.key, part.title, part.count, _findings(part, pictures)) for part in report.findings),
     ]
     sections = [section for section in sections if section[2]]
     links = "".join(
@@ -287,6 +289,22 @@ def _wall(cards: Sequence[PhotoCard], pictures: _PhotoEncoder) -> str:
     )
     about = "Captions are generated; below each are the most likely classes, from the same embedding."
     return _section("photos", "Photos", about, f'{search}\n<div class="wall">\n{body}</div>\n')
+
+
+def _findings(part: FindingSection, pictures: _PhotoEncoder) -> str:
+    body = ""
+    for row in part.rows:
+        photos = ""
+        for card in row.photos:
+            picture = pictures.get(card.image, _SMALL)
+            photo = _photo(picture, card.caption or card.name, card.caption)
+            photos += (
+                f"{_figure('match', picture)}{photo}<figcaption>{_escape(card.name)}</figcaption></figure>\n"
+            )
+        strip = f'<div class="strip">\n{photos}</div>\n' if photos else ""
+        body += f'<div class="row">\n{_paragraph("about", row.text)}{strip}</div>\n'
+    more = "" if len(part.rows) == part.count else f", the first {len(part.rows)}"
+    return _section(part.key, _escape(part.title), f"{part.count}{more}", body)
 
 
 def _footer(report: Report) -> str:

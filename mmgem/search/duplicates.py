@@ -2,9 +2,8 @@
 
 Same bytes share a row of the index. Near copies are found in two steps. Their embeddings are close, which a
 matrix product finds; but so are those of two photos of one burst, and how close depends on the model. So the
-pictures of such pairs are then looked at: small ones are correlated, one of them cropped by up to a
-tenth in several ways, and the best correlation decides. Brightness and contrast drop out of a correlation.
-Files are read for pairs that are close only, so nothing has to be kept for this.
+pictures of such pairs are then looked at (:mod:`mmgem.data.near_copies`). Files are read for pairs that are
+close only, so nothing has to be kept for this.
 """
 
 from __future__ import annotations
@@ -17,24 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from mmgem.data.images import open_image
+from mmgem.data.near_copies import crops, is_copy, small_picture
 from mmgem.errors import ImageError
 from mmgem.search.search import Hit, PhotoIndex
 
 MIN_COSINE = 0.8
 """Of two photos whose pictures are looked at."""
-MIN_CORRELATION = 0.9
-"""Of two pictures that are copies."""
-_SIDE = 64  # pixels of the small picture
-_COMPARED = 24  # pixels of what is correlated
-_CROPS = [
-    (left * cut, top * cut, 1 - (1 - left) * cut, 1 - (1 - top) * cut)
-    for cut in (0.05, 0.1)
-    for left in (0, 0.5, 1)
-    for top in (0, 0.5, 1)
-]
 _BLOCK = 1024  # photos compared with all others at once
 _FOLD_DEPTH = 4
 
@@ -118,36 +106,14 @@ def _same_picture(index: PhotoIndex, one: Path, two: Path) -> bool:
 def are_copies(one: Path, two: Path) -> bool:
     """Whether two files are the same picture, at most a tenth of it cut off; False if one cannot be read."""
     try:
-        first, second = _small(one), _small(two)
+        return is_copy(_crops(one), _crops(two))
     except ImageError:
         return False
-    return correlation(first, second) >= MIN_CORRELATION
 
 
-def correlation(one: Image.Image, two: Image.Image) -> float:
-    """The highest correlation of two small pictures, one of them cropped by up to a tenth."""
-    whole_one, whole_two = _pixels(one), _pixels(two)
-    best = float(whole_one @ whole_two)
-    for crop in _CROPS:
-        if best >= MIN_CORRELATION:
-            break
-        best = max(best, float(_pixels(one, crop) @ whole_two), float(whole_one @ _pixels(two, crop)))
-    return best
-
-
-def _pixels(picture: Image.Image, crop: tuple[float, float, float, float] = (0, 0, 1, 1)) -> np.ndarray:
-    """The pixels of a part (shares of the sides) at the size that is compared, less the mean of each colour,
-    of unit length."""
-    box = tuple(_SIDE * share for share in crop)
-    small = picture.resize((_COMPARED, _COMPARED), Image.Resampling.BOX, box=box)  # type: ignore[arg-type]
-    values = np.asarray(small, np.float32).reshape(-1, 3)
-    values = values - values.mean(0)
-    return values.ravel() / max(float(np.linalg.norm(values)), 1e-6)
-
-
-@lru_cache(maxsize=512)
-def _small(path: Path) -> Image.Image:
-    return open_image(path, min_side=2 * _SIDE).resize((_SIDE, _SIDE), Image.Resampling.BOX)
+@lru_cache(maxsize=256)
+def _crops(path: Path) -> np.ndarray:
+    return crops(np.asarray(small_picture(path))[None])[0]
 
 
 def _largest_first(path: Path) -> tuple[int, bytes]:

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,6 +28,7 @@ from mmgem.data.images import IMAGE_SUFFIXES, image_size, open_image
 from mmgem.data.records import Record, line_of
 from mmgem.data.shards.fields import check_characters
 from mmgem.data.shards.parquet import OURS, require_pyarrow
+from mmgem.data.shards.shard import Sample
 from mmgem.errors import DataError, ImageError, TransientImageError, UsageError, unreadable_image
 from mmgem.utils.checksums import sidecar, write_block_checksums
 from mmgem.utils.files import atomic_file, open_regular, write_atomic
@@ -248,9 +249,7 @@ class _Pack:
             raise error_type(f"{record.image}: {str(error).removeprefix('image bytes: ')}") from error
         for region in value.get("regions", []):
             region["box"] = [x * scale[i % 2] for i, x in enumerate(region["box"])]
-        suffix = record.image.suffix.lower() if shrunk is photo else ".jpg"
-        if suffix not in IMAGE_SUFFIXES or suffix in (".jpe", ".jfif"):
-            suffix = ".jpg"
+        suffix = _suffix(record.image) if shrunk is photo else ".jpg"
         return _Row(f"{at:08}", suffix, shrunk, value)
 
     def _json(self, record: Record) -> bytes:
@@ -286,6 +285,34 @@ def _shrink(photo: bytes, size: int) -> tuple[bytes, tuple[float, float]]:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue(), (new[0] / width, new[1] / height)
+
+
+def _suffix(image: Path) -> str:
+    """What the photo is called by in a tar."""
+    suffix = image.suffix.lower()
+    return suffix if suffix in IMAGE_SUFFIXES and suffix not in (".jpe", ".jfif") else ".jpg"
+
+
+def write_shard(path: Path, samples: Iterable[Sample], source: Path) -> int:
+    """Write ``samples`` of the shard ``source``, as they are, to the shard ``path``, of the format its suffix
+    says, with checksums; whole or not at all. Returns how many there were. Raises ``UsageError`` if parquet
+    needs pyarrow, ``OSError`` if it cannot be written."""
+    root = os.path.normpath(source.absolute())
+    format = path.suffix.lower().removeprefix(".")
+    if format == "parquet":
+        require_pyarrow()
+    count = 0
+
+    def rows() -> Iterator[_Row]:
+        nonlocal count
+        for sample in samples:
+            count += 1
+            value = {"captions": [], **json.loads(line_of(sample.record, root))}
+            yield _Row(sample.key, _suffix(sample.record.image), sample.photo, value)
+
+    with atomic_file(path, lambda written: write_block_checksums(written, sidecar(path))) as file:
+        _WRITERS[format](file, rows())
+    return count
 
 
 def _write_tar(file: BinaryIO, rows: Iterator[_Row]) -> None:

@@ -1,0 +1,142 @@
+"""``mmgem data check``, ``filter`` and ``recaption``: noisy pairs made clean."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmgem.cli.inputs import ModelOption, load_model
+from mmgem.cli.output import JsonOption, note, note_skipped, print_json
+from mmgem.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmgem.clean.filter import CleanReport
+
+DataArgument = Annotated[
+    Path, typer.Argument(metavar="DATA", help="Any dataset mmgem reads, or shards (tar, parquet).")
+]
+SplitOption = Annotated[str | None, typer.Option("--split", metavar="S", help="Only this split of the data.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE", help="A .jsonl file; of shards, a folder.")
+]
+KeepOption = Annotated[
+    float | None, typer.Option("--keep", metavar="SHARE", help="Keep this share of the pairs, the best.")
+]
+MinCosineOption = Annotated[
+    float | None, typer.Option("--min-cosine", metavar="C", help="Keep pairs of at least this cosine.")
+]
+
+
+def check(
+    data: DataArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for report.html and findings.jsonl."),
+    ] = None,
+    split: SplitOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find what is wrong with a data set, without a model.
+
+    Copies of photos (same bytes, and near: resized, compressed again, cropped by up to a tenth), photos that
+    cannot be read or have no caption, captions that are too short, under many photos, or in another language
+    than most. Each photo is decoded once. Stopped, the same command goes on. With --json: {"photos",
+    "captions", "counts", "across_splits", "language", "examples", "problems"}.
+    """
+    from mmgem.clean.check import KINDS, check_pairs
+    from mmgem.clean.pairs import PairData
+
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{out}: {error.strerror}") from error
+    report = check_pairs(PairData(data, split), out)
+    if report.resumed:
+        note(f"went on behind {report.resumed} photos")
+    note_skipped(report.problems)
+    if out is not None:
+        from mmgem.clean.page import write_check_page
+
+        command = f"mmgem data check {shlex.quote(data.name)} --out {shlex.quote(out.name)}"
+        write_check_page(out / "report.html", data.name, report, command)
+    if as_json:
+        examples = {kind: [asdict(finding) for finding in found] for kind, found in report.examples.items()}
+        counts = {"photos": report.photos, "captions": report.captions, "counts": report.counts}
+        more = {"across_splits": report.across_splits, "language": report.language}
+        print_json({**counts, **more, "examples": examples, "problems": report.problems})
+        return
+    print(f"{report.photos} photos, {report.captions} captions")
+    for kind, count in report.counts.items():
+        print(f"{count}\t{KINDS[kind]}")
+    print(f"{report.across_splits}\tgroups of copies across splits")
+    if out is not None:
+        print(f"{out / 'report.html'}")
+
+
+def filter_(
+    data: DataArgument,
+    out: OutOption,
+    model: ModelOption = "tiny",
+    split: SplitOption = None,
+    keep: KeepOption = None,
+    min_cosine: MinCosineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Leave out captions that do not fit their photos, as a model sees it.
+
+    A pair is scored by its cosine and by how much likelier the photo makes the caption. Where to cut is told
+    by the data: by what its own captions score beside photos of others. What went is listed in
+    FILE.dropped.jsonl with the reason. Scores are kept beside FILE: stopped, the same command goes on, and
+    another threshold costs nothing. With --json: {"pairs", "kept", "photos", "records", "rule",
+    "wrong_share", "dropped_file"}.
+    """
+    from mmgem.clean.filter import filter_pairs
+
+    report = filter_pairs(data, model, out, split, keep, min_cosine, lambda: load_model(model))
+    _print(report, out, as_json)
+
+
+def recaption(
+    data: DataArgument,
+    out: OutOption,
+    model: ModelOption = "tiny",
+    split: SplitOption = None,
+    keep_both: Annotated[
+        bool, typer.Option("--keep-both", help="A caption of the model's beside those that fit, too.")
+    ] = False,
+    keep: KeepOption = None,
+    min_cosine: MinCosineOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put the model's captions where the given ones do not fit, if its own do.
+
+    As mmgem data filter, and a photo that loses a caption or has none gets one of the model's, which has to
+    pass the same threshold. Stopped, the same command goes on. With --json: as of filter, and "added".
+    """
+    from mmgem.clean.recaption import recaption_pairs
+
+    report = recaption_pairs(data, model, out, split, keep_both, keep, min_cosine, lambda: load_model(model))
+    _print(report, out, as_json)
+
+
+def _print(report: CleanReport, out: Path, as_json: bool) -> None:
+    note_skipped(report.problems)
+    if report.resumed:
+        note(f"{report.resumed} photos had scores already")
+    if as_json:
+        names = ("pairs", "kept", "added", "photos", "records", "rule", "wrong_share")
+        print_json(
+            {name: getattr(report, name) for name in names} | {"dropped_file": str(report.dropped_file)}
+        )
+        return
+    added = f", {report.added} of the model's added" if report.added else ""
+    share = "" if report.wrong_share is None else f"; the mixture takes {report.wrong_share:.1%} for wrong"
+    print(
+        f"{out}: {report.kept} of {report.pairs} captions{added}, {report.records} of {report.photos} photos"
+    )
+    note(f"kept: {report.rule}{share}; the others are in {report.dropped_file}")
