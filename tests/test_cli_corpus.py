@@ -1,4 +1,4 @@
-"""``mmgem corpus``: learn, search, ask, measure, add, on a toy model."""
+"""``mmgem corpus``: learn, search, ask, measure, add, remove, on a toy model."""
 
 from __future__ import annotations
 
@@ -126,6 +126,12 @@ def test_add_makes_findable_and_lasts(run: Callable[..., tuple[str, str]], tmp_p
     assert "bad.txt" in err
     hits = json.loads(run("search", "boat", "-k", 50, "--json")[0])["hits"]
     assert "new.md#1" in [hit["id"] for hit in hits]
+    told = json.loads(run("add", tmp_path, "--json")[0])
+    assert list(told) == ["added", "replaced", "unchanged", "passages", "seconds"]
+    assert (told["added"], told["replaced"], told["unchanged"], told["passages"]) == (0, 0, 1, 10)
+    (tmp_path / "new.md").write_text("# red boat\n\nThe dog runs.\n")
+    assert run("add", tmp_path)[0] == "0 passages added, 1 replaced, 0 unchanged, 10 in all\n"
+    assert json.loads(run("remove", "new.md", "--json")[0]) == {"removed": 1, "passages": 9}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +140,7 @@ def test_add_makes_findable_and_lasts(run: Callable[..., tuple[str, str]], tmp_p
         (["search", " "], 2, "question is empty"),
         (["eval", "--data", "none.jsonl"], 2, "none.jsonl"),
         (["add", "none.txt"], 2, "none.txt"),
+        (["remove", "nothing"], 1, "no passage has the id 'nothing'"),
         (["search"], 2, "TEXT"),
         (["search", "the dog", "--scoring", "best"], 2, "scoring.kind"),
     ],

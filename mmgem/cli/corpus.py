@@ -125,8 +125,9 @@ def add(
 ) -> None:
     """Add passages: searchable at once, without training.
 
-    The tries grow by what is new; the model has not memorised it, so it is found by what it can tell from the
-    names and from reading. With --json: {"added", "passages", "seconds"}.
+    One with the id of a passage that is there takes its place; one that is there word by word is passed
+    over. The tries grow by what is new; the model has not memorised it, so it is found by what it can tell
+    from the names and from reading. With --json: {"added", "replaced", "unchanged", "passages", "seconds"}.
     """
     from mmgem.self_retrieval.passages import load_corpus
 
@@ -136,12 +137,31 @@ def add(
     passages = [p for file in files for p in load_corpus(file, skipped)]
     for path, reason in skipped:
         note(f"skipped {path}: {reason}")
-    engine.add(passages)
-    counts: dict[str, Any] = {"added": len(passages), "passages": len(engine.corpus.passages)}
+    change = engine.add(passages)
     if as_json:
-        print_json({**counts, "seconds": round(time.monotonic() - started, 2)})
+        counts = {name: getattr(change, name) for name in ("added", "replaced", "unchanged")}
+        seconds = round(time.monotonic() - started, 2)
+        print_json({**counts, "passages": len(change.passages), "seconds": seconds})
+        return
+    others = f"{change.replaced} replaced, {change.unchanged} unchanged"
+    print(f"{change.added} passages added, {others}, {len(change.passages)} in all")
+
+
+@app.command("remove", short_help="Take passages out of the corpus.")
+def remove(
+    ids: Annotated[list[str], typer.Argument(metavar="IDS", help="Ids of passages, or names of documents.")],
+    model: ModelOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove passages: those with these ids, or all of a document (guide.md: guide.md#1, guide.md#2, ...).
+
+    With --json: {"removed", "passages"}.
+    """
+    change = _load(model).remove(ids)
+    if as_json:
+        print_json({"removed": change.removed, "passages": len(change.passages)})
     else:
-        print(f"{counts['added']} passages added, {counts['passages']} in all")
+        print(f"{change.removed} passages removed, {len(change.passages)} in all")
 
 
 def _cell(row: dict[str, float], column: str) -> str:

@@ -1,4 +1,4 @@
-"""A model and the corpus it has learned, from its folder: search, ask, measure, add."""
+"""A model and the corpus it has learned, from its folder: search, ask, measure, add, remove."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
 from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.corpus import FOLDER, Corpus
+from mmgem.self_retrieval.corpus_changes import CorpusChange, plan_change
 from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
@@ -96,21 +97,37 @@ class SelfRetrieval:
         """Unit embeddings ``(n, D)`` float32 of passages and their titles, as ``corpus.vectors`` has them."""
         return embed_passages(self.network, self.prompts, list(passages))
 
-    def add(self, passages: Sequence[Passage]) -> None:
-        """Put passages into the corpus, here and, if it has one, in the model's folder.
+    def add(self, passages: Sequence[Passage]) -> CorpusChange:
+        """Put passages into the corpus, here and, if it has one, in the model's folder, in the place of those
+        with the same ids; those that are there already cost nothing.
 
         What others have put into the folder since it was read stays, and is here too from now on; one who
-        adds to it at this moment is waited for. Raises ``DataError`` for an id that is there already,
+        changes it at this moment is waited for. Raises ``DataError`` for two different passages of one id,
         ``CheckpointError`` if the folder holds another model by now, ``BusyError`` if that is still in
         training; then nothing has changed."""
+        return self._change(passages, ())
+
+    def remove(self, names: Sequence[str]) -> CorpusChange:
+        """Take passages out of the corpus as :meth:`add` puts them in: ids, or names of documents (all ids
+        ``NAME#...``). Raises ``DataError`` for one of nothing and if no passage would be left, else as
+        :meth:`add` does."""
+        return self._change((), names)
+
+    def _change(self, passages: Sequence[Passage], removed: Sequence[str]) -> CorpusChange:
         with nullcontext() if self.folder is None else lock_model(self.folder):
             before = self._corpus_on_disk()
-            corpus = before.extended(passages, self.prompts)
-            if before.vectors is not None:
-                corpus.vectors = np.concatenate([before.vectors, self.embed_passages(passages)])
-            if self.folder is not None:
-                corpus.save_in(self.folder)
+            change = plan_change(before.passages, passages, removed)
+            corpus = before
+            if not change.is_empty:
+                corpus = before.changed(change, self.prompts)
+                if before.vectors is not None:
+                    new = change.former < 0
+                    corpus.vectors = before.vectors[change.former]
+                    corpus.vectors[new] = self.embed_passages([corpus.passages[n] for n in new.nonzero()[0]])
+                if self.folder is not None:
+                    corpus.save_in(self.folder)
         self.corpus, self._retriever = corpus, None
+        return change
 
     def _corpus_on_disk(self) -> Corpus:
         """The corpus as the model's folder has it now, if there is one."""
