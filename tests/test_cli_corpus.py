@@ -118,6 +118,23 @@ def test_a_scoring_in_the_place_of_the_corpus_s_own(
     assert told["queries"] == 18
 
 
+def test_documents_are_the_sum_of_their_passages(
+    run: Callable[..., tuple[str, str]], data: tuple[Path, Path]
+) -> None:
+    hits = json.loads(run("search", "the dog", "-k", 50, "--json")[0])["hits"]
+    (told,) = json.loads(run("search", "the dog", "-k", 1, "--documents", "--json")[0])["documents"]
+    assert list(told) == ["title", "score", "passages"]
+    assert told["passages"] == [hit["id"] for hit in hits if hit["title"] == told["title"]]
+    scores = dict.fromkeys((hit["title"] for hit in hits), 0.0)
+    for hit in hits:
+        scores[hit["title"]] += hit["score"]
+    assert told["score"] == pytest.approx(max(scores.values()))
+    line = run("search", "the dog", "-k", 1, "--documents")[0]
+    assert line == f"{told['score']:.3f}\t{told['title']}\t{' '.join(told['passages'])}\n"
+    told = json.loads(run("eval", "--data", data[1], "--documents", "--json")[0])
+    assert told["queries"] == 18 and told["H@5"] == 100  # there are three
+
+
 def test_add_makes_findable_and_lasts(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "new.md").write_text("# red boat\n\nA red boat runs on the water of the beach.\n")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")

@@ -229,7 +229,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_judging_is_what_a_fresh_reading_gives() -> None:
     passages = toys.passages()
-    reader = Reader(NETWORK.llm, PROMPTS, Corpus.build(passages, PROMPTS), CPU)
+    reader = Reader(NETWORK.llm, PROMPTS, passages, CPU)
     question = "the dog jumps on snow"
     scores_of = reader.score_passages(question, range(9), batch_size=4)
     (ids,) = PROMPTS.pieces([question])
@@ -252,9 +252,8 @@ def test_judging_is_what_a_fresh_reading_gives() -> None:
 
 
 def test_kept_passages_stay_within_their_limit() -> None:
-    corpus = Corpus.build(toys.passages(), PROMPTS)
-    roomy = Reader(NETWORK.llm, PROMPTS, corpus, CPU)
-    tight = Reader(NETWORK.llm, PROMPTS, corpus, CPU, cache_bytes=1)
+    roomy = Reader(NETWORK.llm, PROMPTS, toys.passages(), CPU)
+    tight = Reader(NETWORK.llm, PROMPTS, toys.passages(), CPU, cache_bytes=1)
     question = "a red ball"
     for _ in range(2):
         a, b = roomy.score_passages(question, range(9)), tight.score_passages(question, range(9))
