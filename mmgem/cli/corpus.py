@@ -14,7 +14,7 @@ from mmgem.cli.inputs import quiet_libraries
 from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.cli.terms import note_terms
 from mmgem.cli.train import train
-from mmgem.errors import UsageError
+from mmgem.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from mmgem.self_retrieval.model import SelfRetrieval
@@ -84,7 +84,8 @@ def search(
         else:
             _show_texts(text_hits)
         return
-    engine = _load(model or "", scoring)
+    assert model is not None
+    engine = _load(model, scoring)
     if documents:
         from mmgem.self_retrieval.document_ranking import rank_documents
 
@@ -128,7 +129,8 @@ def ask(
         print(told.source.place)
         _show_texts(told.hits)
         return
-    engine = _load(model or "")
+    assert model is not None
+    engine = _load(model)
     answer = engine.ask(_text(question), k)
     if as_json:
         hits = [hit.to_json() for hit in answer.hits]
@@ -254,6 +256,8 @@ def index_folder(
     report = update_text_index(out, folder, lasting_name(model), fingerprint(source), load, progress)
     for path, reason in report.failed:
         note(f"skipped {path}: {reason}")
+    if not report.files:
+        raise DataError(f"{folder}: none of the {len(report.failed)} files could be read")
     if as_json:
         failed = [{"file": str(path), "reason": reason} for path, reason in report.failed]
         names = ("files", "passages", "embedded", "unchanged", "removed")
