@@ -144,10 +144,10 @@ def test_add_makes_findable_and_lasts(run: Callable[..., tuple[str, str]], tmp_p
     hits = json.loads(run("search", "boat", "-k", 50, "--json")[0])["hits"]
     assert "new.md#1" in [hit["id"] for hit in hits]
     told = json.loads(run("add", tmp_path, "--json")[0])
-    assert list(told) == ["added", "replaced", "unchanged", "passages", "seconds"]
+    assert list(told) == ["added", "replaced", "unchanged", "removed", "passages", "seconds"]
     assert (told["added"], told["replaced"], told["unchanged"], told["passages"]) == (0, 0, 1, 10)
     (tmp_path / "new.md").write_text("# red boat\n\nThe dog runs.\n")
-    assert run("add", tmp_path)[0] == "0 passages added, 1 replaced, 0 unchanged, 10 in all\n"
+    assert run("add", tmp_path)[0] == "0 passages added, 1 replaced, 0 unchanged, 0 removed, 10 in all\n"
     assert json.loads(run("remove", "new.md", "--json")[0]) == {"removed": 1, "passages": 9}
 
 

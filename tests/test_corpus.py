@@ -154,7 +154,11 @@ def test_what_cannot_be_changed_is_said_and_nothing_changes() -> None:
     with pytest.raises(DataError, match="two different passages have the id 'n'"):
         engine.add([Passage("n", "t", "x"), Passage("n", "t", "y")])
     assert engine.corpus.passages == documents
-    assert engine.remove(["a.md"]).removed == 2 and engine.corpus.passages == documents[2:]
+    changed = Passage("a.md#1", "t", "new")
+    change = engine.add([changed], ["a.md"])  # it was longer
+    assert (change.replaced, change.removed) == (1, 1)
+    assert engine.corpus.passages == [changed, documents[2]]
+    assert engine.remove(["a.md"]).removed == 1 and engine.corpus.passages == documents[2:]
 
 
 def test_a_saved_corpus_is_the_same(tmp_path: Path) -> None:

@@ -185,24 +185,32 @@ def add(
     """Add passages: searchable at once, without training.
 
     One with the id of a passage that is there takes its place; one that is there word by word is passed
-    over. The tries grow by what is new; the model has not memorised it, so it is found by what it can tell
-    from the names and from reading. With --json: {"added", "replaced", "unchanged", "passages", "seconds"}.
+    over; what a text or Markdown file no longer has is removed. The tries grow by what is new; the model has
+    not memorised it, so it is found by what it can tell from the names and from reading. With --json:
+    {"added", "replaced", "unchanged", "removed", "passages", "seconds"}.
     """
-    from mmgem.self_retrieval.passages import load_corpus
+    from mmgem.self_retrieval.corpus_changes import document_of
+    from mmgem.self_retrieval.passages import Passage, is_documents, load_corpus
 
     started = time.monotonic()
     engine = _load(model)
     skipped: list[tuple[Path, str]] = []
-    passages = [p for file in files for p in load_corpus(file, skipped)]
+    passages: list[Passage] = []
+    documents: set[str] = set()
+    for file in files:
+        read = load_corpus(file, skipped)
+        passages += read
+        if is_documents(file):
+            documents |= {document_of(p.id) for p in read}
     for path, reason in skipped:
         note(f"skipped {path}: {reason}")
-    change = engine.add(passages)
+    change = engine.add(passages, documents)
     if as_json:
-        counts = {name: getattr(change, name) for name in ("added", "replaced", "unchanged")}
+        counts = {name: getattr(change, name) for name in ("added", "replaced", "unchanged", "removed")}
         seconds = round(time.monotonic() - started, 2)
         print_json({**counts, "passages": len(change.passages), "seconds": seconds})
         return
-    others = f"{change.replaced} replaced, {change.unchanged} unchanged"
+    others = f"{change.replaced} replaced, {change.unchanged} unchanged, {change.removed} removed"
     print(f"{change.added} passages added, {others}, {len(change.passages)} in all")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,15 +33,22 @@ class CorpusChange:
 
 
 def plan_change(
-    before: Sequence[Passage], passages: Iterable[Passage] = (), removed: Iterable[str] = ()
+    before: Sequence[Passage],
+    passages: Sequence[Passage] = (),
+    removed: Iterable[str] = (),
+    documents: Collection[str] = (),
 ) -> CorpusChange:
     """Remove the ids ``removed``, or all of a document of that name (ids ``NAME#...``), then put
-    ``passages`` in the place of those of the same id, or behind all.
+    ``passages`` in the place of those of the same id, or behind all. ``documents``: names of those that
+    ``passages`` are all of; what else the corpus has of them is removed.
 
     Raises ``DataError`` for an id to be removed that is not there, for two different passages of one id, and
     if no passage would be left.
     """
     gone = expand_ids(removed, [p.id for p in before])
+    if documents:
+        given_ids = {p.id for p in passages}
+        gone |= {p.id for p in before if document_of(p.id) in documents and p.id not in given_ids}
     number = {p.id: n for n, p in enumerate(before)}
     given: dict[str, Passage] = {}
     unchanged = 0
@@ -70,6 +77,11 @@ def plan_change(
     return CorpusChange(after, np.array(former, np.int64), *counts)
 
 
+def document_of(passage: str) -> str:
+    """The document of a passage's id ``DOCUMENT#n``; "" for other ids."""
+    return passage.rpartition("#")[0]
+
+
 def expand_ids(names: Iterable[str], known: Sequence[str]) -> set[str]:
     """The ids that ``names`` mean: an id of ``known``, or all that begin with a document's name and ``#``.
 
@@ -78,7 +90,7 @@ def expand_ids(names: Iterable[str], known: Sequence[str]) -> set[str]:
     ids = set(known)
     of_document: dict[str, list[str]] = defaultdict(list)
     for i in known:
-        of_document[i.rpartition("#")[0]].append(i)
+        of_document[document_of(i)].append(i)
     found: set[str] = set()
     for name in names:
         if name in ids:

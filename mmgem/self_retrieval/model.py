@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,26 +98,29 @@ class SelfRetrieval:
         """Unit embeddings ``(n, D)`` float32 of passages and their titles, as ``corpus.vectors`` has them."""
         return embed_passages(self.network, self.prompts, list(passages))
 
-    def add(self, passages: Sequence[Passage]) -> CorpusChange:
+    def add(self, passages: Sequence[Passage], documents: Collection[str] = ()) -> CorpusChange:
         """Put passages into the corpus, here and, if it has one, in the model's folder, in the place of those
-        with the same ids; those that are there already cost nothing.
+        with the same ids; those that are there already cost nothing. ``documents``: names (ids ``NAME#...``)
+        of those that these are all passages of; what else there is of them goes.
 
         What others have put into the folder since it was read stays, and is here too from now on; one who
         changes it at this moment is waited for. Raises ``DataError`` for two different passages of one id,
         ``CheckpointError`` if the folder holds another model by now, ``BusyError`` if that is still in
         training; then nothing has changed."""
-        return self._change(passages, ())
+        return self._change(passages, (), documents)
 
     def remove(self, names: Sequence[str]) -> CorpusChange:
         """Take passages out of the corpus as :meth:`add` puts them in: ids, or names of documents (all ids
         ``NAME#...``). Raises ``DataError`` for one of nothing and if no passage would be left, else as
         :meth:`add` does."""
-        return self._change((), names)
+        return self._change((), names, ())
 
-    def _change(self, passages: Sequence[Passage], removed: Sequence[str]) -> CorpusChange:
+    def _change(
+        self, passages: Sequence[Passage], removed: Sequence[str], documents: Collection[str]
+    ) -> CorpusChange:
         with nullcontext() if self.folder is None else lock_model(self.folder):
             before = self._corpus_on_disk()
-            change = plan_change(before.passages, passages, removed)
+            change = plan_change(before.passages, passages, removed, documents)
             corpus = before
             if not change.is_empty:
                 corpus = before.changed(change, self.prompts)

@@ -67,6 +67,12 @@ def load_corpus(path: str | os.PathLike[str], skipped: list[tuple[Path, str]] | 
     ]
 
 
+def is_documents(path: Path) -> bool:
+    """Whether :func:`load_corpus` reads ``path`` as whole documents: a text or Markdown file, or a folder of
+    them."""
+    return not is_beir(path) if path.is_dir() else path.suffix.lower() in SUFFIXES
+
+
 def load_queries(path: str | os.PathLike[str], known: Collection[str] | None = None) -> list[Query]:
     """Read a JSONL file of queries (ours, KILT's), SQuAD's ``.json``, a file ``qrels/*.tsv`` of BEIR or a
     folder with one. ``known``: the ids of passages there are, if they are to be checked; the id of a document
