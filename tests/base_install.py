@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 EXTRAS = {
-    *("peft", "tensorboard", "tensorboardX", "gguf", "accelerate", "bm25s", "pyarrow", "ray", "usearch"),
+    *(
+        "peft",
+        "tensorboard",
+        "tensorboardX",
+        "gguf",
+        "accelerate",
+        "bm25s",
+        "pypdf",
+        "pyarrow",
+        "ray",
+        "usearch",
+    ),
     *("qdrant_client", "lancedb", "lance", "sentence_transformers", "mteb", "onnx", "onnxruntime"),
     *(
         "onnxscript",

@@ -48,6 +48,10 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         f'[model.encoder]\nkind = "transformers"\n'
         f'[train]\nout = "{folder / "run"}"\nepochs = 1\nbatch_size = 4\n[image_text]\n'
     )
+    (folder / "notes").mkdir()
+    texts = folder / "notes"
+    (texts / "a.md").write_text("# a dog\n\nThe dog runs.\n")
+    (texts / "b.pdf").write_text("%PDF-1.4")
     m, idx, photo = ["-m", model], str(folder / "idx"), photos[0]
     index = ["index", str(Path(photo).parent), "--out", idx, *m]
     return {
@@ -83,6 +87,8 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         "compare": ["compare", str(recipe), "--data", str(data), "--out", str(folder / "compared")],
         "calibrate": ["calibrate", str(folder / "small"), "--data", str(folder / "no.jsonl")],
         "corpus": ["corpus", "search", "a dog", *m],
+        "corpus index": ["corpus", "index", str(texts), "--out", str(folder / "texts.idx"), *m],
+        "corpus ask": ["corpus", "ask", "a dog", "--index", str(folder / "texts.idx")],
         "bulk": ["bulk", str(Path(photo).parent), "--out", str(folder / "bulk"), *m],
         "bulk workers": ["bulk", str(Path(photo).parent), "--out", str(folder / "b"), "--workers", "2", *m],
         "data parquet": ["data", "pack", str(data), "--out", str(folder / "parquet"), "--format", "parquet"],
@@ -130,6 +136,12 @@ def test_every_verb_works_or_names_its_extra(told):
         if not right:
             wrong.append((name, code, line))
     assert wrong == []
+
+
+def test_pdfs_are_skipped_with_the_name_of_the_extra(told):
+    code, out, line = told["corpus index"]
+    assert (code, "1 passages of 1 files" in out) == (0, True)
+    assert "mmgem[pdf]" in line
 
 
 def test_all_verbs_are_here(told):

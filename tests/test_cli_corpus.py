@@ -1,4 +1,4 @@
-"""``mmgem corpus``: learn, search, ask, measure, add, on a toy model."""
+"""``mmgem corpus``: learn, search, ask, measure, add, remove, on a toy model."""
 
 from __future__ import annotations
 
@@ -118,6 +118,23 @@ def test_a_scoring_in_the_place_of_the_corpus_s_own(
     assert told["queries"] == 18
 
 
+def test_documents_are_the_sum_of_their_passages(
+    run: Callable[..., tuple[str, str]], data: tuple[Path, Path]
+) -> None:
+    hits = json.loads(run("search", "the dog", "-k", 50, "--json")[0])["hits"]
+    (told,) = json.loads(run("search", "the dog", "-k", 1, "--documents", "--json")[0])["documents"]
+    assert list(told) == ["title", "score", "passages"]
+    assert told["passages"] == [hit["id"] for hit in hits if hit["title"] == told["title"]]
+    scores = dict.fromkeys((hit["title"] for hit in hits), 0.0)
+    for hit in hits:
+        scores[hit["title"]] += hit["score"]
+    assert told["score"] == pytest.approx(max(scores.values()))
+    line = run("search", "the dog", "-k", 1, "--documents")[0]
+    assert line == f"{told['score']:.3f}\t{told['title']}\t{' '.join(told['passages'])}\n"
+    told = json.loads(run("eval", "--data", data[1], "--documents", "--json")[0])
+    assert told["queries"] == 18 and told["H@5"] == 100  # there are three
+
+
 def test_add_makes_findable_and_lasts(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "new.md").write_text("# red boat\n\nA red boat runs on the water of the beach.\n")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")
@@ -126,6 +143,12 @@ def test_add_makes_findable_and_lasts(run: Callable[..., tuple[str, str]], tmp_p
     assert "bad.txt" in err
     hits = json.loads(run("search", "boat", "-k", 50, "--json")[0])["hits"]
     assert "new.md#1" in [hit["id"] for hit in hits]
+    told = json.loads(run("add", tmp_path, "--json")[0])
+    assert list(told) == ["added", "replaced", "unchanged", "removed", "passages", "seconds"]
+    assert (told["added"], told["replaced"], told["unchanged"], told["passages"]) == (0, 0, 1, 10)
+    (tmp_path / "new.md").write_text("# red boat\n\nThe dog runs.\n")
+    assert run("add", tmp_path)[0] == "0 passages added, 1 replaced, 0 unchanged, 0 removed, 10 in all\n"
+    assert json.loads(run("remove", "new.md", "--json")[0]) == {"removed": 1, "passages": 9}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +157,7 @@ def test_add_makes_findable_and_lasts(run: Callable[..., tuple[str, str]], tmp_p
         (["search", " "], 2, "question is empty"),
         (["eval", "--data", "none.jsonl"], 2, "none.jsonl"),
         (["add", "none.txt"], 2, "none.txt"),
+        (["remove", "nothing"], 1, "no passage has the id 'nothing'"),
         (["search"], 2, "TEXT"),
         (["search", "the dog", "--scoring", "best"], 2, "scoring.kind"),
     ],

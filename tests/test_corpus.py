@@ -85,18 +85,80 @@ def test_a_question_is_answered_as_if_alone(
                 assert getattr(hit, field) == pytest.approx(getattr(other, field), abs=1e-4, rel=1e-4)
 
 
-@settings(deadline=None, max_examples=15)
-@given(PASSAGES, PASSAGES, st.booleans())
-def test_added_equals_built_at_once(
-    first: list[tuple[str, str]], second: list[tuple[str, str]], titled: bool
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 12), st.sampled_from(["a dog", "snow", "the cat"]), TEXT), max_size=6
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(PASSAGES, CHANGES, st.sets(st.integers(0, 8)), st.booleans(), st.sampled_from(["prefix", "sentences"]))
+def test_changed_equals_built_at_once(
+    first: list[tuple[str, str]],
+    given: list[tuple[int, str, str]],
+    removed: set[int],
+    titled: bool,
+    identifiers: Any,
 ) -> None:
-    passages = made([*first, *second])
-    at_once = Corpus.build(passages, PROMPTS, titled)
-    grown = Corpus.build(passages[: len(first)], PROMPTS, titled).extended(passages[len(first) :], PROMPTS)
+    passages = made(first)
+    gone = [p.id for n, p in enumerate(passages) if n in removed][: len(passages) - 1]
+    new = {f"id{i}": Passage(f"id{i}", title, text) for i, title, text in given}
+    before = Corpus.build(passages, PROMPTS, titled, identifiers=identifiers)
+    before.vectors = embed_passages(NETWORK, PROMPTS, passages)
+    engine = SelfRetrieval(NETWORK, TOKENIZER, before)
+    if gone:
+        assert engine.remove(gone).removed == len(gone)
+    change = engine.add(list(new.values()))
+    left = [p for p in passages if p.id not in gone]
+    ids = {p.id for p in left}
+    final = [new.get(p.id, p) for p in left] + [p for i, p in new.items() if i not in ids]
+    assert engine.corpus.passages == final
+    assert change.added == len(final) - len(left)
+    assert change.unchanged == sum(new.get(p.id) == p for p in left)
+    assert change.added + change.replaced + change.unchanged == len(new)
+    at_once = Corpus.build(final, PROMPTS, titled, identifiers=identifiers)
     for name in ("title_trie", "passage_trie"):
-        a, b = getattr(at_once, name), getattr(grown, name)
+        a, b = getattr(at_once, name), getattr(engine.corpus, name)
         for array in ("tokens", "offsets", "ids"):
             assert np.array_equal(getattr(a, array), getattr(b, array))
+            assert getattr(a, array).dtype == getattr(b, array).dtype
+    assert np.allclose(engine.corpus.vectors, embed_passages(NETWORK, PROMPTS, final), atol=1e-5)
+
+
+def test_a_changed_corpus_has_the_files_of_one_built_at_once(tmp_path: Path) -> None:
+    folder, passages = tmp_path / "m", toys.passages()
+    corpus = Corpus.build(passages, PROMPTS)
+    save_model(folder, NETWORK, TOKENIZER, "", more=corpus.save_in)
+    engine = SelfRetrieval.from_pretrained(folder)
+    stat = (folder / "corpus").stat()
+    assert engine.add(passages).unchanged == 9 and engine.add([]).is_empty
+    assert (folder / "corpus").stat().st_ino == stat.st_ino  # nothing was written
+    engine.remove(["p0", "p4"])
+    engine.add([Passage("p3", "a red boat", "It sails."), Passage("n", "the dog", "It runs.")])
+    final = SelfRetrieval.from_pretrained(folder).corpus.passages
+    assert [p.id for p in final] == ["p1", "p2", "p3", "p5", "p6", "p7", "p8", "n"]
+    Corpus.build(final, PROMPTS).save(tmp_path / "at_once")
+    for file in sorted((tmp_path / "at_once").rglob("*")):
+        if file.is_file():
+            assert (
+                file.read_bytes() == (folder / "corpus" / file.relative_to(tmp_path / "at_once")).read_bytes()
+            )
+
+
+def test_what_cannot_be_changed_is_said_and_nothing_changes() -> None:
+    documents = [Passage("a.md#1", "t", "x"), Passage("a.md#2", "t", "y"), Passage("b.md#1", "t", "z")]
+    engine = SelfRetrieval(NETWORK, TOKENIZER, Corpus.build(documents, PROMPTS))
+    with pytest.raises(DataError, match="no passage has the id 'c', and no document"):
+        engine.remove(["a.md", "c"])
+    with pytest.raises(DataError, match="no passage would be left"):
+        engine.remove(["a.md", "b.md#1"])
+    with pytest.raises(DataError, match="two different passages have the id 'n'"):
+        engine.add([Passage("n", "t", "x"), Passage("n", "t", "y")])
+    assert engine.corpus.passages == documents
+    changed = Passage("a.md#1", "t", "new")
+    change = engine.add([changed], ["a.md"])  # it was longer
+    assert (change.replaced, change.removed) == (1, 1)
+    assert engine.corpus.passages == [changed, documents[2]]
+    assert engine.remove(["a.md"]).removed == 1 and engine.corpus.passages == documents[2:]
 
 
 def test_a_saved_corpus_is_the_same(tmp_path: Path) -> None:
@@ -167,13 +229,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Corpus.open(tmp_path / "c")
     with pytest.raises(CheckpointError, match="holds no corpus"):
         Corpus.open(tmp_path)
-    with pytest.raises(DataError, match="'p0' is in the corpus already"):
-        Corpus.build(toys.passages(), PROMPTS).extended(toys.passages(1), PROMPTS)
 
 
 def test_judging_is_what_a_fresh_reading_gives() -> None:
     passages = toys.passages()
-    reader = Reader(NETWORK.llm, PROMPTS, Corpus.build(passages, PROMPTS), CPU)
+    reader = Reader(NETWORK.llm, PROMPTS, passages, CPU)
     question = "the dog jumps on snow"
     scores_of = reader.score_passages(question, range(9), batch_size=4)
     (ids,) = PROMPTS.pieces([question])
@@ -196,9 +256,8 @@ def test_judging_is_what_a_fresh_reading_gives() -> None:
 
 
 def test_kept_passages_stay_within_their_limit() -> None:
-    corpus = Corpus.build(toys.passages(), PROMPTS)
-    roomy = Reader(NETWORK.llm, PROMPTS, corpus, CPU)
-    tight = Reader(NETWORK.llm, PROMPTS, corpus, CPU, cache_bytes=1)
+    roomy = Reader(NETWORK.llm, PROMPTS, toys.passages(), CPU)
+    tight = Reader(NETWORK.llm, PROMPTS, toys.passages(), CPU, cache_bytes=1)
     question = "a red ball"
     for _ in range(2):
         a, b = roomy.score_passages(question, range(9)), tight.score_passages(question, range(9))

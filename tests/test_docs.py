@@ -106,6 +106,8 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "token").write_text("a-token\n")
     (folder / "new").mkdir()
     (folder / "new" / "one.md").write_text("# the red horse\n\nThe red horse jumps on the beach.\n")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "dogs.md").write_text("# dogs\n\nThe dog runs. The cat jumps on the snow.\n")
     _bases(folder / "cache" / "base")
     for name, family in (
         ("openai/clip-vit-base-patch32", "clip"),

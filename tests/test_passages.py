@@ -76,7 +76,7 @@ def test_queries(tmp_path: Path) -> None:
         ({"id": "b", "title": "T"}, "text is missing"),
         (GOOD | {"id": 5}, "id must be a non-empty string, not 5"),
         (GOOD | {"id": "b", "title": " \n"}, 'title must be a non-empty string, not " \\n"'),
-        (GOOD | {"id": "b", "text": ["x"] * 99}, 'text must be a non-empty string, not ["x", "x", '),
+        (GOOD | {"id": "b", "text": {"x": "x" * 99}}, 'text must be a non-empty string, not {"x": "xxx'),
         (GOOD | {"id": "b", "text": "\ud800"}, "text holds half a surrogate pair"),
         (GOOD, 'id "a" is that of line 1 as well'),
     ],

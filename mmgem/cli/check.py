@@ -63,6 +63,10 @@ def _check_path(path: Path) -> Checkup:
         from mmgem.search.check_index import check_index
 
         return check_index(path)
+    if (path / "texts.sqlite3").is_file():
+        from mmgem.self_retrieval.check_text_index import check_text_index
+
+        return check_text_index(path)
     if (path / "bulk.json").is_file():
         from mmgem.bulk.check_output import check_output
 

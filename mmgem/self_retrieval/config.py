@@ -58,7 +58,8 @@ class SelfRetrievalConfig:
 
     passages: Path | None = setting(
         None,
-        help="The corpus: JSON lines of `id`, `title` and `text`, or a folder of Markdown and text files.",
+        help="The corpus: JSON lines of `id`, `title` and `text`, a folder of Markdown and text files, or "
+        "SQuAD, BEIR or KILT as they are.",
     )
     queries: list[Path] = setting(
         default_factory=list, help="Files of queries with the passages that answer them."
@@ -67,6 +68,17 @@ class SelfRetrievalConfig:
         0,
         help="Questions the starting model writes for each passage that no query asks about.",
         low=0,
+    )
+    round_trip_depth: int = setting(
+        0,
+        help="A generated question is kept only if its passage is among the first so many that "
+        "`round_trip_by` finds for it; the number of those left out is logged. 0: all are kept.",
+        low=0,
+    )
+    round_trip_by: Literal["bm25", "embedding"] = setting(
+        "bm25",
+        help="BM25 (`pip install 'mmgem[corpus]'`), or the starting model's own embeddings, which say "
+        "nothing before it has learned any.",
     )
     dev: Path | None = setting(
         None, help='Queries that the model is scored on at evaluations; none, or "": none.'

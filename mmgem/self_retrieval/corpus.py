@@ -23,6 +23,7 @@ from mmgem.config import from_dict, to_dict
 from mmgem.config.legacy import current_config
 from mmgem.errors import CheckpointError, ConfigError, DataError
 from mmgem.self_retrieval.config import Identifiers, Scoring
+from mmgem.self_retrieval.corpus_changes import CorpusChange
 from mmgem.self_retrieval.identifiers import identifier_texts
 from mmgem.self_retrieval.passages import Passage, load_corpus
 from mmgem.self_retrieval.prompts import Prompts
@@ -73,30 +74,28 @@ class Corpus:
         rows = _passage_rows(passages, range(len(passages)), titles, titled, prompts, identifiers)
         return cls(list(passages), title_trie, Trie.build(*rows), titled, scoring, identifiers=identifiers)
 
-    def extended(self, passages: Sequence[Passage], prompts: Prompts) -> Corpus:
-        """This corpus with more passages. Only they and those they share a title with are read again.
-
-        Raises ``DataError`` for an id that is there already.
-        """
-        known = {p.id for p in self.passages}
-        for passage in passages:
-            if passage.id in known:
-                raise DataError(f"passage {passage.id!r} is in the corpus already")
-            known.add(passage.id)
-        all_passages = [*self.passages, *passages]
-        titles = _distinct_titles(all_passages, self.titled)
+    def changed(self, change: CorpusChange, prompts: Prompts) -> Corpus:
+        """This corpus after ``change``, equal to one built of its passages at once, without embeddings. Only
+        passages under titles that something changes of are read again."""
+        passages = change.passages
+        titles = _distinct_titles(passages, self.titled)
         title_number = {title: n for n, title in enumerate(titles)}
-        changed_titles = {_title(p, self.titled) for p in passages}
-        changed = [i for i, p in enumerate(all_passages) if _title(p, self.titled) in changed_titles]
-        rows, ids = _passage_rows(all_passages, changed, titles, self.titled, prompts, self.identifiers)
-        new_titles = range(len(self.titles), len(titles))
-        title_trie = self.title_trie
-        if new_titles:
-            title_trie = title_trie.merged(prompts.ended([titles[n] for n in new_titles]), list(new_titles))
-        replaced = {title_number[title] for title in changed_titles}
-        merged = self.passage_trie.without(replaced).merged(rows, ids)
+        staying = np.flatnonzero(change.former >= 0)
+        passage_places = np.full(len(self.passages), -1, np.int64)
+        passage_places[change.former[staying]] = staying
+        touched = {_title(passages[n], self.titled) for n in np.flatnonzero(change.former < 0)}
+        touched |= {_title(self.passages[n], self.titled) for n in np.flatnonzero(passage_places < 0)}
+        title_places = np.array([title_number.get(title, -1) for title in self.titles], np.int64)
+        known = set(self.titles)
+        new_titles = [n for n, title in enumerate(titles) if title not in known]
+        new_title_ids = prompts.ended([titles[n] for n in new_titles])
+        title_trie = self.title_trie.renumbered(title_places).merged(new_title_ids, new_titles)
+        read_again = [i for i, p in enumerate(passages) if _title(p, self.titled) in touched]
+        rows, ids = _passage_rows(passages, read_again, titles, self.titled, prompts, self.identifiers)
+        others = self.passage_trie.without(n for n, title in enumerate(self.titles) if title in touched)
+        passage_trie = others.renumbered(passage_places, title_places).merged(rows, ids)
         return Corpus(
-            all_passages, title_trie, merged, self.titled, self.scoring, identifiers=self.identifiers
+            passages, title_trie, passage_trie, self.titled, self.scoring, identifiers=self.identifiers
         )
 
     def save(self, folder: Path) -> None:

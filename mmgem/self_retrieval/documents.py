@@ -39,8 +39,9 @@ _MARKUP = (
 )
 
 
-def text_files(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """The text and Markdown files under a folder in order of their paths, and what is skipped, with reasons.
+def text_files(root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The files under a folder with one of ``suffixes`` (lower case; those of text and Markdown) in order of
+    their paths, and what is skipped, with reasons.
 
     Hidden files and folders are left out, linked folders are not followed.
     """
@@ -53,7 +54,7 @@ def text_files(root: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     for directory, folders, names in os.walk(root, onerror=failed):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith(".") and name.lower().endswith(suffixes):
                 path = Path(directory, name)
                 if path.is_file():
                     files.append(path)
@@ -76,8 +77,20 @@ def read_document(path: Path) -> tuple[str, list[str]]:
     title, passages = split_document(text, markdown=path.suffix.lower() in MARKDOWN)
     if not passages:
         raise DataError(f"{path}: no text")
+    return document_title(title, path), passages
+
+
+def document_title(title: str, path: Path) -> str:
+    """``title``, or if it is empty the name of the file in words."""
     name = path.stem.replace("_", " ").replace("-", " ")
-    return title or " ".join(name.split()) or path.stem, passages
+    return title or " ".join(name.split()) or path.stem
+
+
+def plain_line(line: str) -> str:
+    """A line of Markdown without the marks that are no words."""
+    for pattern, plain in _MARKUP:
+        line = pattern.sub(plain, line)
+    return line
 
 
 def split_document(text: str, markdown: bool) -> tuple[str, list[str]]:
@@ -156,9 +169,7 @@ class _Parser:
             self._headings.append(words if words[-1] in ".!?:" else f"{words}.")
 
     def _tidy(self, text: str) -> str:
-        for pattern, plain in _MARKUP if self.markdown else ():
-            text = pattern.sub(plain, text)
-        return " ".join(text.split())
+        return " ".join((plain_line(text) if self.markdown else text).split())
 
 
 def _without_front_matter(lines: list[str]) -> list[str]:

@@ -1,10 +1,10 @@
-"""A model and the corpus it has learned, from its folder: search, ask, measure, add."""
+"""A model and the corpus it has learned, from its folder: search, ask, measure, add, remove."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
 from mmgem.self_retrieval.config import Scoring
 from mmgem.self_retrieval.corpus import FOLDER, Corpus
+from mmgem.self_retrieval.corpus_changes import CorpusChange, plan_change
+from mmgem.self_retrieval.document_ranking import rank_documents
 from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
@@ -96,21 +98,40 @@ class SelfRetrieval:
         """Unit embeddings ``(n, D)`` float32 of passages and their titles, as ``corpus.vectors`` has them."""
         return embed_passages(self.network, self.prompts, list(passages))
 
-    def add(self, passages: Sequence[Passage]) -> None:
-        """Put passages into the corpus, here and, if it has one, in the model's folder.
+    def add(self, passages: Sequence[Passage], documents: Collection[str] = ()) -> CorpusChange:
+        """Put passages into the corpus, here and, if it has one, in the model's folder, in the place of those
+        with the same ids; those that are there already cost nothing. ``documents``: names (ids ``NAME#...``)
+        of those that these are all passages of; what else there is of them goes.
 
         What others have put into the folder since it was read stays, and is here too from now on; one who
-        adds to it at this moment is waited for. Raises ``DataError`` for an id that is there already,
+        changes it at this moment is waited for. Raises ``DataError`` for two different passages of one id,
         ``CheckpointError`` if the folder holds another model by now, ``BusyError`` if that is still in
         training; then nothing has changed."""
+        return self._change(passages, (), documents)
+
+    def remove(self, names: Sequence[str]) -> CorpusChange:
+        """Take passages out of the corpus as :meth:`add` puts them in: ids, or names of documents (all ids
+        ``NAME#...``). Raises ``DataError`` for one of nothing and if no passage would be left, else as
+        :meth:`add` does."""
+        return self._change((), names, ())
+
+    def _change(
+        self, passages: Sequence[Passage], removed: Sequence[str], documents: Collection[str]
+    ) -> CorpusChange:
         with nullcontext() if self.folder is None else lock_model(self.folder):
             before = self._corpus_on_disk()
-            corpus = before.extended(passages, self.prompts)
-            if before.vectors is not None:
-                corpus.vectors = np.concatenate([before.vectors, self.embed_passages(passages)])
-            if self.folder is not None:
-                corpus.save_in(self.folder)
+            change = plan_change(before.passages, passages, removed, documents)
+            corpus = before
+            if not change.is_empty:
+                corpus = before.changed(change, self.prompts)
+                if before.vectors is not None:
+                    new = change.former < 0
+                    corpus.vectors = before.vectors[change.former]
+                    corpus.vectors[new] = self.embed_passages([corpus.passages[n] for n in new.nonzero()[0]])
+                if self.folder is not None:
+                    corpus.save_in(self.folder)
         self.corpus, self._retriever = corpus, None
+        return change
 
     def _corpus_on_disk(self) -> Corpus:
         """The corpus as the model's folder has it now, if there is one."""
@@ -123,10 +144,16 @@ class SelfRetrieval:
         return corpus
 
     def measure(
-        self, queries: Sequence[Query], answers: bool = False, baselines: bool = False, at_once: int = 8
+        self,
+        queries: Sequence[Query],
+        answers: bool = False,
+        baselines: bool = False,
+        documents: bool = False,
+        at_once: int = 8,
     ) -> dict[str, Any]:
         """Of :func:`ranking_scores`, and seconds a query; ``answers``: exact match and F1; ``baselines``:
-        other searchers and their mixtures with this one."""
+        other searchers and their mixtures with this one. ``documents``: what is ranked are titles, by the sum
+        of their passages (:func:`rank_documents`)."""
         from mmgem.evaluate.answers import answer_scores
         from mmgem.utils.progress import track
 
@@ -138,7 +165,8 @@ class SelfRetrieval:
             for query, hits in zip(batch, self.search([q.query for q in batch], 50), strict=True):
                 hits_by_query[query.id] = hits
             seconds += time.monotonic() - started
-        scores = _timed_ranking_scores([hits_by_query[q.id] for q in queries], queries, seconds)
+        titles = {p.id: p.title for p in self.corpus.passages} if documents else None
+        scores = _timed_ranking_scores([hits_by_query[q.id] for q in queries], queries, seconds, titles)
         if answers:
             answerable = [q for q in queries if q.answers]
             predictions = [
@@ -147,7 +175,7 @@ class SelfRetrieval:
             ]
             scores |= answer_scores(predictions, [q.answers for q in answerable])
         if baselines:
-            scores["baselines"] = self._baselines(queries, hits_by_query, answers)
+            scores["baselines"] = self._baselines(queries, answers, titles)
         return scores
 
     def answer(
@@ -165,7 +193,7 @@ class SelfRetrieval:
         return Answer(None, None, hits)
 
     def _baselines(
-        self, queries: Sequence[Query], hits_by_query: dict[str, list[ScoredPassage]], answers: bool
+        self, queries: Sequence[Query], answers: bool, titles: Mapping[str, str] | None
     ) -> dict[str, dict[str, float]]:
         from mmgem.evaluate.answers import answer_scores
         from mmgem.self_retrieval.baselines import BM25, Dense, minilm_embedder
@@ -195,11 +223,13 @@ class SelfRetrieval:
             ],
             queries,
             seconds,
+            titles,
         )
         started, reranked = time.monotonic(), []
         for question, candidates in track(list(zip(questions, generated, strict=True)), "Judging names"):
             reranked.append(retriever.score_candidates(question, candidates))
-        rows["names, judged"] = _timed_ranking_scores(reranked, queries, seconds + time.monotonic() - started)
+        seconds += time.monotonic() - started
+        rows["names, judged"] = _timed_ranking_scores(reranked, queries, seconds, titles)
         for name, ranker in rankers.items():
             started = time.monotonic()
             ranked = ranker.rank(questions, 50)
@@ -208,7 +238,7 @@ class SelfRetrieval:
                 [retriever.to_scored_passage(Candidate(passage), score) for passage, score in candidates]
                 for candidates in ranked
             ]
-            rows[name] = _timed_ranking_scores(hits, queries, seconds)
+            rows[name] = _timed_ranking_scores(hits, queries, seconds, titles)
             if answers and name == "BM25":
                 answerable = [
                     (q, candidates) for q, candidates in zip(queries, hits, strict=True) if q.answers
@@ -222,20 +252,26 @@ class SelfRetrieval:
                 reranked.append(
                     retriever.score_candidates(question, [Candidate(passage) for passage, _ in candidates])
                 )
-            rows[f"{name}, judged"] = _timed_ranking_scores(
-                reranked, queries, seconds + time.monotonic() - started
-            )
+            seconds += time.monotonic() - started
+            rows[f"{name}, judged"] = _timed_ranking_scores(reranked, queries, seconds, titles)
         return rows
 
 
 def _timed_ranking_scores(
-    hits_by_query: Sequence[Sequence[ScoredPassage]], queries: Sequence[Query], seconds: float
+    hits_by_query: Sequence[Sequence[ScoredPassage]],
+    queries: Sequence[Query],
+    seconds: float,
+    titles: Mapping[str, str] | None,
 ) -> dict[str, Any]:
+    """``titles``: of the passages by id, if documents are ranked."""
     from mmgem.evaluate.ranking import ranking_scores
 
-    scores = ranking_scores(
-        [[hit.id for hit in hits] for hits in hits_by_query], [q.positives for q in queries]
-    )
+    ranked = [[hit.id for hit in hits] for hits in hits_by_query]
+    positives: list[Sequence[str]] = [q.positives for q in queries]
+    if titles is not None:
+        ranked = [[document.title for document in rank_documents(hits)] for hits in hits_by_query]
+        positives = [[titles[i] for i in of_query] for of_query in positives]
+    scores = ranking_scores(ranked, positives)
     return {**scores, "seconds_per_query": round(seconds / max(1, len(queries)), 4)}
 
 

@@ -1,25 +1,25 @@
 """A corpus of passages and the queries it is measured with.
 
 ``corpus.jsonl``: ``{"id", "title", "text"}`` a line; queries: ``{"id", "query", "positives": [id], "answers":
-[...]}``, where ``answers`` may be absent. Unknown keys are ignored, white space is made single spaces. A
-corpus may be text and Markdown files as well; those are cut into passages of at most 200 words, and a
-passage's id is its file's path below the folder, ``#`` and its number in the file.
+[...]}``, where ``answers`` may be absent. Unknown keys are ignored, white space is made single spaces. SQuAD,
+BEIR and KILT are read as well (:mod:`~mmgem.self_retrieval.dataset_formats`). A corpus may be text and
+Markdown files too; those are cut into passages of at most 200 words, and a passage's id is its file's path
+below the folder, ``#`` and its number in the file.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mmgem.data.text_lines import read_lines
 from mmgem.errors import DataError, UsageError
+from mmgem.self_retrieval.dataset_formats import is_beir, passage_rows, query_rows
 from mmgem.self_retrieval.documents import SUFFIXES, read_document, text_files
+from mmgem.self_retrieval.json_rows import Row, is_unicode, preview, text_field, text_list_field
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class Query:
 
 
 def load_corpus(path: str | os.PathLike[str], skipped: list[tuple[Path, str]] | None = None) -> list[Passage]:
-    """Read a ``.jsonl``, ``.txt``, ``.md`` or ``.markdown`` file, or a folder of the last three.
+    """Read a ``.jsonl`` file (ours, BEIR's, a knowledge source of KILT), SQuAD's ``.json``, a ``.txt``,
+    ``.md`` or ``.markdown`` file, a folder of the last three, or a folder with a ``corpus.jsonl`` (BEIR).
 
     Files of a folder that cannot be read or have no text are appended to ``skipped`` with the reason (without
     it, each is a warning in the log); hidden ones are passed over. Raises ``UsageError`` if ``path`` is
@@ -53,35 +54,74 @@ def load_corpus(path: str | os.PathLike[str], skipped: list[tuple[Path, str]] | 
     """
     path = Path(path)
     if path.is_dir():
-        return _load_folder(path, skipped)
+        if not is_beir(path):
+            return _load_folder(path, skipped)
+        path = path / "corpus.jsonl"
     if path.suffix.lower() in SUFFIXES and path.exists():
         return _load_document(path, path.parent)
-    if path.exists() and path.suffix.lower() != ".jsonl":
-        raise UsageError(f"{path}: a corpus is a .jsonl, .txt or .md file, or a folder of texts")
+    if path.exists() and path.suffix.lower() not in (".jsonl", ".json"):
+        raise UsageError(f"{path}: a corpus is a .jsonl, .json, .txt or .md file, or a folder of texts")
     return [
-        Passage(value["id"], _text_field(value, "title", where), _text_field(value, "text", where))
-        for where, value in _json_objects(path, "passages")
+        Passage(value["id"], text_field(value, "title", where), text_field(value, "text", where))
+        for where, value in _identified(passage_rows(path), path, "passages")
     ]
 
 
-def load_queries(path: str | os.PathLike[str], known: Container[str] | None = None) -> list[Query]:
-    """Read a JSONL file of queries; ``known``: the ids of passages there are, if they are to be checked.
+def is_documents(path: Path) -> bool:
+    """Whether :func:`load_corpus` reads ``path`` as whole documents: a text or Markdown file, or a folder of
+    them."""
+    return not is_beir(path) if path.is_dir() else path.suffix.lower() in SUFFIXES
+
+
+def load_queries(path: str | os.PathLike[str], known: Collection[str] | None = None) -> list[Query]:
+    """Read a JSONL file of queries (ours, KILT's), SQuAD's ``.json``, a file ``qrels/*.tsv`` of BEIR or a
+    folder with one. ``known``: the ids of passages there are, if they are to be checked; the id of a document
+    (of passages ``ID#...``) stands for all of it.
 
     Raises ``UsageError`` if the file cannot be opened, ``DataError`` ("file:line: ...") for a malformed line,
     a query without positives, one whose passage is not known, and a file without queries.
     """
     queries = []
-    for where, value in _json_objects(Path(path), "queries"):
-        positives = tuple(dict.fromkeys(_text_list_field(value, "positives", where)))
+    documents: dict[str, list[str]] | None = None
+    for where, value in _identified(query_rows(Path(path)), Path(path), "queries"):
+        positives = list(dict.fromkeys(text_list_field(value, "positives", where)))
         if not positives:
             raise DataError(f"{where}: positives is empty; a query needs the id of a passage")
-        for i in positives:
-            if known is not None and i not in known:
-                raise DataError(f"{where}: positives: no passage has the id {_preview(i)}")
-        answers = _text_list_field(value, "answers", where) if value.get("answers") is not None else []
+        if known is not None and not all(i in known for i in positives):
+            documents = documents if documents is not None else _documents(known)
+            positives = _known_positives(positives, known, documents, where)
+        answers = text_list_field(value, "answers", where) if value.get("answers") is not None else []
         tidy = tuple(" ".join(answer.split()) for answer in answers)
-        queries.append(Query(value["id"], _text_field(value, "query", where), positives, tidy))
+        queries.append(Query(value["id"], text_field(value, "query", where), tuple(positives), tidy))
     return queries
+
+
+def _documents(known: Iterable[str]) -> dict[str, list[str]]:
+    documents: dict[str, list[str]] = {}
+    for i in known:
+        documents.setdefault(i.rpartition("#")[0], []).append(i)
+    return documents
+
+
+def _known_positives(
+    positives: list[str], known: Collection[str], documents: dict[str, list[str]], where: str
+) -> list[str]:
+    """Ids of passages. Paragraphs of a known document that are no passage (headings) are passed over beside
+    others."""
+    found: list[str] = []
+    unknown: list[str] = []
+    for i in positives:
+        if i in known:
+            found.append(i)
+        elif i in documents:
+            found += sorted(documents[i], key=lambda passage: (len(passage), passage))
+        else:
+            unknown.append(i)
+    for i in unknown:
+        document = i.rpartition("#")[0]
+        if not found or not document or document not in documents:
+            raise DataError(f"{where}: positives: no passage has the id {preview(i)}")
+    return list(dict.fromkeys(found))
 
 
 def _load_folder(root: Path, skipped: list[tuple[Path, str]] | None) -> list[Passage]:
@@ -110,76 +150,22 @@ def _load_folder(root: Path, skipped: list[tuple[Path, str]] | None) -> list[Pas
 
 def _load_document(path: Path, root: Path) -> list[Passage]:
     name = path.relative_to(root).as_posix()
-    if not _is_unicode(name):
+    if not is_unicode(name):
         raise DataError(f"{path}: its name is not UTF-8")
     title, texts = read_document(path)
     return [Passage(f"{name}#{n}", title, text) for n, text in enumerate(texts, 1)]
 
 
-def _json_objects(path: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSONL file, each with an ``id`` of its own, and where they are ("file:line")."""
-    lines: dict[str, int] = {}
-    for number, line in read_lines(path):
-        where = f"{path}:{number}"
-        value = _json_object(line, where)
-        _text_field(value, "id", where)
-        first = lines.setdefault(value["id"], number)
-        if first != number:
-            raise DataError(f"{where}: id {_preview(value['id'])} is that of line {first} as well")
+def _identified(rows: Iterable[Row], path: Path, what: str) -> Iterator[Row]:
+    """``rows``, each with an ``id`` of its own."""
+    places: dict[str, str] = {}
+    for where, value in rows:
+        text_field(value, "id", where)
+        first = places.setdefault(value["id"], where)
+        if first != where:
+            place = first.removeprefix(str(path)).lstrip(": ")
+            place = f"line {place}" if place.isdecimal() else place
+            raise DataError(f"{where}: id {preview(value['id'])} is that of {place} as well")
         yield where, value
-    if not lines:
+    if not places:
         raise DataError(f"{path}: no {what}, the file is empty")
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    """The JSON object of a line."""
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        reason = f"{error.msg} at column {error.colno}"
-        raise DataError(f"{where}: not a JSON object on one line: {reason}") from error
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"{where}: not JSON that can be read: {error}") from error
-    if type(value) is not dict:
-        raise DataError(f"{where}: must be a JSON object, not {_preview(value)}")
-    return value
-
-
-def _text_field(value: dict[str, Any], key: str, where: str) -> str:
-    """A field that must have words in it, white space made single spaces."""
-    if key not in value:
-        raise DataError(f"{where}: {key} is missing")
-    return _checked_text(value[key], key, where)
-
-
-def _text_list_field(value: dict[str, Any], key: str, where: str) -> list[str]:
-    """A field that must be a list of strings with words in them, as they are."""
-    if key not in value:
-        raise DataError(f"{where}: {key} is missing")
-    values = value[key]
-    if type(values) is not list:
-        raise DataError(f"{where}: {key} must be a list of strings, not {_preview(values)}")
-    for i, item in enumerate(values):
-        _checked_text(item, f"{key}[{i}]", where)
-    return values
-
-
-def _checked_text(text: Any, name: str, where: str) -> str:
-    if type(text) is not str or not text.strip():
-        raise DataError(f"{where}: {name} must be a non-empty string, not {_preview(text)}")
-    if not _is_unicode(text):
-        raise DataError(f"{where}: {name} holds half a surrogate pair, which is no character")
-    return " ".join(text.split())
-
-
-def _preview(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

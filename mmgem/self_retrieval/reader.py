@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmgem.models.kv_cache import BatchedKVCache, KeyValues
 from mmgem.models.llm import LLM
-from mmgem.self_retrieval.corpus import Corpus
+from mmgem.self_retrieval.passages import Passage
 from mmgem.self_retrieval.prompts import Prompts
 
 
@@ -32,12 +32,17 @@ class ReaderScores:
 
 
 class Reader:
-    """Scores and answers from the passages of a corpus."""
+    """Scores and answers from passages, which are named by their numbers."""
 
     def __init__(
-        self, llm: LLM, prompts: Prompts, corpus: Corpus, device: torch.device, cache_bytes: int = 1 << 30
+        self,
+        llm: LLM,
+        prompts: Prompts,
+        passages: Sequence[Passage],
+        device: torch.device,
+        cache_bytes: int = 1 << 30,
     ):
-        self.llm, self.prompts, self.corpus, self.device = llm, prompts, corpus, device
+        self.llm, self.prompts, self.passages, self.device = llm, prompts, passages, device
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[int, KeyValues] = OrderedDict()
         self._bytes = 0
@@ -104,7 +109,7 @@ class Reader:
         if n in self._cache:
             self._cache.move_to_end(n)
             return self._cache[n]
-        passage = self.corpus.passages[n]
+        passage = self.passages[n]
         title, text = self.prompts.pieces([passage.title, passage.text])
         rows = BatchedKVCache.empty(self.llm, 1, self.device)
         rows.append([self.prompts.document(title, text)])

@@ -81,7 +81,7 @@ class Retriever:
         neighbours."""
         self.llm, self.prompts, self.corpus, self.scoring, self.device = llm, prompts, corpus, scoring, device
         self.embed = embed
-        self.reader = Reader(llm, prompts, corpus, device)
+        self.reader = Reader(llm, prompts, corpus.passages, device)
 
     @torch.inference_mode()
     def generate_candidates(self, questions: Sequence[str]) -> list[list[Candidate]]:

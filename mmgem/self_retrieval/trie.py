@@ -212,6 +212,21 @@ class Trie:
         remaining = np.flatnonzero(~removed)
         return Trie(*_gather_rows(self.tokens, self.offsets, remaining), self.ids[remaining])
 
+    def renumbered(self, ids: np.ndarray, first: np.ndarray | None = None) -> Trie:
+        """A trie of the same rows under other ids, and perhaps with other first tokens: id or first token n
+        becomes ``ids[n]`` or ``first[n]``, -1 leaves a row out; int64 arrays ``(N,)``.
+
+        Equal to one built of these rows. Raises ``ValueError`` as :meth:`from_flat` does.
+        """
+        places = [ids] if first is None else [ids, first]
+        if all(np.array_equal(x, np.arange(len(x))) for x in places):
+            return self
+        remaining = np.flatnonzero(ids[self.ids] >= 0)
+        tokens, offsets = _gather_rows(self.tokens, self.offsets, remaining)
+        if first is not None:
+            tokens[offsets[:-1]] = first[tokens[offsets[:-1]]]
+        return Trie.from_flat(tokens, offsets, ids[self.ids[remaining]])
+
     def _refuse_prefixes(self, rows: np.ndarray) -> None:
         """Raise ``ValueError`` if one of ``rows`` is the beginning of the row after it. Rows between a
         beginning and its continuation begin alike, so neighbours tell of all."""

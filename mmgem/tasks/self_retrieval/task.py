@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmgem.evaluate.ranking import ranking_scores
 from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.networks import network_class
+from mmgem.self_retrieval.baselines import BM25, Dense, Ranker
 from mmgem.self_retrieval.batches import SelfRetrievalBatch, SelfRetrievalBatches
 from mmgem.self_retrieval.config import SelfRetrievalConfig
 from mmgem.self_retrieval.corpus import Corpus
@@ -25,7 +27,10 @@ from mmgem.self_retrieval.passages import Passage, Query, load_corpus, load_quer
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.self_retrieval.query_generation import cached_generated_queries
 from mmgem.self_retrieval.retriever import Retriever
+from mmgem.self_retrieval.round_trip import round_trip
 from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize, Task, Terms
+
+_log = logging.getLogger(__name__)
 
 
 class SelfRetrievalTask(Task[SelfRetrievalBatch]):
@@ -97,9 +102,10 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
             without_queries = [p for p in self.passages if p.id not in with_queries]
             model = f"{init.checkpoint} {init.llm} {init.keep_layers} {init.layers}"
             llm = network.eval().llm
-            queries += cached_generated_queries(
+            generated = cached_generated_queries(
                 llm, self.prompts, without_queries, config.generated_queries, seed, model
             )
+            queries += self._found_again(generated, network) if config.round_trip_depth else generated
         self.batches = SelfRetrievalBatches(
             self.passages, queries, self.prompts, config, seed, world.rank, world.size
         )
@@ -115,6 +121,27 @@ class SelfRetrievalTask(Task[SelfRetrievalBatch]):
         ):
             # Every process has to have some at every step.
             check_enough(count // self.batches.per_epoch, what, world.size, self.batch_size_key)
+
+    def _found_again(self, generated: list[Query], network: MMGEMNetwork) -> list[Query]:
+        """The generated questions that pass ``round_trip_depth``."""
+        config, passages = self.config, self.passages
+        ranker: Ranker
+        if config.round_trip_by == "bm25":
+            ranker = BM25(passages)
+        else:
+            ranker = Dense(
+                embed_passages(network, self.prompts, passages),
+                lambda questions: embed_texts(network, self.tokenizer, questions, 64),
+            )
+        kept = round_trip(generated, passages, ranker, config.round_trip_depth)
+        _log.warning(
+            "%d of %d generated questions are left out: their passage is not among the first %d by %s",
+            len(generated) - len(kept),
+            len(generated),
+            config.round_trip_depth,
+            config.round_trip_by,
+        )
+        return kept
 
     def split(self, batch: SelfRetrievalBatch) -> Sequence[SelfRetrievalBatch]:
         """What is named, then what is read, as far as a loss is over it."""
