@@ -282,10 +282,17 @@ def test_json_and_reports_hold_names_of_any_bytes(tmp_path, tiny_model_folder, c
     words = ["search", str(tmp_path / "idx"), "a dog", "--json"]
     assert main(words) == 0
     (hit,) = json.loads(capfd.readouterr().out)["hits"]
-    assert hit["file"] == str(tmp_path / "photos" / name)
+    assert hit["file"] == str(tmp_path / "photos" / "bad\\xff.png")
     save_photos(tmp_path / "photos", 1)
     assert main(["index", str(tmp_path / "photos"), "--out", str(tmp_path / "idx"), *common]) == 0
-    words = ["search", str(tmp_path / "idx"), "--image", hit["file"], "--html", str(tmp_path / "hits.html")]
+    words = [
+        "search",
+        str(tmp_path / "idx"),
+        "--image",
+        str(tmp_path / "photos" / name),
+        "--html",
+        str(tmp_path / "hits.html"),
+    ]
     assert main(words) == 0
     assert "bad?.png" in (tmp_path / "hits.html").read_text(encoding="utf-8")
 
