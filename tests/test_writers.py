@@ -259,14 +259,14 @@ def test_embeddings_of_a_teacher_are_computed_once_by_two(
 
     monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
     folder, calls, found = toys.text_teacher(tmp_path / "teacher"), [], []
-    plain = teacher.sentence_encoder
+    plain = teacher.text_teacher
 
     def slow(*arguments: object, **options: object) -> object:
         calls.append(1)
         time.sleep(0.2)
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(teacher, "sentence_encoder", slow)
+    monkeypatch.setattr(teacher, "text_teacher", slow)
 
     def embed() -> None:
         found.append(teacher.embed_captions(str(folder), "section", ["a dog", "a cat"]))
