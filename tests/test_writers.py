@@ -205,12 +205,13 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_source_is_fetched_once_by_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands, failed, sha256 = [], [], hashlib.sha256(wheel()).hexdigest()
+    made = wheel()  # once: a zip file holds the time it was made
+    commands, failed, sha256 = [], [], hashlib.sha256(made).hexdigest()
 
     def pip(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         commands.append(command)
         time.sleep(0.2)
-        (Path(command[command.index("--dest") + 1]) / "a-1-any.whl").write_bytes(wheel())
+        (Path(command[command.index("--dest") + 1]) / "a-1-any.whl").write_bytes(made)
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
