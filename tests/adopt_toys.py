@@ -109,10 +109,5 @@ def recipe(folder: Path, source: Path, lm: Path, lines: Path, **changes: Any) ->
             "threads": 1,
         },
     }
-    for key, value in changes.items():
-        *sections, name = key.split("__")
-        table = plain
-        for section in sections:
-            table = table.setdefault(section, {})
-        table[name] = value
+    toys.change(plain, changes)
     return from_dict(Recipe, plain)

@@ -294,6 +294,16 @@ def text_teacher(folder: Path, width: int = 8, seed: int = 0, pad: str = "<unk>"
     return folder
 
 
+def change(plain: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set ``section__field=value`` in a recipe in plain form, of tables as deep as they are."""
+    for key, value in changes.items():
+        *sections, name = key.split("__")
+        table = plain
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = value
+
+
 def recipe(folder: Path, data: Path, lm: Path, encoder: Path, **changes: Any) -> Recipe:
     """A short joint run over ``data``; ``changes`` are ``section__field=value``, of tables as deep as
     they are."""
@@ -323,12 +333,7 @@ def recipe(folder: Path, data: Path, lm: Path, encoder: Path, **changes: Any) ->
             "threads": 1,
         },
     }
-    for key, value in changes.items():
-        *sections, name = key.split("__")
-        table = plain
-        for section in sections:
-            table = table.setdefault(section, {})
-        table[name] = value
+    change(plain, changes)
     if "self_retrieval" in plain and plain["data"].get("train"):
         plain.setdefault("image_text", {})
     return from_dict(Recipe, plain)

@@ -64,20 +64,20 @@ def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
         _agree(recipe.model.llm.config, lm, "model.llm.config")
     kind, source = encoder_class(recipe.model.encoder), recipe.init.encoder
     folder = str(base_folder(source)) if source in kind.pulled_weights else source
-    encoder_weights, encoder_config = kind.load_base(folder, recipe.model.encoder)
+    base = kind.load_base(folder, recipe.model.encoder)
     if kind.aligned:
         folder = str(local_folder(folder))
-    config, prep = config_from_encoder(recipe, folder, encoder_config)
+    config, prep = config_from_encoder(recipe, folder, base.config)
     if lm is not None:
         config.llm = dataclasses.replace(config.llm, config=export_config(lm.config))
     network = make_network(config)
     check_size(network, prep)
     if lm is not None:
         network.load_base_llm(lm)
-    if encoder_weights:
-        network.encoder.load_state_dict(encoder_weights)
-    if network.embeds and (alignment := kind.load_alignment(folder)) is not None:
-        network.take_alignment(alignment)
+    if base.tensors:
+        network.encoder.load_state_dict(base.tensors)
+    if network.embeds and base.alignment is not None:
+        network.take_alignment(base.alignment)
     network.init_special_embeddings()
     if old is not None:
         _take_text_side(network, old)

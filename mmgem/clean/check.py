@@ -23,6 +23,7 @@ from mmgem.clean.scan import Scan, ScannedPhoto
 from mmgem.data.languages import guess_language, is_other_language, usual_language
 from mmgem.data.near_copies import SIDE, near_pairs
 from mmgem.data.scripts import text_units
+from mmgem.utils.disjoint_sets import DisjointSets
 from mmgem.utils.files import atomic_file, cache_home
 from mmgem.utils.progress import track
 
@@ -152,18 +153,11 @@ def _findings(scan: Scan, report: CheckReport) -> Iterator[Finding]:
 def _copies(scan: Scan, report: CheckReport) -> Iterator[Finding]:
     """Groups of photos with the same bytes, then groups of near copies (with their exact ones)."""
     firsts = np.array([photo.first for photo in scan.photos()], np.int64)
-    parents = firsts.copy()
-
-    def root(number: int) -> int:
-        while parents[number] != number:
-            parents[number] = number = int(parents[parents[number]])
-        return number
-
+    sets = DisjointSets(len(firsts), firsts.tolist())
     progress = partial(track, label="Comparing", unit=" blocks")
     for a, b in near_pairs(scan.pictures(), progress):
-        one, two = sorted((root(a), root(b)))
-        parents[two] = one
-    roots = np.array([root(int(number)) for number in firsts], np.int64)
+        sets.join(a, b)
+    roots = np.array([sets.root(number) for number in firsts.tolist()], np.int64)
     is_many = np.bincount(roots, minlength=len(roots)) > 1
     groups: dict[int, list[ScannedPhoto]] = defaultdict(list)
     for photo in scan.photos():

@@ -17,14 +17,13 @@ from mmgem.clean.filter import CleanReport, write_judged
 from mmgem.clean.judge import Judge, make_judge
 from mmgem.clean.output import CleanOutput
 from mmgem.clean.pairs import Pair, PairData
-from mmgem.clean.scores import PairScorer, ScoredPairs, ScoreFile, Scores, read_block
+from mmgem.clean.scores import BLOCK, PairScorer, ScoredPairs, ScoreFile, Scores, read_block
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.inference.captioning import describe
 from mmgem.utils.progress import Meter
 from mmgem.utils.work_file import WorkFile
 
 _VERSION = 1
-_BLOCK = 32  # photos, as in mmgem.clean.scores
 
 
 def recaption_pairs(
@@ -87,11 +86,11 @@ def _write_captions(
     """Describe the photos of ``wanted`` that ``file`` lacks."""
     if file.count == len(data):
         return
-    file.keep(file.count // _BLOCK * _BLOCK)
+    file.keep(file.count // BLOCK * BLOCK)
     model: MMGEM | None = None
     pairs = data.pairs(file.count)
     with Meter("Captioning", len(data), file.count, " photos") as meter:
-        while block := list(islice(pairs, _BLOCK)):
+        while block := list(islice(pairs, BLOCK)):
             rows: list[dict[str, Any]] = [{"caption": None, "scores": None} for _ in block]
             if any(wanted[pair.number] for pair in block):
                 model = model or load()

@@ -29,7 +29,7 @@ from mmgem.utils.progress import Meter
 from mmgem.utils.work_file import WorkFile
 
 _VERSION = 1
-_BLOCK = 32  # photos whose mean is the photo of none; a kill loses no more
+BLOCK = 32  # photos whose mean is the photo of none; a kill loses no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class PairScorer:
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         """``(n, D)`` float32 of unit length; NaN for a text that is none or too long."""
         try:
-            return embed_texts(self.network, self.tokenizer, texts, _BLOCK)
+            return embed_texts(self.network, self.tokenizer, texts, BLOCK)
         except DataError:
             if len(texts) == 1:
                 return np.full((1, self.network.config.dim), np.nan, np.float32)
@@ -153,14 +153,14 @@ class ScoreFile:
         """Score what is missing; the model is loaded only if anything is."""
         if self._file.count == len(self.data):
             return
-        self._file.keep(self._file.count // _BLOCK * _BLOCK)
+        self._file.keep(self._file.count // BLOCK * BLOCK)
         model = load()
         if model.fingerprint != self.fingerprint:
             raise CheckpointError(f"{model.name}: has changed")
         scorer = PairScorer(model)
         pairs = self.data.pairs(self._file.count)
         with Meter("Scoring", len(self.data), self._file.count, " photos") as meter:
-            while block := list(islice(pairs, _BLOCK)):
+            while block := list(islice(pairs, BLOCK)):
                 self._file.append(_score_block(scorer, block))
                 meter.advance(len(block), len(block), {})
 

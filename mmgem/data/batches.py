@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -107,6 +107,12 @@ class _Item:
 def name_of(what: str) -> int:
     """A number for ``what``, the same on every rank: 63 bits of a hash."""
     return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def ended(sequences: Sequence[Tensor], end: int) -> Tensor:
+    """All token ids of ``sequences``, each followed by the token ``end``: ``(sum of n + 1,)`` int64."""
+    mark = torch.tensor([end])
+    return torch.cat([part for ids in sequences for part in (ids, mark)])
 
 
 def distinct_texts(records: Iterable[Record], translations: bool = False) -> list[str]:
@@ -372,7 +378,6 @@ class Batches:
         rows: list[np.ndarray] = []
         captions: list[Tensor] = []
         caption_owners: list[int] = []
-        end = torch.tensor([self.end])
         for v, item in enumerate(items):
             for n, said in enumerate([*item.said, *([number] for number in item.translated)]):
                 ids = self._tokens(said, item.mirrored)
@@ -397,7 +402,7 @@ class Batches:
             text_owner=torch.tensor(owners),
             captions=captions,
             caption_owner=torch.tensor(caption_owners),
-            caption_targets=torch.cat([part for ids in captions for part in (ids, end)]),
+            caption_targets=ended(captions, self.end),
             photos=torch.tensor([name_of(item.photo) for item in items]),
             text_keys=torch.tensor(keys),
             teacher_texts=None if self.teacher is None else torch.from_numpy(np.stack(rows)),

@@ -9,16 +9,18 @@ the encoder. To add one, subclass :class:`Encoder` in a file of its own and regi
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgem.config import EncoderConfig
-from mmgem.errors import ConfigError
+from mmgem.errors import CheckpointError, ConfigError
 
 
 @dataclass
@@ -29,6 +31,35 @@ class Alignment:
     projection: Tensor
     logit_scale: Tensor
     logit_bias: Tensor
+
+
+class BaseWeights(NamedTuple):
+    """What base weights bring: ``tensors`` by the encoder's own names (none: it starts as it is built),
+    ``config`` completed by them, and their ``alignment`` with texts if the encoder is aligned."""
+
+    tensors: dict[str, Tensor]
+    config: EncoderConfig
+    alignment: Alignment | None = None
+
+
+def take_base_config(config: EncoderConfig, where: str, read: Callable[[], dict[str, Any]]) -> EncoderConfig:
+    """``config`` completed by what ``read`` finds of base weights, unless it names its own ``model_type``.
+    ``where``: the table of a recipe that describes it. Raises ``ConfigError`` for a ``CheckpointError``."""
+    if "model_type" in config.config:
+        return config
+    try:
+        base = read()
+    except CheckpointError as error:
+        raise ConfigError(f"init.encoder: {error}; or describe {where}") from error
+    return dataclasses.replace(config, config=base | config.config)
+
+
+def refuse_contradictions(config: EncoderConfig, base: Any, where: str, ours: str) -> None:
+    """Raise ``ConfigError`` for a field of ``config``, but for ``ours``, that the config ``base`` of base
+    weights has another value of."""
+    for key, value in config.config.items():
+        if key != ours and (there := getattr(base, key, None)) != value:
+            raise ConfigError(f"{where}.{key}: {value!r}, but the base weights have {there!r}")
 
 
 def pack_whole(patches: Tensor, whole: Tensor) -> Tensor:
@@ -89,16 +120,9 @@ class Encoder(nn.Module):
         return config
 
     @classmethod
-    def load_base(cls, source: str, config: EncoderConfig) -> tuple[dict[str, Tensor], EncoderConfig]:
-        """The base weights ``source``, by the encoder's own names, and ``config`` completed by them. No
-        weights: it starts as it is built. Raises ``CheckpointError`` or ``ConfigError``."""
-        return {}, config
-
-    @classmethod
-    def load_alignment(cls, source: str) -> Alignment | None:
-        """What the base weights ``source`` bring beside the encoder if it is ``aligned``. Raises
-        ``CheckpointError``."""
-        return None
+    def load_base(cls, source: str, config: EncoderConfig) -> BaseWeights:
+        """The base weights ``source``. Raises ``CheckpointError`` or ``ConfigError``."""
+        return BaseWeights({}, config)
 
     @classmethod
     def own_space(cls, config: EncoderConfig) -> int | None:

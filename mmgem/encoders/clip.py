@@ -24,7 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgem.config import EncoderConfig
-from mmgem.encoders.base import Alignment, Encoder, pack_whole
+from mmgem.encoders.base import (
+    Alignment,
+    BaseWeights,
+    Encoder,
+    pack_whole,
+    refuse_contradictions,
+    take_base_config,
+)
 from mmgem.encoders.dual_checkpoint import VISION_MODELS, dual_config, load_dual, own_preprocessing
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.utils.hf_config import export_config, make_config
@@ -64,41 +71,30 @@ class CLIPEncoder(Encoder):
     @classmethod
     def base_config(cls, source: str, config: EncoderConfig) -> EncoderConfig:
         """``config`` with the configuration of ``source``, unless it names its own ``model_type``."""
-        if "model_type" in config.config:
-            return config
-        try:
-            base = _vision_config(dual_config(local_folder(source, config_only=True)))
-        except CheckpointError as error:
-            raise ConfigError(f"init.encoder: {error}; or describe {_WHERE}") from error
-        return dataclasses.replace(config, config=base | config.config)
+
+        def read() -> dict[str, Any]:
+            return _vision_config(dual_config(local_folder(source, config_only=True)))
+
+        return take_base_config(config, _WHERE, read)
 
     @classmethod
-    def load_base(cls, source: str, config: EncoderConfig) -> tuple[dict[str, Tensor], EncoderConfig]:
-        """Weights of the vision tower of a checkpoint folder or a hub id. Raises ``CheckpointError`` for what
-        cannot be adopted, ``ConfigError`` for fields that the weights contradict."""
+    def load_base(cls, source: str, config: EncoderConfig) -> BaseWeights:
+        """The vision tower of a checkpoint folder or a hub id, and how its images lie in the checkpoint's
+        space. Raises ``CheckpointError`` for what cannot be adopted, ``ConfigError`` for fields that the
+        weights contradict."""
         try:
             dual = load_dual(local_folder(source))
         except CheckpointError as error:
             raise CheckpointError(f"init.encoder: {error}") from error
         own = _vision_config(dual.model.config)
         described = make_config(own["model_type"], own, _WHERE)
-        for key, value in config.config.items():
-            if key != "patch_map" and (there := getattr(described, key, None)) != value:
-                raise ConfigError(f"{_WHERE}.{key}: {value!r}, but the base weights have {there!r}")
+        refuse_contradictions(config, described, _WHERE, "patch_map")
         weights = {f"net.{name}": value for name, value in dual.vision.state_dict().items()}
-        return weights, dataclasses.replace(config, config=own | config.config)
-
-    @classmethod
-    def load_alignment(cls, source: str) -> Alignment:
-        """How the images of a checkpoint lie in its space. Raises ``CheckpointError``."""
-        try:
-            dual = load_dual(local_folder(source))
-        except CheckpointError as error:
-            raise CheckpointError(f"init.encoder: {error}") from error
         projection = dual.projection
         if projection is None:
             projection = torch.eye(dual.model.config.vision_config.hidden_size)
-        return Alignment(projection, dual.logit_scale, dual.logit_bias)
+        alignment = Alignment(projection, dual.logit_scale, dual.logit_bias)
+        return BaseWeights(weights, dataclasses.replace(config, config=own | config.config), alignment)
 
     @classmethod
     def own_space(cls, config: EncoderConfig) -> int:

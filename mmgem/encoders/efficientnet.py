@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgem.config import EncoderConfig
-from mmgem.encoders.base import Encoder
+from mmgem.encoders.base import BaseWeights, Encoder
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.utils.model_files import read_json_object
 from mmgem.utils.safetensors_files import load_safetensors
@@ -174,7 +174,7 @@ class EfficientNetLite0(Encoder):
         self.freeze_until, self.size, self.channels = freeze_until, size, head
 
     @classmethod
-    def load_base(cls, source: str, config: EncoderConfig) -> tuple[dict[str, Tensor], EncoderConfig]:
+    def load_base(cls, source: str, config: EncoderConfig) -> BaseWeights:
         """Weights of a folder that ``mmgem pull`` made. Raises ``ConfigError`` for another, and
         ``CheckpointError`` for damaged weights and for those of another shape."""
         folder = Path(source)
@@ -189,7 +189,7 @@ class EfficientNetLite0(Encoder):
         except RuntimeError as error:
             wrong = [line.strip() for line in str(error).splitlines()[1:2]]
             raise CheckpointError(f"{folder}: tensors do not fit the model: {' '.join(wrong)}") from error
-        return encoder.state_dict(), config
+        return BaseWeights(encoder.state_dict(), config)
 
     @classmethod
     def load_classifier(cls, source: str) -> tuple[Tensor, Tensor, list[str] | None]:

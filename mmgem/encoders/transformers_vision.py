@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.config import EncoderConfig
-from mmgem.encoders.base import Encoder
+from mmgem.encoders.base import BaseWeights, Encoder, refuse_contradictions, take_base_config
 from mmgem.encoders.families import REFUSED, forced_config, model_inputs
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.utils.hf_config import export_config, make_config
@@ -60,17 +60,15 @@ class TransformersEncoder(Encoder):
     @classmethod
     def base_config(cls, source: str, config: EncoderConfig) -> EncoderConfig:
         """``config`` with the configuration of ``source``, unless it names its own ``model_type``."""
-        if "model_type" in config.config:
-            return config
-        try:
+
+        def read() -> dict[str, Any]:
             full = load_config(local_folder(source, config_only=True))
-        except CheckpointError as error:
-            raise ConfigError(f"init.encoder: {error}; or describe {_WHERE}") from error
-        base = export_config(getattr(full, "vision_config", full))
-        return dataclasses.replace(config, config=base | config.config)
+            return export_config(getattr(full, "vision_config", full))
+
+        return take_base_config(config, _WHERE, read)
 
     @classmethod
-    def load_base(cls, source: str, config: EncoderConfig) -> tuple[dict[str, Tensor], EncoderConfig]:
+    def load_base(cls, source: str, config: EncoderConfig) -> BaseWeights:
         """Weights of a transformers folder or a hub id; of a model of images and texts, its vision part.
 
         Raises ``CheckpointError`` for weights that are incomplete, ``ConfigError`` for fields that they
@@ -87,12 +85,10 @@ class TransformersEncoder(Encoder):
             raise CheckpointError(
                 f"init.encoder: {source}: {len(missing)} tensors are missing, the first is {missing[0]}"
             )
-        for key, value in config.config.items():
-            if key != "size" and (own := getattr(net.config, key, None)) != value:
-                raise ConfigError(f"{_WHERE}.{key}: {value!r}, but the base weights have {own!r}")
+        refuse_contradictions(config, net.config, _WHERE, "size")
         size = {"size": config.config["size"]} if "size" in config.config else {}
         weights = {f"net.{name}": value for name, value in net.state_dict().items()}
-        return weights, dataclasses.replace(config, config=export_config(net.config) | size)
+        return BaseWeights(weights, dataclasses.replace(config, config=export_config(net.config) | size))
 
     @classmethod
     def load_classifier(cls, source: str) -> tuple[Tensor, Tensor, list[str] | None]:

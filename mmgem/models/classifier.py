@@ -40,9 +40,9 @@ class Classifier(nn.Module):
         """The classifier that the base weights ``source`` (a folder or a hub id) are, with the encoder of
         ``config``. Raises ``ConfigError`` if they have none, ``CheckpointError`` for damaged weights."""
         kind = encoder_class(config)
-        weights, config = kind.load_base(source, config)
-        encoder = kind.build(config)
-        encoder.load_state_dict(weights)
+        base = kind.load_base(source, config)
+        encoder = kind.build(base.config)
+        encoder.load_state_dict(base.tensors)
         weight, bias, names = kind.load_classifier(source)
         return cls(encoder.eval(), weight, bias, names)
 

@@ -20,6 +20,7 @@ import numpy as np
 from mmgem.data.near_copies import crops, is_copy, small_picture
 from mmgem.errors import ImageError
 from mmgem.search.search import Hit, PhotoIndex
+from mmgem.utils.disjoint_sets import DisjointSets
 
 MIN_COSINE = 0.8
 """Of two photos whose pictures are looked at."""
@@ -50,24 +51,19 @@ def find_duplicates(
     for entry in entries:
         by_row[index.row_of(entry)].append(paths[entry])
     rows = list(by_row)
-    parents = list(range(len(rows)))
-
-    def root(number: int) -> int:
-        while parents[number] != number:
-            parents[number] = number = parents[parents[number]]
-        return number
-
+    sets = DisjointSets(len(rows))
     if near and rows:
         vectors = index.row_vectors(rows)
         for start in progress(range(0, len(rows), _BLOCK)):
             cosines = vectors[start : start + _BLOCK] @ vectors[start:].T
             for a, b in np.argwhere(np.triu(cosines >= MIN_COSINE, 1)).tolist():
-                one, two = root(start + a), root(start + b)
-                if one != two and are_copies(by_row[rows[start + a]][0], by_row[rows[start + b]][0]):
-                    parents[two] = one
+                one, two = start + a, start + b
+                known = sets.root(one) == sets.root(two)
+                if not known and are_copies(by_row[rows[one]][0], by_row[rows[two]][0]):
+                    sets.join(one, two)
     groups: dict[int, list[Path]] = defaultdict(list)
     for number, row in enumerate(rows):
-        groups[root(number)] += by_row[row]
+        groups[sets.root(number)] += by_row[row]
     same = {path for copies in by_row.values() if len(copies) > 1 for path in copies}
     found = [sorted(group, key=_largest_first) for group in groups.values() if len(group) > 1]
     found.sort(key=lambda group: (-len(group), os.fsencode(group[0])))

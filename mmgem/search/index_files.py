@@ -89,8 +89,9 @@ def too_short(path: Path) -> SearchIndexError:
 
 
 @contextmanager
-def errors_naming(path: Path) -> Iterator[None]:
-    """Turn what the disk or SQLite complains about into a SearchIndexError that names ``path``."""
+def errors_naming(path: Path, made_by: str = "mmgem index") -> Iterator[None]:
+    """Turn what the disk or SQLite complains about into a SearchIndexError that names ``path``; ``made_by``:
+    the command that makes it again."""
     try:
         yield
     except OSError as error:
@@ -98,4 +99,4 @@ def errors_naming(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         raise SearchIndexError(f"{path}: {error}") from error
     except UnicodeDecodeError as error:  # SQLite quotes the damage
-        raise SearchIndexError(f"{path}: damaged; delete it and run mmgem index again") from error
+        raise SearchIndexError(f"{path}: damaged; delete it and run {made_by} again") from error

@@ -15,8 +15,9 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,17 +25,18 @@ import numpy as np
 from mmgem.data.content_hashes import content_hash
 from mmgem.data.scripts import join_units, text_units
 from mmgem.data.sentences import cut_words, split_prose
-from mmgem.errors import BusyError, MMGEMError, SearchIndexError, UsageError
+from mmgem.errors import MMGEMError, SearchIndexError, UsageError
+from mmgem.search.index_files import connect, errors_naming, write_lock
 from mmgem.self_retrieval.documents import text_files
 from mmgem.self_retrieval.json_rows import is_unicode
 from mmgem.self_retrieval.passages import Passage
 from mmgem.self_retrieval.sentence_places import SentencePlaces
 from mmgem.self_retrieval.source_texts import INDEXED, read_source
-from mmgem.utils.locks import FileLock
 from mmgem.utils.unit_vectors import not_unit_rows
 
 FORMAT = 1
 DATABASE = "texts.sqlite3"
+_errors_naming = partial(errors_naming, made_by="mmgem corpus index")
 _AT_ONCE = 64  # passages that a transaction has, at least
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -109,12 +111,9 @@ def update_text_index(
     report = TextIndexReport()
     with _errors_naming(out):
         out.mkdir(parents=True, exist_ok=True)
+    lock = write_lock(out)
     try:
-        lock = FileLock(out / "lock", out)
-    except BusyError as error:
-        raise SearchIndexError(f"{out}: another process is writing this index ({error.holder})") from error
-    try:
-        with _errors_naming(out), closing(_connect(out, "rwc")) as db:
+        with _errors_naming(out), closing(connect(out / DATABASE, create=True)) as db:
             db.execute("PRAGMA synchronous = EXTRA")
             _prepare(db, out, folder.resolve(), model, fingerprint)
             _update(db, out, folder, load, progress, report)
@@ -241,7 +240,7 @@ def open_text_index(out: Path) -> TextSnapshot:
     """Read an index as it is now. Raises ``SearchIndexError`` if there is none or it is damaged."""
     if not (out / DATABASE).is_file():
         raise SearchIndexError(f"{out}: no index of texts; mmgem corpus index makes one")
-    with _errors_naming(out), closing(_connect(out, "rw")) as db:
+    with _errors_naming(out), closing(connect(out / DATABASE, create=False)) as db:
         db.execute("BEGIN")
         _check_version(db, out)
         meta = dict(db.execute("SELECT key, value FROM meta"))
@@ -270,7 +269,7 @@ def rank_by_words(out: Path, question: str, count: int) -> list[int]:
     query = " OR ".join(f'"{word}"' for word in words if word)
     if not query:
         return []
-    with _errors_naming(out), closing(_connect(out, "rw")) as db:
+    with _errors_naming(out), closing(connect(out / DATABASE, create=False)) as db:
         found = "SELECT rowid FROM words WHERE words MATCH ? ORDER BY bm25(words), rowid LIMIT ?"
         return [row for (row,) in db.execute(found, (query, count))]
 
@@ -302,18 +301,3 @@ def _check_version(db: sqlite3.Connection, out: Path) -> int:
     if not 0 <= version <= FORMAT:
         raise SearchIndexError(f"{out}: index format {version}, this mmgem knows {FORMAT}")
     return version
-
-
-def _connect(out: Path, mode: str) -> sqlite3.Connection:
-    uri = f"{(out / DATABASE).absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=30)
-
-
-@contextmanager
-def _errors_naming(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise SearchIndexError(f"{out}: {error}") from error
-    except OSError as error:
-        raise SearchIndexError(f"{out}: {error.strerror or error}") from error

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmgem.config import Recipe
-from mmgem.data.batches import Batch, DrawnTexts
+from mmgem.data.batches import Batch, DrawnTexts, ended
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.partition import shard_slice
 from mmgem.distributed.world import World
@@ -120,9 +120,7 @@ class TextOnlyTerm(TextTerm):
         ids = [drawn.texts[n] for n in captioned]
         prefixes = network.project_visual_prefix(seen[:, None])
         states = network.forward_packed(network.caption_segments(ids, prefixes)).prediction_states
-        end = torch.tensor([self.end])
-        targets = torch.cat([t for tokens in ids for t in (tokens, end)])
-        loss = token_cross_entropy(network, states, targets, self.vocabulary) / of.tokens
+        loss = token_cross_entropy(network, states, ended(ids, self.end), self.vocabulary) / of.tokens
         return {"text_caption_loss": self.config.caption_weight * loss}
 
     def fake_draw(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmgem.config import ModelConfig
+from mmgem.data.batches import ended
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.partition import check_enough, shard_slice
 from mmgem.distributed.world import World
@@ -198,8 +199,7 @@ class TextDistillationTask(Task[TextBatch]):
         return terms
 
     def _caption_loss(self, network: MMGEMNetwork, states: Tensor, ids: list[Tensor]) -> Tensor:
-        end = torch.tensor([self.end])
-        targets = torch.cat([part for tokens in ids for part in (tokens, end)]).to(states.device)
+        targets = ended(ids, self.end).to(states.device)
         sampled = self.config.sampled_softmax
         vocabulary = self.vocabulary if sampled else None
         return token_cross_entropy(network, states, targets, vocabulary, sampled)
