@@ -16,6 +16,7 @@ from mmgem.errors import CheckpointError
 from mmgem.self_retrieval.batches import SelfRetrievalBatches
 from mmgem.self_retrieval.config import Scoring, SelfRetrievalConfig
 from mmgem.self_retrieval.corpus import Corpus
+from mmgem.self_retrieval.corpus_changes import plan_change
 from mmgem.self_retrieval.identifiers import answering_sentence, drop_words, identifier_texts
 from mmgem.self_retrieval.passages import Passage, Query
 from mmgem.self_retrieval.prompts import Prompts
@@ -66,7 +67,8 @@ def test_wide_beams_find_every_passage_by_all_its_names(passages: list[Passage])
 def test_added_equals_built_at_once(first: list[Passage], second: list[Passage]) -> None:
     second = [Passage(f"q{p.id}", p.title, p.text) for p in second]
     at_once = Corpus.build([*first, *second], PROMPTS, identifiers="sentences")
-    grown = Corpus.build(first, PROMPTS, identifiers="sentences").extended(second, PROMPTS)
+    before = Corpus.build(first, PROMPTS, identifiers="sentences")
+    grown = before.changed(plan_change(before.passages, second), PROMPTS)
     for array in ("tokens", "offsets", "ids"):
         assert np.array_equal(getattr(at_once.passage_trie, array), getattr(grown.passage_trie, array))
 

@@ -109,6 +109,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     for name in ("a.mov", "b.MOV", "c.pdf", "d.heic", "e.png", ".hidden.pdf", "README"):
         (tmp_path / name).touch()
     assert other_files(tmp_path) == ({".heic": 1}, {".mov": 2, ".pdf": 1})
+    (tmp_path / "own.idx").mkdir()
+    (tmp_path / "own.idx" / "photos.sqlite3").write_bytes(b"")
+    assert ".sqlite3" not in other_files(tmp_path, tmp_path / "own.idx")[1]
 
 
 def test_the_default_place(

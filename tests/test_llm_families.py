@@ -118,7 +118,9 @@ def captions(network: MMGEMNetwork, prefix: Tensor) -> None:
         log_probs = llm.logits(states[-1]).log_softmax(-1)
         ids.append(int(log_probs.argmax()))
         total += float(log_probs.max())
-    (caption,) = generate_captions(network, prefix[None], end=-1, beams=1, max_tokens=length)
+    (caption,) = generate_captions(
+        network, prefix[None], end=-1, beams=1, max_tokens=length, no_repeat_ngram_size=0
+    )
     assert caption.ids == ids
     assert caption.log_prob == pytest.approx(total, rel=1e-3, abs=1e-3)
 

@@ -133,6 +133,7 @@ def test_on_the_command_line(capfd, tiny_photos, tiny_model_folder, tmp_path) ->
             "file": str(hit.path),
             "score": round(hit.score, 6),
             "match": None,
+            "copies": 0,
             "cosine": round(hit.cosine, 6),
             "log_prob": round(hit.log_prob, 6),
         }

@@ -87,7 +87,7 @@ def index(
         progress=partial(track, label="Indexing", unit=" photos"),
     )
     for root in report.folders:
-        note_unsupported_photos(root)
+        note_unsupported_photos(root, out)
     folder = report.folders[0]
     if not report.photos and not report.failed:
         raise UsageError(f"{folder}: no photos in this folder")

@@ -48,12 +48,13 @@ def default_index() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mmgem" / "photos.idx"
 
 
-def note_unsupported_photos(folder: Path) -> None:
-    """Tell the user of photos in ``folder`` that nothing here decodes, and of what is no photo."""
+def note_unsupported_photos(folder: Path, skip: Path | None = None) -> None:
+    """Tell the user of photos in ``folder`` that nothing here decodes, and of what is no photo; ``skip``: a
+    folder of our own that may lie in it."""
     from mmgem.data.images import other_files
 
     unsupported, others = (
-        [f"{count} {suffix}" for suffix, count in counts.items()] for counts in other_files(folder)
+        [f"{count} {suffix}" for suffix, count in counts.items()] for counts in other_files(folder, skip)
     )
     if unsupported:
         note(f"left out photos in formats that cannot be read, convert them first: {', '.join(unsupported)}")

@@ -157,13 +157,18 @@ def check_box(box: Sequence[float], size: tuple[int, int]) -> None:
         raise UsageError(f"box {tuple(box)} lies outside the image of {width} x {height} pixels")
 
 
-def other_files(folder: str | os.PathLike[str]) -> tuple[dict[str, int], dict[str, int]]:
+def other_files(
+    folder: str | os.PathLike[str], skip: Path | None = None
+) -> tuple[dict[str, int], dict[str, int]]:
     """How many files under ``folder`` :func:`list_images` leaves out, by suffix, the most first: photos in
     formats that cannot be read here (HEIC, camera raw and the like), and all others that have a suffix.
-    Hidden files and folders are skipped."""
+    Hidden files and folders are skipped, and ``skip``, a folder of our own."""
+    skipped = None if skip is None else skip.resolve()
     suffix_counts: Counter[str] = Counter()
-    for _, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for at, folders, files in os.walk(folder):
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and Path(at, name).resolve() != skipped
+        ]
         suffix_counts.update(Path(name).suffix.lower() for name in files if not name.startswith("."))
     counts = [(s, n) for s, n in sorted(suffix_counts.items(), key=lambda item: (-item[1], item[0])) if s]
     foreign = {suffix: count for suffix, count in counts if suffix in _FOREIGN}
