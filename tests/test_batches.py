@@ -18,7 +18,7 @@ from mmgem.data.features import FeatureCache, Joined
 from mmgem.data.records import Record, Region
 from mmgem.data.sampling import group_similar
 from mmgem.data.transforms import view_geometry
-from mmgem.errors import ConfigError, DataError
+from mmgem.errors import DataError
 
 
 def records(count: int, captions: int = 5) -> list[Record]:
@@ -372,5 +372,3 @@ def test_hard_negatives_are_the_same_on_every_run_and_take_every_image_once() ->
     assert [images_of(two[s]) for s in (5, 0, 3)] == [images_of(one[s]) for s in (5, 0, 3)]
     assert sorted(i for s in range(3) for i in images_of(one[s])) == list(range(12))
     assert images_of(one[0]) != images_of(batches(data, source)[0])
-    with pytest.raises(ConfigError, match="hard_negatives"):
-        batches(data, source, hard_negatives=1)

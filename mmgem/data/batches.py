@@ -31,7 +31,7 @@ from mmgem.data.sampling import group_similar, round_robin_sample
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.transforms import Geometry, join_sentences, place_box, view_geometry
 from mmgem.distributed.partition import check_enough, shard_slice
-from mmgem.errors import ConfigError, DataError
+from mmgem.errors import DataError
 
 T = TypeVar("T")
 
@@ -308,8 +308,7 @@ class Batches:
 
     def _mean_teacher_rows(self) -> np.ndarray:
         """Of every usable image the mean of the teacher's rows of its captions: ``(images, E)`` unit rows."""
-        if self.teacher is None:
-            raise ConfigError("data.hard_negatives: needs a teacher of [image_text.contrastive]")
+        assert self.teacher is not None, "task.check refuses it"
         numbers = ([self.number[text] for text in self.records[i].captions] for i in self.usable)
         means = np.stack([self.teacher[n].mean(0) for n in numbers])
         return means / np.linalg.norm(means, axis=1, keepdims=True)
