@@ -147,6 +147,11 @@ def test_two_models_are_averaged(tmp_path: Path) -> None:
     average_weights(network, load_model(two)[0], 0.25)
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(weight, 0.75 * a[name] + 0.25 * b[name])
+    halves, zeros = toys.network(), toys.network()
+    for same in (halves, zeros):
+        torch.nn.init.constant_(same.emb_token, -0.0)
+    average_weights(halves, zeros, 0.25)
+    assert halves.emb_token.signbit().all()  # what is equal keeps its bits
     compress_model(one, tmp_path / "mixed", two, 0.25)
     mixed = load_model(tmp_path / "mixed")[0].state_dict()
     torch.testing.assert_close(
