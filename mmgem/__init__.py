@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from mmgem.models.network import MMGEMNetwork
     from mmgem.models.networks import NETWORKS
     from mmgem.search.filters import Filters
+    from mmgem.search.hits import Hit
     from mmgem.search.query_terms import QueryTerm, parse_terms
     from mmgem.search.rerank import RerankedHit, RerankOptions
-    from mmgem.search.search import Hit, PhotoIndex
+    from mmgem.search.search import PhotoIndex
     from mmgem.search.spatial_filter import SpatialFilter, parse_spatial_filter
     from mmgem.search.stores import STORES, open_store
     from mmgem.search.stores.base import VectorStore, search_store
@@ -88,7 +89,7 @@ _EXPORTS = {
     "Encoder": "encoders.base",
     "Filters": "search.filters",
     "GatheredBatch": "tasks.image_text.contrastive",
-    "Hit": "search.search",
+    "Hit": "search.hits",
     "ImageError": "errors",
     "ImageSource": "data.images",
     "ImageTextTask": "tasks.image_text.task",

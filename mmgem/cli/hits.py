@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmgem.cli.clips import full_frame, parse_time
 from mmgem.cli.inputs import check_photo, default_index, parse_box
 from mmgem.cli.output import note, prepare_output_file, print_json
+from mmgem.data.moments import format_moment, is_video
 from mmgem.data.texts import check_text
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.utils.files import same_file
@@ -23,11 +25,14 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     import numpy as np
+    from PIL import Image
 
     from mmgem.api import MMGEM
+    from mmgem.data.moments import Moment
     from mmgem.data.records import Box
+    from mmgem.search.hits import Hit
     from mmgem.search.query_terms import QueryTerm
-    from mmgem.search.search import Hit, PhotoIndex
+    from mmgem.search.search import PhotoIndex
 
 QueryArgument = Annotated[
     list[str] | None, typer.Argument(metavar="TEXT", help="What to look for: words, or 'a dog' -\"snow\" +F.")
@@ -60,12 +65,15 @@ NOTHING_FOUND = 1
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A text, a photo or a box of one, or both. ``terms``: of a query of several, also if the text is."""
+    """A text, a photo or a box of one, or both. ``terms``: of a query of several, also if the text is.
+    ``frame``: that of ``moment``, where the image is a clip."""
 
     text: str | None
     image: Path | None = None
     box: Box | None = None
     terms: tuple[QueryTerm, ...] = ()
+    moment: Moment | None = None
+    frame: Image.Image | None = None
 
     @property
     def images(self) -> list[Path]:
@@ -82,7 +90,7 @@ class Query:
         if self.text is not None:
             return mmgem.embed_texts([text or self.text])[0]
         assert self.image is not None
-        return mmgem.embed_images([self.image], [self.box])[0]
+        return mmgem.embed_images([self.frame or self.image], [self.box])[0]
 
     def search(self, find: Callable[[int], list[Hit]], k: int, folded: PhotoIndex | None = None) -> list[Hit]:
         """The first ``k`` of what ``find(count)`` finds, without the photos that are asked for; with their
@@ -102,7 +110,7 @@ class Query:
     ) -> Sequence[Hit]:
         """``hits`` of whole photos for this query of embedding ``vector`` ``(D,)``, with the probability that
         they match if it is a text and the model is calibrated; ``photos`` counts what was searched."""
-        from mmgem.search.search import with_match
+        from mmgem.search.hits import with_match
 
         if self.text is None or self.terms or mmgem.calibration is None:
             return hits
@@ -110,19 +118,27 @@ class Query:
 
 
 def parse_query(
-    words: Sequence[str], image: Path | None, box: str | None, html: Path | None, optional: bool = False
+    words: Sequence[str],
+    image: Path | None,
+    box: str | None,
+    html: Path | None,
+    optional: bool = False,
+    time: str | None = None,
 ) -> Query:
-    """What the command line asks for; ``words`` are joined; ``optional``: it may be nothing.
+    """What the command line asks for; ``words`` are joined; ``optional``: it may be nothing; ``time``: of the
+    image, a clip.
 
     Raises UsageError for nothing, for a query that cannot be read, for a box outside the photo and an
     ``html`` that cannot be; ImageError for what is no photo."""
     from mmgem.search.query_terms import QueryTerm, parse_terms
 
-    region, text = parse_box(box), " ".join(words) if words else None
+    region, text, moment = parse_box(box), " ".join(words) if words else None, parse_time(time)
     if text is None and image is None and not optional:
         raise UsageError("give a text or --image")
     if region is not None and image is None:
         raise UsageError("--box needs --image")
+    if moment is not None and image is None:
+        raise UsageError("--time needs --image, a clip")
     if text is not None and not text.strip():
         raise UsageError("the text to search for is empty")
     if text is not None:
@@ -131,6 +147,9 @@ def parse_query(
         raise UsageError(f"{image}: no such file")
     if image is not None:
         check_photo(image, region)
+    frame = None
+    if image is not None and (moment is not None or is_video(image)):
+        frame = full_frame(image, moment)
     if html is not None:
         prepare_output_file(html, ".html", ".htm")
     terms = () if text is None else tuple(parse_terms(text) or ())
@@ -138,8 +157,8 @@ def parse_query(
         if isinstance(term.image, Path):
             check_photo(term.image, None)
     if text is not None and image is not None:
-        terms = (*(terms or (QueryTerm(text),)), QueryTerm(image=image, box=region))
-    return Query(text, image, region, terms)
+        terms = (*(terms or (QueryTerm(text),)), QueryTerm(image=frame or image, box=region))
+    return Query(text, image, region, terms, moment, frame)
 
 
 def at_least(hits: Sequence[Hit], cosine: float | None) -> Sequence[Hit]:
@@ -232,7 +251,7 @@ def print_hits(
     details: Sequence[str] = (),
     dates: Sequence[datetime | None] = (),
 ) -> None:
-    """Print the hits, and write them as a page; exits with 1 if there are none. ``photos`` counts what was
+    """Print the hits, of moments with their seconds, and write them as a page; exits with 1 if there are none. ``photos`` counts what was
     searched; ``details`` are further fields of the hits that the JSON has. ``dates``: that of each hit, if
     they are to be told."""
     if shown.html is not None and hits:
@@ -251,18 +270,20 @@ def print_hits(
         row["date"] = None if date is None else date.isoformat()
     if shown.form == "json":
         _print_object(query, rows, photos)
-    for number, hit in enumerate(hits if shown.form != "json" else ()):
+    if shown.form == "paths":
+        for path in dict.fromkeys(hit.path for hit in hits):  # a clip may have several moments
+            print(path, end=shown.end)
+    for number, hit in enumerate(hits if shown.form in ("jsonl", "lines") else ()):
         if shown.form == "jsonl":
             print_json(rows[number])
-        elif shown.form == "paths":
-            print(hit.path, end=shown.end)
         else:
+            time = f"\t{format_moment(hit.moment)}" if hit.moment else ""
             box = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
             copies = f"\t{hit.copies} copies" if hit.copies else ""
             first = f"{hit.score:.3f}"
             if dates:
                 first = f"{dates[number]:%Y-%m-%d %H:%M}" if dates[number] is not None else "-"
-            print(f"{first}\t{hit.path}{box}{copies}")
+            print(f"{first}\t{hit.path}{time}{box}{copies}")
     if not hits:
         raise typer.Exit(NOTHING_FOUND)
 
@@ -271,19 +292,22 @@ def _print_object(query: Query, rows: Sequence[dict[str, Any]], photos: Callable
     query_json: dict[str, Any] = {} if query.text is None else {"text": query.text}
     if query.image is not None:
         query_json |= {"image": str(query.image), "box": query.box}
+    if query.moment is not None:
+        query_json["time"] = query.moment
     if query.terms:
         query_json["terms"] = [_term_json(term) for term in query.terms]
     print_json({"query": query_json, "hits": rows, "photos": photos()})
 
 
 def _hit_json(hit: Hit, details: Sequence[str]) -> dict[str, Any]:
-    values = {name: getattr(hit, name) for name in ("score", "match", "copies", *details)}
+    values = {name: getattr(hit, name) for name in ("score", "match", "copies", "start", "end", *details)}
     rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()}
     return {"file": str(hit.path), **rounded, "score": None if math.isnan(hit.score) else rounded["score"]}
 
 
 def _term_json(term: QueryTerm) -> dict[str, Any]:
-    what = {"text": term.text} if term.text is not None else {"image": str(term.image)}
+    image = str(term.image) if isinstance(term.image, Path) else "frame"
+    what = {"text": term.text} if term.text is not None else {"image": image}
     return {**what, "weight": term.weight}
 
 
@@ -291,13 +315,13 @@ def _write_page(path: Path, query: Query, hits: Sequence[Hit]) -> None:
     from mmgem.report.data import Match, QueryRow, Report, SimilarRow
     from mmgem.report.html import write_report
 
-    matches = [Match(hit.path, hit.score, hit.box, match=hit.match) for hit in hits]
+    matches = [Match(hit.path, hit.score, hit.box, match=hit.match, moment=hit.moment) for hit in hits]
     if query.text is not None:
         report = Report(title=query.text, queries=[QueryRow(query.text, matches)])
     else:
         assert query.image is not None
         title = f"Photos like {query.image.name}"
-        report = Report(title=title, similar=[SimilarRow(query.image, matches, query.box)])
+        report = Report(title=title, similar=[SimilarRow(query.frame or query.image, matches, query.box)])
     for problem in write_report(path, report):
         note(f"left blank in {path}: {problem}")
     note(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""``mmgem index``: bring the search index of a folder up to date."""
+"""``mmgem index``: bring the search index of a folder of photos and clips up to date."""
 
 from __future__ import annotations
 
@@ -60,8 +60,13 @@ def index(
     mmgem/photos.idx in ~/.local/share.
     Only new and changed photos are embedded, so running it again is cheap, and a run that was stopped goes
     on where it was. Photos that cannot be read are listed and left out; if there are no others, the exit code
-    is 1. mmgem check says whether an index is still whole. With --json: {"photos", "embedded", "reused",
-    "unchanged", "removed", "failed": [{"file", "reason"}], "seconds",
+    is 1. mmgem check says whether an index is still whole.
+
+    Videos (pip install 'mmgem[video]') and animated pictures are clips: each shot of one is a moment, which a
+    search finds with its seconds.
+
+    With --json: {"photos": of which "clips" move, and have "moments", "embedded", "reused", "unchanged",
+    "removed", "failed": [{"file", "reason"}], "seconds",
     "graph": {"kind", "vectors", "added", "bytes", "seconds"} or null}.
     """
     from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
@@ -102,7 +107,8 @@ def index(
     if as_json:
         failed = [{"file": str(folder / bad.path), "reason": bad.explanation} for bad in report.failed]
         counts = {
-            name: getattr(report, name) for name in ("photos", "embedded", "reused", "unchanged", "removed")
+            name: getattr(report, name)
+            for name in ("photos", "clips", "moments", "embedded", "reused", "unchanged", "removed")
         }
         hnsw_json = None
         if hnsw_report is not None:
@@ -116,8 +122,9 @@ def index(
         print_json({**counts, "failed": failed, "seconds": round(report.seconds, 3), "graph": hnsw_json})
         return
     failures = f", {len(report.failed)} not readable" if report.failed else ""
+    clips = f", {report.clips} of them clips of {report.moments} moments" if report.clips else ""
     print(
-        f"{out}: {report.photos} photos ({report.embedded} embedded, {report.reused} moved or copied, "
+        f"{out}: {report.photos} photos{clips} ({report.embedded} embedded, {report.reused} moved or copied, "
         f"{report.unchanged} unchanged, {report.removed} removed){failures}, {report.seconds:.1f} s"
     )
     if hnsw_report is not None:

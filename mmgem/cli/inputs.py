@@ -23,7 +23,9 @@ T = TypeVar("T")
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", metavar="M", help="The packaged model, a model folder or a hub id.")
 ]
-FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILES", help="Photos, or folders of photos.")]
+FilesArgument = Annotated[
+    list[Path], typer.Argument(metavar="FILES", help="Photos, clips, or folders of photos.")
+]
 BoxOption = Annotated[
     str | None,
     typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Only this box, in pixels of the upright photo."),
@@ -52,9 +54,15 @@ def note_unsupported_photos(folder: Path, skip: Path | None = None) -> None:
     """Tell the user of photos in ``folder`` that nothing here decodes, and of what is no photo; ``skip``: a
     folder of our own that may lie in it."""
     from mmgem.data.images import other_files
+    from mmgem.data.moments import VIDEO_SUFFIXES
+    from mmgem.data.video import NEEDS_AV, has_av
 
+    foreign, remaining = other_files(folder, skip)
+    videos = [f"{remaining.pop(suffix)} {suffix}" for suffix in list(remaining) if suffix in VIDEO_SUFFIXES]
+    if videos and not has_av():
+        note(f"left out {', '.join(videos)}: {NEEDS_AV}")
     unsupported, others = (
-        [f"{count} {suffix}" for suffix, count in counts.items()] for counts in other_files(folder, skip)
+        [f"{count} {suffix}" for suffix, count in counts.items()] for counts in (foreign, remaining)
     )
     if unsupported:
         note(f"left out photos in formats that cannot be read, convert them first: {', '.join(unsupported)}")
@@ -102,10 +110,18 @@ def find_photos(files: Sequence[Path], box: Box | None = None) -> list[Path]:
 
 
 def check_photo(photo: Path, box: Box | None) -> None:
-    """Raise ImageError if the header of a photo cannot be read, UsageError if the box is not in it."""
+    """Raise ImageError if the header of a photo or clip cannot be read, UsageError if the box is not in it,
+    and for a video without PyAV."""
     from mmgem.data.images import check_box, image_size
+    from mmgem.data.moments import is_video
 
-    size = image_size(photo)
+    if is_video(photo):
+        from mmgem.data.clips import clip_metadata
+
+        metadata = clip_metadata(photo)
+        size = metadata.width, metadata.height
+    else:
+        size = image_size(photo)
     if box is not None:
         check_box(box, size)
 

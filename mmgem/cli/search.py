@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmgem.cli.clips import TimeOption
 from mmgem.cli.filters import (
     CameraOption,
     DateOption,
@@ -41,7 +42,7 @@ from mmgem.cli.output import JsonOption, note
 from mmgem.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmgem.search.search import Hit
+    from mmgem.search.hits import Hit
     from mmgem.search.spatial_filter import SpatialFilter
 
 
@@ -55,6 +56,7 @@ def search(
     ] = None,
     image: ImageOption = None,
     box: BoxOption = None,
+    time: TimeOption = None,
     folder: FolderOption = None,
     name: NameOption = None,
     date: DateOption = None,
@@ -105,15 +107,18 @@ def search(
     left") mean what --where does; what lies well there gains up to 0.1. --rerank orders the first 16 (or N,
     if more) by similarity and the probability of the text given each photo: more are right, for longer.
 
-    With --json: {"query": {"text", "image", "box", "terms"}, what there is of them, "hits": [{"file",
-    "score", "match", "copies"}, with --regions "box", with --rerank "cosine" and "log_prob", a token, in
-    nats], "photos": how many pass the filters}.
+    A clip is found by its moments: a line has their start and end in seconds as well. With --image of a clip
+    and --time it is a frame of it that is looked for.
+
+    With --json: {"query": {"text", "image", "box", "time", "terms"}, what there is of them, "hits": [{"file",
+    "score", "match", "copies", "start", "end": of a moment, null for a photo}, with --regions "box", with
+    --rerank "cosine" and "log_prob", a token, in nats], "photos": how many pass the filters}.
 
     "match" is the probability that a whole photo is what a text asked for, null if the model has no
     calibration (mmgem calibrate). If no hit reaches 0.5, a line on standard error says so.
     """
     idx, query = split_words(words or [])
-    parsed = parse_query(query, image, box, html, optional=by_date)
+    parsed = parse_query(query, image, box, html, optional=by_date, time=time)
     shown = shown_as(as_json, html, paths, null, jsonl, browser)
     filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, near)
     if rerank and (parsed.text is None or parsed.terms or regions):

@@ -176,9 +176,11 @@ def other_files(
     return foreign, others
 
 
-def list_images(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> list[Path]:
-    """List the files under ``folder`` whose suffix is in ``IMAGE_SUFFIXES`` (any case), and those without a
-    suffix that begin as such files do; sorted by path.
+def list_images(
+    folder: str | os.PathLike[str], exclude: Sequence[str] = (), more: tuple[str, ...] = ()
+) -> list[Path]:
+    """List the files under ``folder`` whose suffix is in ``IMAGE_SUFFIXES`` (any case) or ``more``, and those
+    without a suffix that begin as images do; sorted by path.
 
     What matches a pattern of ``exclude``, as a shell matches, by its name or by its path in ``folder``, is
     left out, folders with all that is in them. Hidden files and folders are skipped. Linked files and folders
@@ -215,7 +217,7 @@ def list_images(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> 
                     pending.append(Path(entry.path))
                 elif not real_root.is_relative_to(Path(entry.path).resolve()):
                     linked.append(Path(entry.path))
-            elif _named_as_image(entry) and _is(entry, "file"):
+            elif (entry.name.lower().endswith(more) or _named_as_image(entry)) and _is(entry, "file"):
                 images.append(Path(entry.path))
     return sorted(images)
 

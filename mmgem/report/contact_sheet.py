@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mmgem.data.images import ImageSource, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.errors import ImageError, UsageError
-from mmgem.report.data import QueryRow, SimilarRow
+from mmgem.report.data import Match, QueryRow, SimilarRow
 from mmgem.utils.files import atomic_file
 
 _BACKGROUND, _TEXT_COLOUR, _SCORE_COLOUR, _QUERY_COLOUR, _MISSING_COLOUR = (
@@ -86,7 +86,7 @@ class _RowRenderer:
     def draw_row(self, row: QueryRow | SimilarRow) -> Image.Image:
         """Draw one row: the query, its photos, their scores."""
         cells: list[tuple[ImageSource, Box | None, str]] = [
-            (match.image, match.box, f"{match.score:.3f}") for match in row.matches
+            (self._picture(match), match.box, f"{match.score:.3f}") for match in row.matches
         ]
         if isinstance(row, SimilarRow):
             cells.insert(0, (row.image, row.box, "like this one"))
@@ -144,6 +144,13 @@ class _RowRenderer:
             draw.rectangle(edges, outline="#101010", width=self.px(4))
             draw.rectangle(edges, outline="#ffd166", width=self.px(2.5))
         return image
+
+    def _picture(self, match: Match) -> ImageSource:
+        """The photo, or a frame of the moment; a clip that cannot be read is reported when it is drawn."""
+        try:
+            return match.picture(self.px(_MAX_PHOTO_HEIGHT))
+        except ImageError:
+            return match.image
 
     def _size(self, source: ImageSource) -> tuple[int, int]:
         try:

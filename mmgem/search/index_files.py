@@ -14,7 +14,10 @@ import numpy as np
 from mmgem.errors import BusyError, SearchIndexError
 from mmgem.utils.locks import FileLock
 
-FORMAT = 2  # 1 has no checksums, and no times of change
+FORMAT = 3
+"""Of an index with clips; 1 has no checksums, and no times of change."""
+PHOTOS_FORMAT = 2
+"""Of one without, which earlier versions read and write too."""
 _DATABASE = "photos.sqlite3"
 
 

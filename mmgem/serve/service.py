@@ -25,9 +25,9 @@ from mmgem.inference.caption_options import CaptionOptions
 from mmgem.inference.captioning import DecodedCaption
 from mmgem.inference.images import preprocess_image
 from mmgem.inference.texts import unit_rows
+from mmgem.search.hits import Hit, with_match
 from mmgem.search.query_terms import combined_vector
 from mmgem.search.rerank import PAIR_BATCH_SIZE, RerankOptions, rerank_hits
-from mmgem.search.search import Hit, with_match
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.serve.batcher import Batcher
 from mmgem.serve.errors import APIError
@@ -255,7 +255,7 @@ class Service:
         if not hits:
             return []
         hits = with_match(hits, self.model.calibration, vectors[0], len(gallery))
-        vectors_of_hits = np.stack([gallery.index.vector_of(hit.path) for hit in hits])
+        vectors_of_hits = np.stack([gallery.index.vector_of(hit.path, hit.start) for hit in hits])
         at_once = min(PAIR_BATCH_SIZE, max(1, RERANK_JOB_TOKENS // len(ids)))
         parts = [vectors_of_hits[at : at + at_once] for at in range(0, len(hits), at_once)]
         job, submit = self.jobs.rerank, self._model.submit
