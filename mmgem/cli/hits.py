@@ -251,9 +251,9 @@ def print_hits(
     details: Sequence[str] = (),
     dates: Sequence[datetime | None] = (),
 ) -> None:
-    """Print the hits, of moments with their seconds, and write them as a page; exits with 1 if there are none. ``photos`` counts what was
-    searched; ``details`` are further fields of the hits that the JSON has. ``dates``: that of each hit, if
-    they are to be told."""
+    """Print the hits, of moments with their seconds, and write them as a page; exits with 1 if there are
+    none. ``photos`` counts what was searched; ``details`` are further fields of the hits that the JSON has.
+    ``dates``: that of each hit, if they are to be told."""
     if shown.html is not None and hits:
         _write_page(shown.html, query, hits)
         if shown.browser:

@@ -230,10 +230,13 @@ class Info(BaseModel):
 
 
 class PhotoName(BaseModel):
-    """A photo of the index; ``name`` is its path in the folder."""
+    """A photo of the index; ``name`` is its path in the folder. Of a clip each moment is one: from ``start``
+    to ``end``, in seconds; null for a photo."""
 
     id: str
     name: str
+    start: float | None
+    end: float | None
 
 
 class PhotosReply(BaseModel):
