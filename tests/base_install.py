@@ -23,6 +23,7 @@ EXTRAS = {
         "pyarrow",
         "ray",
         "usearch",
+        "av",
     ),
     *("qdrant_client", "lancedb", "lance", "sentence_transformers", "mteb", "onnx", "onnxruntime"),
     *(

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mmgem.bulk.output import OutputFolder, read_column
 from mmgem.data.content_hashes import content_digest
@@ -69,6 +70,11 @@ class PrecomputedEmbedder:
     def find_regions(self, images: Sequence[Path], count: int) -> list[tuple[list[Box], np.ndarray]]:
         """Boxes of each image and their embeddings; the partitions have none, so the model finds them."""
         return self._model.find_regions(images, count)
+
+    def embed_videos(self, videos: Sequence[Sequence[Image.Image]]) -> np.ndarray:
+        """``(n, D)`` float32 of unit length of moments by their frames; the partitions have none, so the
+        model embeds them."""
+        return self._model.embed_videos(videos)
 
     @cached_property
     def _model(self) -> Embedder:

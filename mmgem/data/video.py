@@ -165,7 +165,7 @@ class _GapReader:
     def between(self, start: Sample, end: float, end_small: np.ndarray | None) -> Iterator[Sample]:
         """The cuts after ``start`` and before ``end`` or at it (its frame is ``end_small``), and a frame
         every now and then."""
-        if not self._at <= start.time <= self._at + _SEEK_SECONDS:
+        if not self._at <= start.time <= self._at + _STEP:
             _seek(self._container, self._stream, start.time)
             self._frames = _decoded(self._container, self._stream)
         chunk: list[Sample] = [start]
@@ -267,7 +267,7 @@ def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
                 stream = pictures[0]
                 if stream.width * stream.height > _MAX_PIXELS:
                     raise ImageError(f"{path}: {stream.width} x {stream.height} pixels are too many")
-                stream.thread_type = "AUTO"  # type: ignore[assignment]
+                stream.thread_type = "AUTO"
                 yield container, stream
     except MMGEMError:
         raise
@@ -337,7 +337,7 @@ def _seek(container: InputContainer, stream: VideoStream, time: float) -> None:
     base = stream.time_base
     assert base is not None
     try:
-        container.seek(int(max(0.0, time) / base) + (stream.start_time or 0), stream=stream)
+        container.seek(round(max(0.0, time) / base) + (stream.start_time or 0), stream=stream)
     except (av.FFmpegError, ValueError):
         _log.debug("%s: cannot be sought in", container.name)
 
