@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mmgem.data.clips import (
 from mmgem.data.images import open_image
 from mmgem.data.moments import clock, format_moment, parse_moment, to_moment
 from mmgem.data.shots import Sample, build_shots, change, find_cuts
+from mmgem.data.video_headers import made_by
 from mmgem.errors import ImageError, UsageError
 
 
@@ -185,6 +187,33 @@ def test_a_phone_held_upright(tmp_path: Path) -> None:
     assert (metadata.width, metadata.height) == films.SIZE[::-1]
     (image,) = read_frames(tmp_path / "a.mp4", [0])
     assert near(image, films.scene(1).rotate(90, expand=True))
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ({}, (None, None, None, None)),
+        (
+            {
+                "com.apple.quicktime.creationdate": "2021-05-17T18:30:00+0200",
+                "creation_time": "2021-05-17T16:30:00.000000Z",
+                "com.apple.quicktime.make": "Apple",
+                "com.apple.quicktime.model": "iPhone 12",
+                "com.apple.quicktime.location.ISO6709": "+48.1371+011.5754+519.0/",
+            },
+            (datetime(2021, 5, 17, 18, 30), "Apple iPhone 12", 48.1371, 11.5754),
+        ),
+        ({"creation_time": "1904-01-01T00:00:00Z", "location": "+00.0000+000.0000/"}, (None,) * 4),
+        (
+            {"creation_time": "2020-01-02T03:04:05", "location": "-33.9+18.4/"},
+            (datetime(2020, 1, 2, 3, 4, 5), None, -33.9, 18.4),
+        ),
+        ({"creation_time": "yesterday", "location": "+95+200/"}, (None,) * 4),
+    ],
+)
+def test_headers(header: dict[str, str], expected: tuple[object, ...]) -> None:
+    metadata = made_by(header, 4, 3)
+    assert (metadata.taken, metadata.camera, metadata.latitude, metadata.longitude) == expected
 
 
 # Animated pictures -----------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from PIL import Image
 
 from mmgem.data.photo_metadata import PhotoMetadata
 from mmgem.data.shots import SMALL, Sample, change, find_cuts
+from mmgem.data.video_headers import made_by
 from mmgem.errors import ImageError, MMGEMError, TransientImageError, UsageError, is_transient
 from mmgem.utils.files import open_regular
 
@@ -51,6 +52,7 @@ _BLIND = 2.0  # seconds; a longer gap must be quiet to be passed over
 _ALIKE, _DIFFERENT = 0.1, 0.25  # changes between key frames
 _LARGE_PACKET = 0.25  # of the key frames' size
 _CHUNK = 250  # frames that are looked at together
+_THREADS = 4  # of a decoder, each of which holds frames
 _BUFFER = 1 << 18  # bytes read at once
 _SEEK_SECONDS = 5.0  # further ahead than this the reader of gaps seeks
 
@@ -61,8 +63,8 @@ def has_av() -> bool:
 
 
 def video_metadata(path: Path) -> PhotoMetadata:
-    """Width and height in pixels of the upright frames, and when the video was made, if its header says.
-    Raises as :func:`read_samples`."""
+    """Width and height in pixels of the upright frames, and what the header says of when, where and by what
+    the video was made. Raises as :func:`read_samples`."""
     with _open_video(path) as (container, stream):
         frame = next(_decoded(container, stream), None)
         if frame is None:
@@ -70,7 +72,7 @@ def video_metadata(path: Path) -> PhotoMetadata:
         width, height = (frame.width, frame.height)
         if frame.rotation % 180:
             width, height = height, width
-        return PhotoMetadata(width, height, _made(container.metadata))
+        return made_by(container.metadata, width, height)
 
 
 def video_seconds(path: Path) -> float | None:
@@ -112,8 +114,10 @@ def read_samples(path: Path) -> Iterator[Sample]:
                         yield sample
                 last = Sample(time, small, image, cut)
             yield last
-        if last is None:
-            raise ImageError(f"{path}: no frame of it can be decoded")
+        if last is None:  # none that is marked as a key frame
+            last = gaps.first()
+            ends.quiet = False
+            yield last
         if ends.time - last.time > _BLIND or not ends.quiet:
             for sample in gaps.between(last, math.inf, None):
                 last = sample
@@ -161,6 +165,14 @@ class _GapReader:
         self._container, self._stream = container, stream
         self._frames = _decoded(container, stream)
         self._at = -math.inf
+
+    def first(self) -> Sample:
+        """The first frame. Raises ImageError if there is none."""
+        frame = next(self._frames, None)
+        if frame is None:
+            raise ImageError("no frame of it can be decoded")
+        self._at = _time(frame, self._stream)
+        return Sample(self._at, _small(frame), _picture(frame))
 
     def between(self, start: Sample, end: float, end_small: np.ndarray | None) -> Iterator[Sample]:
         """The cuts after ``start`` and before ``end`` or at it (its frame is ``end_small``), and a frame
@@ -268,8 +280,11 @@ def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
                 if stream.width * stream.height > _MAX_PIXELS:
                     raise ImageError(f"{path}: {stream.width} x {stream.height} pixels are too many")
                 stream.thread_type = "AUTO"
+                stream.codec_context.thread_count = min(_THREADS, os.cpu_count() or 1)
                 yield container, stream
-    except MMGEMError:
+    except MMGEMError as error:
+        if isinstance(error, ImageError) and not str(error).startswith(f"{path}: "):
+            raise type(error)(f"{path}: {error}") from error
         raise
     except (OSError, ValueError, MemoryError, RuntimeError, av.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -373,13 +388,3 @@ def _picture(frame: VideoFrame, side: int = FRAME_SIDE) -> Image.Image:
     smaller = frame.reformat(width, height, format="rgb24", interpolation="BILINEAR")
     image = Image.fromarray(smaller.to_ndarray())
     return image.rotate(frame.rotation, expand=True) if frame.rotation % 360 else image
-
-
-def _made(metadata: dict[str, str]) -> datetime | None:
-    """When a video was made, by the clock of what made it."""
-    for key in ("com.apple.quicktime.creationdate", "creation_time"):
-        try:
-            return datetime.fromisoformat(metadata[key]).replace(tzinfo=None)
-        except (KeyError, ValueError):
-            continue
-    return None
