@@ -268,9 +268,11 @@ class MMGEM:
 
     def _pooled(self, videos: Sequence[VideoSource], times: Sequence[Time | None] | None) -> Iterator[Tensor]:
         """Visual embeddings of clips in chunks, each the mean of the frames of a clip."""
+        if isinstance(videos, str | os.PathLike):
+            raise UsageError("videos must be a list, not one video")
         moments = [None] * len(videos) if times is None else list(times)
-        if isinstance(videos, str | os.PathLike) or len(moments) != len(videos):
-            raise UsageError(f"{len(moments)} times for {len(videos)} videos; videos must be a list")
+        if len(moments) != len(videos):
+            raise UsageError(f"{len(videos)} videos but {len(moments)} times")
         frames, counts = list[ImageSource](), list[int]()
         for number, (video, time) in enumerate(zip(videos, moments, strict=True)):
             if isinstance(video, str | os.PathLike):

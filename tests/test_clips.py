@@ -317,7 +317,7 @@ def test_few_frames_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     films.save_film(tmp_path / "a.mp4", (1,), 60, gop=6)
     (shot,) = find_shots(tmp_path / "a.mp4")
-    assert len(held) > 60 and max(held) <= 17 and len(shot.frames) == shots.MAX_FRAMES
+    assert len(held) > 60 and max(held) <= 17 and len(shot.frames) > 1
 
 
 def test_photos_stay_photos(tmp_path: Path) -> None:

@@ -259,11 +259,7 @@ def test_the_library_finds_seconds(model: MMGEM, folder: Path, out: Path) -> Non
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main([str(word) for word in argv])
-    except SystemExit as end:
-        code = int(end.code or 0)
+    code = main([str(word) for word in argv])
     done = capsys.readouterr()
     return code, done.out, done.err
 
