@@ -226,6 +226,7 @@ def test_search_by_photo_leaves_the_photo_out(run, photo_index, tiny_photos, tmp
     assert sorted(found) == [str(p) for p in tiny_photos if p != tiny_photos[2]]
     copy = shutil.copy(tiny_photos[2], tmp_path / "copy.png")
     hit = {"file": str(tiny_photos[2]), "score": pytest.approx(1, abs=1e-4), "match": None, "copies": 0}
+    hit |= {"start": None, "end": None}
     assert json.loads(run("search", photo_index, "--image", copy, "-k", 1, "--json")[0])["hits"] == [hit]
 
 

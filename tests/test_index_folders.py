@@ -124,12 +124,12 @@ def test_the_default_place(
     first, second, out = two
     monkeypatch.setenv("MMGEM_INDEX", str(out))
     monkeypatch.chdir(tmp_path)
-    (first / "film.mov").touch()
+    (first / "song.wav").touch()
     assert main(["search", "a", "dog"]) == 1
     assert "no search index here" in capfd.readouterr().err
     assert main(["index", str(first), str(second), "--exclude", "0.*", "-m", str(tiny_model_folder)]) == 0
     told, err = capfd.readouterr()
-    assert told.startswith(f"{out}: 4 photos") and "left out what is no photo: 1 .mov" in err
+    assert told.startswith(f"{out}: 4 photos") and "left out what is no photo: 1 .wav" in err
     assert main(["search", "a", "dog", "--json"]) == 0
     by_default = capfd.readouterr().out
     assert main(["search", str(out), "a dog", "--json"]) == 0

@@ -9,6 +9,7 @@ import films
 import httpx
 import pytest
 from browser import Browser
+from selenium.webdriver.common.keys import Keys
 from serving import serving
 from test_page import LOADED, address, model, page, window  # noqa: F401 - fixtures
 
@@ -51,7 +52,7 @@ def test_a_moment_is_played_from_its_second(page: Browser, client: httpx.Client)
     assert page.js("$('#original').href").endswith(f"photos/{ids[2]}#t=2,4")
     page.click("#play")
     page.until("$('video.player')?.currentTime >= 2 && $('video.player').videoWidth === 160")
-    page.press("ArrowLeft")
+    page.press(Keys.ARROW_LEFT)
     page.until("!$('.player')")
     page.js("document.activeElement.blur()")
     page.open(address(client, f"view={ids[0]}"))

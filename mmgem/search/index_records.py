@@ -110,11 +110,12 @@ def read_regions(db: sqlite3.Connection, rows: int) -> tuple[np.ndarray, np.ndar
     return is_region, relative_boxes
 
 
-def write_rows(db: sqlite3.Connection, row: int, number: int, content: NewContent) -> int:
+def write_rows(db: sqlite3.Connection, row: int, number: int | None, content: NewContent) -> int:
     """Record what the vectors of a content show, from the row ``row`` on; its number is ``number``. Returns
     the row after them."""
     for at, box in enumerate(content.boxes):
-        columns, values = "row, content, box", [row + at, number, None if box is None else json.dumps(box)]
+        columns = "row, content, box"
+        values: list[object] = [row + at, number, None if box is None else json.dumps(box)]
         if content.moments:
             columns += ', "start", "end"'
             values += content.moments[at]
