@@ -269,9 +269,9 @@ def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         with open_regular(path) as file:
             if not file.peek(1):
                 raise ImageError(f"{path}: is empty")
-            with av.open(
-                file, "r", container_options=options, metadata_errors="replace", buffer_size=_BUFFER
-            ) as container:
+            # From 19 on PyAV takes any bytes in a header by itself.
+            lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+            with av.open(file, "r", container_options=options, buffer_size=_BUFFER, **lenient) as container:
                 streams = [s for s in container.streams.video if s.codec_context is not None]
                 pictures = [s for s in streams if not s.disposition & s.disposition.attached_pic]
                 if not pictures:
