@@ -18,9 +18,10 @@ _HEAD = """\
 Written by `make licences` from what the packages in [requirements.lock](../requirements.lock) say of
 themselves; `make sbom` writes the same as a CycloneDX bill of materials (`sbom.json`). Nothing of them is in
 this package: pip installs them. The base install needs those marked *base*; the rest belongs to extras and
-to development. The wheels of av (PyAV) bring FFmpeg (LGPL-3.0-or-later) and encoders of their own terms, among
-them libx264 and libx265 (GPL-2.0-or-later), of which nothing here is used. PyTorch (BSD-3-Clause) is in [constraints/torch.lock](../constraints/torch.lock); its build on
-PyPI brings libraries of NVIDIA under NVIDIA's own terms, and triton (MIT).
+to development. PyTorch (BSD-3-Clause) is in [constraints/torch.lock](../constraints/torch.lock); its build on
+PyPI brings libraries of NVIDIA under NVIDIA's own terms, and triton (MIT). The wheels of av (PyAV) bring
+FFmpeg (LGPL-3.0-or-later) and libraries under their own terms, among them the encoders libx264 and libx265
+(GPL-2.0-or-later), which nothing here uses.
 
 | package | version | licence | |
 |---|---|---|---|
