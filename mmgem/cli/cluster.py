@@ -38,7 +38,7 @@ def cluster(
     clusters = cluster_photos(photos, load_model(name), count)
     if as_json:
         rows = [{"name": group.name, "files": [str(path) for path in group.paths]} for group in clusters]
-        print_json({"clusters": rows, "photos": len(photos.photos)})
+        print_json({"clusters": rows, "photos": len(photos.files)})
         return
     for group in clusters:
         for path in group.paths if files else ():
