@@ -280,7 +280,7 @@ class MMGEM:
         if len(report.failed) > _LISTED:
             _log.warning("skipped %d more", len(report.failed) - _LISTED)
         for path in report.folders:
-            if foreign := other_files(path)[0]:
+            if foreign := other_files(path, out)[0]:
                 _log.warning("%s: left out photos that cannot be read: %s", path, " ".join(foreign))
         if not report.photos:
             if not report.failed:

@@ -35,7 +35,16 @@ EXTRAS = {
         "multipart",
         "python_multipart",
     ),
-    *("prometheus_client", "webdataset", "datasets", "pandas", "sklearn", "scipy", "httpx", "openai"),
+    *(
+        "prometheus_client",
+        "webdataset",
+        "datasets",
+        "pandas",
+        "sklearn",
+        "scipy",
+        "httpx",
+        "openai",
+    ),
 }
 _NEEDED = {"httpx"}  # by huggingface_hub
 

@@ -99,6 +99,7 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         "export onnx": ["export", model, str(folder / "onnx"), "--format", "onnx"],
         "export openvino": ["export", model, str(folder / "openvino"), "--format", "openvino"],
         "serve": ["serve", idx, "--port", "0"],
+        "watch": ["watch", str(Path(photo).parent), "--out", idx],
         "pull": ["pull", "smollm2"],
         "train lora": ["train", str(recipe), "optim.lora_rank=2", f"train.out={folder / 'lora'}"],
         "train tensorboard": ["train", str(recipe), 'train.trackers=["tensorboard"]'],
@@ -116,6 +117,7 @@ NEEDS = {
     "export onnx": "export",
     "export openvino": "export",
     "serve": "serve",
+    "watch": "watch",
     "pull": "base",
     "train lora": "train",
     "train tensorboard": "train",
@@ -153,6 +155,7 @@ def test_all_verbs_are_here(told):
 def test_all_extras_are_blocked():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     modules = {"qdrant-client": "qdrant_client", "sentence-transformers": "sentence_transformers"}
+    modules |= {"pillow-heif": "pillow_heif"}
     modules |= {"prometheus-client": "prometheus_client", "python-multipart": "python_multipart"}
     for extra, needs in project["optional-dependencies"].items():
         if extra in ("dev", "plugs"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, note_unsupported_photos, quiet_libraries
+from mmgem.cli.inputs import ModelOption, note_left_out, quiet_libraries
 from mmgem.cli.output import JsonOption, note, print_json
 
 
@@ -45,7 +45,7 @@ def bulk(
 
     report = embed_collection(source, out, model, captions, part_size, workers, address)
     if source.is_dir():
-        note_unsupported_photos(source)
+        note_left_out([source])
     if report.died:
         note(f"workers that died: {report.died}; their parts were made by others")
     if report.skipped:

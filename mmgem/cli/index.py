@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, default_index, load_model, note_unsupported_photos
+from mmgem.cli.inputs import default_index, load_model, note_left_out
 from mmgem.cli.output import JsonOption, note, note_skipped, print_json
 from mmgem.errors import ImageError, UsageError
 
@@ -18,19 +18,24 @@ if TYPE_CHECKING:
     from mmgem.search.index import Embedder
 
 
+IndexedFoldersArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="DIR", help="Folders of photos, added to those that the index has."),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="IDX", help="Folder of the index, if not the default one."),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Leave out files and folders of this name or path. Kept."),
+]
+
+
 def index(
-    folders: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="DIR", help="Folders of photos, added to those that the index has."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="IDX", help="Folder of the index, if not the default one."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave out files and folders of this name or path. Kept."),
-    ] = None,
+    folders: IndexedFoldersArgument = None,
+    out: OutOption = None,
+    exclude: ExcludeOption = None,
     regions: Annotated[
         int | None,
         typer.Option(min=0, metavar="N", help="Make up to N regions of each photo findable too; kept."),
@@ -51,7 +56,9 @@ def index(
         bool, typer.Option("--repair", help="Look for damaged vectors, and embed their photos again.")
     ] = False,
     ann: Annotated[str | None, typer.Option(hidden=True)] = None,  # the name of --hnsw until 0.1
-    model: ModelOption = "tiny",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="M", help="The index's own, or tiny, if not given.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a search index of folders of photos, or bring it up to date; without DIR, of those it has.
@@ -70,6 +77,7 @@ def index(
     from mmgem.utils.progress import track
 
     out = default_index() if out is None else out
+    model = index_model(model, out)
     model_fingerprint = fingerprint(resolve(model))
     hnsw = ann if hnsw is None else hnsw
     config = None if hnsw in (None, "none") else HNSWConfig.parse(hnsw)
@@ -86,8 +94,7 @@ def index(
         repair=repair,
         progress=partial(track, label="Indexing", unit=" photos"),
     )
-    for root in report.folders:
-        note_unsupported_photos(root, out)
+    note_left_out(report.folders, out)
     folder = report.folders[0]
     if not report.photos and not report.failed:
         raise UsageError(f"{folder}: no photos in this folder")
@@ -98,7 +105,7 @@ def index(
     if hnsw == "none":
         drop_hnsw_index(out)
     else:
-        hnsw_report = _update_hnsw_index(out, config)
+        hnsw_report = refresh_hnsw_index(out, config)
     if as_json:
         failed = [{"file": str(folder / bad.path), "reason": bad.explanation} for bad in report.failed]
         counts = {
@@ -127,6 +134,13 @@ def index(
         )
 
 
+def index_model(model: str | None, out: Path) -> str:
+    """The model to index with: ``model``, else that of the index ``out``, else the packaged one."""
+    from mmgem.search.index_files import stored_model
+
+    return model or stored_model(out) or "tiny"
+
+
 def _embedder(model: str, fingerprint: str, vectors: Path | None) -> Callable[[], Embedder]:
     """What makes the embedder: the model, or what is known of it in ``vectors``, which is looked at now."""
 
@@ -141,7 +155,7 @@ def _embedder(model: str, fingerprint: str, vectors: Path | None) -> Callable[[]
     return lambda: embedder
 
 
-def _update_hnsw_index(out: Path, config: HNSWConfig | None) -> HNSWReport | None:
+def refresh_hnsw_index(out: Path, config: HNSWConfig | None) -> HNSWReport | None:
     """Bring the HNSW index up to date; one that is there but was not asked for may stay behind."""
     from mmgem.search.hnsw import update_hnsw_index
     from mmgem.utils.progress import track

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -48,19 +49,27 @@ def default_index() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mmgem" / "photos.idx"
 
 
-def note_unsupported_photos(folder: Path, skip: Path | None = None) -> None:
-    """Tell the user of photos in ``folder`` that nothing here decodes, and of what is no photo; ``skip``: a
-    folder of our own that may lie in it."""
+def note_left_out(folders: Sequence[Path], skip: Path | None = None) -> None:
+    """Tell the user on one line what is left out of ``folders``, by its kind: photos that cannot be read,
+    with what to install where that helps, then what is no photo; ``skip``: a folder of our own that may lie
+    in one."""
+    from mmgem.data.image_kinds import install_hint
     from mmgem.data.images import other_files
 
-    unsupported, others = (
-        [f"{count} {suffix}" for suffix, count in counts.items()] for counts in other_files(folder, skip)
-    )
-    if unsupported:
-        note(f"left out photos in formats that cannot be read, convert them first: {', '.join(unsupported)}")
-    if others:
-        more = [f"{len(others) - _KINDS} kinds more"] if len(others) > _KINDS else []
-        note(f"left out what is no photo: {', '.join(others[:_KINDS] + more)}")
+    foreign, others = Counter[str](), Counter[str]()
+    for folder in folders:
+        for counts, found in zip((foreign, others), other_files(folder, skip), strict=True):
+            counts.update(found)
+    if not foreign and not others:
+        return
+    kinds = []
+    for suffix, count in [*foreign.most_common(), *others.most_common()]:
+        hint = install_hint(suffix)
+        kinds.append(f"{count} {suffix}" + (f" ({hint})" if hint else ""))
+    shown = max(_KINDS, len(foreign))
+    more = [f"{len(kinds) - shown} kinds more"] if len(kinds) > shown else []
+    total = foreign.total() + others.total()
+    note(f"{total} {'file' if total == 1 else 'files'} left out: {', '.join(kinds[:shown] + more)}")
 
 
 def load_model(name: str, precision: Literal["float32", "bfloat16"] = "float32") -> MMGEM:

@@ -42,6 +42,7 @@ from mmgem.cli.search import search
 from mmgem.cli.serve import serve
 from mmgem.cli.store import app as store
 from mmgem.cli.train import train
+from mmgem.cli.watch import watch
 from mmgem.errors import MMGEMError, UsageError
 from mmgem.utils.disk import disk_problem
 from mmgem.utils.plugins import load_named_plugins, load_plugin, plugin_line
@@ -59,6 +60,7 @@ app = typer.Typer(
 )
 app.command("demo", short_help="All of it on sample photos, or yours: one web page.")(demo)
 app.command("index", short_help="Make a folder of photos searchable.")(index)
+app.command("watch", short_help="Keep an index up to date as photos come and go.")(watch)
 app.command("search", short_help="Find photos by words, or by a photo.")(search)
 app.command("duplicates", short_help="Find copies among photos.")(duplicates)
 app.command("cluster", short_help="Sort photos into groups that look alike.")(cluster)

@@ -27,6 +27,7 @@ from mmgem.data.images import list_images
 from mmgem.data.photo_metadata import PhotoMetadata, read_metadata
 from mmgem.data.records import Box
 from mmgem.errors import (
+    EmptyFolderError,
     ImageError,
     SearchIndexError,
     TransientImageError,
@@ -126,8 +127,8 @@ def update_index(
 
     Raises UsageError if one of ``folders`` is not a folder or is ``out``, or if there are none, and
     SearchIndexError if the index belongs to another model or another number of regions, is damaged, or is
-    being written by another process, or if the folders have no photos although the index does (a drive that
-    is not mounted looks like that).
+    being written by another process, or (EmptyFolderError) if the folders have no photos although the index
+    does (a drive that is not mounted looks like that).
     """
     began = time.perf_counter()
     given = [path.resolve() for path in ([folders] if isinstance(folders, Path) else folders)]
@@ -146,7 +147,7 @@ def update_index(
         store.forget_problems([path for path, reason in store.problems() if is_transient_reason(reason)])
         known = store.photos()
         if (known or damaged) and not files_found:
-            raise SearchIndexError(
+            raise EmptyFolderError(
                 f"{folder}: no photos here, but {out} holds {len(known) + len(damaged)}; "
                 f"delete {out} if they are really gone"
             )

@@ -122,7 +122,7 @@ def decode_for_boxes(photo: PhotoSource, prep: Preprocessing) -> DecodedPhoto:
 
 def photo_size(photo: PhotoSource, decoded: Image.Image | None = None) -> tuple[int, int]:
     """Width and height in pixels of the upright photo; ``decoded`` saves decoding it for that."""
-    if decoded is None or image_header(photo.data)[0] == "JPEG":  # the only ones decoded smaller
+    if decoded is None or image_header(photo.data)[0] in ("JPEG", "RAW"):  # the only ones decoded smaller
         return image_size(photo.data)
     return decoded.size
 
@@ -150,7 +150,11 @@ def _check(data: bytes | Path, limits: Limits) -> None:
     if decoded_width * decoded_height > most or width * height > _MAX_REDUCTION * most:
         message = f"{width} x {height} pixels are over {limits.megapixels:g} megapixels"
         raise APIError(413, "too_many_pixels", message, "image")
-    if image_format == "JPEG" and isinstance(data, bytes) and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+    if (
+        image_format in ("JPEG", "RAW")
+        and isinstance(data, bytes)
+        and data.count(b"\xff\xda") > _MAX_JPEG_SCANS
+    ):
         raise APIError(422, "bad_image", f"a JPEG of more than {_MAX_JPEG_SCANS} scans", "image")
 
 
