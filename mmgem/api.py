@@ -90,7 +90,7 @@ class MMGEM:
         folder = resolve(name)
         graphs = wanted_graphs(folder, backend, device)
         network, tokenizer = load_model(folder)
-        network = network.to(device).to_inference_dtype(getattr(torch, precision))
+        network = network.to(device).to_inference_dtype(precision)
         if graphs is not None:
             use_graphs(network, folder, graphs)
         return cls(

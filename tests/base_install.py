@@ -44,6 +44,8 @@ EXTRAS = {
         "scipy",
         "httpx",
         "openai",
+        "pillow_heif",
+        "watchfiles",
     ),
 }
 _NEEDED = {"httpx"}  # by huggingface_hub

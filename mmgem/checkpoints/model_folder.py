@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.checkpoints.resolve import FORMAT, complete, is_model, read_config
-from mmgem.checkpoints.tensors import REMEDY, load_tensors, save_tensors, stored_shapes
+from mmgem.checkpoints.rounded import stored_shapes
+from mmgem.checkpoints.tensors import REMEDY, load_tensors, save_tensors
 from mmgem.config import ModelConfig, Preprocessing, to_dict
 from mmgem.config.legacy import current_tensors
 from mmgem.data.tokens import Tokenizer

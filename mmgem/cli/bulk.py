@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, note_left_out, quiet_libraries
+from mmgem.cli.inputs import (
+    DeviceOption,
+    ModelOption,
+    PrecisionOption,
+    check_device,
+    note_left_out,
+    quiet_libraries,
+)
 from mmgem.cli.output import JsonOption, note, print_json
 
 
@@ -17,6 +24,8 @@ def bulk(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the parts.")],
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     captions: Annotated[bool, typer.Option("--captions", help="Write a caption of each photo too.")] = False,
     part_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Photos in a part, what a kill loses at most.")
@@ -40,10 +49,11 @@ def bulk(
     "embedded", "skipped", "died", "seconds"}; written and embedded: by this run; died: its workers.
     """
     if workers == 0:
+        check_device(device)
         quiet_libraries()
     from mmgem.bulk import embed_collection
 
-    report = embed_collection(source, out, model, captions, part_size, workers, address)
+    report = embed_collection(source, out, model, captions, part_size, workers, address, device, precision)
     if source.is_dir():
         note_left_out([source])
     if report.died:

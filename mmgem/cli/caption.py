@@ -7,8 +7,10 @@ from pathlib import Path
 from mmgem.cli.inputs import (
     BeamsOption,
     BoxOption,
+    DeviceOption,
     FilesArgument,
     ModelOption,
+    PrecisionOption,
     failed_json,
     find_photos,
     load_model,
@@ -24,6 +26,8 @@ def caption(
     box: BoxOption = None,
     beams: BeamsOption = CAPTION_DEFAULTS.beams,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Describe each photo in a sentence: its path, a tab, the sentence.
@@ -32,7 +36,7 @@ def caption(
     """
     region = parse_box(box)
     photos = find_photos(files, region)
-    mmgem = load_model(model)
+    mmgem = load_model(model, device, precision)
     show = line_printer()
     captions: list[dict[str, str]] = []
     failed: list[tuple[Path, str]] = []

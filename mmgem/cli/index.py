@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmgem.cli.inputs import default_index, load_model, note_left_out
+from mmgem.cli.inputs import DeviceOption, PrecisionOption, default_index, load_model, note_left_out
 from mmgem.cli.output import JsonOption, note, note_skipped, print_json
 from mmgem.errors import ImageError, UsageError
 
@@ -59,6 +59,8 @@ def index(
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="M", help="The index's own, or tiny, if not given.")
     ] = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Make a search index of folders of photos, or bring it up to date; without DIR, of those it has.
@@ -86,7 +88,7 @@ def index(
     report = update_index(
         out,
         folders or [],
-        _embedder(model, model_fingerprint, vectors),
+        _embedder(partial(load_model, model, device, precision), model_fingerprint, vectors),
         model_fingerprint,
         exclude=None if exclude is None else [pattern for pattern in exclude if pattern],
         model=lasting_name(model),
@@ -141,12 +143,8 @@ def index_model(model: str | None, out: Path) -> str:
     return model or stored_model(out) or "tiny"
 
 
-def _embedder(model: str, fingerprint: str, vectors: Path | None) -> Callable[[], Embedder]:
+def _embedder(load: Callable[[], Embedder], fingerprint: str, vectors: Path | None) -> Callable[[], Embedder]:
     """What makes the embedder: the model, or what is known of it in ``vectors``, which is looked at now."""
-
-    def load() -> Embedder:
-        return load_model(model)
-
     if vectors is None:
         return load
     from mmgem.bulk.precomputed import PrecomputedEmbedder

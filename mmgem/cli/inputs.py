@@ -18,11 +18,20 @@ from mmgem.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from mmgem.api import MMGEM
     from mmgem.data.records import Box
+    from mmgem.inference.query_encoder import QueryEncoder
 
 T = TypeVar("T")
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", metavar="M", help="The packaged model, a model folder or a hub id.")
+]
+Precision = Literal["float32", "bfloat16"]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
+]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option("--precision", help="bfloat16 is faster on GPUs, and CPUs with AMX or AVX512-BF16."),
 ]
 FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILES", help="Photos, or folders of photos.")]
 BoxOption = Annotated[
@@ -72,13 +81,43 @@ def note_left_out(folders: Sequence[Path], skip: Path | None = None) -> None:
     note(f"{total} {'file' if total == 1 else 'files'} left out: {', '.join(kinds[:shown] + more)}")
 
 
-def load_model(name: str, precision: Literal["float32", "bfloat16"] = "float32") -> MMGEM:
-    """Load a model, with the libraries' warnings and progress bars off the terminal."""
+def load_model(name: str, device: str = "cpu", precision: Precision = "float32") -> MMGEM:
+    """Load a model, with the libraries' warnings and progress bars off the terminal. Raises UsageError for a
+    ``device`` that is not there."""
+    check_device(device)
     quiet_libraries()
     from mmgem.api import MMGEM
 
     note_terms(name)
-    return MMGEM.from_pretrained(name, precision=precision)
+    return MMGEM.from_pretrained(name, device, precision)
+
+
+def load_query_model(
+    name: str, images: Sequence[Path], device: str = "cpu", precision: Precision = "float32"
+) -> MMGEM | QueryEncoder:
+    """What embeds the texts of a query, and its ``images`` if it has some: without torch where that will
+    do."""
+    from mmgem.inference.query_encoder import QueryEncoder
+
+    if not images and (device, precision) == ("cpu", "float32"):
+        encoder = QueryEncoder.load(name)
+        if encoder is not None:
+            note_terms(name)
+            return encoder
+    return load_model(name, device, precision)
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError unless torch has this device."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "not here"
+        raise UsageError(f"--device {device}: {reason}") from error
 
 
 def quiet_libraries() -> None:

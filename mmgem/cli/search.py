@@ -36,7 +36,7 @@ from mmgem.cli.hits import (
     shown_as,
     split_words,
 )
-from mmgem.cli.inputs import BoxOption, load_model
+from mmgem.cli.inputs import BoxOption, DeviceOption, PrecisionOption, load_model, load_query_model
 from mmgem.cli.output import JsonOption, note
 from mmgem.errors import UsageError
 
@@ -89,6 +89,8 @@ def search(
     null: NullOption = False,
     jsonl: JsonLinesOption = False,
     model: BuiltByOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Find photos by a text, or photos like a photo: similarity, a tab, the path; best first.
@@ -138,10 +140,10 @@ def search(
             raise UsageError("--regions and --min-score need a text or --image")
         hits = newest(photos, k)
     elif rerank and text is not None:
-        rerank_photos = partial(load_model(model_name).rerank, photos, text)
+        rerank_photos = partial(load_model(model_name, device, precision).rerank, photos, text)
         hits = rerank_photos(k) if everything else fold_copies(photos, rerank_photos, k)
     else:
-        mmgem = load_model(model_name)
+        mmgem = load_query_model(model_name, parsed.images, device, precision)
         find = partial(photos.search_regions, where=spatial_filter) if regions else photos.search
         vector = parsed.embed(mmgem, text)
         hits = parsed.search(partial(find, vector), k, None if everything or regions else photos)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmgem.cli.index import ExcludeOption, IndexedFoldersArgument, OutOption, index_model, refresh_hnsw_index
-from mmgem.cli.inputs import default_index, load_model
+from mmgem.cli.inputs import DeviceOption, PrecisionOption, default_index, load_model
 from mmgem.cli.output import note, note_skipped
 from mmgem.errors import BusyError, EmptyFolderError, SearchIndexError, UsageError
 
 if TYPE_CHECKING:
-    from mmgem.api import MMGEM
     from mmgem.search.index import IndexReport
 
 
@@ -27,6 +25,8 @@ def watch(
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="M", help="The index's own, or tiny, if not given.")
     ] = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Keep an index up to date as photos are added, changed, moved and removed, until interrupted.
 
@@ -47,7 +47,7 @@ def watch(
         update_index,
         out,
         fingerprint=fingerprint(resolve(name)),
-        make_embedder=_once(name),
+        make_embedder=cache(partial(load_model, name, device, precision)),
         model=lasting_name(name),
         progress=partial(track, label="Indexing", unit=" photos"),
     )
@@ -73,11 +73,6 @@ def watch(
         watch_folders(lambda: stored_folders(out) or first.folders, out, update)
     except KeyboardInterrupt:
         note("stopped watching")
-
-
-def _once(name: str) -> Callable[[], MMGEM]:
-    """Loads the model when it is first needed, and keeps it."""
-    return cache(lambda: load_model(name))
 
 
 class _Told:
