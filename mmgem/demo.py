@@ -92,9 +92,9 @@ def run_demo(
     """Index, search, caption and classify the folder ``photos`` (None: sample photos, fetched once).
 
     Writes ``report.html``, ``sheet.png`` and ``index/`` to ``out``, in place of those of an earlier demo.
-    ``say`` is given a line before what takes long; ``load`` makes the model. Raises UsageError for a folder without photos or an
-    ``out`` that cannot be written, ImageError if none of the photos can be read, DownloadError if the
-    samples cannot be had.
+    ``say`` is given a line before what takes long; ``load`` makes the model. Raises UsageError for a folder
+    without photos or an ``out`` that cannot be written, ImageError if none of the photos can be read,
+    DownloadError if the samples cannot be had.
     """
     began = time.perf_counter()
     if photos is not None and not list_images(photos):

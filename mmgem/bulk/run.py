@@ -77,6 +77,8 @@ def embed_collection(
         "captions": captions,
         "part_size": part_size,
     }
+    if precision != "float32":
+        settings["precision"] = precision
     partitions = collection.partitions(part_size)
     with output.locked(settings):
         missing = [partition for partition in partitions if not output.is_done(partition)]

@@ -95,8 +95,8 @@ class TextSearch:
     def open(
         cls, out: Path, device: str = "cpu", precision: Literal["float32", "bfloat16"] = "float32"
     ) -> TextSearch:
-        """Open an index, and load its model onto ``device``. Raises ``SearchIndexError`` if there is none, it is damaged or
-        its model is another by now, ``CheckpointError``."""
+        """Open an index, and load its model onto ``device``. Raises ``SearchIndexError`` if there is none, it
+        is damaged or its model is another by now, ``CheckpointError``."""
         from mmgem.checkpoints.model_folder import load_model
 
         snapshot = open_text_index(out)
