@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ import typer
 from mmgem.cli.inputs import check_photo, default_index, parse_box
 from mmgem.cli.output import note, prepare_output_file, print_json
 from mmgem.data.texts import check_text
-from mmgem.errors import CheckpointError, UsageError
+from mmgem.errors import CheckpointError, ImageError, UsageError
 from mmgem.utils.files import same_file
 
 if TYPE_CHECKING:
@@ -50,9 +52,14 @@ JsonLinesOption = Annotated[
     bool, typer.Option("--jsonl", help="Print a JSON object a hit, each on a line of its own.")
 ]
 OpenOption = Annotated[bool, typer.Option("--open", help="Show the result in the browser.")]
+PreviewOption = Annotated[
+    bool, typer.Option("--preview", help="Show each photo under its line, where the output is a terminal.")
+]
 BuiltByOption = Annotated[
     str | None, typer.Option("--model", "-m", metavar="M", help="Where the model of the vectors is now.")
 ]
+
+_PREVIEW_ROWS, _PREVIEW_PIXELS = 10, 240
 
 NOTHING_FOUND = 1
 """The exit code of a search that finds nothing, as grep's."""
@@ -197,12 +204,13 @@ def open_index(idx: Path, model: str | None, exact: bool = False) -> tuple[Photo
 @dataclass(frozen=True, slots=True)
 class Shown:
     """How hits are told: by ``lines``, as ``json``, as ``jsonl``, or their ``paths`` alone, each ended by
-    ``end``; beside that as a page at ``html``, and in the browser."""
+    ``end``; beside that as a page at ``html``, and in the browser; ``preview``: lines with their photos."""
 
     form: str
     end: str = "\n"
     html: Path | None = None
     browser: bool = False
+    preview: bool = False
 
 
 def shown_as(
@@ -212,6 +220,7 @@ def shown_as(
     null: bool = False,
     jsonl: bool = False,
     browser: bool = False,
+    preview: bool = False,
 ) -> Shown:
     """How the options say. Raises UsageError for more than one form."""
     chosen = [
@@ -219,9 +228,11 @@ def shown_as(
     ]
     if len(chosen) > 1:
         raise UsageError(f"give one of {' and '.join(f'--{name}' for name in chosen)}")
+    if chosen and preview:
+        raise UsageError(f"give one of --{chosen[0]} and --preview")
     if browser and html is None:
         html = Path(tempfile.mkdtemp(prefix="mmgem-")) / "hits.html"
-    return Shown(chosen[0] if chosen else "lines", "\0" if null else "\n", html, browser)
+    return Shown(chosen[0] if chosen else "lines", "\0" if null else "\n", html, browser, preview)
 
 
 def print_hits(
@@ -263,8 +274,31 @@ def print_hits(
             if dates:
                 first = f"{dates[number]:%Y-%m-%d %H:%M}" if dates[number] is not None else "-"
             print(f"{first}\t{hit.path}{box}{copies}")
+            if shown.preview and _is_terminal():
+                _print_preview(hit)
     if not hits:
         raise typer.Exit(NOTHING_FOUND)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _print_preview(hit: Hit) -> None:
+    """The photo of a hit, or its box, in the terminal."""
+    from mmgem.data.images import image_size, open_image
+    from mmgem.report.terminal import show_in_terminal, terminal_protocol
+
+    protocol = terminal_protocol(os.environ)
+    try:
+        image = open_image(hit.path, min_side=_PREVIEW_PIXELS)
+        if hit.box:
+            scale = image.width / image_size(hit.path)[0]
+            image = image.crop([round(side * scale) for side in hit.box])  # type: ignore[arg-type]
+    except ImageError as error:
+        note(f"no preview of {error}")
+        return
+    print(show_in_terminal(image, protocol, shutil.get_terminal_size().columns - 1, _PREVIEW_ROWS), end="")
 
 
 def _print_object(query: Query, rows: Sequence[dict[str, Any]], photos: Callable[[], int]) -> None:

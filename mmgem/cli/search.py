@@ -29,6 +29,7 @@ from mmgem.cli.hits import (
     NullOption,
     OpenOption,
     PathsOption,
+    PreviewOption,
     at_least,
     open_index,
     parse_query,
@@ -87,6 +88,7 @@ def search(
     browser: OpenOption = False,
     paths: PathsOption = False,
     null: NullOption = False,
+    preview: PreviewOption = False,
     jsonl: JsonLinesOption = False,
     model: BuiltByOption = None,
     device: DeviceOption = "cpu",
@@ -116,7 +118,7 @@ def search(
     """
     idx, query = split_words(words or [])
     parsed = parse_query(query, image, box, html, optional=by_date)
-    shown = shown_as(as_json, html, paths, null, jsonl, browser)
+    shown = shown_as(as_json, html, paths, null, jsonl, browser, preview)
     filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, near)
     if rerank and (parsed.text is None or parsed.terms or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
