@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MMGEM_CONFIG"] = os.devnull  # not that of who runs the tests
 # What OpenVINO would tell its makers, in three processes for each graph.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 # Toy matrices are too small to share; set before torch is imported.

@@ -81,6 +81,7 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         ],
         "demo": ["demo", "--photos", str(Path(photo).parent), "--out", str(folder / "demo"), *m],
         "check": ["check", model],
+        "completion": ["completion", "bash"],
         "plan": ["plan", str(recipe)],
         "train": ["train", str(recipe)],
         "adopt": ["adopt", str(checkpoint), "--llm", str(lm), "--texts", str(lines), "--out", adopted],

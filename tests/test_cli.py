@@ -23,7 +23,7 @@ from mmgem.data import image_kinds
 
 VERBS = (  # noqa: SIM905
     "demo index watch search duplicates cluster caption classify heatmap embed bulk "
-    "serve plan train adopt compare eval calibrate mosaic check export pull corpus data store"
+    "serve plan train adopt compare eval calibrate mosaic check export pull completion corpus data store"
 ).split()
 ROOT = Path(main_module.__file__).parents[2]
 

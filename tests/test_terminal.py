@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -145,5 +146,5 @@ def test_hits_with_their_pictures(
     assert main([*argv, "--preview"]) == 0
     first, second = plain.splitlines(keepends=True)
     assert len(drawn) == 2 and capfd.readouterr().out == first + drawn[0] + second + drawn[1]
-    assert main([*argv, "--preview", "--json"]) == 2
-    assert "--preview" in capfd.readouterr().err
+    assert main([*argv, "--preview", "--json"]) == 0
+    assert len(drawn) == 2 and len(json.loads(capfd.readouterr().out)["hits"]) == 2, "lines alone have some"

@@ -228,8 +228,6 @@ def shown_as(
     ]
     if len(chosen) > 1:
         raise UsageError(f"give one of {' and '.join(f'--{name}' for name in chosen)}")
-    if chosen and preview:
-        raise UsageError(f"give one of --{chosen[0]} and --preview")
     if browser and html is None:
         html = Path(tempfile.mkdtemp(prefix="mmgem-")) / "hits.html"
     return Shown(chosen[0] if chosen else "lines", "\0" if null else "\n", html, browser, preview)

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmgem.cli.inputs import DeviceOption, PrecisionOption, default_index, load_model, note_left_out
+from mmgem.cli.inputs import (
+    DeviceOption,
+    PrecisionOption,
+    default_index,
+    default_model,
+    load_model,
+    note_left_out,
+)
 from mmgem.cli.output import JsonOption, note, note_skipped, print_json
 from mmgem.errors import ImageError, UsageError
 
@@ -137,10 +144,10 @@ def index(
 
 
 def index_model(model: str | None, out: Path) -> str:
-    """The model to index with: ``model``, else that of the index ``out``, else the packaged one."""
+    """The model to index with: ``model``, else that of the index ``out``, else the default one."""
     from mmgem.search.index_files import stored_model
 
-    return model or stored_model(out) or "tiny"
+    return model or stored_model(out) or default_model()
 
 
 def _embedder(load: Callable[[], Embedder], fingerprint: str, vectors: Path | None) -> Callable[[], Embedder]:

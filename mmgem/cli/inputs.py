@@ -51,11 +51,20 @@ _KINDS = 8  # of files that are left out, by name
 
 
 def default_index() -> Path:
-    """The index of commands that are given none: ``$MMGEM_INDEX``, or ``mmgem/photos.idx`` where programs
-    keep what is the user's own."""
-    if own := os.environ.get("MMGEM_INDEX"):
+    """The index of commands that are given none: ``$MMGEM_INDEX``, that of the user's config, or
+    ``mmgem/photos.idx`` where programs keep what is the user's own."""
+    from mmgem.config.user import load_user_config
+
+    if own := os.environ.get("MMGEM_INDEX") or load_user_config().index:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mmgem" / "photos.idx"
+
+
+def default_model() -> str:
+    """The model of commands that are given none: that of the user's config, or the packaged one."""
+    from mmgem.config.user import load_user_config
+
+    return load_user_config().model or "tiny"
 
 
 def note_left_out(folders: Sequence[Path], skip: Path | None = None) -> None:

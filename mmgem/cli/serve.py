@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmgem.cli.hits import open_index
-from mmgem.cli.inputs import DeviceOption, PrecisionOption, load_model
+from mmgem.cli.inputs import DeviceOption, PrecisionOption, default_model, load_model
 from mmgem.cli.output import exit_now, note
 from mmgem.errors import DataError, UsageError
 from mmgem.utils.text_files import read_text
@@ -70,7 +70,7 @@ def serve(
     from mmgem.serve.metrics import Metrics
     from mmgem.serve.service import Service, ServiceOptions
 
-    name = model or (open_index(idx, None)[1] if idx is not None else "tiny")
+    name = model or (open_index(idx, None)[1] if idx is not None else default_model())
     sock = listen(host, port)
     note(f"loading {Path(name).name}")
     mmgem = load_model(lasting_name(name), device, precision)
