@@ -34,6 +34,8 @@ class PrecomputedEmbedder:
     def __init__(self, out: Path, fingerprint: str, make_model: Callable[[], Embedder]):
         self.fingerprint = fingerprint
         self._make_model = make_model
+        self.taken = 0
+        """Vectors that came from the partitions."""
         output = OutputFolder(out)
         fingerprint_of_output, self._partition_files = output.settings()["model"], output.partition_files()
         if not self._partition_files:
@@ -62,6 +64,7 @@ class PrecomputedEmbedder:
                 missing.append(i)
             else:
                 vectors[i] = self._vectors(location[0])[location[1]]
+        self.taken += len(images) - len(missing)
         if missing:
             vectors[missing] = self._model.embed_images([images[i] for i in missing])
         return vectors

@@ -15,7 +15,7 @@ from mmgem.cli.inputs import (
     note_left_out,
     quiet_libraries,
 )
-from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.cli.output import JsonOption, counted, note, print_json
 
 
 def bulk(
@@ -67,4 +67,5 @@ def bulk(
         print_json({**counts, "skipped": len(report.skipped), "seconds": round(report.seconds, 3)})
         return
     existing = f" ({report.parts - report.written} were there)" if report.written < report.parts else ""
-    print(f"{out}: {report.photos} photos in {report.parts} parts{existing}, {report.seconds:.1f} s")
+    photos, parts = counted(report.photos, "photo"), counted(report.parts, "part")
+    print(f"{out}: {photos} in {parts}{existing}, {report.seconds:.1f} s")

@@ -17,10 +17,11 @@ from mmgem.cli.inputs import (
     load_model,
     note_left_out,
 )
-from mmgem.cli.output import JsonOption, note, note_skipped, print_json
+from mmgem.cli.output import JsonOption, counted, note, note_skipped, print_json
 from mmgem.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
+    from mmgem.bulk.precomputed import PrecomputedEmbedder
     from mmgem.search.hnsw import HNSWConfig, HNSWReport
     from mmgem.search.index import Embedder
 
@@ -77,7 +78,7 @@ def index(
     Only new and changed photos are embedded, so running it again is cheap, and a run that was stopped goes
     on where it was. Photos that cannot be read are listed and left out; if there are no others, the exit code
     is 1. mmgem check says whether an index is still whole. With --json: {"photos", "embedded", "reused",
-    "unchanged", "removed", "failed": [{"file", "reason"}], "seconds",
+    "unchanged", "removed", "failed": [{"file", "reason"}], "seconds", with --vectors "taken_over",
     "graph": {"kind", "vectors", "added", "bytes", "seconds"} or null}.
     """
     from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
@@ -92,10 +93,12 @@ def index(
     config = None if hnsw in (None, "none") else HNSWConfig.parse(hnsw)
     if config is not None:
         require_usearch()
+    load = partial(load_model, model, device, precision)
+    precomputed = None if vectors is None else _precomputed(vectors, model_fingerprint, load)
     report = update_index(
         out,
         folders or [],
-        _embedder(partial(load_model, model, device, precision), model_fingerprint, vectors),
+        load if precomputed is None else lambda: precomputed,
         model_fingerprint,
         exclude=None if exclude is None else [pattern for pattern in exclude if pattern],
         model=lasting_name(model),
@@ -120,6 +123,8 @@ def index(
         counts = {
             name: getattr(report, name) for name in ("photos", "embedded", "reused", "unchanged", "removed")
         }
+        if precomputed is not None:
+            counts["taken_over"] = precomputed.taken
         hnsw_json = None
         if hnsw_report is not None:
             hnsw_json = {
@@ -131,10 +136,12 @@ def index(
             hnsw_json["seconds"] = round(hnsw_report.seconds, 3)
         print_json({**counts, "failed": failed, "seconds": round(report.seconds, 3), "graph": hnsw_json})
         return
+    taken = "" if precomputed is None else f", {precomputed.taken} of them taken over from {vectors}"
     failures = f", {len(report.failed)} not readable" if report.failed else ""
     print(
-        f"{out}: {report.photos} photos ({report.embedded} embedded, {report.reused} moved or copied, "
-        f"{report.unchanged} unchanged, {report.removed} removed){failures}, {report.seconds:.1f} s"
+        f"{out}: {counted(report.photos, 'photo')} ({report.embedded} embedded{taken}, {report.reused} moved "
+        f"or copied, {report.unchanged} unchanged, {report.removed} removed){failures}, "
+        f"{report.seconds:.1f} s"
     )
     if hnsw_report is not None:
         print(
@@ -150,14 +157,10 @@ def index_model(model: str | None, out: Path) -> str:
     return model or stored_model(out) or default_model()
 
 
-def _embedder(load: Callable[[], Embedder], fingerprint: str, vectors: Path | None) -> Callable[[], Embedder]:
-    """What makes the embedder: the model, or what is known of it in ``vectors``, which is looked at now."""
-    if vectors is None:
-        return load
+def _precomputed(vectors: Path, fingerprint: str, load: Callable[[], Embedder]) -> PrecomputedEmbedder:
     from mmgem.bulk.precomputed import PrecomputedEmbedder
 
-    embedder = PrecomputedEmbedder(vectors, fingerprint, load)
-    return lambda: embedder
+    return PrecomputedEmbedder(vectors, fingerprint, load)
 
 
 def refresh_hnsw_index(out: Path, config: HNSWConfig | None) -> HNSWReport | None:

@@ -62,6 +62,7 @@ def serve(
     limits = _limits(limit or [])
     origins = [_origin(url) for url in allow_origin or []]
     token = _token(token_file)
+    note("loading ..." if model is None else f"loading {Path(model).name} ...")
     try:
         from mmgem.serve.server import listen, make_server
     except ImportError as error:
@@ -72,7 +73,6 @@ def serve(
 
     name = model or (open_index(idx, None)[1] if idx is not None else default_model())
     sock = listen(host, port)
-    note(f"loading {Path(name).name}")
     mmgem = load_model(lasting_name(name), device, precision)
     corpus_model = None
     if corpus is not None:

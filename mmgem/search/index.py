@@ -80,8 +80,8 @@ class UnreadablePhoto:
 class IndexReport:
     """What a run did.
 
-    ``photos`` can be found now: ``unchanged`` since the last run, ``reused`` (moved, touched or a copy of a
-    known photo: no model was run) or new, for which ``embedded`` distinct pictures went through the model.
+    ``photos`` can be found now, the sum of three: ``embedded`` went through the model, ``reused`` are moved,
+    touched or copies of others, and ``unchanged`` are as they were at the last run.
     ``removed`` are gone from the folder (moved ones not counted). ``failed`` lists every photo that is in
     the folders but not in the index, those of earlier runs included. ``folders``: of the index, the first
     that to which paths are relative.
@@ -167,13 +167,14 @@ def update_index(
         _read_missing_metadata(store, folder, progress)
         store.compact()
         failed = dict(store.problems()) | run.unreadable
-        photos = len(store.photos().keys() - failed.keys())
+        indexed = store.photos().keys() - failed.keys()
+        reused = len(indexed & set(pending)) - run.embedded
     moved = sum((Counter(known[path].content for path in removed_paths) & run.reused_by_new_paths).values())
     return IndexReport(
-        photos=photos,
+        photos=len(indexed),
         embedded=run.embedded,
-        reused=run.reused,
-        unchanged=len(files_found) - len(pending),
+        reused=reused,
+        unchanged=len(indexed) - run.embedded - reused,
         removed=len(removed_paths) - moved,
         failed=tuple(
             UnreadablePhoto(path, reason, path in run.unreadable) for path, reason in sorted(failed.items())
@@ -201,7 +202,7 @@ class _IndexUpdate:
         self.recorded: list[HashedFile] = []
         self.unreadable: dict[str, str] = {}
         self.reused_by_new_paths: Counter[int] = Counter()
-        self.embedded = self.reused = 0
+        self.embedded = 0
 
     def add(self, path: str) -> None:
         """Hash one file and decide what it needs. One that cannot be read loses its entry."""
@@ -217,7 +218,6 @@ class _IndexUpdate:
             self.queue.setdefault(file.digest, []).append(file)
             return
         self.recorded.append(file)
-        self.reused += 1
         if path not in self.known:
             self.reused_by_new_paths[content] += 1
 
