@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from mmgem.api import MMGEM
     from mmgem.data.records import Box
+    from mmgem.report.data import Match
     from mmgem.search.query_terms import QueryTerm
     from mmgem.search.search import Hit, PhotoIndex
 
@@ -40,9 +41,12 @@ ImageOption = Annotated[
 MinScoreOption = Annotated[
     float | None, typer.Option("--min-score", metavar="COS", help="Only photos with at least this cosine.")
 ]
-CountOption = Annotated[int, typer.Option("-k", min=1, metavar="N", help="How many photos.")]
+CountOption = Annotated[int, typer.Option("-k", min=0, metavar="N", help="How many photos; 0: all.")]
 HtmlOption = Annotated[
     Path | None, typer.Option("--html", metavar="F", help="Write the result as a web page as well.")
+]
+SheetOption = Annotated[
+    Path | None, typer.Option("--sheet", metavar="F", help="Write the photos as one picture as well (.jpg).")
 ]
 PathsOption = Annotated[bool, typer.Option("--paths", help="Print the paths only.")]
 NullOption = Annotated[
@@ -60,6 +64,7 @@ BuiltByOption = Annotated[
 ]
 
 _PREVIEW_ROWS, _PREVIEW_PIXELS = 10, 240
+_SHEET_ROW = 6  # photos in a row of a contact sheet
 
 NOTHING_FOUND = 1
 """The exit code of a search that finds nothing, as grep's."""
@@ -117,12 +122,17 @@ class Query:
 
 
 def parse_query(
-    words: Sequence[str], image: Path | None, box: str | None, html: Path | None, optional: bool = False
+    words: Sequence[str],
+    image: Path | None,
+    box: str | None,
+    html: Path | None,
+    optional: bool = False,
+    sheet: Path | None = None,
 ) -> Query:
     """What the command line asks for; ``words`` are joined; ``optional``: it may be nothing.
 
     Raises UsageError for nothing, for a query that cannot be read, for a box outside the photo and an
-    ``html`` that cannot be; ImageError for what is no photo."""
+    ``html`` or ``sheet`` that cannot be; ImageError for what is no photo."""
     from mmgem.search.query_terms import QueryTerm, parse_terms
 
     region, text = parse_box(box), " ".join(words) if words else None
@@ -140,6 +150,8 @@ def parse_query(
         check_photo(image, region)
     if html is not None:
         prepare_output_file(html, ".html", ".htm")
+    if sheet is not None:
+        prepare_output_file(sheet, ".jpg", ".jpeg", ".png", ".webp")
     terms = () if text is None else tuple(parse_terms(text) or ())
     for term in terms:
         if isinstance(term.image, Path):
@@ -204,13 +216,15 @@ def open_index(idx: Path, model: str | None, exact: bool = False) -> tuple[Photo
 @dataclass(frozen=True, slots=True)
 class Shown:
     """How hits are told: by ``lines``, as ``json``, as ``jsonl``, or their ``paths`` alone, each ended by
-    ``end``; beside that as a page at ``html``, and in the browser; ``preview``: lines with their photos."""
+    ``end``; beside that as a page at ``html``, as a picture at ``sheet``, in the browser; ``preview``: lines
+    with their photos."""
 
     form: str
     end: str = "\n"
     html: Path | None = None
     browser: bool = False
     preview: bool = False
+    sheet: Path | None = None
 
 
 def shown_as(
@@ -221,6 +235,7 @@ def shown_as(
     jsonl: bool = False,
     browser: bool = False,
     preview: bool = False,
+    sheet: Path | None = None,
 ) -> Shown:
     """How the options say. Raises UsageError for more than one form."""
     chosen = [
@@ -230,7 +245,7 @@ def shown_as(
         raise UsageError(f"give one of {' and '.join(f'--{name}' for name in chosen)}")
     if browser and html is None:
         html = Path(tempfile.mkdtemp(prefix="mmgem-")) / "hits.html"
-    return Shown(chosen[0] if chosen else "lines", "\0" if null else "\n", html, browser, preview)
+    return Shown(chosen[0] if chosen else "lines", "\0" if null else "\n", html, browser, preview, sheet)
 
 
 def print_hits(
@@ -245,11 +260,13 @@ def print_hits(
     searched; ``details`` are further fields of the hits that the JSON has. ``dates``: that of each hit, if
     they are to be told."""
     if shown.html is not None and hits:
-        _write_page(shown.html, query, hits)
+        _write_page(shown.html, query, hits, dates)
         if shown.browser:
             import webbrowser
 
             webbrowser.open(shown.html.resolve().as_uri())
+    if shown.sheet is not None and hits:
+        _write_sheet(shown.sheet, query, hits, dates)
     from mmgem.inference.calibration import MATCH_THRESHOLD
 
     best = max((hit.match for hit in hits if hit.match is not None), default=1.0)
@@ -319,17 +336,46 @@ def _term_json(term: QueryTerm) -> dict[str, Any]:
     return {**what, "weight": term.weight}
 
 
-def _write_page(path: Path, query: Query, hits: Sequence[Hit]) -> None:
-    from mmgem.report.data import Match, QueryRow, Report, SimilarRow
+def _write_page(path: Path, query: Query, hits: Sequence[Hit], dates: Sequence[datetime | None]) -> None:
+    from mmgem.report.data import PhotoCard, QueryRow, Report, SimilarRow
     from mmgem.report.html import write_report
 
-    matches = [Match(hit.path, hit.score, hit.box, match=hit.match) for hit in hits]
+    matches = _matches(hits, dates)
     if query.text is not None:
         report = Report(title=query.text, queries=[QueryRow(query.text, matches)])
-    else:
-        assert query.image is not None
+    elif query.image is not None:
         title = f"Photos like {query.image.name}"
         report = Report(title=title, similar=[SimilarRow(query.image, matches, query.box)])
+    else:
+        cards = [PhotoCard(match.image, match.caption, name=Path(str(match.image)).name) for match in matches]
+        report = Report(title="Photos by date", photos=cards)
     for problem in write_report(path, report):
         note(f"left blank in {path}: {problem}")
     note(f"wrote {path}")
+
+
+def _write_sheet(path: Path, query: Query, hits: Sequence[Hit], dates: Sequence[datetime | None]) -> None:
+    from mmgem.report.contact_sheet import contact_sheet
+    from mmgem.report.data import QueryRow, SimilarRow
+
+    matches = _matches(hits, dates)
+    chunks = [matches[at : at + _SHEET_ROW] for at in range(0, len(matches), _SHEET_ROW)]
+    rows: list[QueryRow | SimilarRow] = [QueryRow("", chunk) for chunk in chunks]
+    if query.text is not None:
+        rows[0] = QueryRow(query.text, chunks[0])
+    elif query.image is not None:
+        rows[0] = SimilarRow(query.image, chunks[0], query.box)
+    for problem in contact_sheet(path, rows):
+        note(f"left blank in {path}: {problem}")
+    note(f"wrote {path}")
+
+
+def _matches(hits: Sequence[Hit], dates: Sequence[datetime | None]) -> list[Match]:
+    """The hits for a page; those that were not compared with anything have their date for a caption."""
+    from mmgem.report.data import Match
+
+    told = [f"{date:%Y-%m-%d %H:%M}" if date is not None else "" for date in dates] or [""] * len(hits)
+    return [
+        Match(hit.path, hit.score, hit.box, date if math.isnan(hit.score) else "", hit.match)
+        for hit, date in zip(hits, told, strict=True)
+    ]

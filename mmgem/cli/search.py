@@ -10,8 +10,10 @@ import typer
 
 from mmgem.cli.filters import (
     CameraOption,
+    ChangedOption,
     DateOption,
     FolderOption,
+    LacksOption,
     MinHeightOption,
     MinWidthOption,
     NameOption,
@@ -30,6 +32,7 @@ from mmgem.cli.hits import (
     OpenOption,
     PathsOption,
     PreviewOption,
+    SheetOption,
     at_least,
     open_index,
     parse_query,
@@ -64,6 +67,8 @@ def search(
     min_width: MinWidthOption = None,
     min_height: MinHeightOption = None,
     near: NearOption = None,
+    changed: ChangedOption = None,
+    lacks: LacksOption = None,
     min_score: MinScoreOption = None,
     regions: Annotated[
         bool, typer.Option("--regions", help="Find regions, best of each photo; needs an index with some.")
@@ -85,6 +90,7 @@ def search(
     ] = False,
     k: CountOption = 10,
     html: HtmlOption = None,
+    sheet: SheetOption = None,
     browser: OpenOption = False,
     paths: PathsOption = False,
     null: NullOption = False,
@@ -117,9 +123,10 @@ def search(
     calibration (mmgem calibrate). If no hit reaches 0.5, a line on standard error says so.
     """
     idx, query = split_words(words or [])
-    parsed = parse_query(query, image, box, html, optional=by_date)
-    shown = shown_as(as_json, html, paths, null, jsonl, browser, preview)
-    filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, near)
+    parsed = parse_query(query, image, box, html, optional=by_date, sheet=sheet)
+    shown = shown_as(as_json, html, paths, null, jsonl, browser, preview, sheet)
+    places = near, changed, lacks
+    filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, *places)
     if rerank and (parsed.text is None or parsed.terms or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
     from mmgem.search.by_date import hit_dates, newest, newest_first
@@ -134,6 +141,7 @@ def search(
             f"{idx}: was made without regions; make an index with: mmgem index DIR --out NEW.idx --regions 20"
         )
     photos = photos.filtered(filters)
+    k = k or max(1, len(photos.photos))
     hits: Sequence[Hit] = []
     if not len(photos):
         note("no photo passes the filters")

@@ -1,4 +1,4 @@
-"""Writes that are whole or not at all, whatever is killed or loses power; the user's cache and config file."""
+"""Writes that are whole or not at all, whatever is killed or loses power; the user's cache, and config."""
 
 from __future__ import annotations
 
