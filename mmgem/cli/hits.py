@@ -309,7 +309,8 @@ def _print_preview(hit: Hit) -> None:
         image = open_image(hit.path, min_side=_PREVIEW_PIXELS)
         if hit.box:
             scale = image.width / image_size(hit.path)[0]
-            image = image.crop([round(side * scale) for side in hit.box])  # type: ignore[arg-type]
+            x0, y0, x1, y1 = (round(side * scale) for side in hit.box)
+            image = image.crop((x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)))
     except ImageError as error:
         note(f"no preview of {error}")
         return
