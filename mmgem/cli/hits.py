@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from mmgem.api import MMGEM
     from mmgem.data.records import Box
+    from mmgem.inference.query_encoder import QueryEncoder
     from mmgem.report.data import Match
     from mmgem.search.query_terms import QueryTerm
     from mmgem.search.search import Hit, PhotoIndex
@@ -85,7 +86,7 @@ class Query:
         images = [self.image, *(term.image for term in self.terms)]
         return [image for image in images if isinstance(image, Path)]
 
-    def embed(self, mmgem: MMGEM, text: str | None = None) -> np.ndarray:
+    def embed(self, mmgem: MMGEM | QueryEncoder, text: str | None = None) -> np.ndarray:
         """Its embedding (D,); ``text``: the part of its text that is looked for."""
         if self.terms:
             from mmgem.search.query_terms import embed_terms
@@ -110,7 +111,11 @@ class Query:
         return others(k) if folded is None else fold_copies(folded, others, k)
 
     def with_match(
-        self, mmgem: MMGEM, hits: Sequence[Hit], vector: np.ndarray, photos: Callable[[], int]
+        self,
+        mmgem: MMGEM | QueryEncoder,
+        hits: Sequence[Hit],
+        vector: np.ndarray,
+        photos: Callable[[], int],
     ) -> Sequence[Hit]:
         """``hits`` of whole photos for this query of embedding ``vector`` ``(D,)``, with the probability that
         they match if it is a text and the model is calibrated; ``photos`` counts what was searched."""

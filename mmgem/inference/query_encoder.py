@@ -20,8 +20,10 @@ import numpy as np
 from mmgem.checkpoints.resolve import complete, fingerprint, read_config, resolve
 from mmgem.checkpoints.rounded import StoredArrays
 from mmgem.config import ModelConfig
+from mmgem.data.images import ImageSource
+from mmgem.data.records import Box
 from mmgem.data.tokens import NoEndToken, Tokenizer
-from mmgem.errors import CheckpointError
+from mmgem.errors import CheckpointError, UsageError
 from mmgem.inference.calibration import MatchCalibration
 from mmgem.utils.checksums import verify_file
 from mmgem.utils.files import read_again_if_replaced
@@ -79,6 +81,12 @@ class QueryEncoder:
         sums = np.zeros((len(texts), self.dim), np.float32)
         np.add.at(sums, owners, rows)
         return _unit(sums)
+
+    def embed_images(
+        self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None, /
+    ) -> np.ndarray:
+        """Raises UsageError: images need the whole model."""
+        raise UsageError("the text side of a model sees no images")
 
     def _weight(self, name: str) -> np.ndarray:
         if name not in self._read:

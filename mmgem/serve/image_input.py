@@ -7,13 +7,15 @@ import binascii
 import hashlib
 import re
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
 from mmgem.config import Preprocessing
-from mmgem.data.images import decoded_size, image_header, image_size, open_image
+from mmgem.data.camera_raw import find_preview
+from mmgem.data.images import RAW, decoded_size, image_header, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.errors import ImageError
 from mmgem.inference.images import open_for_sizes
@@ -122,15 +124,13 @@ def decode_for_boxes(photo: PhotoSource, prep: Preprocessing) -> DecodedPhoto:
 
 def photo_size(photo: PhotoSource, decoded: Image.Image | None = None) -> tuple[int, int]:
     """Width and height in pixels of the upright photo; ``decoded`` saves decoding it for that."""
-    if decoded is None or image_header(photo.data)[0] in ("JPEG", "RAW"):  # the only ones decoded smaller
+    if decoded is None or image_header(photo.data)[0] in ("JPEG", RAW):  # the only ones decoded smaller
         return image_size(photo.data)
     return decoded.size
 
 
 def thumbnail(photo: PhotoSource, side: int) -> bytes:
     """A JPEG whose longest side is at most ``side`` pixels. Raises ``ImageError``."""
-    from io import BytesIO
-
     image = open_image(photo.data, min_side=side)
     image.thumbnail((side, side))
     buffer = BytesIO()
@@ -150,12 +150,17 @@ def _check(data: bytes | Path, limits: Limits) -> None:
     if decoded_width * decoded_height > most or width * height > _MAX_REDUCTION * most:
         message = f"{width} x {height} pixels are over {limits.megapixels:g} megapixels"
         raise APIError(413, "too_many_pixels", message, "image")
-    if (
-        image_format in ("JPEG", "RAW")
-        and isinstance(data, bytes)
-        and data.count(b"\xff\xda") > _MAX_JPEG_SCANS
-    ):
+    if isinstance(data, bytes) and _scans(image_format, data) > _MAX_JPEG_SCANS:
         raise APIError(422, "bad_image", f"a JPEG of more than {_MAX_JPEG_SCANS} scans", "image")
+
+
+def _scans(image_format: str, data: bytes) -> int:
+    """How many scans a JPEG may have, or that in a camera's raw file; 0: it is none."""
+    if image_format == RAW and (preview := find_preview(BytesIO(data))) is not None:
+        data = data[preview.offset : preview.offset + preview.length]
+    elif image_format != "JPEG":
+        return 0
+    return data.count(b"\xff\xda")
 
 
 __all__ = [
