@@ -135,7 +135,7 @@ def test_removed_moved_and_touched_files_need_no_model(folder: Path, out: Path) 
 def test_copies_are_embedded_once_and_both_found(folder: Path, out: Path) -> None:
     shutil.copy(folder / "5.png", folder / "a copy.png")
     report, _ = update(out, folder)
-    assert (report.photos, report.embedded) == (11, 10)
+    assert (report.photos, report.embedded, report.reused, report.unchanged) == (11, 10, 1, 0)
     shutil.copy(folder / "5.png", folder / "later copy.png")
     report, embedded = update(out, folder)
     assert (report.photos, report.reused, embedded) == (12, 1, [])

@@ -37,7 +37,7 @@ _SUB_DIRECTORIES, _JPEG, _JPEG_BYTES, _PANASONIC_JPEG = 330, 513, 514, 46
 _MAKER_NOTE, _DNG_VERSION = 37500, 50706
 _SENSOR = (32803, 34892)  # CFA, LinearRaw
 _IN_JPEG = (6, 7)
-_OLYMPUS = {b"OLYMPUS\0II": 12, b"OM SYSTEM\0": 16, b"OLYMP\0": 8}
+_OLYMPUS = {b"OLYMPUS\0": 12, b"OM SYSTEM\0": 16}  # how the note begins, and where its directory is
 _OLYMPUS_SETTINGS, _OLYMPUS_START, _OLYMPUS_BYTES = 0x2020, 0x101, 0x102
 _CANON_HEADER = bytes.fromhex("85c0b687820f11e08111f4ce462b6a48")
 _CANON_PREVIEW = bytes.fromhex("eaf42b5e1c984b88b9fbb7dc406e4d16")
@@ -228,11 +228,15 @@ def _olympus_preview(reader: _Reader, exif: dict[int, _Field]) -> list[tuple[int
     try:
         start = reader.at(note.offset, min(16, note.count))
         skip = next((skip for mark, skip in _OLYMPUS.items() if start.startswith(mark)), 0)
-        if skip < 12:  # before 2003: without a preview that is larger than the thumbnail
+        if not skip:  # before 2003: without a preview that is larger than the thumbnail
             return []
         tiff = _Tiff(reader)
-        tiff.base = note.offset
-        fields = tiff.below(tiff.directory(skip)[0], _OLYMPUS_SETTINGS)
+        tiff.base, tiff.order = note.offset, ">" if start[skip - 4 : skip - 2] == b"MM" else "<"
+        settings = tiff.directory(skip)[0].get(_OLYMPUS_SETTINGS)
+        if settings is None:
+            return []
+        (place,) = (settings.offset - tiff.base,) if settings.kind == 7 else tiff.unpack("I", settings.offset)
+        fields = tiff.directory(place)[0]
         starts, lengths = tiff.numbers(fields, _OLYMPUS_START), tiff.numbers(fields, _OLYMPUS_BYTES)
         return [(note.offset + at, length) for at, length in zip(starts, lengths, strict=False)]
     except ValueError:
