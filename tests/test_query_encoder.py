@@ -66,7 +66,7 @@ def test_other_models_are_left_to_torch(tmp_path: Path) -> None:
     (tmp_path / "m" / "graphs").rmdir()
     assert QueryEncoder.load(str(tmp_path / "m")) is not None
     for change in ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-                   {"attention_bias": True}, {"new_thing": 1}, {"num_key_value_heads": 3}):  # fmt: skip
+                   {"attention_bias": True}, {"new_thing": 1}, {"head_dim": 4}):  # fmt: skip
         file = tmp_path / "m" / "config.json"
         before = file.read_text()
         config = json.loads(before)

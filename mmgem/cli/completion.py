@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -42,13 +42,22 @@ def _verbs(command: Any, path: str) -> Iterator[_Verb]:
         if param.param_type_name != "option" or getattr(param, "hidden", False):
             continue
         for name in param.opts:
-            options[name] = tuple(getattr(param.type, "choices", ()))
+            options[name] = _choices(param)
             helps[name] = (param.help or "").partition("\n")[0]
     options["--help"], helps["--help"] = (), "Show what it does."
     below = getattr(command, "commands", {})
     yield _Verb(path, command.short_help or "", tuple(below), options, helps)
     for name, inner in below.items():
         yield from _verbs(inner, f"{path} {name}".strip())
+
+
+def _choices(param: Any) -> tuple[str, ...]:
+    """What may follow an option, if that is one of few: as click has it, or typer's own form of it."""
+    if (known := getattr(getattr(param, "type", None), "choices", None)) is not None:
+        return tuple(known)
+    annotation = getattr(getattr(param, "type_descriptor", None), "annotation", None)
+    literals = [annotation, *get_args(annotation)]
+    return tuple(name for kind in literals if get_origin(kind) is Literal for name in get_args(kind))
 
 
 def _cases(verbs: list[_Verb]) -> tuple[str, str, str]:

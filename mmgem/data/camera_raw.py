@@ -324,8 +324,10 @@ def _with_largest(reader: _Reader, preview: RawPreview, places: list[tuple[int, 
             continue
         if offset >= reader.size:
             raise ValueError("a camera's raw file that is cut off: its preview is behind its end")
+        pixels, whole = _jpeg_pixels(reader, offset, offset + length), offset + length <= reader.size
+        if not pixels and not whole:
+            raise ValueError("a camera's raw file that is cut off within its preview")
         length = min(length, reader.size - offset)
-        pixels = _jpeg_pixels(reader, offset, offset + length)
         if pixels > best:
             best, preview.offset, preview.length = pixels, offset, length
     if not best:

@@ -25,7 +25,7 @@ from mmgem.data.records import Box
 from mmgem.data.tokens import NoEndToken, Tokenizer
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.inference.calibration import MatchCalibration
-from mmgem.utils.checksums import verify_file
+from mmgem.utils.checksums import verify_file, warn_of_edits
 from mmgem.utils.files import read_again_if_replaced
 from mmgem.utils.model_files import check_file, read_json_object
 
@@ -36,7 +36,19 @@ _LLM_KEYS = frozenset(
     "eos_token_id unk_token_id pretraining_tp attention_dropout architectures dtype "
     "transformers_version".split()
 )
-_NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+_DEFAULTS: dict[str, Any] = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+"""Of a Llama whose config does not say."""
+
+_NEEDED = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
 _TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 _REMEDY = "copy or make its folder again"
 _LM = "llm.lm.model"
@@ -56,7 +68,7 @@ class QueryEncoder:
         self.config, self.tokenizer = config, tokenizer
         self.calibration, self.fingerprint = calibration, fingerprint
         self._arrays, self._read = arrays, dict[str, np.ndarray]()
-        self._llm = config.llm.config
+        self._llm = _DEFAULTS | config.llm.config
 
     @classmethod
     def load(cls, name: str) -> QueryEncoder | None:
@@ -157,14 +169,15 @@ def _load(folder: Path) -> QueryEncoder | None:
     tokenizer.rows = arrays.shapes.get(f"{_LM}.embed_tokens.weight", (0,))[0]
     if words.rows > tokenizer.rows or not _fits(arrays.shapes, config):
         return None  # what is wrong with it is said by who reads all of it
+    warn_of_edits(folder)
     calibration = MatchCalibration.load(folder, config.dim)
     return QueryEncoder(arrays, config, tokenizer, calibration, fingerprint(folder))
 
 
 def _is_plain(config: ModelConfig) -> bool:
     """Whether the text side of a model is what this file computes."""
-    llm = config.llm.config
-    rope = llm.get("rope_parameters")
+    llm = _DEFAULTS | config.llm.config
+    rope = llm["rope_parameters"]
     return (
         config.kind == "mmgem"
         and llm.get("model_type") == "llama"
@@ -176,17 +189,17 @@ def _is_plain(config: ModelConfig) -> bool:
         and rope.keys() == {"rope_theta", "rope_type"}
         and rope["rope_type"] == "default"
         and isinstance(rope["rope_theta"], int | float)
-        and isinstance(llm.get("rms_norm_eps"), float)
-        and llm.get("hidden_act") == "silu"
-        and not llm.get("attention_bias")
-        and not llm.get("mlp_bias")
+        and isinstance(llm["rms_norm_eps"], float)
+        and llm["hidden_act"] == "silu"
+        and not llm["attention_bias"]
+        and not llm["mlp_bias"]
     )
 
 
 def _fits(shapes: dict[str, tuple[int, ...]], config: ModelConfig) -> bool:
     """Whether all tensors that are read are there, in the shapes that the config says."""
     llm = config.llm.config
-    width, inner, size = llm["hidden_size"], llm.get("intermediate_size"), llm["head_dim"]
+    width, inner, size = llm["hidden_size"], llm["intermediate_size"], llm["head_dim"]
     wide, narrow = llm["num_attention_heads"] * size, llm["num_key_value_heads"] * size
     expected: dict[str, tuple[Any, ...]] = {
         "emb_token": (width,),
