@@ -123,7 +123,7 @@ def test_what_it_keeps_is_what_index_makes(photos: Path, tmp_path: Path, tiny_mo
     kept, new = contents(out), contents(tmp_path / "new.idx")
     assert kept.keys() == new.keys() and len(new) == 2
     for path, vector in new.items():
-        np.testing.assert_array_equal(kept[path], vector)
+        np.testing.assert_allclose(kept[path], vector, atol=1e-6)  # batches differ
 
 
 def test_it_waits_for_another_writer_and_for_a_folder_that_is_gone(

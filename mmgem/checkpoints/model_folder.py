@@ -32,7 +32,6 @@ from mmgem.utils.disk import disk_errno
 from mmgem.utils.files import read_again_if_replaced, replace_folder, write_atomic
 from mmgem.utils.hf_config import last_line
 
-
 OWN_CHECKSUM = ("calibration.safetensors",)
 """Files of a model folder that are written on their own, with a checksum inside."""
 
