@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Files of tests that take longest; begun first, so that no process is left with one of them in the end.
 LONG = (
     *("plan", "docs", "ranks", "export", "recorded", "bulk", "examples", "example_task", "resume"),
-    *("page", "serve_schema", "train", "corpus_training", "demo", "faults"),
+    *("cookbook", "page", "serve_schema", "train", "corpus_training", "demo", "faults"),
 )
 
 
