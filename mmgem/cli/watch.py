@@ -51,14 +51,21 @@ def watch(
         model=lasting_name(name),
         progress=partial(track, label="Indexing", unit=" photos"),
     )
-    first = run(folders=folders or [], exclude=None if exclude is None else [p for p in exclude if p])
-    state = _Told(out)
+
+    def bring_up_to_date(folders: list[Path], exclude: list[str] | None = None) -> IndexReport:
+        report = run(folders=folders, exclude=exclude)
+        if report.embedded or report.reused or report.removed:
+            refresh_hnsw_index(out, None)
+        return report
+
+    first = bring_up_to_date(folders or [], None if exclude is None else [p for p in exclude if p])
+    state = _Told()
     state.tell(first)
     note(f"watching {', '.join(map(str, first.folders))}; stop with Ctrl-C")
 
     def update() -> bool:
         try:
-            report = run(folders=[])
+            report = bring_up_to_date([])
         except (SearchIndexError, UsageError) as error:
             busy = isinstance(error.__cause__, BusyError)
             away = isinstance(error, EmptyFolderError) or not first.folders[0].is_dir()
@@ -78,8 +85,8 @@ def watch(
 class _Told:
     """What has been said already."""
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.problem = out, ""
+    def __init__(self) -> None:
+        self.problem = ""
         self.failed: set[str] = set()
 
     def wait(self, problem: str) -> None:
@@ -102,6 +109,5 @@ class _Told:
         }
         if not any(counts.values()):
             return
-        refresh_hnsw_index(self.out, None)
         done = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         print(f"{time.strftime('%H:%M:%S')} {done}; {report.photos} photos", flush=True)
