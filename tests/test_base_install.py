@@ -69,6 +69,16 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         "data": ["data", "pack", str(data), "--out", str(folder / "shards")],
         "data check": ["data", "check", str(data), "--out", str(folder / "checked")],
         "data filter": ["data", "filter", str(data), "--out", str(folder / "f.jsonl"), "--keep", "0.7", *m],
+        "data caption-labels": [
+            "data",
+            "caption-labels",
+            str(data),
+            "--texts",
+            str(data),
+            "--out",
+            str(folder / "l.jsonl"),
+            *m,
+        ],
         "data recaption": [
             "data",
             "recaption",

@@ -276,4 +276,10 @@ def _raise_named(error: Exception, path: Path, temporary: Path) -> NoReturn:
 
 def _temporary(path: Path) -> Path:
     """A name beside ``path`` that nobody else writes to; within what file systems take."""
-    return path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f"{temporary_stem(path)}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def temporary_stem(path: Path) -> str:
+    """What the names of what :func:`atomic_file` writes for ``path`` begin with; a token and ``tmp`` follow,
+    each after a full stop. What a killed process leaves is found by it."""
+    return f".{path.name[:40]}"
