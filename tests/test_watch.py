@@ -64,7 +64,7 @@ class Watching:
 
     def until(self, done: Callable[[], bool]) -> None:
         """Wait until something holds."""
-        for _ in range(600):
+        for _ in range(3000):
             if done():
                 return
             assert self.process.poll() is None, self.err
