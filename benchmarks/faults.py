@@ -96,9 +96,11 @@ def end(process: Forked) -> tuple[int, str]:
     return process.process.exitcode or 0, process.said.read_text(errors="replace")
 
 
-def is_raw(code: int, said: str) -> bool:
-    """Whether a command ended in a way that tells its user nothing."""
-    clear = any(line.startswith("mmgem: error: ") for line in said.splitlines())
+def is_raw(code: int, said: str, found_in: Path | None = None) -> bool:
+    """Whether a command ended in a way that tells its user nothing. ``found_in``: what `mmgem check` was
+    given, whose findings begin with a file of it."""
+    begins = ("mmgem: error: ", *([str(found_in)] if found_in else []))
+    clear = any(line.startswith(begins) for line in said.splitlines())
     return code != 0 and (code < 0 or not clear or "a bug in mmgem" in said or "Traceback" in said)
 
 
@@ -184,7 +186,7 @@ def damage(bench: Bench, case: Case) -> tuple[Verdict, str]:
         if _CAN_CHECK:
             code, said = end(bench.start(["check", str(place / case.damaged)]))
             if code:
-                return (RAW if is_raw(code, said) else CLEAR), said
+                return (RAW if is_raw(code, said, place / case.damaged) else CLEAR), said
         if case.use is None:
             return WRONG, f"{file.name}: mmgem check finds nothing"
         code, said = end(bench.start(case.use(place)))

@@ -98,7 +98,7 @@ class MMGEM:
         folder = resolve(name)
         graphs = wanted_graphs(folder, backend, device)
         network, tokenizer = load_model(folder)
-        network = network.to(device).to_inference_dtype(getattr(torch, precision))
+        network = network.to(device).to_inference_dtype(precision)
         if graphs is not None:
             use_graphs(network, folder, graphs)
         return cls(
@@ -343,7 +343,7 @@ class MMGEM:
         if len(report.failed) > _LISTED:
             _log.warning("skipped %d more", len(report.failed) - _LISTED)
         for path in report.folders:
-            if foreign := other_files(path)[0]:
+            if foreign := other_files(path, out)[0]:
                 _log.warning("%s: left out photos that cannot be read: %s", path, " ".join(foreign))
         if not report.photos:
             if not report.failed:

@@ -85,14 +85,18 @@ class Demo:
 
 
 def run_demo(
-    out: Path, photos: Path | None = None, model: str = "tiny", say: Callable[[str], None] = print
+    out: Path,
+    photos: Path | None = None,
+    model: str = "tiny",
+    say: Callable[[str], None] = print,
+    load: Callable[[str], MMGEM] = MMGEM.from_pretrained,
 ) -> Demo:
     """Index, search, caption and classify the folder ``photos`` (None: sample photos, fetched once).
 
     Writes ``report.html``, ``sheet.png`` and ``index/`` to ``out``, in place of those of an earlier demo.
-    ``say`` is given a line before what takes long. Raises UsageError for a folder without photos or an
-    ``out`` that cannot be written, ImageError if none of the photos can be read, DownloadError if the
-    samples cannot be had.
+    ``say`` is given a line before what takes long; ``load`` makes the model. Raises UsageError for a folder
+    without photos or an ``out`` that cannot be written, ImageError if none of the photos can be read,
+    DownloadError if the samples cannot be had.
     """
     began = time.perf_counter()
     if photos is not None and not list_images(photos):
@@ -104,14 +108,20 @@ def run_demo(
             folder = _sample_photos(out / "sample-photos", say) if photos is None else photos
         except OSError as error:
             raise UsageError(f"{out}: cannot be written: {error.strerror}") from error
-        return _make_demo(out, folder, photos, model, say, began)
+        return _make_demo(out, folder, photos, model, say, load, began)
 
 
 def _make_demo(
-    out: Path, folder: Path, photos: Path | None, model: str, say: Callable[[str], None], began: float
+    out: Path,
+    folder: Path,
+    photos: Path | None,
+    model: str,
+    say: Callable[[str], None],
+    load: Callable[[str], MMGEM],
+    began: float,
 ) -> Demo:
     say(f"loading the model {model}")
-    mmgem = MMGEM.from_pretrained(model)
+    mmgem = load(model)
     index, report = _index(out / "index", folder, mmgem, model)
     photo_entries = [entry for entry in index.photos if index.moments[entry] is None]
     if not photo_entries:

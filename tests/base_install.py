@@ -36,7 +36,18 @@ EXTRAS = {
         "multipart",
         "python_multipart",
     ),
-    *("prometheus_client", "webdataset", "datasets", "pandas", "sklearn", "scipy", "httpx", "openai"),
+    *(
+        "prometheus_client",
+        "webdataset",
+        "datasets",
+        "pandas",
+        "sklearn",
+        "scipy",
+        "httpx",
+        "openai",
+        "pillow_heif",
+        "watchfiles",
+    ),
 }
 _NEEDED = {"httpx"}  # by huggingface_hub
 

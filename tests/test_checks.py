@@ -155,6 +155,7 @@ def test_what_can_work_is_not_refused(changes: dict[str, Any]) -> None:
             {"init__quantize_embeddings": True, "optim__lr_embeddings": 1e-4},
             "init.quantize_embeddings: undone by optim.lr_embeddings",
         ),
+        ({"data__hard_negatives": 3}, r"data.hard_negatives: needs a teacher of \[image_text.contrastive\]"),
         ({"model__logit_scale": 200.0}, "model.logit_scale: 200 is above 100"),
         ({"train__trackers": ["wandb", "trackio"]}, "train.trackers: .* is not installed"),
         # What a step or a rank would have none of.

@@ -345,6 +345,6 @@ def test_without_pyav_a_line_names_the_extra(
     monkeypatch.setattr(video, "find_spec", lambda name: None)
     code, told, error = run(capsys, "index", folder, "--out", out, "-m", tiny_model_folder)
     assert code == 0 and "4 photos, 1 of them clips" in told
-    assert "left out 1 .mp4: videos need PyAV: pip install 'mmgem[video]'" in error
+    assert '1 file left out: 1 .mp4 (pip install "mmgem[video]")' in error
     code, _, error = run(capsys, "caption", folder / "holiday" / "film.mp4", "-m", tiny_model_folder)
     assert code == 2 and "pip install 'mmgem[video]'" in error and error.count("\n") == 1

@@ -119,6 +119,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_what_a_killed_pack_was_writing_is_removed(tmp_path):
+    source = dataset(tmp_path / "data")
+    pack(read_jsonl(source), tmp_path / "whole", per_shard=3)
+    out = tmp_path / "out"
+    out.mkdir()
+    split = next((tmp_path / "whole").glob("*-00000.tar")).name.removesuffix("-00000.tar")
+    shard = f"{split}-00000.tar"
+    others = [".somebody.1-ab.tmp", f".{split}-1.tar.1-ab.tmp"]
+    for name in (f".{shard}.1-ab.tmp", f"..{shard}.crc32.1-ab.tmp", f".{split}.pack.json.1-ab.tmp", *others):
+        (out / name).write_bytes(b"half")
+    pack(read_jsonl(source), out, per_shard=3)
+    left = {name: (out / name).read_bytes() for name in others}
+    assert contents(out) == contents(tmp_path / "whole") | left
+
+
 def test_a_killed_pack_goes_on_where_it_was(tmp_path):
     source = dataset(tmp_path / "data", 12)
     whole = pack(read_jsonl(source), tmp_path / "whole", per_shard=2)

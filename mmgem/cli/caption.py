@@ -8,8 +8,10 @@ from mmgem.cli.clips import TimeOption, look_at, parse_time
 from mmgem.cli.inputs import (
     BeamsOption,
     BoxOption,
+    DeviceOption,
     FilesArgument,
     ModelOption,
+    PrecisionOption,
     failed_json,
     find_photos,
     load_model,
@@ -26,6 +28,8 @@ def caption(
     time: TimeOption = None,
     beams: BeamsOption = CAPTION_DEFAULTS.beams,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Describe each photo or clip in a sentence: its path, a tab, the sentence.
@@ -37,7 +41,7 @@ def caption(
     """
     region, moment = parse_box(box), parse_time(time)
     photos = find_photos(files, region)
-    mmgem = load_model(model)
+    mmgem = load_model(model, device, precision)
     show = line_printer()
     captions: list[dict[str, str]] = []
     failed: list[tuple[Path, str]] = []

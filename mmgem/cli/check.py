@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,11 +114,13 @@ def _check_model(folder: Path) -> Checkup:
     from mmgem.inference.calibration import CALIBRATION_FILE, MatchCalibration
 
     found = check_model(folder)
-    try:
-        MatchCalibration.load(folder, read_config(folder)[0].dim)
-    except MMGEMError as error:
-        file = folder / CALIBRATION_FILE
-        found.add(file, str(error).removeprefix(f"{file}: "), "run mmgem calibrate again")
+    with suppress(MMGEMError):  # a damaged config is told of already
+        dim = read_config(folder)[0].dim
+        try:
+            MatchCalibration.load(folder, dim)
+        except MMGEMError as error:
+            file = folder / CALIBRATION_FILE
+            found.add(file, str(error).removeprefix(f"{file}: "), "run mmgem calibrate again")
     graphs = graph_folder(folder)
     if graphs.is_dir():
         try:

@@ -10,8 +10,10 @@ import typer
 from mmgem.cli.clips import TimeOption, look_at, parse_time
 from mmgem.cli.inputs import (
     BoxOption,
+    DeviceOption,
     DimensionsOption,
     ModelOption,
+    PrecisionOption,
     failed_json,
     find_photos,
     load_model,
@@ -41,6 +43,8 @@ def embed(
         Path | None, typer.Option(metavar="FILE.npy", help="Write the (n, D) float32 array here.")
     ] = None,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Embed photos, clips and texts as vectors of unit length, whose dot products are similarities.
@@ -67,7 +71,7 @@ def embed(
     photos = find_photos(files, region) if files else []
     if dimensions is not None:
         _check_dimensions(dimensions, model)
-    mmgem = load_model(model)
+    mmgem = load_model(model, device, precision)
     import numpy as np
 
     failed: list[tuple[Path, str]] = []

@@ -11,8 +11,10 @@ import typer
 from mmgem.cli.clips import TimeOption
 from mmgem.cli.filters import (
     CameraOption,
+    ChangedOption,
     DateOption,
     FolderOption,
+    LacksOption,
     MinHeightOption,
     MinWidthOption,
     NameOption,
@@ -30,6 +32,8 @@ from mmgem.cli.hits import (
     NullOption,
     OpenOption,
     PathsOption,
+    PreviewOption,
+    SheetOption,
     at_least,
     open_index,
     parse_query,
@@ -37,7 +41,7 @@ from mmgem.cli.hits import (
     shown_as,
     split_words,
 )
-from mmgem.cli.inputs import BoxOption, load_model
+from mmgem.cli.inputs import BoxOption, DeviceOption, PrecisionOption, load_model, load_query_model
 from mmgem.cli.output import JsonOption, note
 from mmgem.errors import UsageError
 
@@ -65,6 +69,8 @@ def search(
     min_width: MinWidthOption = None,
     min_height: MinHeightOption = None,
     near: NearOption = None,
+    changed: ChangedOption = None,
+    lacks: LacksOption = None,
     min_score: MinScoreOption = None,
     regions: Annotated[
         bool, typer.Option("--regions", help="Find regions, best of each photo; needs an index with some.")
@@ -86,11 +92,15 @@ def search(
     ] = False,
     k: CountOption = 10,
     html: HtmlOption = None,
+    sheet: SheetOption = None,
     browser: OpenOption = False,
     paths: PathsOption = False,
     null: NullOption = False,
+    preview: PreviewOption = False,
     jsonl: JsonLinesOption = False,
     model: BuiltByOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Find photos by a text, or photos like a photo: similarity, a tab, the path; best first.
@@ -118,9 +128,10 @@ def search(
     calibration (mmgem calibrate). If no hit reaches 0.5, a line on standard error says so.
     """
     idx, query = split_words(words or [])
-    parsed = parse_query(query, image, box, html, optional=by_date, time=time)
-    shown = shown_as(as_json, html, paths, null, jsonl, browser)
-    filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, near)
+    parsed = parse_query(query, image, box, html, by_date, sheet, time)
+    shown = shown_as(as_json, html, paths, null, jsonl, browser, preview, sheet)
+    places = near, changed, lacks
+    filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, *places)
     if rerank and (parsed.text is None or parsed.terms or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
     from mmgem.search.by_date import hit_dates, newest, newest_first
@@ -135,6 +146,7 @@ def search(
             f"{idx}: was made without regions; make an index with: mmgem index DIR --out NEW.idx --regions 20"
         )
     photos = photos.filtered(filters)
+    k = k or max(1, len(photos.photos))
     hits: Sequence[Hit] = []
     if not len(photos):
         note("no photo passes the filters")
@@ -143,10 +155,10 @@ def search(
             raise UsageError("--regions and --min-score need a text or --image")
         hits = newest(photos, k)
     elif rerank and text is not None:
-        rerank_photos = partial(load_model(model_name).rerank, photos, text)
+        rerank_photos = partial(load_model(model_name, device, precision).rerank, photos, text)
         hits = rerank_photos(k) if everything else fold_copies(photos, rerank_photos, k)
     else:
-        mmgem = load_model(model_name)
+        mmgem = load_query_model(model_name, parsed.images, device, precision)
         find = partial(photos.search_regions, where=spatial_filter) if regions else photos.search
         vector = parsed.embed(mmgem, text)
         hits = parsed.search(partial(find, vector), k, None if everything or regions else photos)

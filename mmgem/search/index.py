@@ -30,6 +30,7 @@ from mmgem.data.photo_metadata import PhotoMetadata, read_metadata
 from mmgem.data.records import Box
 from mmgem.data.video import has_av
 from mmgem.errors import (
+    EmptyFolderError,
     ImageError,
     SearchIndexError,
     TransientImageError,
@@ -83,8 +84,8 @@ class UnreadablePhoto:
 class IndexReport:
     """What a run did.
 
-    ``photos`` can be found now: ``unchanged`` since the last run, ``reused`` (moved, touched or a copy of a
-    known photo: no model was run) or new, for which ``embedded`` distinct pictures went through the model.
+    ``photos`` can be found now, the sum of three: ``embedded`` went through the model, ``reused`` are moved,
+    touched or copies of others, and ``unchanged`` are as they were at the last run.
     ``removed`` are gone from the folder (moved ones not counted). ``failed`` lists every photo that is in
     the folders but not in the index, those of earlier runs included. ``folders``: of the index, the first
     that to which paths are relative. ``clips`` of the ``photos`` move, and are found by their ``moments``.
@@ -132,8 +133,8 @@ def update_index(
 
     Raises UsageError if one of ``folders`` is not a folder or is ``out``, or if there are none, and
     SearchIndexError if the index belongs to another model or another number of regions, is damaged, or is
-    being written by another process, or if the folders have no photos although the index does (a drive that
-    is not mounted looks like that).
+    being written by another process, or (EmptyFolderError) if the folders have no photos although the index
+    does (a drive that is not mounted looks like that).
     """
     began = time.perf_counter()
     given = [path.resolve() for path in ([folders] if isinstance(folders, Path) else folders)]
@@ -156,7 +157,7 @@ def update_index(
                 if path not in known or not known[path].unchanged(files_found[path]):
                     del files_found[path]
         if (known or damaged) and not files_found:
-            raise SearchIndexError(
+            raise EmptyFolderError(
                 f"{folder}: no photos here, but {out} holds {len(known) + len(damaged)}; "
                 f"delete {out} if they are really gone"
             )
@@ -176,14 +177,15 @@ def update_index(
         _read_missing_metadata(store, folder, progress)
         store.compact()
         failed = dict(store.problems()) | run.unreadable
-        photos = len(store.photos().keys() - failed.keys())
+        indexed = store.photos().keys() - failed.keys()
+        reused = len(indexed & set(pending)) - run.embedded
         clips, moments = store.clips()
     moved = sum((Counter(known[path].content for path in removed_paths) & run.reused_by_new_paths).values())
     return IndexReport(
-        photos=photos,
+        photos=len(indexed),
         embedded=run.embedded,
-        reused=run.reused,
-        unchanged=len(files_found) - len(pending),
+        reused=reused,
+        unchanged=len(indexed) - run.embedded - reused,
         removed=len(removed_paths) - moved,
         failed=tuple(
             UnreadablePhoto(path, reason, path in run.unreadable) for path, reason in sorted(failed.items())
@@ -223,7 +225,7 @@ class _IndexUpdate:
         self.recorded: list[HashedFile] = []
         self.unreadable: dict[str, str] = {}
         self.reused_by_new_paths: Counter[int] = Counter()
-        self.embedded = self.reused = 0
+        self.embedded = 0
 
     def add(self, path: str) -> None:
         """Hash one file and decide what it needs. One that cannot be read loses its entry."""
@@ -244,7 +246,6 @@ class _IndexUpdate:
                 self.flush()
             return
         self.recorded.append(file)
-        self.reused += 1
         if path not in self.known:
             self.reused_by_new_paths[content] += 1
 

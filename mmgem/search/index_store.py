@@ -47,6 +47,7 @@ from mmgem.search.index_files import (
     connect,
     count_rows,
     database_file,
+    decode_hex_path,
     decode_path,
     errors_naming,
     memmap,
@@ -142,7 +143,7 @@ class IndexStore:
         """Folders of photos beside the first; their photos' paths are absolute."""
         with errors_naming(self._out):
             stored = json.loads(read_meta(self._db, "further_folders") or "[]")
-            return [Path(os.fsdecode(bytes.fromhex(folder))) for folder in stored]
+            return [decode_hex_path(folder) for folder in stored]
 
     @property
     def exclude(self) -> tuple[str, ...]:

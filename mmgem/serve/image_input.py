@@ -16,8 +16,9 @@ from urllib.parse import unquote_to_bytes
 from PIL import Image
 
 from mmgem.config import Preprocessing
+from mmgem.data.camera_raw import find_preview
 from mmgem.data.clips import middle_frame
-from mmgem.data.images import decoded_size, image_header, image_size, open_image
+from mmgem.data.images import RAW, decoded_size, image_header, image_size, open_image
 from mmgem.data.moments import Moment
 from mmgem.data.records import Box
 from mmgem.errors import ImageError, UsageError
@@ -155,7 +156,7 @@ def decode_for_boxes(photo: PhotoSource, prep: Preprocessing) -> DecodedPhoto:
 
 def photo_size(photo: PhotoSource, decoded: Image.Image | None = None) -> tuple[int, int]:
     """Width and height in pixels of the upright photo; ``decoded`` saves decoding it for that."""
-    if decoded is None or image_header(photo.data)[0] == "JPEG":  # the only ones decoded smaller
+    if decoded is None or image_header(photo.data)[0] in ("JPEG", RAW):  # the only ones decoded smaller
         return image_size(photo.data)
     return decoded.size
 
@@ -186,8 +187,17 @@ def _check(data: bytes | Path, limits: Limits) -> None:
     if decoded_width * decoded_height > most or width * height > _MAX_REDUCTION * most:
         message = f"{width} x {height} pixels are over {limits.megapixels:g} megapixels"
         raise APIError(413, "too_many_pixels", message, "image")
-    if image_format == "JPEG" and isinstance(data, bytes) and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+    if isinstance(data, bytes) and _scans(image_format, data) > _MAX_JPEG_SCANS:
         raise APIError(422, "bad_image", f"a JPEG of more than {_MAX_JPEG_SCANS} scans", "image")
+
+
+def _scans(image_format: str, data: bytes) -> int:
+    """How many scans a JPEG may have, or that in a camera's raw file; 0: it is none."""
+    if image_format == RAW and (preview := find_preview(io.BytesIO(data))) is not None:
+        data = data[preview.offset : preview.offset + preview.length]
+    elif image_format != "JPEG":
+        return 0
+    return data.count(b"\xff\xda")
 
 
 __all__ = [

@@ -40,8 +40,12 @@ from mmgem.train.optim import (
 from mmgem.train.state import CheckpointWriter, load_state, take_snapshot
 from mmgem.train.step import accumulate_gradients
 from mmgem.train.throughput import ThroughputMeter
+from mmgem.utils.heap import trim_heap
 from mmgem.utils.locks import FileLock
 from mmgem.utils.progress import Meter
+
+_TRIM_EVERY = 16
+"""Steps; a trim costs what a step's memory costs to be had again, a second of some hundreds."""
 
 
 @dataclass
@@ -141,6 +145,8 @@ def _train_locked(recipe: Recipe, world: World, tasks: list[Task[Any]]) -> Path:
                 values, pairs = train_step(run, step, throughput)
             meter.advance(1, pairs, values)
             done_steps = step + 1
+            if done_steps % _TRIM_EVERY == 0:
+                trim_heap()
             last = done_steps == run.total
             if log and (done_steps % recipe.train.log_every == 0 or last):
                 throughput_metrics = {"pairs_per_second": round(meter.rate, 1), **throughput.metrics()}

@@ -24,14 +24,15 @@ from typing import Any, BinaryIO, Literal
 from PIL import Image
 
 from mmgem.data.content_hashes import content_hash
-from mmgem.data.images import IMAGE_SUFFIXES, image_size, open_image
+from mmgem.data.image_kinds import IMAGE_SUFFIXES
+from mmgem.data.images import image_size, open_image
 from mmgem.data.records import Record, line_of
 from mmgem.data.shards.fields import check_characters
 from mmgem.data.shards.parquet import OURS, require_pyarrow
 from mmgem.data.shards.shard import Sample
 from mmgem.errors import DataError, ImageError, TransientImageError, UsageError, unreadable_image
 from mmgem.utils.checksums import sidecar, write_block_checksums
-from mmgem.utils.files import atomic_file, open_regular, write_atomic
+from mmgem.utils.files import atomic_file, open_regular, temporary_stem, write_atomic
 from mmgem.utils.locks import FileLock
 from mmgem.utils.progress import track
 
@@ -161,9 +162,10 @@ class _Pack:
 
     def begin(self) -> None:
         """Say that shards of this split are this pack's from now on; remove what a killed one was writing."""
-        name = glob.escape(self.split)
-        for pattern in (f".{name}-{'[0-9]' * 5}.{self.format}.*.tmp", f".{name}.pack.json.*.tmp"):
-            for leftover in self.out.glob(pattern):
+        shards = [self.path(number) for number in range(len(self.plan))]
+        ours = {temporary_stem(path) for path in (self.log, *shards, *map(sidecar, shards))}
+        for leftover in self.out.glob(".*.tmp"):
+            if leftover.name.rsplit(".", 2)[0] in ours:
                 leftover.unlink(missing_ok=True)
         self._write_log()
 

@@ -26,7 +26,7 @@ class LanceStore(VectorStore):
 
     batch = 8192
     lossless = True
-    filterable = frozenset(field.name for field in fields(Filters))
+    filterable = frozenset(field.name for field in fields(Filters)) - {"changed", "lacks"}
 
     def __init__(self, where: str, name: str, create: bool = False) -> None:
         try:

@@ -126,6 +126,8 @@ class ImageTextTask(Task[Batch]):
                 check_enough(count, what, world.size)
         if not self.active:
             raise ConfigError(f"{self.name}: every loss has the weight 0")
+        if data.hard_negatives and self.teacher is None:
+            raise ConfigError(f"data.hard_negatives: needs a teacher of [{self.name}.contrastive]")
         self._check_network(self.recipe.model)
         for term in self.active:
             term.check(self.recipe)
