@@ -15,14 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model
 
 from mmgem.checkpoints.model_folder import load_model
-from mmgem.checkpoints.tensors import (
-    GROUP_OF_4_BITS,
-    _umask,
-    dequantize,
-    load_tensors,
-    quantize,
-    save_tensors,
-)
+from mmgem.checkpoints.rounded import GROUP_OF_4_BITS
+from mmgem.checkpoints.tensors import _umask, dequantize, load_tensors, quantize, save_tensors
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.compress import average_weights, compress_model
 

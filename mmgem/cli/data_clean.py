@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, load_model
+from mmgem.cli.inputs import DeviceOption, ModelOption, PrecisionOption, load_model
 from mmgem.cli.output import JsonOption, note, note_skipped, print_json
 from mmgem.errors import UsageError
 
@@ -82,6 +83,8 @@ def filter_(
     data: DataArgument,
     out: OutOption,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     split: SplitOption = None,
     keep: KeepOption = None,
     min_cosine: MinCosineOption = None,
@@ -97,7 +100,8 @@ def filter_(
     """
     from mmgem.clean.filter import filter_pairs
 
-    report = filter_pairs(data, model, out, split, keep, min_cosine, lambda: load_model(model))
+    load = partial(load_model, model, device, precision)
+    report = filter_pairs(data, model, out, split, keep, min_cosine, load)
     _print(report, out, as_json)
 
 
@@ -105,6 +109,8 @@ def recaption(
     data: DataArgument,
     out: OutOption,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     split: SplitOption = None,
     keep_both: Annotated[
         bool, typer.Option("--keep-both", help="A caption of the model's beside those that fit, too.")
@@ -120,7 +126,8 @@ def recaption(
     """
     from mmgem.clean.recaption import recaption_pairs
 
-    report = recaption_pairs(data, model, out, split, keep_both, keep, min_cosine, lambda: load_model(model))
+    load = partial(load_model, model, device, precision)
+    report = recaption_pairs(data, model, out, split, keep_both, keep, min_cosine, load)
     _print(report, out, as_json)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import numpy as np
 from mmgem.errors import BusyError, SearchIndexError
 from mmgem.utils.locks import FileLock
 
-FORMAT = 2  # 1 has no checksums, and no times of change
+FORMAT = 3
+"""Of an index with clips; 1 has no checksums, and no times of change."""
+PHOTOS_FORMAT = 2
+"""Of one without, which earlier versions read and write too."""
 _DATABASE = "photos.sqlite3"
 
 
@@ -58,6 +62,34 @@ def read_meta(db: sqlite3.Connection, key: str) -> Any:
 def decode_path(stored: bytes | None) -> Path | None:
     """A path as the manifest keeps it."""
     return None if stored is None else Path(os.fsdecode(stored))
+
+
+def stored_folders(out: Path) -> list[Path]:
+    """The folders that the index ``out`` is of, absolute, the first one first; none if there is no index that
+    can be read."""
+    try:
+        with errors_naming(out), closing(connect(database_file(out), create=False)) as db:
+            first = decode_path(read_meta(db, "folder"))
+            further = json.loads(read_meta(db, "further_folders") or "[]")
+    except SearchIndexError:
+        return []
+    return [*([] if first is None else [first]), *(decode_hex_path(folder) for folder in further)]
+
+
+def stored_model(out: Path) -> str | None:
+    """The name of the model that the index ``out`` was made with; None if there is none that can be read."""
+    if not database_file(out).is_file():
+        return None
+    try:
+        with errors_naming(out), closing(connect(database_file(out), create=False)) as db:
+            return read_meta(db, "model") or None
+    except SearchIndexError:
+        return None
+
+
+def decode_hex_path(folder: str) -> Path:
+    """A path as the manifest keeps those of a list."""
+    return Path(os.fsdecode(bytes.fromhex(folder)))
 
 
 def count_rows(db: sqlite3.Connection) -> int:

@@ -42,11 +42,12 @@ from mmgem.search.index_checksums import (
     write_manifest_checksum,
 )
 from mmgem.search.index_files import (
-    FORMAT,
+    PHOTOS_FORMAT,
     check_version,
     connect,
     count_rows,
     database_file,
+    decode_hex_path,
     decode_path,
     errors_naming,
     memmap,
@@ -61,8 +62,12 @@ from mmgem.search.index_records import (
     IndexSnapshot,
     NewContent,
     StoredPhoto,
+    add_moments,
+    count_moments,
+    read_moments,
     read_regions,
     read_sizes,
+    write_rows,
 )
 from mmgem.utils.files import sync_folder
 from mmgem.utils.unit_vectors import not_unit_rows
@@ -138,7 +143,7 @@ class IndexStore:
         """Folders of photos beside the first; their photos' paths are absolute."""
         with errors_naming(self._out):
             stored = json.loads(read_meta(self._db, "further_folders") or "[]")
-            return [Path(os.fsdecode(bytes.fromhex(folder))) for folder in stored]
+            return [decode_hex_path(folder) for folder in stored]
 
     @property
     def exclude(self) -> tuple[str, ...]:
@@ -218,6 +223,8 @@ class IndexStore:
             raise SearchIndexError(f"{self._out}: {len(wrong)} vectors are not finite and of unit length")
         row = self._append(new_rows) if vectors else 0
         with self._transaction():
+            if any(content.moments for content in contents):
+                add_moments(self._db)
             append_crcs(self._db, row, new_rows)
             for content in contents:
                 number = self._db.execute(
@@ -226,14 +233,16 @@ class IndexStore:
                 ).lastrowid
                 if content.metadata is not None:
                     write_metadata(self._db, content.digest, content.metadata)
-                for box in content.boxes:
-                    text = None if box is None else json.dumps(box)
-                    self._db.execute("INSERT INTO rows VALUES (?, ?, ?)", (row, number, text))
-                    row += 1
+                row = write_rows(self._db, row, number, content)
             self._db.executemany(
                 "REPLACE INTO photos SELECT ?, ?, ?, id, ? FROM contents WHERE digest = ?",
                 [(os.fsencode(f.path), f.size, f.mtime_ns, f.ctime_ns, f.digest) for f in files],
             )
+
+    def clips(self) -> tuple[int, int]:
+        """How many of the paths are clips, and how many moments they have."""
+        with errors_naming(self._out):
+            return count_moments(self._db)
 
     def without_metadata(self) -> dict[bytes, str]:
         """The digest of each content whose header has not been read, and a path of it."""
@@ -328,7 +337,7 @@ class IndexStore:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._set_meta({"fingerprint": fingerprint, "generation": 0, "regions": regions or 0})
-                self._db.execute(f"PRAGMA user_version = {FORMAT}")
+                self._db.execute(f"PRAGMA user_version = {PHOTOS_FORMAT}")
         self._db.execute(METADATA_TABLE)
         check_fingerprint(self._out, read_meta(self._db, "fingerprint"), fingerprint)
         if regions is not None and regions != (recorded := read_meta(self._db, "regions")):
@@ -352,7 +361,7 @@ class IndexStore:
             self._db.execute(TABLE)
             self._db.execute("ALTER TABLE photos ADD COLUMN ctime_ns INTEGER")
             replace_crcs(self._db, crcs)
-            self._db.execute(f"PRAGMA user_version = {FORMAT}")
+            self._db.execute(f"PRAGMA user_version = {PHOTOS_FORMAT}")
 
     def _append(self, vectors: np.ndarray) -> int:
         """Write rows (n, D) float32 after the last named one, synced to disk; return the first's number."""
@@ -446,6 +455,7 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
             sizes=read_sizes(db, rows) if sizes else None,
             blocks=VectorBlocks(file, vectors, crcs, live),
             manifest_verified=verified,
+            moments=read_moments(db),
         )
 
 

@@ -23,13 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgem.data.clips import middle_frame
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
 from mmgem.inference.calibration import MatchCalibration
 from mmgem.inference.images import encode_images
 from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
-from mmgem.search.search import Hit, PhotoIndex, with_match
+from mmgem.search.hits import Hit, with_match
+from mmgem.search.search import PhotoIndex
 
 PAIR_BATCH_SIZE = 32  # in one pass of the LLM
 _LOGIT_ROWS = 512  # text positions whose logits exist at once: 100 MB where there are 50,000 tokens
@@ -97,12 +99,13 @@ def rerank(
     if not hits:
         return []
     if network.captions_from_embedding:
-        vectors = np.stack([index.vector_of(hit.path) for hit in hits])
+        vectors = np.stack([index.vector_of(hit.path, hit.start) for hit in hits])
         log_prob = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.embedding_norm)
         matching = None
     else:
         with torch.inference_mode():
-            visual = encode_images(network, tokenizer.prep, [hit.path for hit in hits])
+            pictures = [middle_frame(hit.path, hit.moment) if hit.moment else hit.path for hit in hits]
+            visual = encode_images(network, tokenizer.prep, pictures)
         log_prob, matching = photo_scores(network, visual, [ids] * len(hits), tokenizer.end)
     hits = with_match(hits, calibration, query, len(index.photos))
     temperature = 1 / network.logit_scale.detach().exp().item()
@@ -126,6 +129,8 @@ def rerank_hits(
             hits[i].path,
             float(scores[i]),
             match=hits[i].match,
+            start=hits[i].start,
+            end=hits[i].end,
             cosine=hits[i].score,
             log_prob=float(log_prob[i]) / (tokens + 1),
         )

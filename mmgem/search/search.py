@@ -15,26 +15,27 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import compress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
 from mmgem.data.images import ImageSource
+from mmgem.data.moments import Moment
 from mmgem.data.records import Box
 from mmgem.data.texts import check_text
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.inference.calibration import MatchCalibration
 from mmgem.search.filters import Filters, sqlite_bytes
+from mmgem.search.hits import Hit, best_of_each_photo, with_match
 from mmgem.search.hnsw import HNSWIndex
 from mmgem.search.index_metadata import PhotoTable
 from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
 from mmgem.search.query_terms import QueryTerm, embed_terms
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.utils.files import same_file
+from mmgem.utils.unit_vectors import unit_mean
 
 _log = logging.getLogger(__name__)
 
@@ -42,37 +43,6 @@ _log = logging.getLogger(__name__)
 _QUERY_BATCH_SIZE = 32
 _FEW = 8  # rows of one in so many, or fewer, are taken out before they are compared
 _SPATIAL_WEIGHT = np.float32(0.1)
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One result: the photo, its cosine similarity and, for a region, the box in pixels (x0, y0, x1, y1).
-
-    ``match``: the probability that it is what a text asked for (see :func:`with_match`), None if that cannot
-    be said. ``copies``: how many copies of it were folded into it
-    (:func:`mmgem.search.duplicates.fold_copies`).
-    """
-
-    path: Path
-    score: float
-    box: Box | None = None
-    match: float | None = None
-    copies: int = 0
-
-
-HitT = TypeVar("HitT", bound=Hit)
-
-
-def with_match(
-    hits: Sequence[HitT], calibration: MatchCalibration | None, query: np.ndarray, size: int
-) -> list[HitT]:
-    """``hits`` of whole photos, of ``size`` there are, with the probability that each is what a text of
-    embedding ``query`` ``(D,)`` asked for, by its cosine; as they are without a calibration for texts."""
-    cosines = np.array([getattr(hit, "cosine", hit.score) for hit in hits], np.float32)
-    matches = calibration.probability(cosines, query, size) if calibration is not None and hits else None
-    if matches is None:
-        return list(hits)
-    return [replace(hit, match=match) for hit, match in zip(hits, matches.tolist(), strict=True)]
 
 
 class QueryEmbedder(Protocol):
@@ -87,8 +57,9 @@ class QueryEmbedder(Protocol):
 class PhotoIndex:
     """A read-only view of an index as it was when opened.
 
-    Its entries are the things that can be found: a photo (or, with a box, a region of one) per entry, in a
-    fixed order shared by :attr:`paths`, :attr:`boxes` and :attr:`vectors`.
+    Its entries are the things that can be found: a photo (or, with a box, a region of one; or a moment of a
+    clip) per entry, in a fixed order shared by :attr:`paths`, :attr:`boxes`, :attr:`moments` and
+    :attr:`vectors`.
     """
 
     def __init__(
@@ -109,7 +80,7 @@ class PhotoIndex:
         self.model = snapshot.model
         self.regions = snapshot.regions
         self._stored, self._verify = snapshot.vectors, snapshot.verify
-        self._relative_boxes = snapshot.relative_boxes
+        self._relative_boxes, self._moments = snapshot.relative_boxes, snapshot.moments
         # Those that filters leave out are still there, and not _passed.
         self._all_entries = snapshot.entries
         self._all_rows = np.array([row for row, _, _ in snapshot.entries], np.int64)
@@ -177,7 +148,7 @@ class PhotoIndex:
             )
         passed = np.append(table.select(filters.sql(self.folder, sqlite_bytes)), False)[numbers]
         view = copy(self)
-        for name in ("_entries", "_row_of_photo", "paths", "names", "photos", "boxes"):
+        for name in ("_entries", "_row_of_photo", "paths", "names", "photos", "files", "boxes", "moments"):
             view.__dict__.pop(name, None)  # what was remembered of all of them
         view._passed = passed if self._passed is None else passed & self._passed
         dead = np.bincount(view._rows, minlength=len(self._stored)) == 0
@@ -200,7 +171,7 @@ class PhotoIndex:
 
     @cached_property
     def paths(self) -> list[Path]:
-        """The photo of each entry."""
+        """The photo or clip of each entry."""
         return [self.folder / os.fsdecode(path) for _, path, _ in self._entries]
 
     @cached_property
@@ -210,8 +181,23 @@ class PhotoIndex:
 
     @cached_property
     def photos(self) -> list[int]:
-        """Which entries are whole photos."""
+        """Which entries are whole photos, or moments."""
         return [number for number, (_, _, box) in enumerate(self._entries) if box is None]
+
+    @cached_property
+    def files(self) -> list[int]:
+        """Which entries are whole photos, or the first moment of a clip: one a file."""
+        if not self._moments:
+            return self.photos
+        entries = self._entries
+        return [
+            number for number in self.photos if self._row_of_photo[entries[number][1]] == entries[number][0]
+        ]
+
+    @cached_property
+    def moments(self) -> list[Moment | None]:
+        """When the moment of each entry starts and ends, in seconds; None where it is a photo."""
+        return [self._moments.get(row) for row, _, _ in self._entries]
 
     @cached_property
     def boxes(self) -> list[Box | None]:
@@ -227,11 +213,35 @@ class PhotoIndex:
             return self._stored
         return self._stored[self._rows]
 
-    def vector_of(self, path: str | os.PathLike[str]) -> np.ndarray:
-        """Return the (D,) float32 vector of a photo in the index; raises UsageError if it is not in it."""
-        row = self._find(path)[0]
-        self._verify(np.array([row]))
-        return self._stored[row]
+    def vector_of(self, path: str | os.PathLike[str], start: float | None = None) -> np.ndarray:
+        """Return the (D,) float32 vector of a photo in the index, of the moment of a clip that starts at
+        ``start`` or, None, of all of it: the mean of its moments by their length. Raises UsageError if it is
+        not in it."""
+        row, key = self._find(path)
+        rows = [row] if row not in self._moments else self._moment_rows(row, key)
+        if start is not None:
+            rows = [row for row in rows if row in self._moments and self._moments[row][0] == start]
+            if not rows:
+                raise UsageError(f"{path}: no moment of it starts at {start:g} s")
+        self._verify(np.array(rows))
+        if len(rows) == 1:
+            return self._stored[rows[0]]
+        spans = np.array([self._moments[row] for row in rows], np.float32)
+        return unit_mean(self._stored[rows], spans[:, 1] - spans[:, 0])
+
+    def is_moment(self, row: int) -> bool:
+        """Whether a row is a moment of a clip."""
+        return row in self._moments
+
+    def _moment_rows(self, first: int, key: bytes) -> list[int]:
+        """The rows of the moments of a clip, which come one after the other."""
+        rows = [first]
+        for row in range(first + 1, len(self._stored)):
+            entries = self._all_entries[self._entry_starts[row] : self._entry_starts[row + 1]]
+            if row not in self._moments or not any(name == key for _, name, _ in entries):
+                break
+            rows.append(row)
+        return rows
 
     def row_of(self, entry: int) -> int:
         """The row of an entry; entries of the same content share it."""
@@ -438,9 +448,12 @@ class PhotoIndex:
             for number in range(self._entry_starts[row], self._entry_starts[row + 1]):
                 _, path, box = self._all_entries[number]
                 if self._passed is None or self._passed[number]:
-                    entries.append((-score, path, _box(box) or ()))
+                    entries.append((-score, path, _box(box) or (), self._moments.get(row, (None, None))))
         return [
-            Hit(self.folder / os.fsdecode(path), -score, box or None) for score, path, box in sorted(entries)
+            Hit(self.folder / os.fsdecode(path), -score, box or None, start=moment[0], end=moment[1])
+            for score, path, box, moment in sorted(
+                entries, key=lambda entry: (*entry[:3], entry[3][0] or 0.0)
+            )
         ]
 
     def name_of(self, path: Path) -> str:
@@ -456,21 +469,8 @@ class PhotoIndex:
 
     @cached_property
     def _row_of_photo(self) -> dict[bytes, int]:
-        return {path: row for row, path, box in self._entries if box is None}
-
-
-def best_of_each_photo(best: Callable[[int], list[Hit]], k: int) -> list[Hit]:
-    """The best hit of each of the first ``k`` photos; ``best(n)`` gives the n best hits or more, all of them
-    if there are fewer."""
-    depth = 4 * k  # photos with several good boxes take more than one
-    while True:
-        hits = best(depth)
-        first: dict[Path, Hit] = {}
-        for hit in hits:
-            first.setdefault(hit.path, hit)
-        if len(first) >= k or len(hits) < depth:
-            return list(first.values())[:k]
-        depth *= 4
+        """The row of each file; of a clip, that of its first moment."""
+        return {path: row for row, path, box in reversed(self._entries) if box is None}
 
 
 def apply_spatial_filter(scores: np.ndarray, boxes: np.ndarray, where: SpatialFilter) -> np.ndarray:
