@@ -110,12 +110,12 @@ def test_files_without_a_suffix_by_their_first_bytes(tmp_path: Path) -> None:
 def test_what_is_left_out_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("a.mov", "b.MOV", "c.pdf", "d.heic", "e.png", ".hidden.pdf", "README"):
+    for name in ("a.wav", "b.WAV", "c.pdf", "d.heic", "e.png", ".hidden.pdf", "README"):
         (tmp_path / name).touch()
     monkeypatch.setattr(image_kinds, "_finds_heif", lambda: False)
-    assert other_files(tmp_path) == ({".heic": 1}, {".mov": 2, ".pdf": 1})
+    assert other_files(tmp_path) == ({".heic": 1}, {".wav": 2, ".pdf": 1})
     note_left_out([tmp_path, tmp_path])
-    line = 'mmgem: 8 files left out: 2 .heic (pip install "mmgem[heif]"), 4 .mov, 2 .pdf\n'
+    line = 'mmgem: 8 files left out: 2 .heic (pip install "mmgem[heif]"), 4 .wav, 2 .pdf\n'
     assert capsys.readouterr().err == line
     (tmp_path / "own.idx").mkdir()
     (tmp_path / "own.idx" / "photos.sqlite3").write_bytes(b"")
