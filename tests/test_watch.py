@@ -79,9 +79,9 @@ class Watching:
     def interrupt(self) -> int:
         """Press Ctrl-C; the exit code."""
         self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         for reader in self.readers:
-            reader.join(10)
+            reader.join(60)
         return code
 
 
