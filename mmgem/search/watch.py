@@ -75,7 +75,8 @@ def watch_folders(
             ):
                 if pending or changes:
                     pending = not update()
-                if _present(folders()) != roots:
+                moved = any(Path(path) in roots for _, path in changes)  # the system looks there no more
+                if pending or moved or _present(folders()) != roots:
                     pending = True
                     break
         except (OSError, RuntimeError) as error:  # what watchfiles says of the system
