@@ -50,6 +50,8 @@ class Watching:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell's background processes ignore it, and so do those they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         self.out, self.err = list[str](), list[str]()
