@@ -19,6 +19,7 @@ from tiny import save_photo, save_photos
 
 from mmgem.cli.main import main
 from mmgem.data.image_kinds import readable_suffixes
+from mmgem.data.moments import VIDEO_SUFFIXES
 from mmgem.search import watch as watch_module
 from mmgem.search.index_files import stored_folders, stored_model, write_lock
 from mmgem.search.search import PhotoIndex
@@ -49,6 +50,8 @@ class Watching:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell's background processes ignore it, and so do those they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         self.out, self.err = list[str](), list[str]()
@@ -78,9 +81,9 @@ class Watching:
     def interrupt(self) -> int:
         """Press Ctrl-C; the exit code."""
         self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(30)
+        code = self.process.wait(120)
         for reader in self.readers:
-            reader.join(10)
+            reader.join(60)
         return code
 
 
@@ -151,16 +154,17 @@ def test_it_waits_for_another_writer_and_for_a_folder_that_is_gone(
 
 
 def test_which_changes_count(tmp_path: Path) -> None:
-    own, roots, suffixes = tmp_path / "p" / "own.idx", [tmp_path / "p"], readable_suffixes()
+    own, roots = tmp_path / "p" / "own.idx", [tmp_path / "p"]
+    suffixes = readable_suffixes() + VIDEO_SUFFIXES
     (tmp_path / "p" / "a.folder").mkdir(parents=True)
-    (tmp_path / "p" / "film.mov").touch()
+    (tmp_path / "p" / "film.wav").touch()
 
     def counts(name: str, modified: bool = False) -> bool:
         return watch_module._counts(tmp_path / "p" / name, modified, own, roots, suffixes)
 
     assert counts("a.JPG") and counts("a.jpg", True) and counts("nameless") and counts("a.folder")
-    assert counts("gone.folder")
-    assert not counts("film.mov") and not counts("film.mov", True) and not counts("a.folder", True)
+    assert counts("gone.folder") and counts("film.mp4", True)
+    assert not counts("film.wav") and not counts("film.wav", True) and not counts("a.folder", True)
     assert not counts(".hidden/a.jpg") and not counts("own.idx/photos.sqlite3") and not counts("../b.jpg")
 
 

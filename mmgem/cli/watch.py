@@ -11,8 +11,8 @@ import typer
 
 from mmgem.cli.index import ExcludeOption, IndexedFoldersArgument, OutOption, index_model, refresh_hnsw_index
 from mmgem.cli.inputs import DeviceOption, PrecisionOption, default_index, load_model
-from mmgem.cli.output import note, note_skipped
-from mmgem.errors import BusyError, EmptyFolderError, SearchIndexError, UsageError
+from mmgem.cli.output import exit_now, note, note_skipped
+from mmgem.errors import BusyError, EmptyFolderError, MissingFolderError, SearchIndexError
 
 if TYPE_CHECKING:
     from mmgem.search.index import IndexReport
@@ -66,10 +66,9 @@ def watch(
     def update() -> bool:
         try:
             report = bring_up_to_date([])
-        except (SearchIndexError, UsageError) as error:
-            busy = isinstance(error.__cause__, BusyError)
-            away = isinstance(error, EmptyFolderError) or not first.folders[0].is_dir()
-            if not busy and not away:
+        except (SearchIndexError, MissingFolderError) as error:
+            away = isinstance(error, EmptyFolderError | MissingFolderError)
+            if not away and not isinstance(error.__cause__, BusyError):
                 raise
             state.wait(str(error))
             return False
@@ -80,6 +79,7 @@ def watch(
         watch_folders(lambda: stored_folders(out) or first.folders, out, update)
     except KeyboardInterrupt:
         note("stopped watching")
+        exit_now()  # at once; what was done is on the disk
 
 
 class _Told:

@@ -39,7 +39,14 @@ from mmgem.data.image_kinds import (
     starts_as_image,
 )
 from mmgem.data.pixels import raw_mode, to_rgb
-from mmgem.errors import ImageError, MMGEMError, TransientImageError, UsageError, is_transient
+from mmgem.errors import (
+    ImageError,
+    MissingFolderError,
+    MMGEMError,
+    TransientImageError,
+    UsageError,
+    is_transient,
+)
 from mmgem.utils.files import open_regular
 
 _log = logging.getLogger(__name__)
@@ -188,7 +195,7 @@ def list_images(
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UsageError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+        raise MissingFolderError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
     real_root, suffixes = root.resolve(), readable_suffixes()
     images: list[Path] = []
     visited: set[tuple[int, int]] = set()

@@ -16,6 +16,7 @@ from threading import Event
 from typing import Any
 
 from mmgem.data.image_kinds import readable_suffixes
+from mmgem.data.moments import VIDEO_SUFFIXES
 from mmgem.errors import UsageError
 
 LOOK_SECONDS = 2.0
@@ -50,7 +51,7 @@ def watch_folders(
     import watchfiles
 
     stop = Event() if stop is None else stop
-    own, suffixes = own.resolve(), readable_suffixes()
+    own, suffixes = own.resolve(), readable_suffixes() + VIDEO_SUFFIXES
 
     def may_be_a_photo(change: watchfiles.Change, path: str) -> bool:
         return _counts(Path(path), change == watchfiles.Change.modified, own, roots, suffixes)
@@ -74,7 +75,8 @@ def watch_folders(
             ):
                 if pending or changes:
                     pending = not update()
-                if _present(folders()) != roots:
+                moved = any(Path(path) in roots for _, path in changes)  # the system looks there no more
+                if pending or moved or _present(folders()) != roots:
                     pending = True
                     break
         except (OSError, RuntimeError) as error:  # what watchfiles says of the system
