@@ -101,7 +101,7 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
 
 
 def test_files_without_a_suffix_by_their_first_bytes(tmp_path: Path) -> None:
-    shutil.wave(paint(tmp_path / "a.png", 1), tmp_path / "0a1b2c")
+    shutil.move(paint(tmp_path / "a.png", 1), tmp_path / "0a1b2c")
     (tmp_path / "README").write_text("no photo")
     (tmp_path / "empty").touch()
     assert [path.name for path in list_images(tmp_path)] == ["0a1b2c"]
