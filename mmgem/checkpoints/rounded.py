@@ -28,7 +28,10 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     fit together.
     """
     header = read_header(path)
-    rounded = rounded_tensors(header, path)
+    return _shapes(header, rounded_tensors(header, path))
+
+
+def _shapes(header: Header, rounded: dict[str, tuple[int, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
     parts = {f"{name}.{part}" for name in rounded for part in PARTS}
     shapes = {name: tensor.shape for name, tensor in header.tensors.items() if name not in parts}
     return shapes | {name: shape for name, (_, shape) in rounded.items()}
@@ -73,7 +76,7 @@ class StoredArrays:
         self.path = path
         self._header = read_header(path)
         self._rounded = rounded_tensors(self._header, path)
-        stored = stored_shapes(path)
+        stored = _shapes(self._header, self._rounded)
         self._names = {current_tensor(name): name for name in stored}
         self.shapes = {current_tensor(name): shape for name, shape in stored.items()}
         self._file = np.memmap(path, np.uint8, "r")

@@ -35,12 +35,12 @@ def parse_time(text: str | None) -> Moment | None:
 def full_frame(clip: Path, moment: Moment | None) -> Image.Image:
     """The middle frame of a moment of a clip, or of all of it, in its own size. Raises ImageError, and
     UsageError for a moment after its end."""
-    from mmgem.data.clips import clip_seconds, middle_frame
+    from mmgem.data.clips import check_start, clip_seconds, middle_frame
 
     seconds = clip_seconds(clip)
-    if moment is not None and seconds is not None and moment[0] > seconds:
-        raise UsageError(f"{clip}: is {seconds:.1f} seconds long, and has no second {moment[0]:g}")
-    return middle_frame(clip, moment or (0.0, seconds or 0.0), _FULL)
+    moment = moment or (0.0, seconds or 0.0)
+    check_start(clip, moment[0], seconds)
+    return middle_frame(clip, moment, _FULL)
 
 
 def look_at(

@@ -60,9 +60,9 @@ def _choices(param: Any) -> tuple[str, ...]:
     return tuple(name for kind in literals if get_origin(kind) is Literal for name in get_args(kind))
 
 
-def _cases(verbs: list[_Verb]) -> tuple[str, str, str]:
-    """Patterns of ``case``: words that lead from a verb to one below it; choices by verb and option; words
-    and options by verb."""
+def _find_names(verbs: list[_Verb], words: str) -> str:
+    """Lines of bash and zsh alike that follow ``words`` to a verb and let ``names`` be what may come next:
+    the choices of the option before, options, or the verbs below."""
     steps = "".join(
         f'            "{verb.path} {name}") verb="{f"{verb.path} {name}".strip()}" ;;\n'
         for verb in verbs
@@ -74,29 +74,30 @@ def _cases(verbs: list[_Verb]) -> tuple[str, str, str]:
         for name, values in verb.options.items()
         if values
     )
-    words = "".join(
+    cases = "".join(
         f'        "{verb.path}") options="{" ".join(verb.options)}" below="{" ".join(verb.below)}" ;;\n'
         for verb in verbs
     )
-    return steps, choices, words
-
-
-def _bash(verbs: list[_Verb]) -> str:
-    steps, choices, words = _cases(verbs)
     return f"""\
-_mmgem() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD - 1]}}
     local verb="" word names="" options="" below=""
-    for word in "${{COMP_WORDS[@]:1:COMP_CWORD - 1}}"; do
+    for word in {words}; do
         case "$verb $word" in
 {steps}        esac
     done
     case "$verb|$prev" in
 {choices}    esac
     case "$verb" in
-{words}    esac
+{cases}    esac
     if [[ -z $names && $cur == -* ]]; then names=$options; fi
     if [[ -z $names ]]; then names=$below; fi
+"""
+
+
+def _bash(verbs: list[_Verb]) -> str:
+    return f"""\
+_mmgem() {{
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD - 1]}}
+{_find_names(verbs, '"${COMP_WORDS[@]:1:COMP_CWORD - 1}"')}\
     COMPREPLY=($(compgen -W "$names" -- "$cur"))
 }}
 complete -o default -F _mmgem mmgem
@@ -104,22 +105,11 @@ complete -o default -F _mmgem mmgem
 
 
 def _zsh(verbs: list[_Verb]) -> str:
-    steps, choices, words = _cases(verbs)
     return f"""\
 #compdef mmgem
 _mmgem() {{
     local cur=${{words[CURRENT]}} prev=${{words[CURRENT - 1]}}
-    local verb="" word names="" options="" below=""
-    for word in ${{words[2,CURRENT - 1]}}; do
-        case "$verb $word" in
-{steps}        esac
-    done
-    case "$verb|$prev" in
-{choices}    esac
-    case "$verb" in
-{words}    esac
-    if [[ -z $names && $cur == -* ]]; then names=$options; fi
-    if [[ -z $names ]]; then names=$below; fi
+{_find_names(verbs, "${words[2,CURRENT - 1]}")}\
     if [[ -z $names ]]; then _files; else compadd -- ${{=names}}; fi
 }}
 compdef _mmgem mmgem

@@ -1,4 +1,4 @@
-"""``mmgem data check``, ``filter`` and ``recaption``: noisy pairs made clean."""
+"""``mmgem data check``, ``filter``, ``recaption`` and ``caption-labels``: noisy pairs made clean."""
 
 from __future__ import annotations
 
@@ -139,6 +139,8 @@ def caption_labels(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .jsonl file.")],
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -157,21 +159,17 @@ def caption_labels(
     "by_kind", "unsaid": [names], "problems"}.
     """
     from mmgem.clean.label_sentences import label_sentences
+    from mmgem.clean.output import prepare_jsonl
     from mmgem.data.labels import read_labels
     from mmgem.data.readers import load_dataset
     from mmgem.data.records import write_jsonl
     from mmgem.data.text_corpus import read_texts
-    from mmgem.utils.files import same_file
 
-    if out.suffix.lower() != ".jsonl":
-        raise UsageError(f"{out}: must be a file that ends in .jsonl")
-    if same_file(out, data):
-        raise UsageError(f"{out}: is the data itself; name another place")
+    prepare_jsonl(out, data)
     records = load_dataset(data, split=split)
     said = [text for text, first in read_texts(texts, "train").items() if first]
     kinds = None if labels is None else read_labels(labels)
-    found = label_sentences(records, said, load_model(model), kinds, per_photo)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    found = label_sentences(records, said, load_model(model, device, precision), kinds, per_photo)
     write_jsonl(out, found.records)
     note_skipped(found.problems)
     names = found.said + found.by_kind + len(found.unsaid)

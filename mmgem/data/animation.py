@@ -15,14 +15,11 @@ from PIL import Image, ImageSequence
 
 from mmgem.data.images import header, image_header
 from mmgem.data.pixels import raw_mode, to_rgb
-from mmgem.data.shots import SMALL, Sample, find_cuts
+from mmgem.data.shots import CHUNK, FRAME_SIDE, KEPT_STEP, SMALL, Sample, find_cuts
 from mmgem.errors import ImageError, is_transient
 
 _SUFFIXES = (".gif", ".webp", ".apng")
-_FRAME_SIDE = 384  # pixels of the shorter side of a frame, at most
 _MAX_FRAMES = 20_000
-_CHUNK = 250  # frames that are looked at together
-_KEPT_STEP = 0.3  # seconds between frames that are kept
 
 
 def is_animated(path: str | os.PathLike[str]) -> bool:
@@ -41,16 +38,16 @@ def animation_samples(path: Path) -> Iterator[Sample]:
     """The frames of an animated picture that say where it changes, for
     :func:`mmgem.data.shots.build_shots`. Raises ImageError if there is none."""
     chunk: list[Sample] = []
-    kept, end = -_KEPT_STEP, 0.0
+    kept, end = -KEPT_STEP, 0.0
     first = True
     for time, until, frame in _frames(path):
         end = until
         small = np.asarray(frame.resize(SMALL, Image.Resampling.BILINEAR, reducing_gap=2.0))
         image = None
-        if time - kept >= _KEPT_STEP:
-            image, kept = _reduced(frame, _FRAME_SIDE), time
+        if time - kept >= KEPT_STEP:
+            image, kept = _reduced(frame, FRAME_SIDE), time
         chunk.append(Sample(time, small, image))
-        if len(chunk) == _CHUNK:
+        if len(chunk) == CHUNK:
             yield from _with_cuts(chunk, first)
             chunk, first = chunk[-1:], False
     if chunk:
@@ -58,7 +55,7 @@ def animation_samples(path: Path) -> Iterator[Sample]:
         yield Sample(end, chunk[-1].small)
 
 
-def animation_frames(path: Path, times: Sequence[float], side: int = _FRAME_SIDE) -> list[Image.Image]:
+def animation_frames(path: Path, times: Sequence[float], side: int = FRAME_SIDE) -> list[Image.Image]:
     """The frame of an animated picture that is shown at each of ``times`` (seconds), RGB, its shorter side at
     most ``side`` pixels; beyond its end, the last one. Raises ImageError if there is none."""
     frames: dict[float, Image.Image] = {}

@@ -15,7 +15,7 @@ from PIL import Image
 from mmgem.data import animation, video
 from mmgem.data.moments import Moment, is_video
 from mmgem.data.photo_metadata import PhotoMetadata, read_metadata
-from mmgem.data.shots import Shot, build_shots
+from mmgem.data.shots import FRAME_SIDE, Shot, build_shots
 from mmgem.errors import UsageError
 
 _SECONDS_A_FRAME = 2.0
@@ -41,7 +41,7 @@ def find_shots(path: str | os.PathLike[str]) -> Iterator[Shot]:
 
 
 def read_frames(
-    path: str | os.PathLike[str], times: Sequence[float], side: int = video.FRAME_SIDE
+    path: str | os.PathLike[str], times: Sequence[float], side: int = FRAME_SIDE
 ) -> list[Image.Image]:
     """The frame of a clip that is shown at each of ``times`` (seconds), upright RGB, its shorter side at most
     ``side`` pixels. Raises as :func:`find_shots`."""
@@ -49,7 +49,7 @@ def read_frames(
     return read(Path(path), times, side)
 
 
-def middle_frame(path: str | os.PathLike[str], moment: Moment, side: int = video.FRAME_SIDE) -> Image.Image:
+def middle_frame(path: str | os.PathLike[str], moment: Moment, side: int = FRAME_SIDE) -> Image.Image:
     """The picture of a moment of a clip: its middle frame, as :func:`read_frames`."""
     return read_frames(path, [(moment[0] + moment[1]) / 2], side)[0]
 
@@ -59,12 +59,17 @@ def frames_of(path: str | os.PathLike[str], moment: Moment | None = None) -> lis
     one at least. Raises as :func:`find_shots`, and UsageError for a moment after its end."""
     seconds = clip_seconds(path)
     start, end = moment if moment is not None else (0.0, seconds or _SECONDS_UNKNOWN)
-    if seconds is not None and start > seconds:
-        raise UsageError(f"{os.fspath(path)}: is {seconds:.1f} seconds long, and has no second {start:g}")
+    check_start(path, start, seconds)
     end = max(start, end if seconds is None else min(end, seconds))
     count = min(_FRAMES, max(1, round((end - start) / _SECONDS_A_FRAME)))
     times = start + (np.arange(count) + 0.5) * (end - start) / count
     return read_frames(path, times.tolist())
+
+
+def check_start(path: str | os.PathLike[str], start: float, seconds: float | None) -> None:
+    """Raise UsageError if a clip that is ``seconds`` long (None: nobody knows) is over at ``start``."""
+    if seconds is not None and start > seconds:
+        raise UsageError(f"{os.fspath(path)}: is {seconds:.1f} seconds long, and has no second {start:g}")
 
 
 def clip_seconds(path: str | os.PathLike[str]) -> float | None:

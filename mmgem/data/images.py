@@ -169,10 +169,8 @@ def other_files(
     suffix. Hidden files and folders are skipped, and ``skip``, a folder of our own."""
     skipped = None if skip is None else skip.resolve()
     suffix_counts: Counter[str] = Counter()
-    for at, folders, files in os.walk(folder):
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and Path(at, name).resolve() != skipped
-        ]
+    for at, folders, files in os.walk(Path(folder).resolve()):
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(at, name) != skipped]
         suffix_counts.update(Path(name).suffix.lower() for name in files if not name.startswith("."))
     counts = [(s, n) for s, n in sorted(suffix_counts.items(), key=lambda item: (-item[1], item[0])) if s]
     read = readable_suffixes()

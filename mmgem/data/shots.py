@@ -24,6 +24,10 @@ MAX_SECONDS = 30.0
 """A longer shot is told in pieces, so that its second says something."""
 SECONDS_A_FRAME = 2.0  # of a shot that is embedded
 MAX_FRAMES = 4  # of a shot that are embedded
+FRAME_SIDE = 384
+"""Pixels of the shorter side of the frames of a shot, at most."""
+KEPT_STEP = 0.3  # seconds between frames that are kept
+CHUNK = 250  # frames that are looked at together
 
 _HARD, _SOFT = 0.16, 0.35
 _TIMES_NEIGHBOURS = 3.0

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from mmgem.data.photo_metadata import PhotoMetadata
-from mmgem.data.shots import SMALL, Sample, change, find_cuts
+from mmgem.data.shots import CHUNK, FRAME_SIDE, KEPT_STEP, SMALL, Sample, change, find_cuts
 from mmgem.data.video_headers import made_by
 from mmgem.errors import ImageError, MMGEMError, TransientImageError, UsageError, is_transient
 from mmgem.utils.files import open_regular
@@ -40,18 +40,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 NEEDS_AV = "videos need PyAV: pip install 'mmgem[video]'"
-FRAME_SIDE = 384
-"""Pixels of the shorter side of the frames of a shot, at most."""
 
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg"
 _MAX_PIXELS = 8192 * 4352  # of a frame
 _MAX_SECONDS = 24 * 3600.0
 _STEP = 0.5  # seconds between key frames, and between frames that are kept in a gap, or more
-_KEPT_STEP = 0.3
 _BLIND = 2.0  # seconds; a longer gap must be quiet to be passed over
 _ALIKE, _DIFFERENT = 0.1, 0.25  # changes between key frames
 _LARGE_PACKET = 0.25  # of the key frames' size
-_CHUNK = 250  # frames that are looked at together
 _THREADS = 4  # of a decoder, each of which holds frames
 _BUFFER = 1 << 18  # bytes read at once
 _SEEK_SECONDS = 5.0  # further ahead than this the reader of gaps seeks
@@ -189,10 +185,10 @@ class _GapReader:
             if time <= start.time + 1e-6:
                 continue
             image = None
-            if time - kept >= _KEPT_STEP:
+            if time - kept >= KEPT_STEP:
                 image, kept = _picture(frame), time
             chunk.append(Sample(time, _small(frame), image))
-            if len(chunk) == _CHUNK:
+            if len(chunk) == CHUNK:
                 yield from _with_cuts(chunk)
                 chunk = chunk[-1:]
         if end_small is not None:
