@@ -7,8 +7,9 @@ All figures are percent (CIDEr too), on dev splits, with one standard error over
 they are shares. ``kinds``: the labels of a set among all labels of that set. ``1000 names``: the photos of
 imagen200 whose kind is one of ImageNet's 1,000 classes, among the first names of all of them (``mmgem pull
 imagenet_labels``); ``agreement``: how often the name is the one that the base classifier of the default model
-gives, on photos of all sets. ``boxes``: the category of a real box among those of the set. Languages: text to
-photo with one caption a photo, the same photos for all languages.
+gives, on photos of all sets. ``boxes``: the category of a real box among those of the set. ``pointing``: how
+often the heat map of a category that a photo shows peaks in one of its boxes; chance is their share of the
+photo. Languages: text to photo with one caption a photo, the same photos for all languages.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from mmgem.api import MMGEM
+from mmgem.data.images import image_size
 from mmgem.data.readers import add_captions, in_language, load_dataset
 from mmgem.data.records import Record
 from mmgem.evaluate.captions import caption_scores
@@ -77,6 +79,27 @@ def boxes(model: MMGEM, records: Sequence[Record]) -> dict[str, Any]:
     return share(100 * float(right), len(boxed)) | {"categories": len(names)}
 
 
+def points(model: MMGEM, records: Sequence[Record], cells: int = 28) -> dict[str, Any]:
+    """Where a heat map peaks."""
+    hits, chances = [], []
+    for record in records:
+        of: dict[str, list[Any]] = {}
+        for region in record.regions:
+            if region.captions:
+                of.setdefault(region.captions[0], []).append(region.box)
+        if not of:
+            continue
+        width, height = image_size(record.image)
+        for heat, found in zip(model.heatmap(record.image, list(of), cells), of.values(), strict=True):
+            inside = np.zeros((cells, cells), bool)
+            x, y = (np.arange(cells) + 0.5) / cells * width, (np.arange(cells) + 0.5) / cells * height
+            for x0, y0, x1, y1 in found:
+                inside |= ((y0 <= y) & (y < y1))[:, None] & ((x0 <= x) & (x < x1))
+            hits.append(inside.flat[heat.argmax()])
+            chances.append(inside.mean())
+    return share(100 * float(np.mean(hits)), len(hits)) | {"chance": round(100 * float(np.mean(chances)), 1)}
+
+
 def recalls(model: MMGEM, records: Sequence[Record], images: np.ndarray) -> dict[str, Any]:
     """Retrieval both ways."""
     owner = np.repeat(np.arange(len(records)), [len(r.captions) for r in records])
@@ -99,6 +122,8 @@ def measure(name: str, data: Path, labels: Path, parts: Sequence[str]) -> dict[s
                 out["1000 names"] = thousand(model, records, images, labels)
     if "boxes" in parts:
         out["boxes"] = boxes(model, load_dataset(world / "coco" / "captions.jsonl", split="dev"))
+    if "pointing" in parts:
+        out["pointing"] = points(model, load_dataset(world / "coco" / "captions.jsonl", split="dev"))
     flickr = load_dataset(data / "flickr8k" / "captions.jsonl", split="dev")
     images = model.embed_images([r.image for r in flickr])
     if "retrieval" in parts:
@@ -132,7 +157,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--labels", type=Path, help="labels.jsonl; default: the pulled one")
-    parser.add_argument("--parts", default="kinds,boxes,retrieval,languages,captions")
+    parser.add_argument("--parts", default="kinds,boxes,pointing,retrieval,languages,captions")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     labels = options.labels

@@ -11,6 +11,7 @@ import toys
 
 from mmgem.checkpoints.model_folder import build
 from mmgem.config import OptimConfig
+from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.train.optim import (
     ExponentialMovingAverage,
@@ -60,6 +61,22 @@ def test_groups() -> None:
     for group in adam.param_groups:
         assert all((p.ndim >= 2) == (group["weight_decay"] > 0) for p in group["params"])
         assert group["base"] in (config.lr_heads, config.lr_llm, config.lr_encoder, config.lr_embeddings)
+
+
+def test_trainable_parameters_alone_move() -> None:
+    """So embeddings stay what they were while captions are learned."""
+    network = toys.network("llama", "efficientnet_lite0")
+    before = snapshot(network)
+    step(network, OptimConfig(lr_encoder=1e-4, trainable=["visual_connector.", "cap_token"]), steps=2)
+    assert moved(network, before) == {"visual_connector.weight", "visual_connector.bias", "cap_token"}
+
+
+@pytest.mark.parametrize(("start", "rates"), [("visual_conector", {}), ("llm.", {"lr_llm": 0.0})])
+def test_trainable_has_to_be_something(start: str, rates: dict[str, float]) -> None:
+    network = toys.network("llama", "efficientnet_lite0")
+    config = OptimConfig(trainable=["cap_token", start], **rates)
+    with pytest.raises(ConfigError, match=f"optim.trainable: .*'{start}'"):
+        configure_trainable(network, config, cached=True)
 
 
 @pytest.mark.parametrize(

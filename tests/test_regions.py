@@ -19,6 +19,7 @@ from mmgem.inference.region_proposals import (
     pool_windows,
     select_windows,
     sliding_windows,
+    spread_windows,
     surrounding_boxes,
 )
 from mmgem.models.pooling import pool_boxes
@@ -48,6 +49,14 @@ def test_windows_are_inside_and_of_many_sizes() -> None:
     around = surrounding_boxes(boxes)
     assert (around[:, :2] <= boxes[:, :2]).all()
     assert (around[:, 2:] >= boxes[:, 2:]).all()
+
+
+def test_each_place_listens_to_the_windows_around_it() -> None:
+    torch.testing.assert_close(spread_windows(sliding_windows(), 28).sum(0), torch.ones(28, 28))
+    corners = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
+    quarters = spread_windows(torch.cat([corners, corners + 0.5], 1), 8).argmax(0)
+    assert quarters[::4, ::4].tolist() == [[0, 1], [2, 3]]
+    assert torch.equal(quarters, quarters[::4, ::4].repeat_interleave(4, 0).repeat_interleave(4, 1))
 
 
 def test_windows_are_pooled_as_boxes_are() -> None:

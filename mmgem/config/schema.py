@@ -54,6 +54,11 @@ class OptimConfig:
         help="Above 0, the LLM trains through LoRA adapters of this rank, merged on export.",
         low=0,
     )
+    trainable: list[str] = setting(
+        default_factory=list,
+        help="Of the groups that train, parameters whose names begin with one of these alone, such as "
+        "`visual_connector`; empty: all.",
+    )
 
 
 @dataclass

@@ -28,7 +28,13 @@ from mmgem.data.records import Box
 from mmgem.data.transforms import normalise, place_box, shown_part, to_square
 from mmgem.errors import UsageError
 from mmgem.inference.pyramid import assign_pyramid_levels, global_sizes, input_sizes
-from mmgem.inference.region_proposals import embed_windows, pool_windows, select_windows, sliding_windows
+from mmgem.inference.region_proposals import (
+    embed_windows,
+    pool_windows,
+    select_windows,
+    sliding_windows,
+    spread_windows,
+)
 from mmgem.models.network import MMGEMNetwork
 
 T = TypeVar("T")
@@ -201,18 +207,13 @@ def text_heatmaps(
     network: MMGEMNetwork, prep: Preprocessing, image: ImageSource, texts: Tensor, cells: int = 28
 ) -> Tensor:
     """How well each place of an image fits each text: ``(n, cells, cells)`` cosines for unit ``texts``
-    ``(n, D)``; the mean over all windows that cover the place."""
+    ``(n, D)``; the mean over all windows around the place, see :func:`spread_windows`. An image's windows
+    all share much of what the whole shows, so their mean embedding is taken from each before."""
     windows = sliding_windows().to(network.emb_token.device)
     decoded = [open_for_sizes(input_sizes(prep), image)]
     embeddings = windows.new_zeros(len(windows), network.config.dim)
     for side, selected, weight in _window_levels(prep, windows):
         maps = network.encoder.split_map(encode_feature_maps(network, prep, decoded, side))[0]
         embeddings[selected] += (weight * network.window_embeddings(pool_windows(maps, windows[selected])))[0]
-    similarities = texts @ F.normalize(embeddings.float(), dim=-1).T
-    centres = (torch.arange(cells, device=windows.device) + 0.5) / cells
-    across = (windows[:, 0:1] <= centres) & (centres < windows[:, 2:3])
-    down = (windows[:, 1:2] <= centres) & (centres < windows[:, 3:4])
-    cover = (down[:, :, None] & across[:, None, :]).to(similarities)
-    area = (windows[:, 2] - windows[:, 0]) * (windows[:, 3] - windows[:, 1])
-    cover = cover / area[:, None, None]  # a small window says more about each of its places
-    return torch.einsum("nw,wyx->nyx", similarities, cover) / cover.sum(0)
+    own = F.normalize(embeddings.float() - embeddings.float().mean(0), dim=-1)
+    return torch.einsum("nw,wyx->nyx", texts @ own.T, spread_windows(windows, cells))

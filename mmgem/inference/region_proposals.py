@@ -21,6 +21,7 @@ _ASPECT_RATIOS = (1.0, 0.6, 1.67)  # width to height
 _STRIDE = 0.25  # of the window's side
 _IOU_THRESHOLD = 0.45
 _SURROUND_SCALE = 2.0**0.5
+_HEAT_SPREAD = 0.25  # standard deviation, of a window's side
 
 
 def sliding_windows() -> Tensor:
@@ -81,6 +82,18 @@ def select_windows(boxes: Tensor, inside: Tensor, surround: Tensor, count: int) 
             if len(keep) == count:
                 break
     return torch.tensor(keep)
+
+
+def spread_windows(windows: Tensor, cells: int) -> Tensor:
+    """How much each window ``(n, 4)`` says about each of ``cells`` x ``cells`` places of the unit square:
+    ``(n, cells, cells)``, sums over windows 1. A Gaussian around its middle, with a quarter of its sides as
+    standard deviations; and small windows more, in inverse proportion to the root of their areas."""
+    centres = (torch.arange(cells, device=windows.device) + 0.5) / cells
+    middle, sides = (windows[:, :2] + windows[:, 2:]) / 2, windows[:, 2:] - windows[:, :2]
+    distance = (centres[None, :, None] - middle[:, None]) / (_HEAT_SPREAD * sides[:, None])
+    across, down = torch.exp(-(distance**2) / 2).unbind(-1)
+    spread = down[:, :, None] * across[:, None, :] / sides.prod(1).sqrt()[:, None, None]
+    return spread / spread.sum(0)
 
 
 def pairwise_iou(boxes: Tensor) -> Tensor:

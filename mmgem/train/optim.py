@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from mmgem.config import OptimConfig
 from mmgem.distributed.world import is_shard, local_tensor
+from mmgem.errors import ConfigError
 from mmgem.models.network import MMGEMNetwork
 
 
 def configure_trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool) -> dict[str, list[str]]:
     """Names of the parameters of each group that trains; all others are frozen here.
 
-    ``cached``: the encoder's frozen stem comes from the feature cache, so it cannot train.
+    ``cached``: the encoder's frozen stem comes from the feature cache, so it cannot train. Raises
+    ``ConfigError`` for an entry of ``optim.trainable`` that no parameter's name begins with, or none that
+    could train.
     """
     if config.lora_rank:
         add_lora(network, config.lora_rank)
@@ -31,11 +34,16 @@ def configure_trainable(network: MMGEMNetwork, config: OptimConfig, cached: bool
     for name, p in network.named_parameters():
         group = network.parameter_group(name, p)
         frozen_by_lora = config.lora_rank and group in ("llm", "embeddings") and "lora_" not in name
+        chosen = not config.trainable or name.startswith(tuple(config.trainable))
         p.requires_grad_(
-            rates[group] > 0 and id(p) not in stem and not frozen_by_lora and network.trains(name)
+            rates[group] > 0 and id(p) not in stem and not frozen_by_lora and network.trains(name) and chosen
         )
         if p.requires_grad:
             groups[group].append(name)
+    names = [name for group in groups.values() for name in group]
+    for start in config.trainable:
+        if not any(name.startswith(start) for name in names):
+            raise ConfigError(f"optim.trainable: no parameter that could train begins with {start!r}")
     return {g: names for g, names in groups.items() if names}
 
 
