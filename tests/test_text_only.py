@@ -99,18 +99,25 @@ def test_only_what_a_run_draws_is_embedded_by_the_teacher(world: dict[str, Any])
     assert len(term.pool.ids) == len(term.pool.rows) == 4
 
 
-def test_a_gap_is_that_of_a_pair(world: dict[str, Any]) -> None:
-    """The embedding that a text is captioned from lies from it as an image of the step from its own text."""
+def test_across_the_gap_lies_an_image(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text that has the embedding of the pair's, of whatever length, is captioned from the pair's image."""
     run = prepare(made(world))
     (task,) = run.tasks
     (term,) = task.text_terms
     batch = task.load_batch(0, torch.device("cpu"))
-    images, texts = torch.randn(8, 8), torch.randn(len(batch.texts), 8)
+    width = run.network.config.dim
+    images, texts = torch.randn(8, width), torch.randn(len(batch.texts), width)
     drawn = batch.drawn[term.section]
-    term.loss(run.network, images, texts, torch.randn(4, 8), drawn, batch, SINGLE_PROCESS)
-    gaps = images[batch.text_owner] - texts
-    for gap in drawn.of.gaps:
-        assert (gaps - gap).norm(dim=1).min() < 1e-6
+    pair = (drawn.of.pairs * len(texts)).long()
+    own = 7 * texts[pair]
+    term.loss(run.network, images, texts, own, drawn, batch, SINGLE_PROCESS)
+    seen: list[torch.Tensor] = []
+    project = run.network.project_visual_prefix
+    monkeypatch.setattr(
+        run.network, "project_visual_prefix", lambda visual: seen.append(visual) or project(visual)
+    )
+    term.token_loss(run.network, own, drawn)
+    torch.testing.assert_close(seen[0][:, 0], images[batch.text_owner[pair]])
 
 
 def test_similarities_follow_the_teacher(world: dict[str, Any]) -> None:
@@ -140,7 +147,7 @@ def test_texts_in_another_language_are_not_captioned(world: dict[str, Any]) -> N
     (task,) = run.tasks
     drawn = task.load_batch(0, torch.device("cpu")).drawn[term.section]
     of = drawn.of
-    none = TextStep(of.teacher, of.pairs, [False] * 4, 1.0, torch.zeros(4, 8))
+    none = TextStep(of.teacher, of.pairs, [False] * 4, 1.0)
     assert term.token_loss(run.network, torch.randn(4, 8), DrawnTexts(drawn.texts, none)) == {}
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmgem.config import Recipe
@@ -36,13 +37,15 @@ from mmgem.tasks.image_text.text_pool import TextPool, relational_loss
 class TextStep:
     """Of all drawn texts of a process: ``teacher`` ``(T, E)`` unit rows, ``pairs`` ``(T,)`` random numbers
     that choose the pair whose gap each is given, ``tokens``: to be predicted, of all processes,
-    ``captioned``: which are captioned. ``gaps`` ``(T, D)``, put there by the loss over embeddings."""
+    ``captioned``: which are captioned. ``gaps`` ``(T, D)`` and ``lengths`` ``(T, 1)``, put there by the loss
+    over embeddings: of the pair, image less text as unit embeddings, and the norm of the image's."""
 
     teacher: Tensor | None
     pairs: Tensor
     captioned: list[bool]
     tokens: float
     gaps: Tensor | None = None
+    lengths: Tensor | None = None
 
 
 class TextOnlyTerm(TextTerm):
@@ -99,7 +102,9 @@ class TextOnlyTerm(TextTerm):
         with torch.no_grad():
             pairs = gather_batch(images.float(), texts.float(), batch, world)
             pair = (of.pairs.to(own.device) * len(pairs.texts)).long().clamp(max=len(pairs.texts) - 1)
-            of.gaps = pairs.images[pairs.owner[pair]] - pairs.texts[pair]
+            image, text = pairs.images[pairs.owner[pair]], pairs.texts[pair]
+            of.gaps = F.normalize(image, dim=-1) - F.normalize(text, dim=-1)
+            of.lengths = image.norm(dim=-1, keepdim=True)
         assert batch.teacher_texts is not None and of.teacher is not None
         teacher = torch.cat([batch.teacher_texts.to(own.device), of.teacher.to(own.device)])
         config = self.config
@@ -114,9 +119,10 @@ class TextOnlyTerm(TextTerm):
         captioned = [n for n, c in enumerate(of.captioned[drawn.rows]) if c]
         if not self.config.caption_weight or not captioned:
             return {}
-        assert of.gaps is not None
+        assert of.gaps is not None and of.lengths is not None
         at = torch.tensor(captioned, device=own.device)
-        seen = own.detach()[at] + self.config.noise * of.gaps[drawn.rows][at]
+        unit = F.normalize(own.detach()[at].float(), dim=-1)
+        seen = of.lengths[drawn.rows][at] * (unit + self.config.noise * of.gaps[drawn.rows][at])
         ids = [drawn.texts[n] for n in captioned]
         prefixes = network.project_visual_prefix(seen[:, None])
         states = network.forward_packed(network.caption_segments(ids, prefixes)).prediction_states
