@@ -92,6 +92,13 @@ def test_every_text_is_drawn_before_any_is_drawn_again(world: dict[str, Any]) ->
     assert values["text_caption_loss"] > 0
 
 
+def test_captions_alone_need_no_teacher(world: dict[str, Any]) -> None:
+    run = prepare(made(world, image_text__text_only={"weight": 1.0, "batch_size": 4}))
+    values = train_step(run, 0)[0]
+    assert values["text_caption_loss"] > 0
+    assert "text_loss" not in values
+
+
 def test_only_what_a_run_draws_is_embedded_by_the_teacher(world: dict[str, Any]) -> None:
     run = prepare(made(world, train__epochs=0.4))
     (term,) = run.tasks[0].text_terms
@@ -152,7 +159,7 @@ def test_texts_in_another_language_are_not_captioned(world: dict[str, Any]) -> N
 
 
 def test_what_it_needs(world: dict[str, Any]) -> None:
-    options = {"weight": 1.0, "batch_size": 4}
+    options = {"weight": 1.0, "batch_size": 4, "caption_weight": 0.0}
     with pytest.raises(ConfigError, match=r"text_only\.teacher: needed"):
         prepare(made(world, image_text__text_only=options))
     with pytest.raises(ConfigError, match=r"data\.texts: missing"):

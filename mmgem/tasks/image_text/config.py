@@ -89,7 +89,9 @@ class TextOnlyConfig:
         low=0,
     )
     teacher: Path | None = setting(
-        None, help="Sentence encoder that says which texts resemble each other, as `contrastive.teacher`."
+        None,
+        help="Sentence encoder that says which texts resemble each other, as `contrastive.teacher`; none: "
+        "captions alone are learned from them.",
     )
     teacher_temperature: float = setting(0.05, help="Of the teacher's similarities.", above=0)
     temperature: float = setting(0.05, help="Of the similarities of the embeddings of texts.", above=0)

@@ -35,12 +35,12 @@ from mmgem.tasks.image_text.text_pool import TextPool, relational_loss
 
 @dataclass
 class TextStep:
-    """Of all drawn texts of a process: ``teacher`` ``(T, E)`` unit rows, ``pairs`` ``(T,)`` random numbers
-    that choose the pair whose gap each is given, ``tokens``: to be predicted, of all processes,
-    ``captioned``: which are captioned. ``gaps`` ``(T, D)`` and ``lengths`` ``(T, 1)``, put there by the loss
-    over embeddings: of the pair, image less text as unit embeddings, and the norm of the image's."""
+    """Of all drawn texts of a process: ``teacher`` ``(T, E)`` unit rows (E = 0: none), ``pairs`` ``(T,)``
+    random numbers that choose the pair whose gap each is given, ``tokens``: to be predicted, of all
+    processes, ``captioned``: which are captioned. ``gaps`` ``(T, D)`` and ``lengths`` ``(T, 1)``, put there
+    by the loss over embeddings: of the pair, image less text as unit embeddings, and the image's norm."""
 
-    teacher: Tensor | None
+    teacher: Tensor
     pairs: Tensor
     captioned: list[bool]
     tokens: float
@@ -55,16 +55,16 @@ class TextOnlyTerm(TextTerm):
     uses_logit_bias = False
 
     def check(self, recipe: Recipe) -> None:
-        """Raise ``ConfigError`` without texts or a teacher."""
+        """Raise ``ConfigError`` without texts, or where nothing is learned from them."""
         if not recipe.data.texts:
             raise ConfigError("data.texts: missing; " + self.section + " learns from them")
-        if self.config.teacher is None:
-            raise ConfigError(f'{self.section}.teacher: needed, e.g. "minilm"')
+        if self.config.teacher is None and not self.config.caption_weight:
+            raise ConfigError(f'{self.section}.teacher: needed, e.g. "minilm", with caption_weight = 0')
 
     @property
-    def teacher(self) -> tuple[str, str]:
+    def teacher(self) -> tuple[str, str] | None:
         """The text teacher and its field."""
-        return str(self.config.teacher), f"{self.section}.teacher"
+        return None if self.config.teacher is None else (str(self.config.teacher), f"{self.section}.teacher")
 
     def prepare(
         self, recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, steps: int, world: World
@@ -97,7 +97,8 @@ class TextOnlyTerm(TextTerm):
         batch: Batch,
         world: World,
     ) -> Terms:
-        """``{"text_loss"}``: this process's share of the mean over all texts of a step, of images or not."""
+        """``{"text_loss"}``: this process's share of the mean over all texts of a step, of images or not;
+        nothing without a teacher."""
         of: TextStep = drawn.of
         with torch.no_grad():
             pairs = gather_batch(images.float(), texts.float(), batch, world)
@@ -105,7 +106,8 @@ class TextOnlyTerm(TextTerm):
             image, text = pairs.images[pairs.owner[pair]], pairs.texts[pair]
             of.gaps = F.normalize(image, dim=-1) - F.normalize(text, dim=-1)
             of.lengths = image.norm(dim=-1, keepdim=True)
-        assert batch.teacher_texts is not None and of.teacher is not None
+        if batch.teacher_texts is None or not of.teacher.shape[1]:
+            return {}
         teacher = torch.cat([batch.teacher_texts.to(own.device), of.teacher.to(own.device)])
         config = self.config
         loss = relational_loss(
@@ -137,5 +139,10 @@ class TextOnlyTerm(TextTerm):
         count = len(range(self.config.batch_size)[rows])
         self.end, self.vocabulary = 0, torch.arange(min(ASSUMED_WORDS, network.llm.vocabulary))
         tokens = float(self.config.batch_size * (ASSUMED_TOKENS + 1))
-        of = TextStep(fake_tensor(count, TEACHER_WIDTH), torch.zeros(count), [True] * count, tokens)
+        of = TextStep(
+            fake_tensor(count, TEACHER_WIDTH if self.teacher else 0),
+            torch.zeros(count),
+            [True] * count,
+            tokens,
+        )
         return DrawnTexts([torch.ones(ASSUMED_TOKENS, dtype=torch.long)] * count, of)

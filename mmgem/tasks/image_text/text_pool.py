@@ -27,12 +27,12 @@ class TextPool:
         self,
         recipe: Recipe,
         tokenizer: Tokenizer,
-        teacher: tuple[str, str],
+        teacher: tuple[str, str] | None,
         world: World,
         most: int | None = None,
     ):
-        """``teacher``: its name and the field that names it; ``most``: how many texts a run can draw. Raises
-        ``ConfigError`` or ``DataError``."""
+        """``teacher``: its name and the field that names it (None: no rows); ``most``: how many texts a run
+        can draw. Raises ``ConfigError`` or ``DataError``."""
         self.seed, self.end = recipe.train.seed, tokenizer.end
         try:
             found = read_texts(recipe.data.texts, recipe.data.split or None)
@@ -48,7 +48,9 @@ class TextPool:
         self.texts = [text for text, _ in short]
         self.ids = [tokens for _, tokens in short]
         self.captioned = [found[text] for text in self.texts]
-        self.rows = world.main_process_first(lambda: embed_captions(*teacher, self.texts))
+        self.rows = world.main_process_first(
+            lambda: embed_captions(*teacher, self.texts) if teacher else np.zeros((len(self.texts), 0))
+        )
         said = [tokens for tokens, captioned in zip(self.ids, self.captioned, strict=True) if captioned]
         self.vocabulary = torch.cat([*said, torch.tensor([self.end])]).unique()
 
