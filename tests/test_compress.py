@@ -6,25 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import toys
 from tiny import save_photos
 
 from mmgem import MMGEM, SelfRetrieval
 from mmgem.checkpoints.model_folder import save_model
 from mmgem.cli.main import main
-from mmgem.export import compress
 from mmgem.export.compress import compress_model
 from mmgem.self_retrieval.corpus import Corpus
 from mmgem.self_retrieval.prompts import Prompts
 
 QUESTIONS = ["the dog runs on the beach", "a red boat", "two men and a child in the snow"]
 PROMPTS = Prompts(toys.tokenizer())
-
-
-@pytest.fixture
-def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies keep float32: what differs is the rotation and the average alone."""
-    monkeypatch.setattr(compress, "quantization_bits", lambda network: {})
 
 
 def learned(folder: Path, seed: int = 0) -> Path:
@@ -45,9 +39,9 @@ def photo_vectors(photos: list[Path]):
     return lambda network, tokenizer: MMGEM(network, tokenizer).embed_images(photos)
 
 
-def test_a_rotated_corpus_gives_the_same_hits(tmp_path: Path, unrounded: None) -> None:
+def test_a_rotated_corpus_gives_the_same_hits(tmp_path: Path) -> None:
     source, photos = learned(tmp_path / "source"), save_photos(tmp_path / "photos", 8)
-    compress_model(source, tmp_path / "rotated", embed=photo_vectors(photos))
+    compress_model(source, tmp_path / "rotated", embed=photo_vectors(photos), quantize=False)
     before, after = (SelfRetrieval.from_pretrained(tmp_path / name) for name in ("source", "rotated"))
     assert not np.allclose(before.embed_queries(QUESTIONS), after.embed_queries(QUESTIONS), atol=0.1)
     np.testing.assert_allclose(cosines(after), cosines(before), atol=1e-5)
@@ -58,12 +52,10 @@ def test_a_rotated_corpus_gives_the_same_hits(tmp_path: Path, unrounded: None) -
 
 
 @pytest.mark.parametrize("rotated", [False, True])
-def test_passages_are_embedded_by_the_averaged_weights(
-    rotated: bool, tmp_path: Path, unrounded: None
-) -> None:
+def test_passages_are_embedded_by_the_averaged_weights(rotated: bool, tmp_path: Path) -> None:
     one, two = learned(tmp_path / "one"), learned(tmp_path / "two", seed=1)
     embed = photo_vectors(save_photos(tmp_path / "photos", 8)) if rotated else None
-    compress_model(one, tmp_path / "between", two, 0.3, embed)
+    compress_model(one, tmp_path / "between", two, 0.3, embed, quantize=False)
     between = SelfRetrieval.from_pretrained(tmp_path / "between")
     fresh = between.embed_passages(between.corpus.passages)
     np.testing.assert_allclose(between.corpus.vectors, fresh, atol=1e-5)
@@ -88,9 +80,17 @@ def test_a_corpus_without_vectors_goes_along(tmp_path: Path) -> None:
     corpus = Corpus.build(toys.passages(), PROMPTS)
     for name, seed in (("one", 0), ("two", 1)):
         save_model(tmp_path / name, toys.network(seed=seed), toys.tokenizer(), "", more=corpus.save_in)
-    compress_model(tmp_path / "one", tmp_path / "out", tmp_path / "two")
+    compress_model(tmp_path / "one", tmp_path / "out", tmp_path / "two", quantize=False)
     copy = SelfRetrieval.from_pretrained(tmp_path / "out").corpus
     assert copy.passages == corpus.passages and copy.vectors is None
+
+
+def test_a_full_copy_keeps_every_bit(tiny_model_folder: Path, tmp_path: Path) -> None:
+    model, copy = str(tiny_model_folder), tmp_path / "copy"
+    assert main(["export", model, str(copy), "--format", "full", "--average", model]) == 0
+    ours, theirs = MMGEM.from_pretrained(copy).network, MMGEM.from_pretrained(model).network
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(weight, theirs.state_dict()[name]), name
 
 
 def test_flags_by_their_names_of_before(

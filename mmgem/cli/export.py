@@ -24,7 +24,7 @@ def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or name.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; a model there is replaced.")],
     kind: Annotated[
-        Literal["small", "onnx", "openvino"], typer.Option("--format", help="What to write.")
+        Literal["small", "full", "onnx", "openvino"], typer.Option("--format", help="What to write.")
     ] = "small",
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"],
@@ -36,7 +36,7 @@ def export(
     ] = None,
     average: Annotated[
         str | None,
-        typer.Option(metavar="OTHER", help="small: average the weights with those of this model."),
+        typer.Option(metavar="OTHER", help="small, full: average the weights with those of this model."),
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(min=0, max=1, metavar="A", help="OTHER's share of them; 0.5.")
@@ -44,7 +44,8 @@ def export(
     pca_rotate: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="small: rotate the space so that the first numbers say most of these photos."
+            metavar="DIR",
+            help="small, full: rotate the space so that the first numbers say most of these photos.",
         ),
     ] = None,
     # Their names until 0.1.
@@ -60,6 +61,7 @@ def export(
     often best in between. With --pca-rotate its embeddings are rotated, cosines staying as they are, so that
     shortened ones (--dimensions) lose little: DIR has photos of the kind to be searched, a thousand or more.
     A corpus that MODEL has learned goes with it.
+    full: the same in float32, such as an average that training goes on from.
     onnx, openvino: a whole copy, and beside its weights graphs of how it embeds images and texts, which every
     command uses from then on. They are compared with torch on sample inputs: below cosine 0.999 (bfloat16
     and int8 0.99) nothing is written.
@@ -67,21 +69,23 @@ def export(
     min_cosine = least if min_cosine is None else min_cosine
     average, pca_rotate = average or mix, pca_rotate or order
     alpha = share if alpha is None else alpha
-    if kind == "small" and (precision != "float32" or min_cosine is not None):
+    graphs = kind in ("onnx", "openvino")
+    if not graphs and (precision != "float32" or min_cosine is not None):
         raise UsageError("--precision and --min-cosine are for --format onnx and openvino")
-    if kind != "small" and (average is not None or pca_rotate is not None):
-        raise UsageError("--average and --pca-rotate are for --format small; export its result")
+    if graphs and (average is not None or pca_rotate is not None):
+        raise UsageError("--average and --pca-rotate are for --format small and full; export their result")
     if alpha is not None and average is None:
         raise UsageError("--alpha needs --average")
     quiet_libraries()
     from mmgem.checkpoints.resolve import resolve
 
-    if kind == "small":
+    if kind == "small" or kind == "full":
         from mmgem.export.compress import compress_model
 
         embed = partial(_embed, find_photos([pca_rotate])) if pca_rotate is not None else None
         other = resolve(average) if average else None
-        size = compress_model(resolve(model), out, other, 0.5 if alpha is None else alpha, embed)
+        share_of_other = 0.5 if alpha is None else alpha
+        size = compress_model(resolve(model), out, other, share_of_other, embed, quantize=kind == "small")
     else:
         from mmgem.export.write import export_graphs
 

@@ -39,19 +39,21 @@ def compress_model(
     other: Path | None = None,
     alpha: float = 0.5,
     embed: Callable[[MMGEMNetwork, Tokenizer], np.ndarray] | None = None,
+    *,
+    quantize: bool = True,
 ) -> int:
-    """Write a quantized copy of model folder ``source`` to ``out``; returns its size in bytes.
+    """Write a copy of model folder ``source`` to ``out``, quantized or in float32; returns its size in bytes.
 
     With ``other`` the weights are averaged: ``1 - alpha`` of ``source``, ``alpha`` of ``other``. Two models
     of which one was trained from the other are often best in between (WiSE-FT, Wortsman et al. 2021,
     arXiv 2109.01903). ``embed`` makes embeddings ``(n, D)`` float32 of what is to be searched; the space is
     rotated to their principal components (see :mod:`mmgem.export.rotate`). A corpus that ``source`` has
     learned is copied, its passages lying in the space of the copy; a calibration as well, but not to an
-    average, whose cosines are others. Raises ``CheckpointError`` if a model
-    cannot be loaded or the two differ in shape, ``UsageError`` for an ``alpha`` outside 0 to 1.
+    average, whose cosines are others. Raises ``CheckpointError`` if a model cannot be loaded or the two
+    differ in shape, ``UsageError`` for an ``alpha`` outside 0 to 1.
     """
     with lock_if_same(source, out):
-        return _compress_model(source, out, other, alpha, embed)
+        return _compress_model(source, out, other, alpha, embed, quantize)
 
 
 def _compress_model(
@@ -60,6 +62,7 @@ def _compress_model(
     other: Path | None,
     alpha: float,
     embed: Callable[[MMGEMNetwork, Tokenizer], np.ndarray] | None,
+    quantize: bool,
 ) -> int:
     network, tokenizer = load_model(source)
     corpus = Corpus.open(source / CORPUS_FOLDER) if is_folder(source / CORPUS_FOLDER) else None
@@ -82,7 +85,9 @@ def _compress_model(
         if calibration is not None:
             calibration.save(new)
 
-    save_model(out, network, tokenizer, read_card(source), quantization_bits(network), more)
+    save_model(
+        out, network, tokenizer, read_card(source), quantization_bits(network) if quantize else None, more
+    )
     return folder_bytes(out)
 
 
