@@ -38,7 +38,7 @@ class Payload:
     ``path`` is absolute, ``folder`` that of the index it came from. ``box`` is in pixels of the upright
     photo, None for the whole, as ``region`` says too; ``width`` and ``height`` are the photo's, None if not
     known. ``fingerprint`` identifies the model, ``model`` is a name or path that loads it. The others are
-    what filters ask for, as the columns of :class:`mmgem.search.index_metadata.PhotoTable`; ``below`` is the
+    what filters ask for, as :meth:`mmgem.search.photo_table.PhotoTable.facts` has it; ``below`` is the
     path relative to the folder. None where they are not known, ``below`` in points of an earlier version.
     ``start`` and ``end``: of a moment of a clip, in seconds, None for a photo.
     """
