@@ -38,7 +38,7 @@ from mmgem.models.pooling import pool_segments
 from mmgem.search.hnsw import update_hnsw_index
 from mmgem.search.index import update_index
 from mmgem.search.index_store import check_fingerprint
-from mmgem.search.rerank import RerankedHit, RerankOptions, rerank, text_log_probs
+from mmgem.search.rerank import RerankedHit, Reranker, RerankOptions, text_log_probs
 from mmgem.search.search import PhotoIndex
 from mmgem.utils.progress import track
 
@@ -359,9 +359,13 @@ class MMGEM:
         self, index: PhotoIndex, text: str, k: int = 10, options: RerankOptions | None = None
     ) -> list[RerankedHit]:
         """The ``k`` best photos of ``index`` for ``text``: found by their embeddings, then ordered by cosine
-        and by how likely the text is given each. See :func:`mmgem.search.rerank.rerank`."""
+        and by how likely the text is given each. See :class:`mmgem.search.rerank.Reranker`."""
+        return self.reranker(index, text, options)(k)
+
+    def reranker(self, index: PhotoIndex, text: str, options: RerankOptions | None = None) -> Reranker:
+        """:meth:`rerank` for a ``k`` and then a larger one: photos are assessed once."""
         text = check_text(text)
-        return rerank(self.network, self.tokenizer, index, text, k, options, self.calibration)
+        return Reranker(self.network, self.tokenizer, index, text, options, self.calibration)
 
     @torch.inference_mode()
     def find_regions(

@@ -7,6 +7,8 @@ import math
 import os
 import random
 import sqlite3
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -24,7 +26,7 @@ from mmgem.search.filters import EARTH_RADIUS, Filters, parse_near, parse_period
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent
 from mmgem.search.search import PhotoIndex
 from mmgem.search.stores import open_store
-from mmgem.search.stores.base import search_store
+from mmgem.search.stores.base import check_filters, search_store
 from mmgem.search.stores.push import push
 
 COUNT = 400
@@ -195,22 +197,31 @@ def test_filters_find_what_brute_force_finds(data: st.DataObject, names: list[st
     assert [hit.path for hit in hits] == [Path("/photos") / photos[n][0] for n in ranked[:10]]
 
 
+GIVEN: dict[str, Any] = {
+    "folder": "2021",
+    "name": "img*",
+    "date": "2020",
+    "camera": "canon",
+    "changed": "2020",
+    "lacks": "place",
+    "orientation": "portrait",
+    "min_width": 1920,
+    "min_height": 1000,
+    "near": "48.1,11.5,20km",
+}
+
+
 @pytest.mark.parametrize("name", sorted(CHOICES))
 def test_every_filter_lets_some_through_and_not_all(name: str) -> None:
     index, photos, _ = stocked()
-    value: object = {
-        "folder": "2021",
-        "name": "img*",
-        "date": "2020",
-        "camera": "canon",
-        "changed": "2020",
-        "lacks": "place",
-        "orientation": "portrait",
-        "min_width": 1920,
-        "min_height": 1000,
-        "near": "48.1,11.5,20km",
-    }[name]
-    assert 10 < len(index.filtered(Filters(**{name: value}))) < len(photos)
+    assert 10 < len(index.filtered(Filters(**{name: GIVEN[name]}))) < len(photos)
+
+
+def test_near_at_no_distance_is_the_place_itself() -> None:
+    index, photos, _ = stocked()
+    for _, found, _ in [photo for photo in photos if photo[1].latitude is not None][:50]:
+        view = index.filtered(Filters(near=f"{found.latitude},{found.longitude},0m"))
+        assert len(view) >= 1
 
 
 @pytest.mark.parametrize(
@@ -288,6 +299,82 @@ def test_a_store_that_was_pushed_without_them_says_so(tmp_path: Path) -> None:
         push(tmp_path / "idx", store)
         with pytest.raises(UsageError, match="was pushed without what filters need"):
             search_store(store, units(1)[0], filters=Filters(date="2020"))
+
+
+def test_a_store_is_asked_for_a_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_index(tmp_path / "idx", made_photos(5, random.Random(2)), units(5))
+    with open_store(f"lance:{tmp_path / 'store'}", "t", create=True) as store:
+        push(tmp_path / "idx", store)
+        payload, filters = store.any_payload(), Filters(date="2019..")
+        assert search_store(store, units(1)[0], filters=filters)
+        monkeypatch.setattr(store, "any_payload", lambda: pytest.fail("asked again"))
+        check_filters(store, filters, payload)
+        assert search_store(store, units(1)[0], filters=filters, payload=payload)
+        assert search_store(store, units(1)[0])
+
+
+def test_of_a_photo_that_came_later_nothing_is_known(tmp_path: Path) -> None:
+    photos = made_photos(20, random.Random(3))
+    write_index(tmp_path / "idx", photos, units(len(photos)))
+    index = PhotoIndex.open(tmp_path / "idx")
+    with IndexStore(tmp_path / "idx", "f") as store:
+        store.forget([photos[0][0]])
+        store.record([NewContent(b"broken", np.zeros((0, 8), np.float32), problem="no photo")], [])
+        store.record([], [HashedFile("new.jpg", 1, 10**18, (1).to_bytes(32, "big"))])
+    view = index.filtered(Filters(min_width=1))
+    assert sorted(view.names, key=os.fsencode) == sorted((p[0] for p in photos[1:]), key=os.fsencode)
+    assert len(PhotoIndex.open(tmp_path / "idx").filtered(Filters(min_width=1))) == len(photos)
+
+
+def test_an_index_of_no_photos_has_none_that_pass(tmp_path: Path) -> None:
+    write_index(tmp_path / "idx", [], units(0))
+    index = PhotoIndex.open(tmp_path / "idx")
+    for name, value in GIVEN.items():
+        assert len(index.filtered(Filters(**{name: value}))) == 0
+
+
+@pytest.fixture
+def in_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Sets the clock on the wall to a zone."""
+
+    def change(zone: str) -> None:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+
+    yield change
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Sao_Paulo"])
+@pytest.mark.parametrize(("date", "all_pass"), [("0001", 0), ("0001..9998", 1), ("2300..", 0), ("..1969", 0)])
+def test_years_that_clocks_do_not_know(
+    date: str, all_pass: int, zone: str, in_zone: Callable[[str], None]
+) -> None:
+    index, photos, _ = stocked()
+    in_zone(zone)
+    for filters in (Filters(date=date), Filters(changed=date)):
+        assert len(index.filtered(filters)) == all_pass * len(photos)
+
+
+@pytest.mark.parametrize("zone", ["America/Sao_Paulo", "Asia/Beirut", "America/Havana", "UTC"])
+def test_days_on_which_clocks_change_at_midnight(
+    zone: str, tmp_path: Path, in_zone: Callable[[str], None]
+) -> None:
+    in_zone(zone)
+    days = datetime(2017, 10, 15), datetime(2018, 2, 18), datetime(2017, 3, 26), datetime(2017, 11, 5)
+    photos = [
+        (f"{day:%Y%m%d}{minutes}.jpg", PhotoMetadata(1, 1), day.timestamp() + 60 * minutes)
+        for day in days
+        for minutes in range(-150, 180, 30)
+    ]
+    write_index(tmp_path / "idx", photos, units(len(photos)))
+    index = PhotoIndex.open(tmp_path / "idx")
+    for day in days:
+        for date in (f"{day:%Y-%m-%d}", f"{day - timedelta(days=1):%Y-%m-%d}", f"{day:%Y-%m-%d}..2018"):
+            filters = Filters(date=date)
+            expected = {photo[0] for photo in photos if passes(photo, filters)}
+            assert expected and set(index.filtered(filters).names) == expected
 
 
 def test_no_filters_are_the_index_itself() -> None:

@@ -8,6 +8,7 @@ import struct
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from test_index import PixelEmbedder, paint, update
@@ -15,7 +16,8 @@ from test_index import PixelEmbedder, paint, update
 from mmgem.data.photo_metadata import PhotoMetadata, read_metadata
 from mmgem.errors import ImageError, SearchIndexError
 from mmgem.search.filters import Filters
-from mmgem.search.index_metadata import PhotoTable, wall_seconds
+from mmgem.search.index_metadata import wall_seconds
+from mmgem.search.photo_table import PhotoTable
 from mmgem.search.search import PhotoIndex
 
 
@@ -135,8 +137,12 @@ def test_an_index_keeps_them(tmp_path: Path) -> None:
 
 def facts(out: Path) -> dict[bytes, tuple[object, ...]]:
     table = PhotoTable(out)
-    rows = table._db.execute("SELECT path, taken, dated, camera, width, height FROM photo")
-    return {path: tuple(rest) for path, *rest in rows}
+    return {
+        path: (known["taken"], not np.isnan(taken), known["camera"], *size)
+        for (path, known), taken, *size in zip(
+            table.facts().items(), table.taken, table.width, table.height, strict=True
+        )
+    }
 
 
 def test_an_index_of_before_gets_them_without_embedding(tmp_path: Path) -> None:

@@ -91,6 +91,23 @@ def test_what_is_asked_for_is_what_comes() -> None:
     assert mmgem.rerank(photo_index(units(0)), TEXT) == []
 
 
+def test_a_photo_is_assessed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mmgem, index, asked = model(), photo_index(units(60)), []
+
+    def count(network: object, vectors: np.ndarray, *rest: object) -> np.ndarray:
+        asked.append(len(vectors))
+        return log_probs(network, vectors, *rest)  # type: ignore[arg-type]
+
+    expected = {k: mmgem.rerank(index, TEXT, k) for k in (5, 30, 60)}
+    monkeypatch.setattr("mmgem.search.rerank.log_probs", count)
+    deeper = mmgem.reranker(index, TEXT)
+    for k in (5, 30, 60, 30):
+        hits = deeper(k)
+        assert [hit.path for hit in hits] == [hit.path for hit in expected[k]]
+        assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in expected[k]], abs=1e-5)
+    assert asked == [16, 14, 30]
+
+
 def test_what_cannot_be_assessed() -> None:
     mmgem, index = model(), photo_index(units(5))
     with pytest.raises(DataError, match="empty text"):

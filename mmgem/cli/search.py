@@ -155,7 +155,7 @@ def search(
             raise UsageError("--regions and --min-score need a text or --image")
         hits = newest(photos, k)
     elif rerank and text is not None:
-        rerank_photos = partial(load_model(model_name, device, precision).rerank, photos, text)
+        rerank_photos = load_model(model_name, device, precision).reranker(photos, text)
         hits = rerank_photos(k) if everything else fold_copies(photos, rerank_photos, k)
     else:
         mmgem = load_query_model(model_name, parsed.images, device, precision)

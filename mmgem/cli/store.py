@@ -133,13 +133,13 @@ def search(
         payload = store.any_payload() if store.dim() is not None else None
         if payload is None:
             raise UsageError(f"{store.place}: holds no photos; push an index with: mmgem store push")
-        check_filters(store, filters)
+        check_filters(store, filters, payload)
         k = k or store.photos()
         model_name = resolve_model(payload.model, model, partial(check_model, store, payload))
         mmgem = load_query_model(model_name, parsed.images, device, precision)
         find = search_store_regions if regions else search_store
         vector = parsed.embed(mmgem)
-        hits = parsed.search(lambda count: find(store, vector, count, exact, filters), k)
+        hits = parsed.search(lambda count: find(store, vector, count, exact, filters, payload), k)
         if not regions:
             hits = list(parsed.with_match(mmgem, hits, vector, store.photos))
         print_hits(parsed, at_least(hits, min_score), store.photos, shown, ["box"] if regions else [])

@@ -14,8 +14,7 @@ from mmgem.search.search import PhotoIndex
 
 def hit_dates(index: PhotoIndex, hits: Sequence[Hit]) -> list[datetime | None]:
     """When the photos of ``hits`` of ``index`` were taken, by the clock on the wall; None: not known."""
-    dates = index.photo_table.dates
-    seconds = [dates.get(os.fsencode(index.name_of(hit.path))) for hit in hits]
+    seconds = [index.photo_table.date(os.fsencode(index.name_of(hit.path))) for hit in hits]
     return [None if moment is None else wall_time(moment) for moment in seconds]
 
 

@@ -5,28 +5,17 @@ index without it, or with contents that are not in it, is brought up to date by 
 which reads the headers only. Times are seconds since 1970 by the clock on the wall, of the camera or of this
 machine, as if it were UTC: what a person means by a date.
 
-Filters are asked of a copy in memory (:class:`PhotoTable`), one row a photo: names folded once, dates of
-files turned into the clock on the wall, and no joins, so a query of 100,000 photos takes some milliseconds.
+Filters are asked of columns in memory: :class:`mmgem.search.photo_table.PhotoTable`.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import sqlite3
 import unicodedata
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import cached_property
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mmgem.data.photo_metadata import PhotoMetadata
-from mmgem.errors import SearchIndexError
-from mmgem.search.index_files import database_file, errors_naming
 
 METADATA_TABLE = (
     "CREATE TABLE IF NOT EXISTS metadata (digest BLOB PRIMARY KEY, taken INTEGER, camera TEXT, "
@@ -73,83 +62,3 @@ def folded(name: str) -> str:
     """A name as it is compared: without case, composed, and without bytes that are no text."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return unicodedata.normalize("NFC", text.casefold()).replace("\0", "")
-
-
-class PhotoTable:
-    """The photos of an index as filters see them: ``paths`` in order, and a table to ask.
-
-    Columns: ``path`` (bytes, relative to the folder), ``name`` (folded), ``taken`` (wall seconds, of EXIF or
-    the file), ``dated`` (whether EXIF says so), ``camera``, ``width``, ``height``, ``bytes``, ``latitude``,
-    ``longitude``.
-    """
-
-    def __init__(self, out: Path) -> None:
-        """Read the index ``out``. Raises SearchIndexError if it is missing or damaged."""
-        database = database_file(out)
-        if not database.is_file():
-            raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
-        with errors_naming(out):
-            self._db = sqlite3.connect(":memory:", uri=True, isolation_level=None, check_same_thread=False)
-            self._db.execute("ATTACH ? AS stored", (f"{database.absolute().as_uri()}?mode=rw",))
-            self._db.create_function("folded_name", 1, _folded_name, deterministic=True)
-            self._db.create_function("wall", 1, _wall_of_file, deterministic=True)
-            _add_functions(self._db)
-            tables = self._db.execute("SELECT name FROM stored.sqlite_master").fetchall()
-            facts = "m.taken, m.camera, m.latitude, m.longitude, m.digest IS NULL"
-            join = "LEFT JOIN stored.metadata m ON m.digest = c.digest"
-            if ("metadata",) not in tables:
-                facts, join = "NULL, NULL, NULL, NULL, 1", ""
-            self._db.execute(
-                "CREATE TABLE photo (path BLOB, name TEXT, bytes INTEGER, mtime_ns INTEGER, width INTEGER,"
-                " height INTEGER, taken INTEGER, camera TEXT, latitude REAL, longitude REAL, unread INTEGER,"
-                " dated INTEGER)"
-            )
-            self._db.execute(
-                "INSERT INTO photo SELECT path, folded_name(path), size, mtime_ns, width, height,"
-                f" {facts}, 0 FROM stored.photos p JOIN stored.contents c ON c.id = p.content {join}"
-                " WHERE c.problem IS NULL ORDER BY path"
-            )
-            self._db.execute("DETACH stored")
-            self._db.execute("UPDATE photo SET dated = taken IS NOT NULL")
-            self._db.execute("UPDATE photo SET taken = wall(mtime_ns) WHERE NOT dated")
-            self.paths = [path for (path,) in self._db.execute("SELECT path FROM photo ORDER BY rowid")]
-            (self.unread,) = self._db.execute("SELECT total(unread) FROM photo").fetchone()
-
-    def select(self, condition: str) -> np.ndarray:
-        """Which photos an SQL condition is true of, ``(n,)`` bool."""
-        chosen = np.zeros(len(self.paths) + 1, bool)
-        query = f"SELECT group_concat(rowid) FROM photo WHERE {condition}"
-        (rows,) = self._db.execute(query).fetchone()
-        if rows is not None:  # one text is several times as fast as so many rows
-            chosen[np.fromstring(rows, np.int64, sep=",")] = True
-        return chosen[1:]
-
-    @cached_property
-    def dates(self) -> dict[bytes, int]:
-        """``taken`` of each path that has one."""
-        return dict(self._db.execute("SELECT path, taken FROM photo WHERE taken IS NOT NULL"))
-
-    def facts(self) -> dict[bytes, dict[str, Any]]:
-        """``name``, ``taken``, ``camera``, ``latitude`` and ``longitude`` of each path."""
-        names = ("name", "taken", "camera", "latitude", "longitude")
-        rows = self._db.execute(f"SELECT path, {', '.join(names)} FROM photo")
-        return {path: dict(zip(names, rest, strict=True)) for path, *rest in rows}
-
-
-def _folded_name(path: bytes) -> str:
-    return folded(os.fsdecode(path).rpartition("/")[2])
-
-
-def _wall_of_file(mtime_ns: int) -> int | None:
-    with suppress(ValueError, OverflowError, OSError):
-        return wall_seconds(datetime.fromtimestamp(mtime_ns / 1e9))
-    return None
-
-
-def _add_functions(db: sqlite3.Connection) -> None:
-    """Sines and cosines, which not every SQLite has."""
-    try:
-        db.execute("SELECT sin(0), cos(0)")
-    except sqlite3.OperationalError:
-        for function in (math.sin, math.cos):
-            db.create_function(function.__name__, 1, function, deterministic=True)

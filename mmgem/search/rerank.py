@@ -15,8 +15,10 @@ cosine as its authors do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -75,41 +77,62 @@ class RerankedHit(Hit):
     log_prob: float
 
 
-def rerank(
-    network: MMGEMNetwork,
-    tokenizer: Tokenizer,
-    index: PhotoIndex,
-    text: str,
-    k: int = 10,
-    options: RerankOptions | None = None,
-    calibration: MatchCalibration | None = None,
-) -> list[RerankedHit]:
-    """The ``k`` best photos of ``index`` for ``text``, best first: found by cosine, at least
-    ``options.candidates`` of them, and ordered by :meth:`RerankOptions.scores`; equal ones as they
-    were found. ``calibration``: the model's, for the probability that they match, by their cosines: log P
-    adds nothing to that.
+class Reranker:
+    """Finds photos of ``index`` for ``text`` by cosine and orders them by :meth:`RerankOptions.scores`, equal
+    ones as they were found. An image is assessed once, however often and deep it is asked.
 
-    Raises ``DataError`` for an empty text or one over ``max_text_tokens``, ``UsageError`` for ``k`` below 1
-    and as :func:`log_probs` does.
+    ``calibration``: the model's, for the probability that they match, by their cosines: log P adds nothing
+    to that. Raises ``DataError`` for an empty text or one over ``max_text_tokens``.
     """
-    options = options or RerankOptions()
-    (ids,) = tokenizer.encode_all([text])
-    query = embed_texts(network, tokenizer, [text], PAIR_BATCH_SIZE)[0]
-    hits = index.search(query, max(k, options.candidates) if k > 0 else k)
-    if not hits:
-        return []
-    if network.captions_from_embedding:
-        vectors = np.stack([index.vector_of(hit.path, hit.start) for hit in hits])
-        log_prob = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.embedding_norm)
-        matching = None
-    else:
-        with torch.inference_mode():
-            pictures = [middle_frame(hit.path, hit.moment) if hit.moment else hit.path for hit in hits]
-            visual = encode_images(network, tokenizer.prep, pictures)
-        log_prob, matching = photo_scores(network, visual, [ids] * len(hits), tokenizer.end)
-    hits = with_match(hits, calibration, query, len(index.photos))
-    temperature = 1 / network.logit_scale.detach().exp().item()
-    return rerank_hits(hits, log_prob, len(ids), temperature, options, matching)[:k]
+
+    def __init__(
+        self,
+        network: MMGEMNetwork,
+        tokenizer: Tokenizer,
+        index: PhotoIndex,
+        text: str,
+        options: RerankOptions | None = None,
+        calibration: MatchCalibration | None = None,
+    ) -> None:
+        self._network, self._tokenizer, self._index = network, tokenizer, index
+        self._options, self._calibration = options or RerankOptions(), calibration
+        (self._ids,) = tokenizer.encode_all([text])
+        self._query = embed_texts(network, tokenizer, [text], PAIR_BATCH_SIZE)[0]
+        self._assessed: dict[tuple[Path, float | None], tuple[float, float | None]] = {}
+
+    def __call__(self, k: int = 10) -> list[RerankedHit]:
+        """The ``k`` best photos, best first, of at least ``options.candidates``.
+
+        Raises ``UsageError`` for ``k`` below 1 and as :func:`log_probs` does."""
+        hits = self._index.search(self._query, max(k, self._options.candidates) if k > 0 else k)
+        if not hits:
+            return []
+        self._assess([hit for hit in hits if (hit.path, hit.start) not in self._assessed])
+        scores = [self._assessed[hit.path, hit.start] for hit in hits]
+        log_prob = np.array([score for score, _ in scores], np.float32)
+        logits = [logit for _, logit in scores if logit is not None]
+        matching = np.array(logits, np.float32) if logits else None
+        hits = with_match(hits, self._calibration, self._query, len(self._index.photos))
+        temperature = 1 / self._network.logit_scale.detach().exp().item()
+        return rerank_hits(hits, log_prob, len(self._ids), temperature, self._options, matching)[:k]
+
+    def _assess(self, hits: Sequence[Hit]) -> None:
+        """Ask the network about the photos of ``hits``."""
+        if not hits:
+            return
+        network, tokenizer, ids = self._network, self._tokenizer, [self._ids] * len(hits)
+        logits: Iterable[float | None] = repeat(None)
+        if network.captions_from_embedding:
+            vectors = np.stack([self._index.vector_of(hit.path, hit.start) for hit in hits])
+            log_prob = log_probs(network, vectors, ids, tokenizer.end, self._options.embedding_norm)
+        else:
+            with torch.inference_mode():
+                pictures = [middle_frame(hit.path, hit.moment) if hit.moment else hit.path for hit in hits]
+                visual = encode_images(network, tokenizer.prep, pictures)
+            log_prob, matching = photo_scores(network, visual, ids, tokenizer.end)
+            logits = logits if matching is None else matching.tolist()
+        for hit, score, logit in zip(hits, log_prob.tolist(), logits, strict=False):
+            self._assessed[hit.path, hit.start] = score, logit
 
 
 def rerank_hits(

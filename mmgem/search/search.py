@@ -27,11 +27,11 @@ from mmgem.data.moments import Moment
 from mmgem.data.records import Box
 from mmgem.data.texts import check_text
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.search.filters import Filters, sqlite_bytes
+from mmgem.search.filters import Filters
 from mmgem.search.hits import Hit, best_of_each_photo, with_match
 from mmgem.search.hnsw import HNSWIndex
-from mmgem.search.index_metadata import PhotoTable
 from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
+from mmgem.search.photo_table import PhotoTable
 from mmgem.search.query_terms import QueryTerm, embed_terms
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.utils.files import same_file
@@ -146,7 +146,7 @@ class PhotoIndex:
                 f"{self._out}: an earlier version made it, without dates, cameras and places; to read them "
                 f"(no photo is embedded again) run: mmgem index {self.folder} --out {self._out}"
             )
-        passed = np.append(table.select(filters.sql(self.folder, sqlite_bytes)), False)[numbers]
+        passed = np.append(table.select(filters, self.folder), False)[numbers]
         view = copy(self)
         for name in ("_entries", "_row_of_photo", "paths", "names", "photos", "files", "boxes", "moments"):
             view.__dict__.pop(name, None)  # what was remembered of all of them
@@ -165,7 +165,7 @@ class PhotoIndex:
     @cached_property
     def _table_numbers(self) -> np.ndarray:
         """The number in the table of each entry's photo, -1 where it has none."""
-        number_by_path = {path: number for number, path in enumerate(self.photo_table.paths)}
+        number_by_path = self.photo_table.number_by_path
         numbers = (number_by_path.get(path, -1) for _, path, _ in self._all_entries)
         return np.fromiter(numbers, np.int64, len(self._all_entries))
 

@@ -255,7 +255,7 @@ class Service:
         )
 
     async def rerank(self, gallery: Gallery, text: str, k: int) -> list[Hit]:
-        """The best ``k`` photos for a text, as :func:`mmgem.search.rerank.rerank` finds and orders them."""
+        """The best ``k`` photos for a text, as :class:`mmgem.search.rerank.Reranker` orders them."""
         options = RerankOptions()
         vectors, _ = await self.texts([text])
         (ids,) = await self.in_thread(self.tokenizer.encode_all, [text])

@@ -38,7 +38,7 @@ class Payload:
     ``path`` is absolute, ``folder`` that of the index it came from. ``box`` is in pixels of the upright
     photo, None for the whole, as ``region`` says too; ``width`` and ``height`` are the photo's, None if not
     known. ``fingerprint`` identifies the model, ``model`` is a name or path that loads it. The others are
-    what filters ask for, as the columns of :class:`mmgem.search.index_metadata.PhotoTable`; ``below`` is the
+    what filters ask for, as :meth:`mmgem.search.photo_table.PhotoTable.facts` has it; ``below`` is the
     path relative to the folder. None where they are not known, ``below`` in points of an earlier version.
     ``start`` and ``end``: of a moment of a clip, in seconds, None for a photo.
     """
@@ -223,12 +223,14 @@ def search_store(
     k: int = 10,
     exact: bool = False,
     filters: Filters = NO_FILTERS,
+    payload: Payload | None = None,
 ) -> list[Hit]:
     """The ``k`` whole photos most similar to ``vector`` (D,) float32 of unit length that pass ``filters``,
     best first, as :meth:`mmgem.search.search.PhotoIndex.search` finds them; ``exact``: even if the store
-    would rather guess. Raises UsageError for filters that the store cannot apply.
+    would rather guess; ``payload``: that of any point, if it is known. Raises UsageError for filters that the
+    store cannot apply.
     """
-    check_filters(store, filters)
+    check_filters(store, filters, payload)
     return _hits(store, vector, k, False, exact, filters)[:k]
 
 
@@ -238,22 +240,24 @@ def search_store_regions(
     k: int = 10,
     exact: bool = False,
     filters: Filters = NO_FILTERS,
+    payload: Payload | None = None,
 ) -> list[Hit]:
     """The best box of each of the ``k`` photos with the best boxes for ``vector`` (D,), as
     :func:`search_store`."""
-    check_filters(store, filters)
+    check_filters(store, filters, payload)
     return best_of_each_photo(lambda count: _hits(store, vector, count, True, exact, filters), k)
 
 
-def check_filters(store: VectorStore, filters: Filters) -> None:
-    """Raise UsageError for filters that ``store`` cannot apply, or not to what it holds."""
+def check_filters(store: VectorStore, filters: Filters, payload: Payload | None = None) -> None:
+    """Raise UsageError for filters that ``store`` cannot apply, or not to points like that of ``payload``;
+    None: the store is asked for one."""
     if not filters:
         return
     if unable := [name for name in filters.given if name not in store.filterable]:
         raise UsageError(
             f"{store.place}: cannot filter by {', '.join(unable)}; mmgem search IDX, of the index itself, can"
         )
-    payload = store.any_payload()
+    payload = payload or store.any_payload()
     if payload is not None and payload.below is None:
         raise UsageError(
             f"{store.place}: was pushed without what filters need, by an earlier version or from its index; "

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.search.filters import NO_FILTERS, Filters, sql_text
+from mmgem.search.filters import NO_FILTERS, Filters
 from mmgem.search.stores.base import REQUIRED_FIELDS, Payload, Points, VectorStore, errors_naming
+from mmgem.search.stores.sql import sql_condition, sql_text
 from mmgem.utils.locks import FileLock, lock_file
 
 
@@ -134,7 +135,7 @@ class LanceStore(VectorStore):
     ) -> Points:
         condition = f"region = {str(region).lower()}"
         if filters:
-            condition += f" AND {filters.sql(relative='below')}"
+            condition += f" AND {sql_condition(filters)}"
         query = self._table.search(vector, vector_column_name="vector").distance_type("dot")
         query = query.where(condition, prefilter=True).limit(count)
         return self._run_query(query.bypass_vector_index() if exact else query)

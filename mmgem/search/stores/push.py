@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import SearchIndexError
-from mmgem.search.index_metadata import PhotoTable
 from mmgem.search.index_store import IndexSnapshot, read_index
+from mmgem.search.photo_table import PhotoTable
 from mmgem.search.stores.base import Payload, Points, VectorStore, check_model, moment_text, point_id
 
 _REMOVE_BATCH_SIZE = 1000

@@ -128,7 +128,7 @@ class QdrantStore(VectorStore):
         )
 
     def _conditions(self, filters: Filters) -> list[Any]:
-        """What :meth:`Filters.sql` says, in Qdrant's terms."""
+        """What passes ``filters``, in Qdrant's terms."""
         models = self._models
 
         def condition(key: str, **what: Any) -> Any:
