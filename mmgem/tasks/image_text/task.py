@@ -9,8 +9,6 @@ import torch
 
 from mmgem.config import ModelConfig, Recipe
 from mmgem.data.batches import Batch, Batches
-from mmgem.data.features import FeatureCache, PixelSource
-from mmgem.data.records import Record
 from mmgem.data.shards.ahead import Ahead
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.partition import check_enough
@@ -23,7 +21,7 @@ from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize, Task, Terms
 from mmgem.tasks.image_text.captioning import CaptionTerm
 from mmgem.tasks.image_text.config import ImageTextConfig
 from mmgem.tasks.image_text.contrastive import ContrastiveTerm
-from mmgem.tasks.image_text.data import check_encoder, check_files, read_batches
+from mmgem.tasks.image_text.data import Dev, check_encoder, check_files, read_batches
 from mmgem.tasks.image_text.evaluation import evaluate
 from mmgem.tasks.image_text.grad_cache import ImageTextGradCache
 from mmgem.tasks.image_text.items import (
@@ -68,7 +66,7 @@ class ImageTextTask(Task[Batch]):
     }
 
     batches: Batches | Ahead
-    dev: tuple[list[Record], FeatureCache | PixelSource] | None = None
+    dev: Dev | None = None
 
     def __init__(self, config: Any, recipe: Recipe):
         super().__init__(config, recipe)
