@@ -5,9 +5,10 @@
 
 300 photos are learned (of the split ``train`` if there is one), the split ``dev`` is measured on, or without
 one up to 300 others. ``--emoji``: the pictures of a font, named as Unicode names them: drawings of a
-kind and of names that no training has seen. All figures are percent with one standard error (captions: CIDEr):
-class names among all of the set; captions to photos, R@1 and R@10. ``--keep``: retrieval and captions of 200 dev
-photos of another set, before and after. The recipe runs as it ships but for what ``--set`` changes.
+kind and of names that no training has seen. All figures are percent with one standard error (captions:
+CIDEr): class names among all of the set; captions to photos, R@1 and R@10. ``--keep``: retrieval and captions
+of 200 dev photos of another set, before and after. The recipe runs as it ships, but for what ``--set``
+changes.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def measure(model: MMGEM, records: Sequence[Record], names: Sequence[str], capti
 
 
 def name_recall(images: np.ndarray, classes: np.ndarray, targets: np.ndarray) -> str:
-    """How many of the photos of a name, ten at most, are among the first ten that it finds: mean over names."""
+    """How many of the photos of a name (of at most ten) are among the first ten it finds: mean over names."""
     order = np.argsort(-(classes @ images.T), axis=1)[:, :10]
     found = [
         np.count_nonzero(targets[order[c]] == c) / min(10, np.count_nonzero(targets == c))

@@ -70,7 +70,7 @@ class DataConfig:
     )
     dev_share: float = setting(
         0.0,
-        help="Share of the images of `train` that are evaluated and not learned, of each label about as many, "
+        help="Share of the images of `train` that are evaluated and not learned, of each label as many, "
         "where it has no `dev_split`. Where it has no `split` either, all the others are learned.",
         low=0,
         below=1,

@@ -181,8 +181,11 @@ class ImageTextTask(Task[Batch]):
         visual = embed_items(network, batch)
         reads_texts = self.embedding_terms or self.text_terms or self.text_token_terms or self.pair_terms
         texts = batch.texts if reads_texts else []
-        captioned = visual[batch.caption_owner] if self.token_terms else None
+        captioned = visual[batch.caption_owner] if self.token_terms and batch.captions else None
         output = network.read([*texts, *drawn_texts(batch)], batch.captions, captioned)
+        states = output.prediction_states
+        if self.token_terms and not batch.captions:  # every weight has a part in it: DDP waits for each
+            states = states + 0 * network.caption_start(network.project_visual_prefix(visual[:1])).sum()
         images = item_embeddings(network, visual) if reads_texts else visual[:, 0]
         embedded = output.embeddings[: len(texts)]
         drawn_embeddings = split_drawn(output.embeddings[len(texts) :], batch)
@@ -190,7 +193,7 @@ class ImageTextTask(Task[Batch]):
         if self.token_terms:
             (tokens,) = world.all_reduce_sum(batch.caption_tokens)
             for token_term in self.token_terms:
-                terms = token_term.loss(network, output.prediction_states, batch, tokens)
+                terms = token_term.loss(network, states, batch, tokens)
                 token_losses |= token_term.weighted(terms)
         if self.text_token_terms:
             (tokens,) = world.all_reduce_sum(text_tokens(batch))
