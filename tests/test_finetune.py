@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toys
 import torch
+import toys
 from PIL import Image
 
 from mmgem import MMGEM

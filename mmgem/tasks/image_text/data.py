@@ -182,6 +182,9 @@ def _read_dev(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world
         return None
     if data.dev_share and data.dev is None:
         records = _parted(data)[1]
+        if not records:
+            logger.warning("data.dev_share: too few images to hold any out; nothing is measured")
+            return None
     else:
         records = _load(path, data.dev_split, "data.dev_split")
     names: list[str] = []
