@@ -170,6 +170,8 @@ def test_who_waits_for_others_is_silent(
     monkeypatch.setattr(progress, "_EVERY", 0.05)
     with log_to_stderr(), progress.heartbeat("mmgem serve"):
         progress.wait_silently()
+        time.sleep(0.1)
+        capsys.readouterr()
         time.sleep(0.3)
     assert capsys.readouterr().err == ""
 
