@@ -47,7 +47,8 @@ _IMAGES = f'{_DATA}{_BASES}encoder = "efficientnet_lite0"\n{_ENCODER}'
 RECIPES = {
     "tiny": _IMAGES,
     "paper": _IMAGES,
-    "finetune": '[data]\nlabels = true\ncaption_labels = false\ndev_share = 0.2\n[init]\ncheckpoint = "tiny"\n',
+    "finetune": "[data]\nlabels = true\ncaption_labels = false\ndev_share = 0.2\n"
+    '[init]\ncheckpoint = "tiny"\n',
     "adopt": '[data]\ntexts = ["my/captions.jsonl"]\n[init]\nllm = "smollm2"\n'
     'encoder = "openai/clip-vit-base-patch32"\n[model.encoder]\nkind = "clip"\n'
     '[model.connector]\nkind = "unit_mlp"\n[text_distillation]\n',
