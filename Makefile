@@ -7,19 +7,29 @@ OUT ?= demo
 PHOTOS ?=
 
 # All that is installed has a known sha256. PyTorch without CUDA where that build is to be had, else that of PyPI.
-LOCKED := --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+LOCKED := --quiet --disable-pip-version-check --require-hashes
+define installed
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(LOCKED) -r $(1) -r constraints/torch-cpu.lock 2> /dev/null || $(BIN)/pip install $(LOCKED) -r $(1) -r constraints/torch.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+endef
 
-.PHONY: install demo test check adopt-shapes lock licences sbom clean
+.PHONY: install run demo test check adopt-shapes lock licences sbom clean
 
+# Everything, for who changes the code.
 install: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml requirements.lock constraints/torch.lock
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(LOCKED) -r constraints/torch-cpu.lock 2> /dev/null || $(BIN)/pip install $(LOCKED) -r constraints/torch.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+	$(call installed,requirements.lock)
 
-demo: install
+# What the commands, the server and its page need; nothing, where everything is installed.
+run: $(if $(wildcard $(VENV)/.done),install,$(VENV)/.run)
+
+$(VENV)/.run: pyproject.toml constraints/run.lock constraints/torch.lock
+	$(call installed,constraints/run.lock)
+
+demo: run
 	$(BIN)/mmgem demo --out $(OUT) $(if $(PHOTOS),--photos "$(patsubst ~/%,$(HOME)/%,$(PHOTOS))")
 
 test: install

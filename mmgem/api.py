@@ -7,6 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -30,7 +31,7 @@ from mmgem.export.compress import quantization_bits
 from mmgem.export.run import Backend, use_graphs, wanted_graphs
 from mmgem.inference.calibration import MatchCalibration
 from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
-from mmgem.inference.captioning import describe
+from mmgem.inference.captioning import DecodedCaption, decode_captions
 from mmgem.inference.images import encode_images, find_regions, text_heatmaps
 from mmgem.inference.texts import embed_texts, truncate_embeddings, unit_rows
 from mmgem.models.network import MMGEMNetwork
@@ -201,7 +202,30 @@ class MMGEM:
         """
         weight = _clip_rescore_weight(clip_rescore_weight, assess)
         options = CaptionOptions(beams, max_tokens, clip_rescore_weight=weight)
-        return self._describe(images, boxes, options, embed=False)[1]
+        return [caption.text for caption in self._describe(images, boxes, options, embed=False)[1]]
+
+    def caption_with_confidence(
+        self,
+        images: Sequence[ImageSource],
+        boxes: Sequence[Box | None] | None = None,
+        beams: int = CAPTION_DEFAULTS.beams,
+        max_tokens: int = CAPTION_DEFAULTS.max_tokens,
+        clip_rescore_weight: float = CAPTION_DEFAULTS.clip_rescore_weight,
+    ) -> list[DecodedCaption]:
+        """:meth:`caption`, with how sure of each the model is: its ``log_prob`` a token, and ``confidence``,
+        what that means by :attr:`calibration` (None without): the share of its words that people are expected
+        to say of the image too."""
+        options = CaptionOptions(beams, max_tokens, clip_rescore_weight=clip_rescore_weight)
+        return self.rate(self._describe(images, boxes, options, embed=False)[1])
+
+    def rate(self, captions: Sequence[DecodedCaption]) -> list[DecodedCaption]:
+        """``captions`` with their ``confidence``, where this model is calibrated for captions."""
+        weights = self.calibration.captions if self.calibration is not None else None
+        if weights is None or not captions:
+            return list(captions)
+        shares = weights.confidence(np.array([caption.log_prob for caption in captions]))
+        pairs = zip(captions, shares.tolist(), strict=True)
+        return [replace(caption, confidence=share) for caption, share in pairs]
 
     def describe(
         self,
@@ -215,7 +239,9 @@ class MMGEM:
         """:meth:`embed_images` and :meth:`caption` in one pass of the encoder: ``(n, D)`` float32 of unit
         length, and a caption each."""
         weight = _clip_rescore_weight(clip_rescore_weight, assess)
-        return self._describe(images, boxes, CaptionOptions(beams, max_tokens, clip_rescore_weight=weight))
+        options = CaptionOptions(beams, max_tokens, clip_rescore_weight=weight)
+        vectors, captions = self._describe(images, boxes, options)
+        return vectors, [caption.text for caption in captions]
 
     @torch.inference_mode()
     def _describe(
@@ -224,12 +250,12 @@ class MMGEM:
         boxes: Sequence[Box | None] | None,
         options: CaptionOptions,
         embed: bool = True,
-    ) -> tuple[np.ndarray, list[str]]:
-        vectors, captions = [np.empty((0, self.dim), np.float32)], []
+    ) -> tuple[np.ndarray, list[DecodedCaption]]:
+        vectors, captions = [np.empty((0, self.dim), np.float32)], list[DecodedCaption]()
         for visual in (part for chunk in self._visual(images, boxes) for part in chunk.split(self.batch)):
             if embed:
                 vectors.append(unit_rows(self.network.image_embeddings(visual)))
-            captions += describe(self.network, self.tokenizer, visual, options)
+            captions += decode_captions(self.network, self.tokenizer, visual, options)
         return np.concatenate(vectors), captions
 
     @torch.inference_mode()
@@ -261,10 +287,21 @@ class MMGEM:
     ) -> list[str]:
         """Describe each clip, or a moment of each, in a sentence: what its frames have in common. Arguments
         as of :meth:`embed_videos` and :meth:`caption`, and raises as they do."""
-        options, captions = CaptionOptions(beams, max_tokens), list[str]()
+        return [c.text for c in self.caption_videos_with_confidence(videos, times, beams, max_tokens)]
+
+    @torch.inference_mode()
+    def caption_videos_with_confidence(
+        self,
+        videos: Sequence[VideoSource],
+        times: Sequence[Time | None] | None = None,
+        beams: int = CAPTION_DEFAULTS.beams,
+        max_tokens: int = CAPTION_DEFAULTS.max_tokens,
+    ) -> list[DecodedCaption]:
+        """:meth:`caption_videos`, with what :meth:`caption_with_confidence` says of each."""
+        options, captions = CaptionOptions(beams, max_tokens), list[DecodedCaption]()
         for visual in self._pooled(videos, times):
-            captions += describe(self.network, self.tokenizer, visual, options)
-        return captions
+            captions += decode_captions(self.network, self.tokenizer, visual, options)
+        return self.rate(captions)
 
     def _pooled(self, videos: Sequence[VideoSource], times: Sequence[Time | None] | None) -> Iterator[Tensor]:
         """Visual embeddings of clips in chunks, each the mean of the frames of a clip."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from mmgem.checkpoints.download import SETS, SOURCES, base_folder, cache_folder
 from mmgem.data.clips import middle_frame
 from mmgem.data.images import list_images
 from mmgem.errors import DownloadError, ImageError, SearchIndexError, UsageError
-from mmgem.evaluate.classify import class_embeddings, classify
+from mmgem.evaluate.classify import class_embeddings, classify, fill_prompt
 from mmgem.report.contact_sheet import contact_sheet
 from mmgem.report.data import (
     HeatmapCard,
@@ -36,6 +37,7 @@ from mmgem.report.data import (
     SimilarRow,
 )
 from mmgem.report.html import write_report
+from mmgem.search.clusters import cluster_photos
 from mmgem.search.hits import with_match
 from mmgem.search.index import IndexReport, update_index
 from mmgem.search.index_files import write_lock
@@ -53,9 +55,6 @@ SAMPLE_QUERIES = (
 )
 """What the sample photos are searched for."""
 
-QUERIES = ("people", "a dog", "water", "a building", "food")
-"""What other photos are searched for, and captions of a few of them."""
-
 # fmt: off
 CLASSES = (
     "cat", "dog", "horse", "bird", "person", "group of people", "child", "astronaut", "photographer",
@@ -69,7 +68,8 @@ CLASSES = (
 _REGIONS = 16  # boxes of each photo that can be found
 _REGION_QUERIES, _REGION_CARDS, _REGION_BOXES, _HEAT_CARDS = 3, 3, 4, 4
 _SHOWN = 40  # photos on the wall; a large folder is sampled evenly
-_MATCHES, _GUESSES, _CAPTION_QUERIES, _SIMILAR_ROWS = 4, 3, 3, 3
+_MATCHES, _GUESSES, _SIMILAR_ROWS = 4, 3, 3
+_CLASS_QUERIES, _GROUP_QUERIES = 4, 4
 _DUPLICATE_COSINE = 0.999  # cosine above which a photo counts as the same picture
 _MIN_PHOTOS_FOR_RATE = 50  # photos from which on a rate says more than the warming up
 
@@ -146,7 +146,7 @@ def _make_demo(
         LabelledValue("captions a second", f"{len(paths) / (time.perf_counter() - captioning_began):.1f}")
     )
     guesses = _guesses(mmgem, vectors)
-    queries = list(SAMPLE_QUERIES if photos is None else (*QUERIES, *_sample_captions(captions)))
+    queries = list(SAMPLE_QUERIES) if photos is None else _own_queries(mmgem, index, guesses)
     captions_by_path = dict(zip(paths, captions, strict=True))
     rows = _queries(mmgem, index, queries, captions_by_path)
     similar = _similar(index, vectors, captions_by_path)
@@ -298,11 +298,18 @@ def _region_cards(mmgem: MMGEM, paths: Sequence[Path], captions: dict[Path, str]
     return cards
 
 
-def _sample_captions(captions: Sequence[str]) -> list[str]:
-    """A few different captions of photos far apart in the folder."""
-    distinct = list(dict.fromkeys(caption for caption in captions if any(map(str.isalpha, caption))))
-    step = max(1, len(distinct) // _CAPTION_QUERIES)
-    return distinct[::step][:_CAPTION_QUERIES]
+def _own_queries(
+    mmgem: MMGEM, index: PhotoIndex, guesses: Sequence[Sequence[tuple[str, float]]]
+) -> list[str]:
+    """What photos of one's own are searched for: the classes that ``guesses`` say they show most of, and what
+    the model says of the largest groups that look alike."""
+    shares: Counter[str] = Counter()
+    for likeliest in guesses:
+        shares.update(dict(likeliest))
+    groups = cluster_photos(index, mmgem, _GROUP_QUERIES)
+    said = [group.name for group in groups if any(map(str.isalpha, group.name))]
+    classes = [fill_prompt("a {}", name) for name, _ in shares.most_common(_CLASS_QUERIES)]
+    return list(dict.fromkeys([*classes, *said]))
 
 
 def _details(mmgem: MMGEM, model: str, indexed: int, shown: int, failed: int) -> list[LabelledValue]:

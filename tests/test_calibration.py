@@ -17,10 +17,23 @@ from mmgem.checkpoints.resolve import fingerprint
 from mmgem.cli.main import main
 from mmgem.data.records import Record
 from mmgem.errors import CheckpointError, DataError, ImageError, UsageError
-from mmgem.evaluate.calibrate import CalibrationOptions, fit_calibration, logistic_regression
+from mmgem.evaluate.calibrate import (
+    CalibrationOptions,
+    fit_calibration,
+    fit_captions,
+    logistic_regression,
+    shared_words,
+)
 from mmgem.evaluate.match import alike_by_text, auroc, draw_classes, draw_searches
 from mmgem.export.compress import compress_model
-from mmgem.inference.calibration import CALIBRATION_FILE, Background, MatchCalibration, MatchWeights
+from mmgem.inference.calibration import (
+    CALIBRATION_FILE,
+    Background,
+    CaptionWeights,
+    MatchCalibration,
+    MatchWeights,
+)
+from mmgem.inference.captioning import DecodedCaption
 from mmgem.report.data import Match, QueryRow, Report
 from mmgem.report.html import write_report
 from mmgem.search.hits import with_match
@@ -282,6 +295,50 @@ def test_hits_of_texts_get_a_probability_and_others_none(model_copy: Path) -> No
         model.calibration.probability(np.ones(1), np.ones(3), 20)
 
 
+def test_captions_are_calibrated_by_what_people_say() -> None:
+    rng = np.random.default_rng(0)
+    log_prob = -rng.random(4000) * 3
+    shares = CaptionWeights(2.0, 3.0).confidence(log_prob)
+    words = [f"w{n}" for n in range(10)]
+    records, written = [], []
+    for p, share in zip(log_prob.tolist(), shares.tolist(), strict=True):
+        known = [word for word in words if rng.random() < share]
+        records.append(Record(Path("/0.jpg"), (f"a photo of the {' '.join(known)}",)))
+        written.append(DecodedCaption(f"The {' '.join(words)}.", 10, True, p))
+    weights, found = fit_captions(records, written)
+    np.testing.assert_allclose([weights.log_prob, weights.bias], [2.0, 3.0], rtol=0.1)
+    assert found is not None and 0.8 < found < 1
+    backwards = [replace(caption, log_prob=-caption.log_prob) for caption in written]
+    assert fit_captions(records, backwards)[0].log_prob == 0
+    assert fit_captions(records[:1], written[:1])[1] is None
+
+
+def test_shared_words_are_those_that_people_say_too() -> None:
+    assert shared_words("A dog is on the beach.", ["the dog runs", "sand on a Beach"]) == 1
+    assert shared_words("a dog in the snow", ["a dog"]) == 0.5
+    assert shared_words("the", ["the"]) == 0
+
+
+def test_confidence_is_kept_with_the_weights(
+    model_copy: Path, tiny_photos: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = MMGEM.from_pretrained(model_copy)
+    made = model.caption_with_confidence(tiny_photos[:4])
+    assert [caption.text for caption in made] == model.caption(tiny_photos[:4])
+    assert all(caption.confidence is None for caption in made)
+    told = [(photo, c) for photo, c in zip(tiny_photos, made, strict=False) if c.finished and c.text]
+    scores = model.score([photo for photo, _ in told], [c.text for _, c in told])
+    np.testing.assert_allclose([c.log_prob for _, c in told], scores, atol=1e-4)
+    weights = CaptionWeights(0.5, 1.0)
+    replace(calibration_for(model.dim), captions=weights).save(model_copy)
+    again = MMGEM.from_pretrained(model_copy)
+    assert again.calibration is not None and again.calibration.captions == weights
+    sure = [caption.confidence for caption in again.caption_with_confidence(tiny_photos[:4])]
+    np.testing.assert_allclose(sure, weights.confidence(np.array([c.log_prob for c in made])), atol=1e-5)
+    assert main(["caption", str(tiny_photos[0]), "--confidence", "-m", str(model_copy)]) == 0
+    assert capfd.readouterr().out == f"{tiny_photos[0]}\t{made[0].text}\t{sure[0]:.2f}\n"
+
+
 def test_the_command_calibrates_and_search_tells(
     model_copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,6 +362,9 @@ def test_the_command_calibrates_and_search_tells(
     assert told["file"] == str(model_copy / CALIBRATION_FILE) and (model_copy / CALIBRATION_FILE).is_file()
     assert (told["photos"], told["texts"], told["labelled"]) == (24, 72, 24)
     assert set(told["search"]) == {"10"} and set(told["classes"]) == {"3"}
+    assert "captions" in told
+    fitted = MMGEM.from_pretrained(model_copy).calibration
+    assert fitted is not None and fitted.captions is not None and fitted.captions.log_prob >= 0
     assert run("calibrate", model_copy, "--data", data)[0].splitlines()[-1] == told["file"]
 
     dim = MMGEM.from_pretrained(model_copy).dim

@@ -112,10 +112,19 @@ def test_caption_of_a_box_and_of_a_folder(run, model, tiny_photos):
     box = (4.0, 3.0, 20.5, 30.0)
     out, _ = run("caption", tiny_photos[0].parent, "--box", "4,3,20.5,30", "--json")
     expected = model.caption(tiny_photos, [box] * len(tiny_photos))
-    assert json.loads(out) == {
-        "captions": [{"file": str(p), "caption": c} for p, c in zip(tiny_photos, expected, strict=True)],
-        "failed": [],
-    }
+    told = json.loads(out)
+    assert [(row["file"], row["caption"]) for row in told["captions"]] == [
+        (str(p), c) for p, c in zip(tiny_photos, expected, strict=True)
+    ]
+    assert told["failed"] == [] and all(row["confidence"] is None for row in told["captions"])
+
+
+def test_how_sure_a_caption_is(run, model, tiny_photos):
+    out, _ = run("caption", *tiny_photos[:2], "--confidence")
+    made = model.caption_with_confidence(tiny_photos[:2])
+    assert out == "".join(
+        f"{p}\t{c.text}\tlog P {c.log_prob:.2f}\n" for p, c in zip(tiny_photos, made, strict=False)
+    )
 
 
 def test_a_box_is_cut_to_the_photo(run, tiny_photos):

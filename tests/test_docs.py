@@ -47,6 +47,8 @@ _IMAGES = f'{_DATA}{_BASES}encoder = "efficientnet_lite0"\n{_ENCODER}'
 RECIPES = {
     "tiny": _IMAGES,
     "paper": _IMAGES,
+    "finetune": "[data]\nlabels = true\ncaption_labels = false\ndev_share = 0.2\n"
+    '[init]\ncheckpoint = "tiny"\n',
     "adopt": '[data]\ntexts = ["my/captions.jsonl"]\n[init]\nllm = "smollm2"\n'
     'encoder = "openai/clip-vit-base-patch32"\n[model.encoder]\nkind = "clip"\n'
     '[model.connector]\nkind = "unit_mlp"\n[text_distillation]\n',
@@ -99,6 +101,8 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images").symlink_to(folder / "my" / "images")
     save_photos(folder / "classes" / "cat", 2)
     save_photos(folder / "classes" / "red_ball", 2)
+    for name in ("our_boat", "cat"):
+        save_photos(folder / "my" / "photos" / name, 6)
     _coco(folder / "coco")
     _karpathy(folder / "flickr8k")
     for name in ("my", "xquad"):
@@ -123,7 +127,10 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "HuggingFaceTB" / "SmolLM2-135M").symlink_to(toys.base_models(folder / "cache" / "made")[0])
     (folder / "recipes").mkdir()
     for name, text in RECIPES.items():
-        (folder / "recipes" / f"{name}.toml").write_text(_COMMON.format(name) + text)
+        common = _COMMON.format(name)
+        if name == "finetune":  # goes on from a model of another length
+            common = common.replace("max_text_tokens = 200\n", "")
+        (folder / "recipes" / f"{name}.toml").write_text(common + text)
     save_tiny_model(folder / "weights" / "tiny")
     return folder
 

@@ -330,7 +330,9 @@ def test_moments_are_captioned_and_embedded(
     code, told, error = run(capsys, "caption", film, photo, "--time", "1", "--json", *m)
     assert code == 0 and "0.png: does not move, and has no --time" in error
     (row,) = json.loads(told)["captions"]
-    assert row == {"file": str(film), "caption": model.caption_videos([film], ["1"])[0]}
+    (made,) = model.caption_videos_with_confidence([film], ["1"])
+    assert (row["file"], row["caption"]) == (str(film), model.caption_videos([film], ["1"])[0])
+    assert row["caption"] == made.text and row["log_prob"] == pytest.approx(made.log_prob, abs=1e-5)
     assert run(capsys, "caption", film, "--time", "99", *m)[0] == 2
     assert run(capsys, "embed", "--text", "x", "--time", "1", *m)[0] == 2
 

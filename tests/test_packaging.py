@@ -114,8 +114,32 @@ def test_the_lock_has_a_hash_of_everything() -> None:
     assert "hatchling" in names and not names & {"torch", "triton"}
 
 
+def test_what_runs_is_a_part_of_the_lock_with_no_tool_of_development() -> None:
+    run, lock = locked("constraints/run.lock"), locked("requirements.lock")
+    assert all(lock[pin] == hashes for pin, hashes in run.items())
+    names = {pin.partition("==")[0] for pin in run}
+    extras = PROJECT["optional-dependencies"]
+    for need in [*PROJECT["dependencies"], *extras["serve"], *extras["heif"]]:
+        assert NAME.sub("-", re.split(r"[^\w.-]", need, maxsplit=1)[0]).lower() in names | {"torch"}, need
+    assert not names & {"pytest", "ruff", "mypy", "ray", "mteb", "openvino", "pyarrow", "selenium", "peft"}
+    assert len(names) < len(lock) / 2
+
+
+def test_the_container_installs_by_the_lock_and_names_what_there_is() -> None:
+    steps = (ROOT / "Containerfile").read_text()
+    assert "--require-hashes -r constraints/run.lock" in steps and "--no-deps --no-build-isolation" in steps
+    for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", steps, re.MULTILINE):
+        assert all((ROOT / source).exists() for source in sources.split())
+    assert "USER mmgem" in steps and 'ENTRYPOINT ["mmgem"]' in steps
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".git", ".venv", "runs"} <= set(ignored)
+
+
+LOCKS = ("requirements.lock", "constraints/run.lock", "constraints/torch.lock", "constraints/torch-cpu.lock")
+
+
 def test_locks_name_no_place_to_fetch_from() -> None:
-    for file in ("requirements.lock", "constraints/torch.lock", "constraints/torch-cpu.lock", "Makefile"):
+    for file in (*LOCKS, "Makefile", "Containerfile"):
         assert not re.search(r"https?:|index-url|find-links|trusted-host", (ROOT / file).read_text()), file
 
 
@@ -127,5 +151,7 @@ def test_every_locked_package_has_its_licence_listed() -> None:
 
 def test_make_installs_by_the_lock() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert "--require-hashes -r requirements.lock" in makefile and "cyclonedx-py environment" in makefile
+    assert "--require-hashes" in makefile and "cyclonedx-py environment" in makefile
+    assert "$(call installed,requirements.lock)" in makefile
+    assert "demo: run\n" in makefile and "$(call installed,constraints/run.lock)" in makefile
     assert "--no-deps --no-build-isolation -e ." in makefile

@@ -5,12 +5,19 @@ from __future__ import annotations
 
 import ast
 import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.core import TyperCommand
 
 import mmgem
-from mmgem.cli.main import main
+from mmgem.cli.eval import EvalCommand
+from mmgem.cli.main import app, main
 from mmgem.cli.output import log_to_stderr
 from mmgem.utils import progress
 
@@ -122,6 +129,75 @@ def test_a_line_every_half_minute_where_there_is_no_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 5 and lines[0] == "Indexing 2/10 | 0.1 photos/s | left 0:02:40"
     assert lines[-1] == "Indexing 10/10 | 0.1 photos/s | left 0:00:00"
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (lambda: time.sleep(0.3), "mmgem eval retrieval | 0:00:00 so far"),
+        (lambda: [time.sleep(0.1) for _ in progress.track(range(3), "Indexing")], "Indexing 0/3 | 0:00:00"),
+        (lambda: slowly(progress.doing("reading")), "reading | 0:00:00 so far"),
+        (lambda: slowly(progress.Meter("training", 9, 2, " pairs")), "training 2/9 | 0:00:00 so far"),
+    ],
+)
+def test_no_half_minute_is_silent(
+    work: Callable[[], object],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress, "_EVERY", 0.05)
+    with log_to_stderr(), progress.heartbeat("mmgem eval retrieval"):
+        work()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 2 and lines[0].startswith(said)
+    with progress.heartbeat("a program that does not ask"):
+        work()
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    with log_to_stderr(), progress.heartbeat("mmgem eval retrieval"):
+        time.sleep(0.2)
+    assert capsys.readouterr().err == ""
+
+
+def slowly(context: AbstractContextManager[object]) -> None:
+    with context:
+        time.sleep(0.3)
+
+
+def test_who_waits_for_others_is_silent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_EVERY", 0.05)
+    with log_to_stderr(), progress.heartbeat("mmgem serve"):
+        progress.wait_silently()
+        time.sleep(0.1)
+        capsys.readouterr()
+        time.sleep(0.3)
+    assert capsys.readouterr().err == ""
+
+
+def command_lines(group: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """What calls each command."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from command_lines(command, (*before, name))
+        else:
+            yield (*before, name)
+
+
+@pytest.mark.parametrize("argv", command_lines(typer.main.get_command(app)), ids=" ".join)
+def test_every_command_says_that_it_works(
+    argv: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_EVERY", 0.02)
+    for command in (TyperCommand, EvalCommand):
+        monkeypatch.setattr(command, "parse_args", lambda *_: [])
+        monkeypatch.setattr(command, "invoke", lambda *_: time.sleep(0.1))
+    assert main(argv) == 0
+    assert capsys.readouterr().err.startswith(f"mmgem {' '.join(argv)} | 0:00:00 so far\n")
+    monkeypatch.setenv("RANK", "1")  # of several processes
+    assert main(argv) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_the_first_step_is_no_rate(

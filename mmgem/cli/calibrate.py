@@ -1,4 +1,5 @@
-"""``mmgem calibrate``: learn from data what a model's similarities mean, and keep it in its folder."""
+"""``mmgem calibrate``: learn from data what a model's similarities, and log P of its captions, mean;
+kept in its folder."""
 
 from __future__ import annotations
 
@@ -27,14 +28,15 @@ def calibrate(
 ) -> None:
     """Let MODEL say what is probably no match: learned from photos that it was not trained on.
 
-    Captions calibrate search: hits get the probability that they match. Labels calibrate classify: it can say
-    "none of these". Both are kept in one file of the model's folder, in the place of an earlier calibration;
-    indexes made by the model stay valid.
+    Captions calibrate search: hits get the probability that they match; and captions, of up to 400 photos:
+    `mmgem caption --confidence`. Labels calibrate classify: it can say "none of these". All lies in one file
+    of the model's folder, in the place of an earlier calibration; indexes made by the model stay valid.
 
     Prints AUROC by the size of the index and by the number of classes: how often the best similarity is
     higher where the photo, or class, that is asked for is there than where it has been taken out; fitted on
-    half of the photos and measured on the other. With --json: {"file", "photos", "texts", "labelled",
-    "search": {size: AUROC}, "classes": {count: AUROC}}.
+    half of the photos and measured on the other. And how often log P of a caption is higher where people say
+    half of its words or more. With --json: {"file", "photos", "texts", "labelled", "search": {size: AUROC},
+    "classes": {count: AUROC}, "captions": AUROC or null}.
     """
     from mmgem.checkpoints.model_lock import lock_model
     from mmgem.checkpoints.resolve import fingerprint, resolve
@@ -46,7 +48,8 @@ def calibrate(
     records = [record for path in data for record in load_dataset(path, split=split)]
     calibrated = fingerprint(folder)
     mmgem = load_model(model, device, precision)
-    calibration, report = fit_calibration(mmgem, records, CalibrationOptions(max_photos=limit))
+    write = mmgem.caption_with_confidence if mmgem.network.captions else None
+    calibration, report = fit_calibration(mmgem, records, CalibrationOptions(max_photos=limit), write)
     file = folder / CALIBRATION_FILE
     try:
         with lock_model(folder):
@@ -57,10 +60,13 @@ def calibrate(
         raise UsageError(f"{file}: cannot be written: {error.strerror}") from error
     if as_json:
         counts = {name: getattr(report, name) for name in ("photos", "texts", "labelled")}
-        print_json({"file": str(file), **counts, "search": report.search, "classes": report.classes})
+        results = {name: getattr(report, name) for name in ("search", "classes", "captions")}
+        print_json({"file": str(file), **counts, **results})
         return
     for size, value in report.search.items():
         print(f"search among {size:,} photos: AUROC {value:.3f}")
     for size, value in report.classes.items():
         print(f"classify among {size:,} classes: AUROC {value:.3f}")
+    if report.captions is not None:
+        print(f"captions: AUROC {report.captions:.3f}")
     print(file)

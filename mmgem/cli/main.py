@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import takewhile
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -48,6 +50,7 @@ from mmgem.cli.watch import watch
 from mmgem.errors import MMGEMError, UsageError
 from mmgem.utils.disk import disk_problem
 from mmgem.utils.plugins import load_named_plugins, load_plugin, plugin_line
+from mmgem.utils.progress import heartbeat
 
 # What typer raises for a bad command line is not exported by name, but it is the base of this one.
 _BadCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
@@ -135,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _let_any_text_through()
             command = typer.main.get_command(app)
             defaults = default_map(command, args)
-            with command.make_context("mmgem", args, default_map=defaults) as context:
+            with command.make_context("mmgem", args, default_map=defaults) as context, _heartbeat(args):
                 command.invoke(context)
             sys.stdout.flush()
     except typer.Exit as done:
@@ -149,6 +152,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _report(error)
     return 0
+
+
+def _heartbeat(args: Sequence[str]) -> AbstractContextManager[None]:
+    """A line every half minute where nobody looks at a bar; of several processes the first one's."""
+    if os.environ.get("RANK", "0") != "0":
+        return nullcontext()
+    return heartbeat(" ".join(["mmgem", *takewhile(re.compile("[a-z-]+").fullmatch, args[:2])]))
 
 
 def _report(error: Exception) -> int:

@@ -14,6 +14,7 @@ from mmgem.cli.hits import open_index
 from mmgem.cli.inputs import DeviceOption, PrecisionOption, default_model, load_model
 from mmgem.cli.output import exit_now, note
 from mmgem.errors import DataError, UsageError
+from mmgem.utils.progress import wait_silently
 from mmgem.utils.text_files import read_text
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def serve(
         print(f"http://{address}:{socket_address[1]}", flush=True)
         note(f"serving {options.name}, {photos}; stop with Ctrl-C")
 
+    wait_silently()
     make_server(service, token, origins, local, hosts, started).run(sockets=[sock])
     exit_now()  # a photo or a batch nobody waits for may still be in a thread; nothing is left to save
 

@@ -38,7 +38,7 @@ def watch(
     from mmgem.search.index import update_index
     from mmgem.search.index_files import stored_folders
     from mmgem.search.watch import require_watchfiles, watch_folders
-    from mmgem.utils.progress import track
+    from mmgem.utils.progress import track, wait_silently
 
     require_watchfiles()
     out = default_index() if out is None else out
@@ -61,6 +61,7 @@ def watch(
     first = bring_up_to_date(folders or [], None if exclude is None else [p for p in exclude if p])
     state = _Told()
     state.tell(first)
+    wait_silently()
     note(f"watching {', '.join(map(str, first.folders))}; stop with Ctrl-C")
 
     def update() -> bool:

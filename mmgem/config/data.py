@@ -37,6 +37,12 @@ class DataConfig:
         "own captions, and where there are none the name and its end (`a big cat.`).",
         needs=(IMAGES, LOOSE_FILES),
     )
+    caption_labels: bool = setting(
+        True,
+        help="The captioner learns the name of images that have a label and no captions of their own; false: "
+        "it learns nothing of them, the name is embedded only.",
+        needs=(IMAGES, LOOSE_FILES),
+    )
     translations: list[Path] = setting(
         default_factory=list,
         help='Captions of the same images in other languages, by file name (`{"image": ..., "de": ...}`); '
@@ -61,6 +67,14 @@ class DataConfig:
     )
     dev_split: str | None = setting(
         "dev", help='Records of `train` that are evaluated during training; "": none.'
+    )
+    dev_share: float = setting(
+        0.0,
+        help="Share of the images of `train` that are evaluated and not learned, of each label as many, "
+        "where it has no `dev_split`. Where it has no `split` either, all the others are learned.",
+        low=0,
+        below=1,
+        needs=(IMAGES, LOOSE_FILES),
     )
     cached_augmentations: int = setting(
         1, help="Cached versions of each image: the plain one, its mirror, then random crops.", low=1

@@ -50,6 +50,16 @@ BASE_WEIGHTS = Need(
     lambda recipe: recipe.init.checkpoint is None,
     "init.checkpoint excludes it, and brings its own",
 )
+FROM_CHECKPOINT = Need(
+    "init.checkpoint",
+    lambda recipe: recipe.init.checkpoint is not None,
+    "counts only with init.checkpoint",
+)
+AVERAGED = Need(
+    "optim.ema_decay above 0",
+    lambda recipe: recipe.optim.ema_decay > 0,
+    "counts only with optim.ema_decay above 0",
+)
 NO_LAYERS = Need("no init.layers", lambda recipe: recipe.init.layers is None, "excludes init.layers")
 NO_LORA = Need(
     "optim.lora_rank = 0",

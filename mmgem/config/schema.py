@@ -17,7 +17,16 @@ from typing import Any, Literal
 from mmgem.config.data import DataConfig
 from mmgem.config.fields import setting
 from mmgem.config.model import ModelConfig, Preprocessing
-from mmgem.config.needs import BASE_WEIGHTS, FROZEN_EMBEDDINGS, HELD_OUT, IMAGES, NO_LAYERS, NO_LORA
+from mmgem.config.needs import (
+    AVERAGED,
+    BASE_WEIGHTS,
+    FROM_CHECKPOINT,
+    FROZEN_EMBEDDINGS,
+    HELD_OUT,
+    IMAGES,
+    NO_LAYERS,
+    NO_LORA,
+)
 from mmgem.config.tasks import TASKS
 
 
@@ -47,6 +56,14 @@ class OptimConfig:
         help="Decay of the averaged weights that are evaluated and exported; 0: none.",
         low=0,
         below=1,
+    )
+    start_share: float = setting(
+        0.0,
+        help="Share of the weights of `init.checkpoint` in the averaged weights: what it knew beside is kept "
+        "([WiSE-FT](https://arxiv.org/abs/2109.01903)).",
+        low=0,
+        below=1,
+        needs=(FROM_CHECKPOINT, AVERAGED),
     )
     max_logit_scale_log: float = setting(4.6052, help="The temperature's floor: scale <= 100, as in CLIP.")
     lora_rank: int = setting(

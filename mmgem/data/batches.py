@@ -114,7 +114,7 @@ def name_of(what: str) -> int:
 def ended(sequences: Sequence[Tensor], end: int) -> Tensor:
     """All token ids of ``sequences``, each followed by the token ``end``: ``(sum of n + 1,)`` int64."""
     mark = torch.tensor([end])
-    return torch.cat([part for ids in sequences for part in (ids, mark)])
+    return torch.cat([mark[:0], *(part for ids in sequences for part in (ids, mark))])
 
 
 def distinct_texts(records: Iterable[Record], translations: bool = False) -> list[str]:
@@ -392,8 +392,9 @@ class Batches:
         for v, item in enumerate(items):
             for n, said in enumerate([*item.said, *([number] for number in item.translated)]):
                 ids = self._tokens(said, item.mirrored)
-                if n < len(item.said):
-                    captions.append(self._caption(said, ids, item))
+                caption = self._caption(said, ids, item) if n < len(item.said) else None
+                if caption is not None:
+                    captions.append(caption)
                     caption_owners.append(v)
                 texts.append(ids)
                 owners.append(v)
@@ -412,7 +413,7 @@ class Batches:
             texts=texts,
             text_owner=torch.tensor(owners),
             captions=captions,
-            caption_owner=torch.tensor(caption_owners),
+            caption_owner=torch.tensor(caption_owners, dtype=torch.int64),
             caption_targets=ended(captions, self.end),
             photos=torch.tensor([name_of(item.photo) for item in items]),
             text_keys=torch.tensor(keys),
@@ -426,12 +427,13 @@ class Batches:
             return name_of(f"label {caption}")
         return name_of(" ".join(map(str, said)))
 
-    def _caption(self, said: list[int], ids: Tensor, item: _Item) -> Tensor:
-        """The tokens that are predicted where ``said``, with the tokens ``ids``, is embedded."""
+    def _caption(self, said: list[int], ids: Tensor, item: _Item) -> Tensor | None:
+        """The tokens that are predicted where ``said``, with the tokens ``ids``, is embedded; None where
+        nothing is."""
         if len(said) == 1 and (caption := self.labels.get(self.texts[said[0]])):
             if item.predicted is not None:
                 return self._tokens([item.predicted], item.mirrored)
-            return self.ids[self.number[caption]]
+            return self.ids[self.number[caption]] if self.config.caption_labels else None
         return ids
 
     def _tokens(self, said: list[int], mirrored: bool) -> Tensor:

@@ -1,4 +1,5 @@
-"""Fit what a model's cosines mean (:mod:`mmgem.inference.calibration`) on photos with captions, or labels.
+"""Fit what a model's cosines mean (:mod:`mmgem.inference.calibration`) on photos with captions, or labels,
+and what log P of the captions it writes does.
 
 Notable choices. Data must be photos that the model was not trained on: those it knows by heart lie nearer to
 their captions than any others will, and half of what fits would be called no match. From the index with a
@@ -22,13 +23,24 @@ from mmgem.data.records import Record
 from mmgem.errors import DataError, ImageError
 from mmgem.evaluate.classify import class_embeddings
 from mmgem.evaluate.match import MatchDraws, alike_by_text, auroc, draw_classes, draw_searches
-from mmgem.inference.calibration import Background, MatchCalibration, MatchWeights, match_features
+from mmgem.evaluate.tokenize import caption_words
+from mmgem.inference.calibration import (
+    Background,
+    CaptionWeights,
+    MatchCalibration,
+    MatchWeights,
+    match_features,
+)
+from mmgem.inference.captioning import DecodedCaption
 from mmgem.utils.progress import track
 
 _log = logging.getLogger(__name__)
 
 _BATCH = 32  # photos embedded at once
 _RIDGE = 1e-3  # keeps weights finite where a line separates all
+_FUNCTION_WORDS = frozenset(
+    "a an the is are was were be being and or of in on at to by for from with his her its their as it".split()  # noqa: SIM905
+)
 
 
 class EmbeddingModel(Protocol):
@@ -54,25 +66,34 @@ class CalibrationOptions:
     """Directions of the background."""
     lookalike_quantile: float = 0.25
     """See :func:`mmgem.evaluate.match.alike_by_text`."""
+    max_written: int = 400
+    """Photos that a caption is written of; evenly spaced among the captioned ones."""
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
     """What was used, and AUROC by the size of the index and by the number of classes: of a fit on half of the
-    photos, measured on the other half. Empty where there was no data, or too little to halve."""
+    photos, measured on the other half. Empty where there was no data, or too little to halve. ``captions``:
+    AUROC of log P a token, of captions of which people say half of the words or more and of others; None
+    where all are one of these."""
 
     photos: int
     texts: int
     labelled: int
     search: dict[int, float] = field(default_factory=dict)
     classes: dict[int, float] = field(default_factory=dict)
+    captions: float | None = None
 
 
 def fit_calibration(
-    model: EmbeddingModel, records: Sequence[Record], options: CalibrationOptions | None = None
+    model: EmbeddingModel,
+    records: Sequence[Record],
+    options: CalibrationOptions | None = None,
+    write_captions: Callable[[Sequence[Path]], Sequence[DecodedCaption]] | None = None,
 ) -> tuple[MatchCalibration, CalibrationReport]:
-    """Fit the calibration of ``model`` on records with captions (for search) and with labels (for classes).
+    """Fit the calibration of ``model`` on records with captions (for search) and with labels (for classes);
+    of the captions that ``write_captions`` makes of photos, if given, against their own.
 
     The photos should be none that the model was trained on. Photos that cannot be read are left out, with a
     warning in the log. Raises ``DataError`` if there are neither four captioned photos nor four labelled ones
@@ -101,8 +122,51 @@ def fit_calibration(
         prototypes = class_embeddings(model.embed_texts, names)
         labels = np.array([names.index(record.label or "") for record in labelled])
         classes, class_auroc = fit_classes(labelled_photos, prototypes, labels, background, options)
-    report = CalibrationReport(len(captioned), len(captions), len(labelled), search_auroc, class_auroc)
-    return MatchCalibration(background, search, classes), report
+    written = caption_auroc = None
+    if has_texts and write_captions is not None:
+        told = [captioned[i] for i in _evenly_spaced(len(captioned), options.max_written)]
+        written, caption_auroc = fit_captions(told, _write(write_captions, [r.image for r in told]))
+    counts = len(captioned), len(captions), len(labelled)
+    report = CalibrationReport(*counts, search_auroc, class_auroc, caption_auroc)
+    return MatchCalibration(background, search, classes, written), report
+
+
+def fit_captions(
+    records: Sequence[Record], written: Sequence[DecodedCaption]
+) -> tuple[CaptionWeights, float | None]:
+    """Weights for the captions ``written`` of ``records`` that people have captioned, and the AUROC of
+    :class:`CalibrationReport`."""
+    shares = np.array([shared_words(w.text, r.captions) for r, w in zip(records, written, strict=True)])
+    log_prob = np.array([caption.log_prob for caption in written])
+    weights, bias = logistic_regression(log_prob[:, None], shares)
+    if weights[0] < 0:  # log P says nothing: all are as good as their mean
+        weights, bias = logistic_regression(np.zeros((len(shares), 1)), shares)
+    right = shares >= 0.5
+    separable = right.any() and not right.all()
+    return (
+        CaptionWeights(float(weights[0]), bias),
+        auroc(log_prob[right], log_prob[~right]) if separable else None,
+    )
+
+
+def shared_words(caption: str, references: Sequence[str]) -> float:
+    """The share of the words of ``caption`` that are in any of ``references``, but for articles, forms of
+    "be" and prepositions, which fit anything; 0 if it has no other words."""
+    words = [word for word in caption_words(caption) if word not in _FUNCTION_WORDS]
+    known = {word for reference in references for word in caption_words(reference)}
+    return sum(word in known for word in words) / max(1, len(words))
+
+
+def _write(
+    write_captions: Callable[[Sequence[Path]], Sequence[DecodedCaption]], photos: Sequence[Path]
+) -> list[DecodedCaption]:
+    chunks = [photos[at : at + _BATCH] for at in range(0, len(photos), _BATCH)]
+    progress = track(chunks, "Captioning", [len(chunk) for chunk in chunks], unit=" photos")
+    return [caption for chunk in progress for caption in write_captions(chunk)]
+
+
+def _evenly_spaced(count: int, most: int) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round()).astype(int).tolist()
 
 
 def fit_search(

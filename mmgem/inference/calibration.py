@@ -78,6 +78,19 @@ class MatchWeights:
         return (0.5 * (1 + np.tanh(logits / 2))).astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class CaptionWeights:
+    """A logistic regression of the share of a caption's words that people say of the photo too."""
+
+    log_prob: float
+    """Of log P a token. Never negative: the surer, the likelier."""
+    bias: float
+
+    def confidence(self, log_prob: np.ndarray) -> np.ndarray:
+        """Expected shares ``(n,)`` float32 of log P a token ``(n,)``."""
+        return (0.5 * (1 + np.tanh((self.log_prob * log_prob + self.bias) / 2))).astype(np.float32)
+
+
 def match_features(cosines: np.ndarray, mean: np.ndarray, std: np.ndarray, size: Any) -> np.ndarray:
     """``(n, 4)`` float64: best cosines, mean and spread of the background's, log of how many there were."""
     return np.stack(np.broadcast_arrays(cosines, mean, std, np.log(size)), axis=-1).astype(np.float64)
@@ -85,14 +98,16 @@ def match_features(cosines: np.ndarray, mean: np.ndarray, std: np.ndarray, size:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MatchCalibration:
-    """What a model's cosines mean: of a text with photos, and of a photo with class names.
+    """What a model's cosines mean: of a text with photos, and of a photo with class names; and what log P of
+    a caption does.
 
-    Either is None if there was no data for it. The prior is even: as if half of what is asked for were there.
+    Each is None if there was no data for it. The prior is even: as if half of what is asked for were there.
     """
 
     background: Background
     search: MatchWeights | None = None
     classes: MatchWeights | None = None
+    captions: CaptionWeights | None = None
 
     def probability(self, cosines: np.ndarray, queries: np.ndarray, size: int) -> np.ndarray | None:
         """The probability that a text's photo is among the ``size`` photos of an index whose best has this
@@ -133,6 +148,7 @@ class MatchCalibration:
         weights = {
             "search": self.search and asdict(self.search),
             "classes": self.classes and asdict(self.classes),
+            "captions": self.captions and asdict(self.captions),
         }
         about = {"format": _FORMAT, "residual": self.background.residual, **weights}
         mean, components = self.background.mean, self.background.components
@@ -160,12 +176,13 @@ class MatchCalibration:
             search, classes = (
                 about[name] and from_dict(MatchWeights, about[name], name) for name in ("search", "classes")
             )
+            captions = about.get("captions") and from_dict(CaptionWeights, about["captions"], "captions")
             background = Background(mean, components, float(about["residual"]))
         except (ValueError, KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(f"{path}: damaged calibration ({error})") from error
         if mean.shape != (dim,) or components.ndim != 2 or len(components) != dim:
             raise CheckpointError(f"{path}: of embeddings of {len(mean)} numbers, but the model's have {dim}")
-        return cls(background, search, classes)
+        return cls(background, search, classes, captions)
 
     def _background_cosines(self, queries: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         dim = len(self.background.mean)

@@ -46,6 +46,11 @@ class DecodedCaption:
     text: str
     tokens: int
     finished: bool
+    log_prob: float
+    """log P(caption | image) per token, that of the end included, in nats."""
+    confidence: float | None = None
+    """The share of its words that people are expected to say of the image too; None: the model is not
+    calibrated for captions."""
 
 
 def generate_captions(
@@ -98,7 +103,12 @@ def decode_captions(
         with torch.inference_mode():
             embedded = network.image_embeddings(visual)
         chosen = choose_captions(network, embedded, candidates, options.clip_rescore_weight)
-    return [DecodedCaption(tokenizer.decode(c.ids), len(c.ids), c.finished) for c in chosen]
+    return [
+        DecodedCaption(
+            tokenizer.decode(c.ids), len(c.ids), c.finished, c.log_prob / max(1, len(c.ids) + c.finished)
+        )
+        for c in chosen
+    ]
 
 
 @torch.inference_mode()

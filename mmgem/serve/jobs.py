@@ -112,7 +112,9 @@ class ModelJobs:
         self, requests: list[tuple[Tensor, CaptionOptions]], abandoned: Callable[[int], bool]
     ) -> list[DecodedCaption]:
         visual = torch.stack([v for v, _ in requests])
-        return decode_captions(self.network, self.model.tokenizer, visual, requests[0][1], abandoned)
+        return self.model.rate(
+            decode_captions(self.network, self.model.tokenizer, visual, requests[0][1], abandoned)
+        )
 
     @torch.inference_mode()
     def _regions(self, photos: list[tuple[DecodedPhoto, int]]) -> list[list[Box]]:

@@ -283,10 +283,14 @@ class Sized(Timed):
 
 
 class Caption(BaseModel):
-    """A sentence about a box, or about the whole photo (null)."""
+    """A sentence about a box, or about the whole photo (null). ``log_prob``: log P of it a token, in nats;
+    ``confidence``: the share of its words that people are expected to say of it too, null where the model is
+    not calibrated for captions."""
 
     box: BoxField | None
     text: str
+    log_prob: float
+    confidence: float | None
 
 
 class CaptionReply(Sized):

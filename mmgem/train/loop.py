@@ -131,7 +131,7 @@ def _train_locked(recipe: Recipe, world: World, tasks: list[Task[Any]]) -> Path:
     data = run.data
     if state:
         _check_data(run, state)
-    best = state["best"] if state else None
+    best, before = (state["best"], state.get("before")) if state else (None, None)
     log = MetricsLogger(out, first_step, recipe.train.trackers) if world.is_main_process else None
     every = recipe.train.evaluate_every
     throughput = ThroughputMeter(world, recipe.train.precision)
@@ -140,6 +140,11 @@ def _train_locked(recipe: Recipe, world: World, tasks: list[Task[Any]]) -> Path:
         CheckpointWriter(out / "checkpoints"),
     )
     with meter, writer:
+        if state is None and recipe.init.checkpoint is not None and run.evaluates:
+            before = evaluate_tasks(run)
+            if log:
+                log.write(0, before)
+            meter.say(0, before)
         for step in range(first_step, run.total):
             with throughput.time_step(count=step == first_step):
                 values, pairs = train_step(run, step, throughput)
@@ -165,18 +170,41 @@ def _train_locked(recipe: Recipe, world: World, tasks: list[Task[Any]]) -> Path:
                 writer.save(
                     done_steps,
                     lambda: take_snapshot(run.network, run.optimizer, run.ema, world),
-                    {"recipe": plain, "best": best, "data": data},
+                    {"recipe": plain, "best": best, "before": before, "data": data},
                     recipe.train.keep_checkpoints,
                 )
     for task in run.tasks:
         for problem in task.close():
             meter.note(problem)
+    if before is not None and best is not None:
+        meter.note(gain(before, best))
     if not run.evaluates and (first_step < run.total or not world.broadcast((out / "model").is_dir())):
         export_model(run, out / "model", {"step": run.total})
     if log:
         log.close()
     world.barrier()
     return out / "model"
+
+
+def gain(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What a model scored before it was trained and scores after, a figure a part: ``held out, before ->
+    after: t2i R@10 40.0 -> 50.0``; says so where it is not better as a whole."""
+    old, new = flat_scores(before), flat_scores(after)
+    parts = [f"{name} {old[name]:.1f} -> {new[name]:.1f}" for name in old if name in new]
+    worse = after["score"] <= before["score"]
+    warning = "; no better than init.checkpoint, which goes on being the better choice" if worse else ""
+    return f"held out, before -> after: {', '.join(parts)}{warning}"
+
+
+def flat_scores(scores: dict[str, Any], before: str = "") -> dict[str, float]:
+    """The numbers of nested ``scores`` by the names on the way to them, with spaces between."""
+    flat: dict[str, float] = {}
+    for name, value in scores.items():
+        if isinstance(value, dict):
+            flat |= flat_scores(value, f"{before}{name} ")
+        elif name != "step":
+            flat[f"{before}{name}"] = float(value)
+    return flat
 
 
 def _check_data(run: Run, state: dict[str, Any]) -> None:
@@ -207,7 +235,9 @@ def prepare(recipe: Recipe, world: World = SINGLE_PROCESS, tasks: list[Task[Any]
         task.prepare(network, tokenizer, world)
     groups = configure_trainable(network, recipe.optim, recipe.data.cached)
     engine = Engine(network, recipe.train, world, recipe.optim.lora_rank)
-    ema = ExponentialMovingAverage(network, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
+    optim, ema = recipe.optim, None
+    if optim.ema_decay:
+        ema = ExponentialMovingAverage(network, optim.ema_decay, optim.start_share)
     total = recipe.train.total_steps(tasks[0].batches.per_epoch)
     adamw = build_optimizer(network, groups, recipe.optim)
     return Run(recipe, world, engine, tokenizer, tasks, adamw, ema, total)

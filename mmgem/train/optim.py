@@ -75,12 +75,14 @@ def lr_multiplier(step: int, total: int, config: OptimConfig) -> float:
 
 
 class ExponentialMovingAverage:
-    """Exponential moving average of the trained parameters, warmed up so that early steps count little."""
+    """Exponential moving average of the trained parameters, warmed up so that early steps count little; of
+    which ``start_share`` stays with those it began with, as if each value were averaged with them first."""
 
-    def __init__(self, network: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, network: nn.Module, decay: float, start_share: float = 0.0):
+        self.decay, self.start_share = decay, start_share
         self.values = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
         """Placed as the parameters are: on several processes perhaps shards."""
+        self.start = {n: value.clone() for n, value in self.values.items()} if start_share else {}
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
@@ -88,7 +90,11 @@ class ExponentialMovingAverage:
         decay = min(self.decay, (step + 1) / (step + 10))
         current = dict(network.named_parameters())
         averages = [local_tensor(value) for value in self.values.values()]
-        torch._foreach_lerp_(averages, [local_tensor(current[n].detach()) for n in self.values], 1 - decay)
+        target = [local_tensor(current[n].detach()) for n in self.values]
+        if self.start:
+            start = [local_tensor(value) for value in self.start.values()]
+            target = list(torch._foreach_lerp(target, start, self.start_share))
+        torch._foreach_lerp_(averages, target, 1 - decay)
 
     @torch.no_grad()
     def swap_weights(self, network: nn.Module) -> None:

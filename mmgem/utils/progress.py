@@ -2,7 +2,8 @@
 
 Only where the logger ``mmgem`` lets INFO through, as it does for the commands: a program that uses the
 library sees nothing unless it asks (``logging.basicConfig(level="INFO")``). Where stderr is no terminal, what
-lasts is a line of the logger ``mmgem.progress``.
+lasts is a line of the logger ``mmgem.progress``, and :func:`heartbeat` sees to it that one comes every half
+minute, also in the middle of an item.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 _log = logging.getLogger("mmgem.progress")
@@ -20,6 +22,58 @@ T = TypeVar("T")
 
 _LONG = 10.0  # seconds
 _EVERY = 30.0  # seconds between two lines where stderr is no terminal
+
+_under_way: list[Callable[[], str]] = []  # how far it is, of what goes on; the innermost last
+_last_line = [0.0]
+_waiting = Event()
+
+
+def _say(text: str) -> None:
+    """Log a line; the next one is due half a minute later."""
+    _last_line[0] = time.monotonic()
+    _log.info("%s", text)
+
+
+@contextmanager
+def _going_on(how_far: Callable[[], str]) -> Iterator[None]:
+    _under_way.append(how_far)
+    try:
+        yield
+    finally:
+        _under_way.remove(how_far)
+
+
+@contextmanager
+def heartbeat(name: str) -> Iterator[None]:
+    """Where stderr is no terminal, log a line whenever half a minute has passed without one of progress: how
+    far what goes on is, or ``name`` where nothing else is known, and for how long it has been so."""
+    stop, began = Event(), time.monotonic()
+    _last_line[0] = began
+    _waiting.clear()
+
+    def beat() -> None:
+        while not stop.wait(max(0.01, _last_line[0] + _EVERY - time.monotonic())):
+            if time.monotonic() - _last_line[0] < _EVERY:
+                continue
+            from rich.console import Console
+
+            if Console(stderr=True).is_terminal or _waiting.is_set():
+                return
+            current = [how_far() for how_far in _under_way[-1:]]
+            _say(f"{current[0] if current else name} | {_clock(time.monotonic() - began)} so far")
+
+    thread = Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def wait_silently() -> None:
+    """End the :func:`heartbeat`: from now on the command waits for others, and says what they bring."""
+    _waiting.set()
 
 
 def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, unit: str = "") -> Iterator[T]:
@@ -58,13 +112,14 @@ def _with_lines(rows: Sequence[T], label: str, weights: Sequence[int], unit: str
     """Yield ``rows``; logs how far it is every half minute."""
     started = printed = time.monotonic()
     total, done = sum(weights), 0
-    for row, weight in zip(rows, weights, strict=True):
-        yield row
-        done += weight
-        if (now := time.monotonic()) - printed > _EVERY:
-            printed, rate = now, done / (now - started)
-            left = _clock((total - done) / rate) if rate else "-"
-            _log.info("%s %d/%d | %s | left %s", label, done, total, _rate(rate, unit), left)
+    with _going_on(lambda: f"{label} {done}/{total}"):
+        for row, weight in zip(rows, weights, strict=True):
+            yield row
+            done += weight
+            if (now := time.monotonic()) - printed > _EVERY:
+                printed, rate = now, done / (now - started)
+                left = _clock((total - done) / rate) if rate else "-"
+                _say(f"{label} {done}/{total} | {_rate(rate, unit)} | left {left}")
 
 
 def _rate(speed: float | None, unit: str) -> str:
@@ -93,10 +148,11 @@ def doing(what: str) -> Iterator[None]:
             yield
         return
     started = time.monotonic()
-    yield
+    with _going_on(lambda: what):
+        yield
     took = time.monotonic() - started
     if took > _LONG:
-        _log.info("%s: %.0f s", what, took)
+        _say(f"{what}: {took:.0f} s")
 
 
 class Meter:
@@ -119,11 +175,19 @@ class Meter:
         if self.shown and self.console.is_terminal:
             self.status = self.console.status(self.label)
             self.status.start()
+        elif self.shown:
+            _under_way.append(self.how_far)
         return self
+
+    def how_far(self) -> str:
+        """Label and steps: ``training 20/100``."""
+        return f"{self.label} {self.done}/{self.total}"
 
     def __exit__(self, *error: object) -> None:
         if self.status is not None:
             self.status.stop()
+        elif self.shown:
+            _under_way.remove(self.how_far)
 
     @property
     def rate(self) -> float:
@@ -142,7 +206,7 @@ class Meter:
         per_step = (now - self.recent[0][0]) / max(1, len(self.recent) - 1)
         left = _clock(per_step * (self.total - self.done)) if len(self.recent) > 1 else "-"
         rate = _rate(self.rate, self.unit)
-        line = f"{self.label} {self.done}/{self.total} | {rate} | left {left} | {_figures(values)}"
+        line = f"{self.how_far()} | {rate} | left {left} | {_figures(values)}"
         if self.status is not None:
             self.status.update(line)
         elif now - self.printed > _EVERY or self.done == self.total:
@@ -154,7 +218,7 @@ class Meter:
         if self.status is not None:
             self.console.print(text, soft_wrap=True, markup=False)
         elif self.shown:
-            _log.info("%s", text)
+            _say(text)
 
     def say(self, step: int, values: dict[str, Any]) -> None:
         """Print the results of an evaluation above the bar; it does not count into the rate."""

@@ -84,7 +84,10 @@ async def caption(request: Request) -> Response:
     else:
         visuals = (await service.visual_boxes(photo, body.boxes)).unbind()
     captions = await service.captions(visuals, CaptionOptions(body.beams))
-    rows = [{"box": box, "text": made.text} for box, made in zip(boxes, captions, strict=True)]
+    rows = [
+        {"box": box, "text": made.text, "log_prob": made.log_prob, "confidence": made.confidence}
+        for box, made in zip(boxes, captions, strict=True)
+    ]
     return await _sized_reply(began, service, photo, captions=rows)
 
 

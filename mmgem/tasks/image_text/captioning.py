@@ -36,7 +36,7 @@ def caption_loss(
     """Sum of the cross-entropies of ``states`` ``(T, H)`` against the batch's caption tokens, over ``total``
     tokens (None: its own, so that it is their mean)."""
     targets = batch.caption_targets.to(states.device)
-    total = total or len(targets)
+    total = total or len(targets) or 1  # no caption in the batch: no loss
     sampled = config.sampled_softmax and batch.vocabulary is not None
     vocabulary = batch.vocabulary if sampled else None
     loss = token_cross_entropy(

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from mmgem.config import DataConfig, EncoderConfig, Preprocessing, Recipe
 from mmgem.data.batches import Batches, distinct_texts
 from mmgem.data.content_hashes import ContentHashes
 from mmgem.data.features import FeatureCache, Joined, PixelSource, Source
+from mmgem.data.held_out import hold_out
 from mmgem.data.mosaics import FILE as MOSAICS
 from mmgem.data.mosaics import make_mosaics
 from mmgem.data.readers import load_dataset
@@ -36,7 +37,8 @@ from mmgem.utils.files import cache_home
 
 logger = logging.getLogger(__name__)
 
-Dev = tuple[list[Record], FeatureCache | PixelSource]
+Dev = tuple[list[Record], FeatureCache | PixelSource, list[str]]
+"""Records, their features, and the class names that those with a label are told by."""
 
 
 def check_files(data: DataConfig) -> None:
@@ -110,17 +112,41 @@ def _load_train(data: DataConfig, train: Path, world: World) -> tuple[list[Recor
     records: list[Record] = []
     first = 0
     for path in (train, *data.extra_train):
-        loaded = _load(path, data.split, "data.split")
+        loaded = read_train(data) if path == train else _load(path, data.split, "data.split")
         if data.labels:
             loaded, named = with_label_captions(loaded)
             labels |= named
-        records += _captioned(loaded, path, data.split, world, with_regions)
+        records += _described(
+            loaded, path, data.split, world, lambda r: bool(r.captions or (with_regions and r.regions))
+        )
         first = first or len(records)
     for path in data.translations:
         records = add_captions(records, path)
     if data.translation_prob and not any(record.translations for record in records):
         raise ConfigError("data.translation_prob: no image of the data has a caption in another language")
     return records, labels, len(records) - first
+
+
+def read_train(data: DataConfig) -> list[Record]:
+    """The records of ``data.train`` that are learned: without ``data.dev_share`` of them, where that is
+    measured on."""
+    assert data.train is not None
+    return _parted(data)[0] if data.dev_share else _load(data.train, data.split, "data.split")
+
+
+def _parted(data: DataConfig) -> tuple[list[Record], list[Record]]:
+    """The records of ``data.train`` that are learned, and those that are held out: its ``dev_split`` if it
+    has one, else ``dev_share`` of the others; none where ``data.dev`` is measured on."""
+    assert data.train is not None
+    records = _load(data.train, None, "data.train")
+    dev = [record for record in records if data.dev_split and record.split == data.dev_split]
+    others = [record for record in records if not data.dev_split or record.split != data.dev_split]
+    learned = [record for record in others if record.split == data.split] or others
+    if dev or data.dev is not None or not data.dev_split:
+        return learned, dev
+    hashes = ContentHashes((data.cache or cache_home() / "features") / HASHES)
+    identities = hashes.identities([record.image for record in learned])
+    return hold_out(learned, [str(content or name) for name, _, content in identities], data.dev_share)
 
 
 def _stream_batches(
@@ -154,12 +180,26 @@ def _read_dev(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world
     path = data.dev or data.train
     if path is None or not (data.dev or data.dev_split):
         return None
-    records = _captioned(_load(path, data.dev_split, "data.dev_split"), path, data.dev_split, world)
+    if data.dev_share and data.dev is None:
+        records = _parted(data)[1]
+        if not records:
+            logger.warning("data.dev_share: too few images to hold any out; nothing is measured")
+            return None
+    else:
+        records = _load(path, data.dev_split, "data.dev_split")
+    names: list[str] = []
+    if data.labels:
+        shown = records if data.train is None else [*records, *read_train(data)]
+        names = sorted({record.label for record in shown if record.label is not None})
+    records = _described(
+        records, path, data.dev_split, world, lambda r: bool(r.captions or (names and r.label))
+    )
     records = records[: recipe.train.evaluate_images]
     tokenizer.encode_parts(distinct_texts(records))  # a text that is too long is said now
-    return records, world.main_process_first(
+    source = world.main_process_first(
         lambda: image_source(recipe, network, tokenizer.prep, records, 1, "float32")
     )
+    return records, source, names
 
 
 def _load(path: Path, split: str | None, split_field: str) -> list[Record]:
@@ -171,13 +211,15 @@ def _load(path: Path, split: str | None, split_field: str) -> list[Record]:
         raise ConfigError(f'{split_field}: {error} ("" for none)') from error
 
 
-def _captioned(
-    records: list[Record], path: Path, split: str | None, world: World, regions: bool = False
+def _described(
+    records: list[Record], path: Path, split: str | None, world: World, told: Callable[[Record], bool]
 ) -> list[Record]:
-    """Those with captions (or ``regions``)."""
-    captioned = [r for r in records if r.captions or (regions and r.regions)]
+    """Those of which something is ``told``."""
+    captioned = [record for record in records if told(record)]
     if not captioned:
-        raise DataError(f"{path}: no captions in split {split!r}")
+        raise DataError(
+            f"{path}: no captions in split {split!r}; photos need some, or with data.labels a folder a class"
+        )
     if (left_out := len(records) - len(captioned)) and world.is_main_process:
         logger.warning("%s: %d of %d records have no captions and are left out", path, left_out, len(records))
     return captioned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from mmgem.data.features import FeatureCache, PixelSource
 from mmgem.data.records import Record
 from mmgem.data.tokens import Tokenizer
 from mmgem.evaluate.captions import caption_scores
+from mmgem.evaluate.classify import class_embeddings, classification_scores
 from mmgem.evaluate.retrieval import retrieval_scores
 from mmgem.inference.captioning import generate_captions
 from mmgem.inference.texts import embed_texts, unit_rows
@@ -23,32 +25,45 @@ def evaluate(
     tokenizer: Tokenizer,
     records: list[Record],
     source: FeatureCache | PixelSource,
+    names: Sequence[str] = (),
     retrieval: bool = True,
     captions: bool = True,
     batch: int = 64,
 ) -> dict[str, Any]:
-    """Retrieval (percent) and greedy captions of ``records``.
+    """Retrieval (percent) and greedy captions of ``records``; of those with a label how many are told by it
+    among ``names`` (percent).
 
-    ``score``, by which the best step is chosen, is the mean of the R@1s and R@10s and of CIDEr.
+    ``score``, by which the best step is chosen, is the mean of three: of the R@1s and R@10s, of CIDEr, of
+    the share that is told right; of those that there is data for.
     """
+    labelled = [i for i in source.valid if names and retrieval and records[i].label is not None]
     captioned = [i for i in source.valid if records[i].captions]
+    shown = sorted({*labelled, *captioned})
+    place = {i: row for row, i in enumerate(shown)}
     visual = []
-    for start in range(0, len(captioned), batch):
-        rows = captioned[start : start + batch]
+    for start in range(0, len(shown), batch):
+        rows = shown[start : start + batch]
         inputs = source.read(rows, [0] * len(rows)).to(network.emb_token.device)
         features = inputs if isinstance(source, FeatureCache) else network.encoder.frozen_stem(inputs)
         visual.append(network.encode_image(network.encoder.trainable_head(features)))
-    images = torch.cat(visual)
+    shown_visual = torch.cat(visual)
+    images = shown_visual[[place[i] for i in captioned]]
     scores: dict[str, Any] = {}
     parts: list[float] = []
-    if retrieval:
+    if labelled:
+        classes = class_embeddings(lambda texts: embed_texts(network, tokenizer, texts, 4 * batch), names)
+        rows_of = unit_rows(network.image_embeddings(shown_visual[[place[i] for i in labelled]]))
+        targets = [names.index(str(records[i].label)) for i in labelled]
+        scores["classes"] = {"top1": classification_scores(rows_of, classes, targets)["top1"]}
+        parts.append(float(scores["classes"]["top1"]))
+    if retrieval and captioned:
         texts = [c for i in captioned for c in records[i].captions]
         owner = np.repeat(np.arange(len(captioned)), [len(records[i].captions) for i in captioned])
         embedded = embed_texts(network, tokenizer, texts, 4 * batch)
         recalls = retrieval_scores(unit_rows(network.image_embeddings(images)), embedded, owner)
         scores |= {"i2t": recalls["i2t"], "t2i": recalls["t2i"]}
         parts.append(float(np.mean([recalls[d][k] for d in ("i2t", "t2i") for k in ("R@1", "R@10")])))
-    if captions:
+    if captions and captioned:
         predicted = []
         for start in range(0, len(images), batch):
             prefixes = network.project_visual_prefix(images[start : start + batch])

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from mmgem.config import DataConfig
-from mmgem.data.readers import load_dataset
 from mmgem.data.readers.translations import add_captions
 from mmgem.data.records import Record
 from mmgem.data.shards import find_shards, is_shards
@@ -17,6 +16,8 @@ from mmgem.data.shards.find import named_by, open_shard
 from mmgem.data.text_corpus import read_texts
 from mmgem.data.tokens import Tokenizer
 from mmgem.data.word_tokens import TOKENS_PER_WORD, WordTokens
+from mmgem.tasks.image_text.data import read_train
+from mmgem.tasks.image_text.label_captions import with_label_captions
 
 ASSUMED_TOKENS = 16
 ASSUMED_WORDS = 8192
@@ -121,7 +122,9 @@ def read_caption_stats(
 
 def _read_loose(stats: CaptionStats, data: DataConfig) -> list[Record]:
     assert data.train is not None
-    records = load_dataset(data.train, split=data.split or None)
+    records = read_train(data)
+    if data.labels:
+        records, _ = with_label_captions(records)
     stats.images = sum(bool(r.captions) for r in records)
     stats.boxed = sum(any(g.captions for g in r.regions) for r in records)
     for path in data.translations if data.translation_prob else ():

@@ -9,8 +9,6 @@ import torch
 
 from mmgem.config import ModelConfig, Recipe
 from mmgem.data.batches import Batch, Batches
-from mmgem.data.features import FeatureCache, PixelSource
-from mmgem.data.records import Record
 from mmgem.data.shards.ahead import Ahead
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.partition import check_enough
@@ -23,7 +21,7 @@ from mmgem.tasks.base import FakeBatch, FakeTensorFactory, StepSize, Task, Terms
 from mmgem.tasks.image_text.captioning import CaptionTerm
 from mmgem.tasks.image_text.config import ImageTextConfig
 from mmgem.tasks.image_text.contrastive import ContrastiveTerm
-from mmgem.tasks.image_text.data import check_encoder, check_files, read_batches
+from mmgem.tasks.image_text.data import Dev, check_encoder, check_files, read_batches
 from mmgem.tasks.image_text.evaluation import evaluate
 from mmgem.tasks.image_text.grad_cache import ImageTextGradCache
 from mmgem.tasks.image_text.items import (
@@ -68,7 +66,7 @@ class ImageTextTask(Task[Batch]):
     }
 
     batches: Batches | Ahead
-    dev: tuple[list[Record], FeatureCache | PixelSource] | None = None
+    dev: Dev | None = None
 
     def __init__(self, config: Any, recipe: Recipe):
         super().__init__(config, recipe)
@@ -183,8 +181,11 @@ class ImageTextTask(Task[Batch]):
         visual = embed_items(network, batch)
         reads_texts = self.embedding_terms or self.text_terms or self.text_token_terms or self.pair_terms
         texts = batch.texts if reads_texts else []
-        captioned = visual[batch.caption_owner] if self.token_terms else None
+        captioned = visual[batch.caption_owner] if self.token_terms and batch.captions else None
         output = network.read([*texts, *drawn_texts(batch)], batch.captions, captioned)
+        states = output.prediction_states
+        if self.token_terms and not batch.captions:  # every weight has a part in it: DDP waits for each
+            states = states + 0 * network.caption_start(network.project_visual_prefix(visual[:1])).sum()
         images = item_embeddings(network, visual) if reads_texts else visual[:, 0]
         embedded = output.embeddings[: len(texts)]
         drawn_embeddings = split_drawn(output.embeddings[len(texts) :], batch)
@@ -192,7 +193,7 @@ class ImageTextTask(Task[Batch]):
         if self.token_terms:
             (tokens,) = world.all_reduce_sum(batch.caption_tokens)
             for token_term in self.token_terms:
-                terms = token_term.loss(network, output.prediction_states, batch, tokens)
+                terms = token_term.loss(network, states, batch, tokens)
                 token_losses |= token_term.weighted(terms)
         if self.text_token_terms:
             (tokens,) = world.all_reduce_sum(text_tokens(batch))
