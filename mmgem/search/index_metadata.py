@@ -129,6 +129,22 @@ class PhotoTable:
         """``taken`` of each path that has one."""
         return dict(self._db.execute("SELECT path, taken FROM photo WHERE taken IS NOT NULL"))
 
+    def known(self, path: bytes) -> dict[str, Any]:
+        """What is known of one photo: its columns but ``name``. Empty for a path that is not here."""
+        cursor = self._db.execute(
+            "SELECT bytes, width, height, taken, dated, camera, latitude, longitude FROM photo WHERE path = ?",
+            (path,),
+        )
+        row = cursor.fetchone()
+        return {} if row is None else dict(zip((name for name, *_ in cursor.description), row, strict=True))
+
+    def cameras(self) -> list[tuple[str, int]]:
+        """Each camera and how many photos it took, the busiest first."""
+        return self._db.execute(
+            "SELECT camera, count(*) FROM photo WHERE camera IS NOT NULL GROUP BY camera"
+            " ORDER BY count(*) DESC, camera"
+        ).fetchall()
+
     def facts(self) -> dict[bytes, dict[str, Any]]:
         """``name``, ``taken``, ``camera``, ``latitude`` and ``longitude`` of each path."""
         names = ("name", "taken", "camera", "latitude", "longitude")
