@@ -230,9 +230,9 @@ def _results(row: QueryRow | SimilarRow, pictures: _PhotoEncoder) -> str:
             f"{_figure(css_class, picture)}{photo}<figcaption>{_paragraph('name', match.name)}"
             f'<p class="told">{facts}</p>{doubt}</figcaption></figure>\n'
         )
-    about = f"{len(row.matches)} results."
-    if not any(math.isnan(match.score) for match in row.matches):
-        about = f"{len(row.matches)} results, best first. Numbers are cosine similarity."
+    about = f"{len(row.matches)} result{'s' * (len(row.matches) != 1)}"
+    compared = not any(math.isnan(match.score) for match in row.matches)
+    about += ", best first. Numbers are cosine similarity." if compared else "."
     wall = f'{_verdict(row.matches)}<div class="results">\n{body}</div>\n'
     return _section("results", "Results", about, wall)
 
