@@ -101,7 +101,9 @@ def test_a_shot_that_was_not_found_knows_its_neighbours(page: Browser, client: h
     page.until("$$('#results .tile:not(.skeleton)').length === 3")
     hits = page.js("$$('#results .tile').map((t) => t.dataset.id)")
     clips = [[row["id"] for row in rows[at : at + 2]] for at in (1, 3)]
-    apart = [(hit, *{*clip} - {hit}) for clip in clips for hit in clip if hit in hits and not {*clip} <= {*hits}]
+    apart = [
+        (hit, *{*clip} - {hit}) for clip in clips for hit in clip if hit in hits and not {*clip} <= {*hits}
+    ]
     if not apart:
         pytest.skip("both shots of each clip are among the hits")
     hit, other = apart[0]

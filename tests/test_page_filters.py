@@ -24,7 +24,9 @@ TAGS = "$$('#tags .tag span').map((s) => s.textContent)"
 READY = "$$('#wall-rows img').length > 0 && $('#wall-end').childElementCount === 0"
 
 
-def save_told_photo(path: Path, seed: int, size: tuple[int, int], year: int, camera: str, north: float) -> None:
+def save_told_photo(
+    path: Path, seed: int, size: tuple[int, int], year: int, camera: str, north: float
+) -> None:
     """A photo whose header says when, with what and where it was taken."""
     save_photo(path, seed, size)
     exif = Image.Exif()

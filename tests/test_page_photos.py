@@ -81,7 +81,9 @@ def test_what_is_said_over_a_photo_stays_on_a_phones_screen(page: Browser, serve
             page.until("!$('#bubble').hidden")
             page.js("$('#bubble').textContent = 'a long sentence about what is in the box '.repeat(3), 0")
             page.js("dispatchEvent(new Event('resize'))")
-            edges = page.js("(({left, right, top}) => [left, right, top])($('#bubble').getBoundingClientRect())")
+            edges = page.js(
+                "(({left, right, top}) => [left, right, top])($('#bubble').getBoundingClientRect())"
+            )
             assert edges[0] >= 0 and edges[1] <= 390 and edges[2] >= 0
             page.js("$('#remove-box').click()")
     finally:

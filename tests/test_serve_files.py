@@ -1,4 +1,4 @@
-"""What the server tells of files: filters on the list, what there is to filter by, facts, and opened folders."""
+"""What the server tells of files: a filtered list, what there is to filter by, facts; folders it opens."""
 
 from __future__ import annotations
 
@@ -49,14 +49,21 @@ def client(model: MMGEM, index: Path) -> Iterator[httpx.Client]:  # noqa: F811
 
 def test_the_list_passes_filters_as_a_search_does(client: httpx.Client, index: Path) -> None:
     opened = PhotoIndex.open(index)
-    for given in ({"folder": "a"}, {"name": "?.png", "date": "2020"}, {"camera": "pixel"}, {"lacks": "place"}):
+    for given in (
+        {"folder": "a"},
+        {"name": "?.png", "date": "2020"},
+        {"camera": "pixel"},
+        {"lacks": "place"},
+    ):
         filters = Filters(**given)  # type: ignore[arg-type]
         expected = opened.filtered(filters)
         reply = ok(client.get("/photos", params=given))
         names = [row["name"] for row in reply["photos"]]
         assert names == sorted(expected.names[entry] for entry in expected.photos)
         assert reply["total"] == len(names) > 0
-        pages = [ok(client.get("/photos", params={**given, "limit": 1, "offset": n})) for n in range(len(names))]
+        pages = [
+            ok(client.get("/photos", params={**given, "limit": 1, "offset": n})) for n in range(len(names))
+        ]
         assert [page["photos"][0]["name"] for page in pages] == names and pages[-1]["next"] is None
     assert refused(client.get("/photos?min_width=0")) == (422, "invalid_value")
     assert refused(client.get("/photos?near=here")) == (422, "invalid_value")

@@ -2,8 +2,8 @@
 
 Notable choices. The page's own security policy forbids every request, so it is safe to mail or to host.
 Photos are re-encoded from pixels, so no metadata (places, cameras) travels with them, and no path of the
-machine is written; the wall of results tells file names and dates. It reads without JavaScript; the script only enlarges, filters and copies. Style and
-script are ``report.css`` and ``report.js`` beside this file.
+machine is written; the wall of results tells file names and dates. It reads without JavaScript; the script
+only enlarges, filters and copies. Style and script are ``report.css`` and ``report.js`` beside this file.
 """
 
 from __future__ import annotations

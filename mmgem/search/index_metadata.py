@@ -132,7 +132,8 @@ class PhotoTable:
     def known(self, path: bytes) -> dict[str, Any]:
         """What is known of one photo: its columns but ``name``. Empty for a path that is not here."""
         cursor = self._db.execute(
-            "SELECT bytes, width, height, taken, dated, camera, latitude, longitude FROM photo WHERE path = ?",
+            "SELECT bytes, width, height, taken, dated, camera, latitude, longitude FROM photo"
+            " WHERE path = ?",
             (path,),
         )
         row = cursor.fetchone()

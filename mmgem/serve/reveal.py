@@ -12,8 +12,8 @@ _SECONDS = 2.0  # within which a file manager that cannot open says so
 
 
 def reveal(path: Path) -> None:
-    """Open the folder of ``path``, with the file marked where the system can do that. Raises ``APIError`` (404)
-    for a folder that is gone, (422) where no file manager opens it."""
+    """Open the folder of ``path``, with the file marked where the system can do that. Raises ``APIError``:
+    404 for a folder that is gone, 422 where no file manager opens it."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise APIError(404, "not_found", f"{folder}: the folder is gone")
