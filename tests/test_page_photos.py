@@ -40,8 +40,9 @@ def test_a_reload_keeps_a_dropped_photo(page: Browser, server) -> None:  # noqa:
     page.open(address(client))
     page.until("$('#wall-rows .tile')")
     for _ in range(14):  # the last twelve are kept
+        before = page.js("location.hash")
         page.drop(mine, "boat.png")
-        page.until(f"{SHOWN}.length === 24 && $('#progress').hidden")
+        page.until(f"location.hash !== {before!r} && {SHOWN}.length === 24")
     page.driver.refresh()
     page.until(f"{SHOWN}.length === 24 && $('#chip img')?.naturalWidth === 120")
     assert page.js(SHOWN) == ids(ask(client, "/search", image=data_uri(mine), k=24))

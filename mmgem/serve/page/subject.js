@@ -19,13 +19,16 @@ export function indexed(item) {
   return { ...item, upload: null };
 }
 
-/** A photo the user brought: its file as it is sent, its address here, and its size if the browser can read it. */
-export function uploaded(file, url, width, height) {
+/**
+ * A photo the user brought: its file as it is sent, its address here, and its size if the browser can read it.
+ * Resolves once it is kept.
+ */
+export async function uploaded(file, url, width, height) {
   const name = file.name || "Pasted photo";
   const id = `upload-${[...crypto.getRandomValues(new Uint32Array(2))].map((n) => n.toString(36)).join("")}`;
   const subject = { id, name, upload: file, url, width, height };
   uploads.set(id, subject);
-  keep({ id, name, file, shown: url !== null, width, height });
+  await keep({ id, name, file, shown: url !== null, width, height });
   return subject;
 }
 

@@ -48,7 +48,7 @@ export class Wall {
     this.loading = null;
     this.rows.clear();
     this.skeletons();
-    this.near.observe(byId("wall-end"));
+    this.watch();
   }
 
   /** Load the next page; resolves once its photos are on the wall. */
