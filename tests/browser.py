@@ -35,6 +35,15 @@ class Browser:
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
+    def screen(self, width: int, height: int, dark: bool = False) -> None:
+        """Take the shape and the colours of another screen; below 500 pixels it is a phone's."""
+        phone = width < 500
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": phone}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": phone})
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
     def open(self, url: str) -> None:
         """A new visit: nothing is kept of earlier ones."""
         self.driver.get("about:blank")

@@ -36,7 +36,7 @@ def serving(
     **limits: float,
 ) -> Iterator[tuple[httpx.Client, Service]]:
     """A running server: a client of it, and the service behind it."""
-    options = ServiceOptions("toy", "toy corpus", remote)
+    options = ServiceOptions("toy", "toy corpus", remote, local)
     service = Service(model, options, Limits(**limits), Metrics(), index, corpus)  # type: ignore[arg-type]
     sock = listen("127.0.0.1", 0)
     started = threading.Event()

@@ -72,3 +72,44 @@ def test_what_the_browser_cannot_play_is_shown_as_a_frame(page: Browser, client:
     page.until("$('#play-said').checkVisibility()")
     assert "cannot play files of this kind" in page.js("$('#play-said').textContent")
     assert page.js("!$('.player') && $('#large').naturalWidth > 0")
+
+
+def test_the_viewer_steps_through_the_shots_of_a_clip(page: Browser, client: httpx.Client) -> None:  # noqa: F811
+    rows = client.get("/photos").json()["photos"]
+    first, second = (row["id"] for row in rows[1:3])
+    page.open(address(client, "q=a+dog"))
+    page.until("$$('#results .tile:not(.skeleton)').length === 5")
+    page.js(f"$('#results [data-id=\"{first}\"] button').click()")
+    page.until(f"{LOADED} && $$('.shot').length === 2")
+    assert page.js("$$('.shot span').map((s) => s.textContent)") == ["0:00", "0:02"]
+    assert page.js("$$('.shot').map((s) => s.matches('[aria-current]'))") == [True, False]
+    page.click("#play")
+    page.until("$('video.player')?.currentTime < 2")
+    page.js("$$('.shot')[1].click()")
+    page.until(f"location.hash.includes('view={second}') && $('video.player')?.currentTime >= 2")
+    page.until("$$('.shot')[1]?.matches('[aria-current]')")
+    page.js("$('#frame').focus()")
+    page.press(Keys.ARROW_UP)
+    page.until(f"location.hash.includes('view={first}') && {LOADED} && $$('.shot').length === 2")
+    page.press(Keys.ESCAPE)
+    page.until("!$('#viewer').open && location.hash === '#q=a+dog'")
+
+
+def test_a_shot_that_was_not_found_knows_its_neighbours(page: Browser, client: httpx.Client) -> None:  # noqa: F811
+    rows = client.get("/photos").json()["photos"]
+    page.open(address(client, "q=a+dog&k=3"))
+    page.until("$$('#results .tile:not(.skeleton)').length === 3")
+    hits = page.js("$$('#results .tile').map((t) => t.dataset.id)")
+    clips = [[row["id"] for row in rows[at : at + 2]] for at in (1, 3)]
+    apart = [
+        (hit, *{*clip} - {hit}) for clip in clips for hit in clip if hit in hits and not {*clip} <= {*hits}
+    ]
+    if not apart:
+        pytest.skip("both shots of each clip are among the hits")
+    hit, other = apart[0]
+    page.js(f"$('#results [data-id=\"{hit}\"] button').click()")
+    page.until(f"{LOADED} && $$('.shot').length === 2")
+    before = page.js("[$('#previous').disabled, $('#next').disabled]")
+    page.js("$('.shot:not([aria-current])').click()")
+    page.until(f"location.hash.includes('view={other}') && {LOADED}")
+    assert page.js("[$('#previous').disabled, $('#next').disabled]") == before

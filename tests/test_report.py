@@ -174,6 +174,32 @@ def test_boxes_are_in_pixels_of_the_upright_photo(photo: Path, tmp_path: Path) -
     assert tags == ["left:0.00%;top:0.00%", "left:0.62%;top:0.42%"]
 
 
+def test_results_are_a_wall_with_names_and_dates(photo: Path, tmp_path: Path) -> None:
+    matches = [
+        Match(photo, 0.4 - n / 100, None, match=1 - n / 40, name=f"IMG_{n}.jpg", date="2021-05-17 10:11")
+        for n in range(40)
+    ]
+    report = Report(title="a cat & a dog", results=QueryRow("a cat & a dog", matches))
+    assert write_report(tmp_path / "r.html", report) == []
+    page = Page(tmp_path / "r.html")
+    assert page.words.count("a cat & a dog") == 2  # of the tab and of the page
+    assert len(page.all("div", "results")) == 1 and not page.all("div", "strip") and not page.all("nav")
+    names = [word for word in page.words if re.fullmatch(r"IMG_\d+\.jpg", word)]
+    assert names == [match.name for match in matches] == [image["alt"] for image in page.all("img")]
+    assert page.words.count("2021-05-17 10:11") == 40 and page.words.count("0.400") == 1
+    assert len(page.all("figure", "doubtful")) == page.words.count("probably no match") == 19
+
+
+def test_results_of_a_photo_begin_with_it_and_dates_have_no_scores(photo: Path, tmp_path: Path) -> None:
+    match = Match(photo, float("nan"), name="IMG_1.jpg", date="2021-05-17 10:11")
+    row = SimilarRow(photo, [match], box=(80, 120, 400, 600))
+    write_report(tmp_path / "r.html", Report(title="Photos like IMG_1.jpg", results=row))
+    page = Page(tmp_path / "r.html")
+    assert [figure["class"] for figure in page.all("figure")] == ["source", "match"]
+    assert len(page.all("svg", "boxes")) == 1 and "nan" not in page.words
+    assert "1 results." not in page.words and "1 result." in page.words
+
+
 def test_bars_of_a_section_share_one_scale(photo: Path, tmp_path: Path) -> None:
     rows = [QueryRow("a", [Match(photo, 0.4), Match(photo, 0.2)]), QueryRow("b", [Match(photo, -0.1)])]
     write_report(tmp_path / "r.html", Report(title="t", queries=rows))

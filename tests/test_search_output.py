@@ -45,6 +45,10 @@ def test_pages_and_sheets_of_every_query(
         assert len(lines(capfd, idx, *query, "-k", 9, "--html", page, "--sheet", sheet)) == 9
         text = page.read_text()
         assert text.count("<img") >= 9 and ">nan" not in text
+        assert text.count("</h1>") == text.count('<div class="results">') == 1 and "<h3" not in text
+        assert text.count('class="name"') == text.count('class="date"') == 9
+        if query[0] == "the dog":
+            assert text.count(">the dog<") == 2  # of the tab and of the page
         with Image.open(sheet) as picture:
             assert picture.size[0] == 1280 and picture.size[1] > 200
     assert main(["search", str(idx), "the dog", "--sheet", str(tmp_path / "a.pdf")]) == 2

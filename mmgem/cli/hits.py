@@ -275,10 +275,11 @@ def print_hits(
     shown: Shown,
     details: Sequence[str] = (),
     dates: Sequence[datetime | None] = (),
+    dated: bool = False,
 ) -> None:
     """Print the hits, of moments with their seconds, and write them as a page; exits with 1 if there are
     none. ``photos`` counts what was searched; ``details`` are further fields of the hits that the JSON has.
-    ``dates``: that of each hit, if they are to be told."""
+    ``dates``: that of each hit, for a page; ``dated``: for the lines, the JSON and a sheet as well."""
     if shown.html is not None and hits:
         _write_page(shown.html, query, hits, dates)
         if shown.browser:
@@ -286,14 +287,14 @@ def print_hits(
 
             webbrowser.open(shown.html.resolve().as_uri())
     if shown.sheet is not None and hits:
-        _write_sheet(shown.sheet, query, hits, dates)
+        _write_sheet(shown.sheet, query, hits, dates if dated else ())
     from mmgem.inference.calibration import MATCH_THRESHOLD
 
     best = max((hit.match for hit in hits if hit.match is not None), default=1.0)
     if best < MATCH_THRESHOLD and not shown.form.startswith("json"):
         note(f"probably no match: that the best one fits is {best:.0%} likely")
     rows = [_hit_json(hit, details) for hit in hits]
-    for row, date in zip(rows, dates, strict=False):
+    for row, date in zip(rows, dates if dated else (), strict=False):
         row["date"] = None if date is None else date.isoformat()
     if shown.form == "json":
         _print_object(query, rows, photos)
@@ -308,7 +309,7 @@ def print_hits(
             box = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
             copies = f"\t{hit.copies} copies" if hit.copies else ""
             first = f"{hit.score:.3f}"
-            if dates:
+            if dated:
                 first = f"{dates[number]:%Y-%m-%d %H:%M}" if dates[number] is not None else "-"
             print(f"{first}\t{hit.path}{time}{box}{copies}")
             if shown.preview and _is_terminal():
@@ -367,18 +368,16 @@ def _term_json(term: QueryTerm) -> dict[str, Any]:
 
 
 def _write_page(path: Path, query: Query, hits: Sequence[Hit], dates: Sequence[datetime | None]) -> None:
-    from mmgem.report.data import PhotoCard, QueryRow, Report, SimilarRow
+    from mmgem.report.data import QueryRow, Report, SimilarRow
     from mmgem.report.html import write_report
 
     matches = _matches(hits, dates)
-    if query.text is not None:
-        report = Report(title=query.text, queries=[QueryRow(query.text, matches)])
-    elif query.image is not None:
-        title = f"Photos like {query.image.name}"
-        report = Report(title=title, similar=[SimilarRow(query.frame or query.image, matches, query.box)])
-    else:
-        cards = [PhotoCard(match.image, match.caption, name=Path(str(match.image)).name) for match in matches]
-        report = Report(title="Photos by date", photos=cards)
+    title = query.text or "Photos by date"
+    results: QueryRow | SimilarRow = QueryRow(title, matches)
+    if query.image is not None:
+        title = query.text or f"Photos like {query.image.name}"
+        results = SimilarRow(query.frame or query.image, matches, query.box)
+    report = Report(title=title, results=results)
     for problem in write_report(path, report):
         note(f"left blank in {path}: {problem}")
     note(f"wrote {path}")
@@ -401,11 +400,11 @@ def _write_sheet(path: Path, query: Query, hits: Sequence[Hit], dates: Sequence[
 
 
 def _matches(hits: Sequence[Hit], dates: Sequence[datetime | None]) -> list[Match]:
-    """The hits for a page; those that were not compared with anything have their date for a caption."""
+    """The hits for a page or a sheet."""
     from mmgem.report.data import Match
 
     told = [f"{date:%Y-%m-%d %H:%M}" if date is not None else "" for date in dates] or [""] * len(hits)
     return [
-        Match(hit.path, hit.score, hit.box, date if math.isnan(hit.score) else "", hit.match, hit.moment)
+        Match(hit.path, hit.score, hit.box, "", hit.match, hit.moment, hit.path.name, date)
         for hit, date in zip(hits, told, strict=True)
     ]

@@ -167,9 +167,9 @@ def search(
     hits = at_least(hits, min_score)
     if by_date:
         hits = newest_first(photos, hits)
-    dates = hit_dates(photos, hits) if by_date else []
+    dates = hit_dates(photos, hits) if by_date or shown.html is not None else []
     details = ["box"] if regions else ["cosine", "log_prob"] if rerank else []
-    print_hits(parsed, hits, lambda: len(photos.photos), shown, details, dates)
+    print_hits(parsed, hits, lambda: len(photos.photos), shown, details, dates, by_date)
 
 
 def _spatial_filter(

@@ -80,10 +80,11 @@ def serve(
         from mmgem.self_retrieval.model import SelfRetrieval
 
         corpus_model = SelfRetrieval.from_pretrained(corpus, device, precision)
-    options = ServiceOptions(Path(name).name, Path(corpus).name if corpus else "", allow_remote)
-    service = Service(mmgem, options, limits, Metrics(), idx, corpus_model)
     socket_address = sock.getsockname()
     local = token is None and _loopback(socket_address[0])
+    alone = local and not allow_host and not origins  # nobody else is let in, by a proxy or a page
+    options = ServiceOptions(Path(name).name, Path(corpus).name if corpus else "", allow_remote, alone)
+    service = Service(mmgem, options, limits, Metrics(), idx, corpus_model)
     hosts = None if token is not None else {name.lower() for name in allow_host or []}
     if hosts is not None and not local:
         note("warning: no token: whoever reaches this port can see the photos")

@@ -90,7 +90,7 @@ class _RowRenderer:
             (
                 self._picture(match),
                 match.box,
-                match.caption if math.isnan(match.score) else f"{match.score:.3f}",
+                match.date if math.isnan(match.score) else f"{match.score:.3f}",
             )
             for match in row.matches
         ]

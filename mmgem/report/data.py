@@ -41,7 +41,7 @@ class PhotoCard:
 class Match:
     """One search result; with a box, the region of the photo that was found. ``match``: the probability
     that it is what was asked for, None if that is not known. ``moment``: of the clip ``image`` (a path), of
-    which the middle frame is shown."""
+    which the middle frame is shown. ``name`` (a file name) and ``date`` are told on the wall of results."""
 
     image: ImageSource
     score: float
@@ -49,6 +49,8 @@ class Match:
     caption: str = ""
     match: float | None = None
     moment: Moment | None = None
+    name: str = ""
+    date: str = ""
 
     def picture(self, side: int) -> ImageSource:
         """What is shown of it: the photo, or the middle frame of the moment, whose shorter side has at most
@@ -132,13 +134,15 @@ class Report:
     """A page to show: empty parts are left out.
 
     ``figures`` are shown large and should be few; ``details`` are lines. ``commands`` are shell commands,
-    exactly those that made the page. ``note`` ends the page.
+    exactly those that made the page. ``note`` ends the page. ``results`` are those of the one query the
+    title tells, as a wall; a score that is NaN is not told.
     """
 
     title: str
     lead: str = ""
     figures: Sequence[LabelledValue] = ()
     details: Sequence[LabelledValue] = ()
+    results: QueryRow | SimilarRow | None = None
     queries: Sequence[QueryRow] = ()
     similar: Sequence[SimilarRow] = ()
     region_queries: Sequence[QueryRow] = ()

@@ -2,8 +2,8 @@
 
 Notable choices. The page's own security policy forbids every request, so it is safe to mail or to host.
 Photos are re-encoded from pixels, so no metadata (places, cameras) travels with them, and no path of the
-machine is written. It reads without JavaScript; the script only enlarges, filters and copies. Style and
-script are ``report.css`` and ``report.js`` beside this file.
+machine is written; the wall of results tells file names and dates. It reads without JavaScript; the script
+only enlarges, filters and copies. Style and script are ``report.css`` and ``report.js`` beside this file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ _SMALL, _LARGE = 420, 760
 _JPEG_QUALITY = 80
 _BOX_COLOURS = 6
 _MOSAIC = 9
+_MANY = 60  # results of which no picture to enlarge is kept: the page would be too large to send
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _ICON = (
@@ -139,7 +141,14 @@ class _PhotoEncoder:
 
 
 def _page(report: Report, pictures: _PhotoEncoder) -> str:
+    results = report.results
     sections = [
+        (
+            "results",
+            "Results",
+            0 if results is None else len(results.matches),
+            "" if results is None else _results(results, pictures),
+        ),
         ("search", "Search", len(report.queries), _queries(report.queries, pictures)),
         (
             "places",
@@ -159,7 +168,7 @@ def _page(report: Report, pictures: _PhotoEncoder) -> str:
     )
     if report.commands:
         links += '<li><a href="#made">How it was made</a></li>'
-    nav = f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n' if links else ""
+    nav = f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n' if links and results is None else ""
     files = resources.files("mmgem.report")
     style, script = (files.joinpath(f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     return f"""<!doctype html>
@@ -198,6 +207,34 @@ def _mosaic(cards: Sequence[PhotoCard], pictures: _PhotoEncoder) -> str:
     uris = [pictures.get(card.image, _SMALL).uri for card in cards[: 2 * _MOSAIC]]
     tiles = [f'<img src="{uri}" alt="">' for uri in uris if uri][:_MOSAIC]
     return f'<div class="mosaic" aria-hidden="true">{"".join(tiles)}</div>\n' if len(tiles) == _MOSAIC else ""
+
+
+def _results(row: QueryRow | SimilarRow, pictures: _PhotoEncoder) -> str:
+    """The wall of the results of one query, after the photo that was searched by."""
+    body = ""
+    if isinstance(row, SimilarRow):
+        source = pictures.get(row.image, _LARGE)
+        photo = _photo(source, row.caption or "The query photo", row.caption, _boxes([row.box], source.size))
+        body = f"{_figure('source', source)}{photo}<figcaption>Searched by this one</figcaption></figure>\n"
+    for rank, match in enumerate(row.matches, 1):
+        picture = pictures.match(match, _SMALL if len(row.matches) > _MANY else _LARGE)
+        time = "–".join(map(clock, match.moment)) if match.moment else ""
+        caption = " · ".join(filter(None, (match.name, time, match.date, match.caption)))
+        photo = _photo(picture, match.name or f"Result {rank}", caption, _boxes([match.box], picture.size))
+        score = "" if math.isnan(match.score) else f"{match.score:.3f}"
+        told = (("", score), ("moment", time), ("date", match.date))
+        facts = "".join(f'<span class="{kind}">{_escape(fact)}</span>' for kind, fact in told if fact)
+        doubt = _paragraph("doubt", "probably no match") if match.is_doubtful else ""
+        css_class = "match doubtful" if match.is_doubtful else "match"
+        body += (
+            f"{_figure(css_class, picture)}{photo}<figcaption>{_paragraph('name', match.name)}"
+            f'<p class="told">{facts}</p>{doubt}</figcaption></figure>\n'
+        )
+    about = f"{len(row.matches)} result{'s' * (len(row.matches) != 1)}"
+    compared = not any(math.isnan(match.score) for match in row.matches)
+    about += ", best first. Numbers are cosine similarity." if compared else "."
+    wall = f'{_verdict(row.matches)}<div class="results">\n{body}</div>\n'
+    return _section("results", "Results", about, wall)
 
 
 def _queries(rows: Sequence[QueryRow], pictures: _PhotoEncoder) -> str:

@@ -34,10 +34,10 @@ _HEADERS = "metadata CROSS JOIN contents USING (digest)"  # both in the order of
 class PhotoTable:
     """The photos of an index as filters see them, sorted by path.
 
-    ``paths`` are bytes, relative to the folder. Columns ``(n,)``: ``modified`` of the files, int64 seconds
-    since 1970; ``taken``, wall seconds of EXIF, ``width`` and ``height`` in pixels, ``latitude`` and
-    ``longitude`` in degrees, float64, NaN where not known; ``camera``, its int64 place in ``cameras``, 0
-    where not known. ``unread``: whether the headers of some have not been read.
+    ``paths`` are bytes, relative to the folder. Columns ``(n,)``: ``modified`` and ``bytes`` of the files,
+    int64, in seconds since 1970 the first; ``taken``, wall seconds of EXIF, ``width`` and ``height`` in
+    pixels, ``latitude`` and ``longitude`` in degrees, float64, NaN where not known; ``camera``, its int64
+    place in ``cameras``, 0 where not known. ``unread``: whether the headers of some have not been read.
     """
 
     def __init__(self, out: Path) -> None:
@@ -48,7 +48,8 @@ class PhotoTable:
         with errors_naming(out), closing(connect(database, create=False)) as db:
             db.execute("BEGIN")
             self.paths = [path for (path,) in db.execute(f"SELECT path FROM {_PHOTOS}")]
-            content, modified = _numbers(db, ("content", "mtime_ns"), _PHOTOS, np.int64)
+            facts_of_files = ("content", "mtime_ns", "size")
+            content, modified, self.bytes = _numbers(db, facts_of_files, _PHOTOS, np.int64)
             ids, *sizes = _numbers(db, ("id", "width", "height"), "contents")
             headers: list[tuple[Any, ...]] = []
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'metadata'").fetchone():
@@ -111,6 +112,34 @@ class PhotoTable:
         """When a photo was taken, by EXIF or its file, in wall seconds; None: not known."""
         number = self.number_by_path.get(path)
         return None if number is None else self._date(number)
+
+    def known(self, path: bytes) -> dict[str, Any]:
+        """What is known of one photo: ``bytes``, ``width``, ``height``, ``taken`` (as :meth:`date`), whether
+        EXIF says so (``dated``), ``camera``, ``latitude`` and ``longitude``. Empty for a path that is not
+        here."""
+        number = self.number_by_path.get(path)
+        if number is None:
+            return {}
+        width, height, latitude, longitude = (
+            None if math.isnan(value := column[number]) else float(value)
+            for column in (self.width, self.height, self.latitude, self.longitude)
+        )
+        return {
+            "bytes": int(self.bytes[number]),
+            "width": None if width is None else int(width),
+            "height": None if height is None else int(height),
+            "taken": self._date(number),
+            "dated": not math.isnan(self.taken[number]),
+            "camera": self.cameras[self.camera[number]],
+            "latitude": latitude,
+            "longitude": longitude,
+        }
+
+    def camera_counts(self) -> list[tuple[str, int]]:
+        """Each camera and how many photos it took, the busiest first."""
+        counts = np.bincount(self.camera, minlength=len(self.cameras)).tolist()
+        known = [(name, count) for name, count in zip(self.cameras, counts, strict=True) if name and count]
+        return sorted(known, key=lambda camera: (-camera[1], camera[0]))
 
     def facts(self) -> dict[bytes, dict[str, Any]]:
         """``name`` (folded), ``taken`` (as :meth:`date`), ``camera``, ``latitude`` and ``longitude`` of each

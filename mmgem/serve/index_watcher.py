@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -27,6 +27,7 @@ from mmgem.serve.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 _FILTERS_KEPT = 16
+_VALUES = 1000  # folders, and cameras, that are told
 _POLL_SECONDS = 2.0  # seconds between two looks at the files
 _MIN_PAUSE_RATIO = 20  # at most this share (1/20) of the time goes into opening the index again
 
@@ -77,8 +78,11 @@ class Gallery:
 
     @cached_property
     def ids(self) -> list[str]:
-        """Ids in the order of names."""
-        return list(self.photos)
+        """Ids of what passes the filters, in the order of names."""
+        if not self.filters:
+            return list(self.photos)
+        names = {self.index.names[entry] for entry in self.index.photos}
+        return [photo for photo, name in self.photos.items() if name in names]
 
     def name(self, photo: str) -> str:
         """The name of a photo by its id. Raises ``APIError`` (404)."""
@@ -103,6 +107,34 @@ class Gallery:
         """What replies say of a photo: ``id``, ``name``, and ``start`` and ``end`` of a moment."""
         start, end = self.moments.get(photo, (None, None))
         return {"id": photo, "name": self.name(photo), "start": start, "end": end}
+
+    def known(self, photo: str) -> dict[str, Any]:
+        """What the index knows of the file of a photo (see :meth:`PhotoTable.known`), and ``shots``: each
+        moment of its clip, in order, or none. From any thread. Raises ``APIError`` (404)."""
+        name = self.name(photo)
+        shots = [self.told(other) for other in self._shots.get(name, ())]
+        with self._lock:
+            return {**self.index.photo_table.known(os.fsencode(name)), "shots": shots}
+
+    def values(self) -> dict[str, list[tuple[str, int]]]:
+        """What filters may ask for: ``folders`` in the order of names, each with all that is below it, and
+        ``cameras``, the busiest first; with how many photos they have, and no more than a page can show.
+        From any thread."""
+        folders: Counter[str] = Counter()
+        for folder, count in Counter(name.rpartition("/")[0] for name in set(self.photos.values())).items():
+            while folder:
+                folders[folder] += count
+                folder = folder.rpartition("/")[0]
+        with self._lock:
+            cameras = self.index.photo_table.camera_counts()
+        return {"folders": sorted(folders.most_common(_VALUES)), "cameras": cameras[:_VALUES]}
+
+    @cached_property
+    def _shots(self) -> dict[str, list[str]]:
+        shots: dict[str, list[str]] = {}
+        for photo in self.moments:
+            shots.setdefault(self.photos[photo], []).append(photo)
+        return shots
 
 
 def _photo_id(name: str, start: float | None) -> str:

@@ -220,7 +220,7 @@ class CorpusInfo(BaseModel):
 
 
 class Info(BaseModel):
-    """What this server can do."""
+    """What this server can do. ``local``: it is for this machine alone, and opens folders of photos."""
 
     version: str
     model: str
@@ -228,6 +228,7 @@ class Info(BaseModel):
     index: IndexInfo | None
     corpus: CorpusInfo | None
     remote: bool
+    local: bool
     limits: dict[str, float]
 
 
@@ -241,6 +242,18 @@ class PhotoName(BaseModel):
     end: float | None
 
 
+class PhotosQuery(FiltersField):
+    """Which photos of the index to list: a page of those that pass the filters."""
+
+    offset: int = Field(0, ge=0)
+    limit: int = Field(100, ge=1, le=limits.PAGE)
+
+    @property
+    def filters(self) -> Filters:
+        """The filters. Raises ``UsageError`` for what is none."""
+        return Filters(**self.model_dump(exclude={"offset", "limit"}))
+
+
 class PhotosReply(BaseModel):
     """A page of the index; ``next``: where the next one begins."""
 
@@ -249,6 +262,37 @@ class PhotosReply(BaseModel):
     offset: int
     next: int | None
     generation: int
+
+
+class PhotoInfo(PhotoName):
+    """What is known of a photo. ``path``: of its file, null where the server is not for this machine alone.
+    ``date`` by the clock on the wall, of EXIF if ``dated``, else of the file. ``bytes`` of the file;
+    ``latitude`` and ``longitude`` in degrees. ``shots``: the moments of its clip, none of a photo."""
+
+    path: str | None
+    date: str | None
+    dated: bool
+    camera: str | None
+    latitude: float | None
+    longitude: float | None
+    width: int | None
+    height: int | None
+    bytes: int | None
+    shots: list[PhotoName]
+
+
+class FilterValue(BaseModel):
+    """Something to filter by, and how many photos pass."""
+
+    value: str
+    photos: int
+
+
+class FilterValues(BaseModel):
+    """The folders and the cameras of the index."""
+
+    folders: list[FilterValue]
+    cameras: list[FilterValue]
 
 
 class HitReply(PhotoName):

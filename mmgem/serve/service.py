@@ -71,11 +71,14 @@ _SIZE_CACHE = 65_536  # of photos of the index, remembered
 
 @dataclass(frozen=True)
 class ServiceOptions:
-    """What is served. ``name``: the model's, to clients. ``remote``: photos may be given by address."""
+    """What is served. ``name``: the model's, to clients. ``remote``: photos may be given by address.
+    ``local``: only who uses this machine asks, and may see the paths of photos and have their folders opened
+    on it."""
 
     name: str
     corpus_name: str = ""
     remote: bool = False
+    local: bool = False
 
 
 class Service:

@@ -4,16 +4,18 @@
  * The address is the one state (route.js): everything a user does changes it, and the page follows.
  */
 
+import { albumOf, albums, collecting } from "./albums.js";
 import { ask } from "./api.js";
-import { byId, make } from "./dom.js";
+import { byId, icon, make } from "./dom.js";
+import { drawFilters, filtering } from "./filters.js";
 import { intake } from "./intake.js";
 import { notice, settle } from "./notice.js";
 import { problem } from "./problem.js";
 import { Results } from "./results.js";
 import { focus } from "./roving.js";
-import { current, go, listen, write } from "./route.js";
+import { current, filtersOf, go, listen, read, write } from "./route.js";
 import { draw, searchbar } from "./searchbar.js";
-import { forget, subjectOf } from "./subject.js";
+import { forget, restore, subjectOf } from "./subject.js";
 import { Texts } from "./texts.js";
 import { Viewer } from "./viewer.js";
 import { Wall } from "./wall.js";
@@ -23,7 +25,7 @@ const IDEAS = ["people", "a dog in the snow", "children playing", "water", "a re
 async function start() {
   let info;
   try {
-    info = await ask("info");
+    [info] = await Promise.all([ask("info"), restore()]);
   } catch (error) {
     byId("nothing").replaceChildren(problem("The page cannot start", error.message, () => location.reload()));
     byId("nothing").hidden = false;
@@ -38,14 +40,15 @@ class Page {
     this.scrolls = new Map();
     this.photos = current();
     const adopt = () => { if (this.viewer.dialog.open) this.viewer.adopt(this.list()); };
-    this.viewer = new Viewer(Boolean(info.index), () => this.wall);
+    this.viewer = new Viewer(info, () => this.wall);
     this.wall = info.index && new Wall(adopt);
     this.results = info.index && new Results(adopt);
     this.texts = info.corpus && new Texts(info.corpus);
     byId("tabs").hidden = !info.corpus;
     if (info.index) {
       searchbar(info);
-      ideas();
+      filtering();
+      collecting(() => headings(current()));
       this.follow();
     } else {
       byId("words").disabled = true;
@@ -59,7 +62,7 @@ class Page {
 
   /** A photo the user brought: search by it, or look into it where there is nothing to search. */
   take(subject) {
-    if (this.info.index) go({ tab: "photos", q: "", like: subject.id, box: null, view: "" });
+    if (this.info.index) go({ tab: "photos", like: subject.id, box: null, view: "" });
     else go({ view: subject.id });
   }
 
@@ -68,7 +71,8 @@ class Page {
     const scene = sceneOf(state);
     if (scene !== sceneOf(before)) this.scrolls.set(sceneOf(before), scrollY);
     this.tabs(state, texts);
-    const about = texts ? state.question || "Texts" : state.q || (state.like ? "Like a photo" : "Photos");
+    const search = albumOf(state)?.name ?? (state.q || (state.like ? "Like a photo" : "Photos"));
+    const about = texts ? state.question || "Texts" : search;
     document.title = `${about} · mmgem`;
     byId("texts").hidden = !texts;
     byId("photos").hidden = texts || !this.info.index;
@@ -93,6 +97,9 @@ class Page {
   find(state, moved) {
     const searching = state.q !== "" || state.like !== "";
     draw(state, moved);
+    drawFilters(state);
+    headings(state);
+    this.wall.show(filtersOf(state));
     byId("wall").hidden = searching;
     byId("results").hidden = byId("options").hidden = !searching;
     byId("hint").hidden ||= !searching;
@@ -144,12 +151,18 @@ class Page {
 }
 
 /** What has a scroll position of its own. */
-const sceneOf = ({ tab, q, like, box, regions, rerank, k }) =>
-  tab === "texts" ? tab : q || like ? JSON.stringify([q, like, box, regions, rerank, k]) : "wall";
+function sceneOf(state) {
+  const { tab, q, like, box, regions, rerank, k } = state;
+  if (tab === "texts") return tab;
+  return JSON.stringify([filtersOf(state), ...(q || like ? [q, like, box, regions, rerank, k] : [])]);
+}
 
-function ideas() {
-  const link = (words) => make("a", { href: `#q=${encodeURIComponent(words)}`, className: "idea" }, words);
-  byId("ideas").replaceChildren(...IDEAS.map(link));
+/** Which album this is; over the wall the albums, and ideas what to look for among what passes the filters. */
+function headings(state) {
+  byId("album-open").querySelector("span").textContent = albumOf(state)?.name ?? "Albums";
+  const kept = albums().map(({ name, hash }) => make("a", { href: `#${hash}`, className: "idea" }, icon("album"), name));
+  const link = (q) => make("a", { href: `#${write({ ...read(""), ...filtersOf(state), q })}`, className: "idea" }, q);
+  byId("ideas").replaceChildren(...kept, ...IDEAS.map(link));
 }
 
 function none() {

@@ -69,6 +69,7 @@ export function playing(looking) {
 
   return {
     stop,
+    playing: () => player !== null,
     /** Another photo is shown. */
     reset(subject) {
       stop();

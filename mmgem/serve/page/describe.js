@@ -1,7 +1,7 @@
 /** Viewer: the photo, or the box drawn on it, in a sentence; and searching by either. */
 
 import { Box } from "./box.js";
-import { byId, make, place } from "./dom.js";
+import { byId, keepInside, make, place } from "./dom.js";
 import { go } from "./route.js";
 import { askAbout, sizeOf } from "./subject.js";
 import { clear, work } from "./work.js";
@@ -14,6 +14,7 @@ const bubble = () => byId("bubble");
  */
 export function describing(looking, searchable, boxed) {
   const box = new Box(changed, describeBox);
+  addEventListener("resize", () => { if (!bubble().hidden) keepInside(bubble()); });
   byId("alike").hidden = byId("search-box").hidden = !searchable;
 
   byId("describe").onclick = () => {
@@ -85,6 +86,5 @@ function over([x0, , x1, y1], text) {
   label.hidden = false;
   place(label, [x0, y1, x1, y1], 1, 1);
   label.classList.toggle("above", y1 > 0.82);
-  label.classList.toggle("from-right", x0 > 0.5);
-  if (x0 > 0.5) label.style.left = `${100 * x1}%`;
+  keepInside(label);
 }

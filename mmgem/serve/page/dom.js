@@ -1,5 +1,7 @@
 /** Elements of the page: found by id, and made. */
 
+const EDGE = 8; // pixels between what lies over a photo and the end of the stage
+
 /** The element with this id. */
 export const byId = (id) => document.getElementById(id);
 
@@ -35,6 +37,15 @@ export function place(node, [x0, y0, x1, y1], width, height) {
   node.style.top = `${(100 * y0) / height}%`;
   node.style.width = `${(100 * (x1 - x0)) / width}%`;
   node.style.height = `${(100 * (y1 - y0)) / height}%`;
+}
+
+/** Move `node`, which lies over the photo of the viewer, so that all of it is seen. */
+export function keepInside(node) {
+  node.style.transform = "none";
+  const [own, room] = [node, byId("stage").parentElement].map((at) => at.getBoundingClientRect());
+  const [across, down] = [["left", "right"], ["top", "bottom"]].map(([first, last]) =>
+    Math.max(room[first] + EDGE - own[first], Math.min(0, room[last] - EDGE - own[last])));
+  node.style.transform = `translate(${across}px, ${down}px)`;
 }
 
 /** Whether keys that are typed now go into a field. */

@@ -1,6 +1,6 @@
 /** Viewer: where in the photo words are, as colours over it with the best place marked. */
 
-import { byId, make } from "./dom.js";
+import { byId, keepInside, make } from "./dom.js";
 import { current } from "./route.js";
 import { askAbout } from "./subject.js";
 import { clear, work } from "./work.js";
@@ -75,10 +75,9 @@ function mark({ peak, width, height }, text) {
   const ring = byId("peak");
   ring.style.left = `${(100 * peak[0]) / width}%`;
   ring.style.top = `${(100 * peak[1]) / height}%`;
-  ring.dataset.words = text;
-  // The words stay over the photo: at its edges they are put beside the ring.
-  ring.classList.toggle("left", peak[0] < 0.2 * width);
-  ring.classList.toggle("right", peak[0] > 0.8 * width);
+  const words = make("span", {}, text);
+  ring.replaceChildren(words);
   ring.classList.toggle("low", peak[1] > 0.88 * height);
   ring.hidden = false;
+  keepInside(words);
 }

@@ -1,6 +1,7 @@
 /** Photos the user brings: picked, pasted or dropped anywhere on the page. */
 
 import { byId } from "./dom.js";
+import { notice, settle } from "./notice.js";
 import { uploaded } from "./subject.js";
 
 const SIDE = 1600; // pixels; larger photos are sent smaller: the model sees no more, and it is soon there
@@ -9,7 +10,9 @@ const SIDE = 1600; // pixels; larger photos are sent smaller: the model sees no 
 export function intake(take) {
   const bring = async (files) => {
     const file = [...files].find(isPhoto);
+    settle("refused");
     if (file) take(await prepare(file));
+    else if (files.length) refuse(files[0].name);
   };
   byId("pick").onchange = (event) => {
     bring(event.target.files).finally(() => { event.target.value = ""; });
@@ -35,6 +38,10 @@ function dropping(bring) {
     event.preventDefault();
     bring(event.dataTransfer.files);
   });
+}
+
+function refuse(name) {
+  notice("refused", `${name} is no photo: nothing was searched for.`, ["OK", () => settle("refused")]);
 }
 
 // Some systems give no type for the rarer formats; the server knows what it can read.

@@ -1,6 +1,6 @@
 /** Viewer: the telling regions of the photo, numbered on it, with a sentence each. */
 
-import { byId, make, place } from "./dom.js";
+import { byId, keepInside, make, place } from "./dom.js";
 import { askAbout } from "./subject.js";
 import { clear, work } from "./work.js";
 
@@ -51,6 +51,7 @@ function draw({ regions, width, height }, pick) {
     const light = (on) => {
       boxes.classList.toggle("one", on);
       mark.classList.toggle("lit", on);
+      if (on) keepInside(mark.querySelector("em"));
     };
     row.onpointerenter = row.onfocus = () => light(true);
     row.onpointerleave = row.onblur = () => light(false);

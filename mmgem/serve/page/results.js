@@ -3,10 +3,10 @@
 import { ask, dropped } from "./api.js";
 import { byId, make } from "./dom.js";
 import { problem } from "./problem.js";
-import { go } from "./route.js";
+import { filtersOf, go } from "./route.js";
 import { anchor, roving } from "./roving.js";
 import { Rows } from "./rows.js";
-import { askAbout, indexed, subjectOf } from "./subject.js";
+import { askAbout, indexed, subjectOf, termOf } from "./subject.js";
 import { doubtful, loadSoon, tile } from "./tile.js";
 
 const SIDE = 512; // pixels of a picture
@@ -29,7 +29,8 @@ export class Results {
 
   /** Show the hits of `state`; what is shown already stays. */
   async show(state) {
-    const key = JSON.stringify([state.q, state.like, state.box, state.regions, state.rerank, state.k]);
+    const { q, like, box, regions, rerank, k } = state;
+    const key = JSON.stringify([q, like, box, regions, rerank, k, filtersOf(state)]);
     if (key === this.key) return;
     this.stop();
     this.key = key;
@@ -93,7 +94,7 @@ export class Results {
     const found = `best ${this.hits.length} of ${photos} photos · ${ms} ms`;
     byId("found").textContent = this.hits.length ? found : "";
     if (this.hits.length && this.hits.every(doubtful)) byId("found").prepend(make("b", {}, "Probably no match"), " · ");
-    if (!this.hits.length) byId("results").append(make("p", { className: "empty" }, nothing(answer)));
+    if (!this.hits.length) byId("results").append(make("p", { className: "empty" }, nothing(answer, state)));
     this.hint(state, answer);
     this.come();
   }
@@ -106,7 +107,7 @@ export class Results {
     if (words) {
       hint.replaceChildren("Looking for ", make("b", {}, query.text), ` ${words} of each photo`);
       hint.hidden = false;
-    } else if (place && !state.regions && !byId("regions").disabled) {
+    } else if (place && !state.like && !state.regions && !byId("regions").disabled) {
       const search = () => go({ regions: true });
       const button = make("button", { type: "button", className: "link", onclick: search }, "Search regions");
       hint.replaceChildren(button, ` to look only at the ${place.toLowerCase()} of each photo.`);
@@ -125,14 +126,14 @@ export class Results {
   }
 }
 
-function search(state, signal) {
-  const { k, regions, rerank, box } = state;
-  if (state.like === "") {
-    return ask("search", { body: { text: state.q, k, regions, rerank: rerank && !regions }, signal });
-  }
+async function search(state, signal) {
+  const { q, k, regions, rerank, box } = state;
+  const fields = { k, regions, filters: filtersOf(state) };
+  if (state.like === "") return ask("search", { body: { text: q, rerank: rerank && !regions, ...fields }, signal });
   const subject = subjectOf(state.like);
-  if (subject === null) throw new Error("That photo was only in the tab that searched by it. Pick it again.");
-  return askAbout(subject, "search", box ? { k, regions, box } : { k, regions }, signal);
+  if (subject === null) throw new Error("That photo is not kept in this browser any more. Pick it again.");
+  if (q === "") return askAbout(subject, "search", box ? { ...fields, box } : fields, signal);
+  return ask("search", { body: { terms: [{ text: q }, await termOf(subject, box)], ...fields }, signal });
 }
 
 function placeWords(where) {
@@ -143,7 +144,8 @@ function placeWords(where) {
   return both && `in the ${both}`;
 }
 
-function nothing({ query, photos }) {
+function nothing({ query, photos }, state) {
+  if (!photos && Object.keys(filtersOf(state)).length) return "No photo passes the filters.";
   if (!photos) return "The index is empty: no photos to search.";
   return query.where ? "No region lies in that part of any photo." : "Nothing was found.";
 }

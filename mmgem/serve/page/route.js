@@ -1,12 +1,17 @@
 /**
  * What the page shows, kept in the address after `#`: links to it, back and forward work.
  *
- * `q` words, `like` a photo's id or an upload's name, with `box`; `regions`, `rerank`, `k` as in the API;
- * `view` the photo that is open; `tab`, `question` for the texts.
+ * `q` words, `like` a photo's id or an upload's name, with `box`; `regions`, `rerank`, `k` and the filters as in the
+ * API; `view` the photo that is open; `tab`, `question` for the texts.
  */
 
+export const FILTERS = [
+  "folder", "name", "date", "camera", "orientation", "min_width", "min_height", "near", "changed", "lacks",
+];
+const NUMBERS = ["min_width", "min_height"];
 const EMPTY = {
-  tab: "photos", q: "", like: "", box: null, regions: false, rerank: false, k: 24, view: "", question: "",
+  tab: "photos", q: "", like: "", box: null, ...Object.fromEntries(FILTERS.map((name) => [name, ""])),
+  regions: false, rerank: false, k: 24, view: "", question: "",
 };
 
 const listeners = [];
@@ -16,7 +21,7 @@ let now = read(location.hash);
 export function read(hash) {
   const given = new URLSearchParams(hash.replace(/^#/, ""));
   const state = { ...EMPTY };
-  for (const name of ["q", "like", "view", "question"]) state[name] = (given.get(name) ?? "").trim();
+  for (const name of ["q", "like", "view", "question", ...FILTERS]) state[name] = (given.get(name) ?? "").trim();
   state.tab = given.get("tab") === "texts" ? "texts" : "photos";
   state.regions = given.get("regions") === "1";
   state.rerank = given.get("rerank") === "1";
@@ -27,6 +32,15 @@ export function read(hash) {
   return state;
 }
 
+/** The filters of `state` that are set, as the API takes them. */
+export function filtersOf(state) {
+  const set = FILTERS.filter((name) => state[name] !== "").map((name) => {
+    const number = NUMBERS.includes(name) && Number.isInteger(Number(state[name]));
+    return [name, number ? Number(state[name]) : state[name]]; // the server says what is wrong with others
+  });
+  return Object.fromEntries(set);
+}
+
 /** The part of an address after `#` that stands for `state`. */
 export function write(state) {
   const out = new URLSearchParams();
@@ -34,7 +48,7 @@ export function write(state) {
     if (value === EMPTY[name] || value === null) continue;
     out.set(name, value === true ? "1" : Array.isArray(value) ? value.map(Math.round).join(",") : value);
   }
-  return out.toString().replaceAll("%2C", ",");
+  return out.toString().replaceAll("%2C", ",").replaceAll("%2F", "/");
 }
 
 /** What is shown now. */

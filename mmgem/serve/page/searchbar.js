@@ -1,4 +1,4 @@
-/** The search field: words while they are typed, or the photo that is searched by. */
+/** The search field: words while they are typed, the photo that is searched by, or both. */
 
 import { byId, icon, make, place, typing } from "./dom.js";
 import { show } from "./pictures.js";
@@ -20,7 +20,7 @@ export function searchbar(info) {
     if (q === current().q) return;
     const replace = Date.now() - last < PAUSE && q !== "" && current().q !== "";
     last = Date.now();
-    go({ ...NO_QUERY, q }, { replace });
+    go({ tab: "photos", q }, { replace });
   };
   words.oninput = () => {
     byId("clear").hidden = words.value === "" && !current().like;
@@ -40,7 +40,13 @@ export function searchbar(info) {
   };
   byId("clear").onclick = clear;
   byId("chip").onclick = () => go({ view: current().like });
+  const unchip = () => {
+    go({ like: "", box: null });
+    words.focus();
+  };
+  byId("unchip").onclick = unchip;
   words.onkeydown = (event) => {
+    if (event.key === "Backspace" && words.value === "" && current().like) unchip();
     if (event.key === "Escape" && byId("clear").hidden === false) {
       event.preventDefault();
       clear();
@@ -74,7 +80,7 @@ function options(info) {
 export function draw(state, anew) {
   const words = byId("words");
   if (anew || document.activeElement !== words) words.value = state.q;
-  words.placeholder = state.like ? "" : "What do you want to see?";
+  words.placeholder = state.like ? "and words …" : "What do you want to see?";
   byId("clear").hidden = !state.q && !state.like && words.value === "";
   byId(state.regions ? "regions" : "whole").checked = true;
   byId("rerank").checked = state.rerank;
@@ -91,6 +97,7 @@ function drawChip(state) {
   const chip = byId("chip");
   const subject = state.like ? subjectOf(state.like) : null;
   chip.hidden = subject === null;
+  byId("unchip").hidden = state.like === "";
   if (subject === null) return chip.replaceChildren();
   const img = make("img", { alt: "" });
   const picture = make("span", { className: "chip-photo" }, img);

@@ -5,26 +5,59 @@
  */
 
 import { ask } from "./api.js";
+import { keep, kept } from "./uploads.js";
 
 const KEPT = 300; // answers
 const answers = new Map();
 const uploads = new Map();
+const known = new Map(); // photos of the index: their names stay when the server is away
 
 /** A photo of the index, by what is known of it: an item of `/photos`, or a hit. */
-export const indexed = (item) => ({ ...item, upload: null });
+export function indexed(item) {
+  const { id, name, start, end, width, height } = item;
+  if (name) known.set(id, { id, name, start, end, width, height });
+  return { ...item, upload: null };
+}
 
-/** A photo the user brought: its file as it is sent, its address here, and its size if the browser can read it. */
-export function uploaded(file, url, width, height) {
+/**
+ * A photo the user brought: its file as it is sent, its address here, and its size if the browser can read it.
+ * Resolves once it is kept.
+ */
+export async function uploaded(file, url, width, height) {
   const name = file.name || "Pasted photo";
-  const subject = { id: `upload-${uploads.size + 1}`, name, upload: file, url, width, height };
-  uploads.set(subject.id, subject);
+  const id = `upload-${[...crypto.getRandomValues(new Uint32Array(2))].map((n) => n.toString(36)).join("")}`;
+  const subject = { id, name, upload: file, url, width, height };
+  uploads.set(id, subject);
+  await keep({ id, name, file, shown: url !== null, width, height });
   return subject;
 }
 
-/** The photo the address calls `id`: an upload of this tab, or else one of the index; null for an upload of old. */
+/** Bring back the photos of earlier visits; for a start. */
+export async function restore() {
+  for (const { id, name, file, shown, width, height } of await kept()) {
+    uploads.set(id, { id, name, upload: file, url: shown ? URL.createObjectURL(file) : null, width, height });
+  }
+}
+
+/** The photo the address calls `id`: one that was brought, or else one of the index; null for one of long ago. */
 export function subjectOf(id) {
   if (id.startsWith("upload")) return uploads.get(id) ?? null;
-  return indexed({ id, name: "" });
+  return indexed(known.get(id) ?? { id, name: "" });
+}
+
+/** A photo, or the `box` of it, as a part of a query of several. */
+export async function termOf(subject, box) {
+  const photo = subject.upload === null ? { photo: subject.id } : { image: await dataUri(subject.upload) };
+  return box ? { ...photo, box } : photo;
+}
+
+function dataUri(file) {
+  return new Promise((done, fail) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => fail(new Error("The photo cannot be read any more."));
+    reader.readAsDataURL(file);
+  });
 }
 
 /** Ask `path` about a photo; `fields` are the other fields of the request. */

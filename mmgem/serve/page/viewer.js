@@ -5,6 +5,7 @@ import { classing } from "./classes.js";
 import { fragment, moves, playing, span } from "./clip.js";
 import { describing, pixels } from "./describe.js";
 import { byId, typing } from "./dom.js";
+import { filing } from "./facts.js";
 import { heating } from "./heat.js";
 import { parting } from "./parts.js";
 import { current, go, leave } from "./route.js";
@@ -12,22 +13,25 @@ import { stage } from "./stage.js";
 import { baseName, told } from "./tile.js";
 import { token } from "./token.js";
 
+const SHOTS = { ArrowUp: -1, ArrowDown: 1 };
+
 /**
  * The page's `#viewer`, with `list`: the photos that next and previous go through.
- * `searchable`: there is an index, and `wall()` its photos.
+ * `info`: what the server tells of itself; if it has an index, `wall()` shows its photos.
  */
 export class Viewer {
-  constructor(searchable, wall) {
+  constructor(info, wall) {
     this.dialog = byId("viewer");
     this.list = [];
     this.wall = wall;
     const looking = () => ({ subject: this.subject, signal: this.stop.signal });
-    const { box, reset } = describing(looking, searchable, () => this.boxed());
+    const { box, reset } = describing(looking, Boolean(info.index), () => this.boxed());
     this.box = box;
     const heat = heating(looking, () => parts.hide());
     const parts = parting(looking, () => heat.hide(), (at) => box.set(at));
     this.classes = classing(looking, (subject, signal) => box.value && pixels(subject, box.value, signal));
     this.clip = playing(looking);
+    this.file = filing(looking, info.local, (id) => this.shot(id));
     this.reset = (subject) => {
       reset(subject, subject.box);
       for (const tool of [heat, parts, this.classes, this.clip]) tool.reset(subject);
@@ -41,6 +45,7 @@ export class Viewer {
 
   /** Show `subject`. */
   async open(subject) {
+    if (!this.stepping) this.aside = -1;
     this.stop?.abort();
     this.stop = new AbortController();
     this.subject = subject;
@@ -51,6 +56,10 @@ export class Viewer {
     }
     this.reset(subject);
     this.head();
+    this.file.reset(subject, ({ name, start, end }) => {
+      Object.assign(subject, { name, start, end });
+      this.head();
+    });
     try {
       await stage(subject, signal);
       this.head(); // the size may be known now
@@ -90,14 +99,14 @@ export class Viewer {
 
   head() {
     const { subject, list } = this;
-    const at = list.indexOf(subject);
+    const at = this.position();
     const name = baseName(subject.name) || "Photo";
     byId("photo-name").textContent = name;
     byId("frame").setAttribute("aria-label", `Photo ${name}`);
     byId("large").alt = name;
     const facts = [];
     if (subject.rank) facts.push(`${subject.rank} of ${subject.of}`, told(subject));
-    else if (at >= 0) facts.push(`photo ${(at + 1).toLocaleString()}`);
+    else if (list[at] === subject) facts.push(`photo ${(at + 1).toLocaleString()}`);
     if (moves(subject)) facts.push(span(subject));
     if (subject.width) facts.push(`${subject.width} × ${subject.height}`);
     byId("photo-facts").textContent = facts.join(" · ");
@@ -115,8 +124,24 @@ export class Viewer {
     return this.list.length > 0 && this.list === this.wall()?.photos && this.wall().next !== null;
   }
 
-  async turn(by) {
+  /** Where in the list the photo is; of a shot that is not in it, where the one is it was reached from. */
+  position() {
     const at = this.list.indexOf(this.subject);
+    return at < 0 ? this.aside : at;
+  }
+
+  /** Go to another shot of the clip; what was playing plays on from there. */
+  shot(id) {
+    const played = this.clip.playing();
+    this.aside = this.position();
+    this.stepping = true;
+    go({ view: id }, { replace: true });
+    this.stepping = false;
+    if (played) byId("play").click();
+  }
+
+  async turn(by) {
+    const at = this.position();
     if (at < 0 || at + by < 0) return;
     if (at + by >= this.list.length && this.grows()) await this.wall().more();
     const to = this.list[at + by];
@@ -128,7 +153,7 @@ export class Viewer {
     if (event.key === "ArrowRight") this.turn(1);
     else if (event.key === "ArrowLeft") this.turn(-1);
     else if (event.key === "b") this.box.start();
-    else return;
+    else if (event.target.closest(".panel") || !SHOTS[event.key] || !this.file.step(SHOTS[event.key])) return;
     event.preventDefault();
   }
 }

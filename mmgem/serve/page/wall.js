@@ -26,6 +26,15 @@ export class Wall {
     roving(byId("wall-rows"));
     const near = ([end]) => { if (end.isIntersecting) this.more(); };
     this.near = new IntersectionObserver(near, { rootMargin: `${AHEAD}px` });
+    this.filters = null;
+    this.photos = [];
+  }
+
+  /** Show the photos that pass `filters`; what is shown already stays. */
+  show(filters) {
+    const query = new URLSearchParams(filters).toString();
+    if (query === this.filters) return;
+    this.filters = query;
     this.reset();
   }
 
@@ -39,7 +48,7 @@ export class Wall {
     this.loading = null;
     this.rows.clear();
     this.skeletons();
-    this.near.observe(byId("wall-end"));
+    this.watch();
   }
 
   /** Load the next page; resolves once its photos are on the wall. */
@@ -60,7 +69,7 @@ export class Wall {
   }
 
   async page(signal) {
-    const page = await ask(`photos?offset=${this.next}&limit=${PAGE}`, { signal });
+    const page = await ask(`photos?offset=${this.next}&limit=${PAGE}&${this.filters}`, { signal });
     this.generation = page.generation;
     byId("total").textContent = `${page.total.toLocaleString()} ${page.total === 1 ? "photo" : "photos"}`;
     const fresh = page.photos.filter(({ id }) => !this.ids.has(id)); // those before have moved when the index grew
@@ -110,7 +119,8 @@ export class Wall {
     this.near.disconnect();
     byId("wall-end").replaceChildren();
     if (this.photos.length) return;
-    const words = "The index holds no photos yet. What mmgem index adds appears here.";
+    const empty = "The index holds no photos yet. What mmgem index adds appears here.";
+    const words = this.filters ? "No photo passes the filters." : empty;
     byId("wall-end").append(make("p", { className: "empty" }, words));
   }
 }

@@ -56,6 +56,7 @@ async def info(request: Request) -> Response:
                 "titles": len({passage.title for passage in corpus.corpus.passages}),
             },
             "remote": service.options.remote,
+            "local": service.options.local,
             "limits": {
                 **asdict(service.limits),
                 "k": limits.HITS,
