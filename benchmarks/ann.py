@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 from memory import resident
 
+from mmgem.search.hits import Hit
 from mmgem.search.hnsw import HNSWConfig, update_hnsw_index
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent, read_index
-from mmgem.search.search import Hit, PhotoIndex
+from mmgem.search.search import PhotoIndex
 from mmgem.utils.files import write_atomic
 from mmgem.utils.progress import track
 

@@ -46,9 +46,10 @@ if TYPE_CHECKING:
     from mmgem.models.network import MMGEMNetwork
     from mmgem.models.networks import NETWORKS
     from mmgem.search.filters import Filters
+    from mmgem.search.hits import Hit
     from mmgem.search.query_terms import QueryTerm, parse_terms
     from mmgem.search.rerank import RerankedHit, RerankOptions
-    from mmgem.search.search import Hit, PhotoIndex
+    from mmgem.search.search import PhotoIndex
     from mmgem.search.spatial_filter import SpatialFilter, parse_spatial_filter
     from mmgem.search.stores import STORES, open_store
     from mmgem.search.stores.base import VectorStore, search_store

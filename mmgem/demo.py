@@ -35,9 +35,10 @@ from mmgem.report.data import (
     SimilarRow,
 )
 from mmgem.report.html import write_report
+from mmgem.search.hits import with_match
 from mmgem.search.index import IndexReport, update_index
 from mmgem.search.index_files import write_lock
-from mmgem.search.search import PhotoIndex, with_match
+from mmgem.search.search import PhotoIndex
 from mmgem.utils.locks import FileLock
 from mmgem.utils.progress import track
 

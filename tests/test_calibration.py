@@ -23,7 +23,7 @@ from mmgem.export.compress import compress_model
 from mmgem.inference.calibration import CALIBRATION_FILE, Background, MatchCalibration, MatchWeights
 from mmgem.report.data import Match, QueryRow, Report
 from mmgem.report.html import write_report
-from mmgem.search.search import with_match
+from mmgem.search.hits import with_match
 
 DIM = 24
 OPTIONS = CalibrationOptions(sizes=(5, 20, 100), class_counts=(3, 10), draws=800, rank=6)

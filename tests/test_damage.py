@@ -16,10 +16,11 @@ from test_hnsw import DIM, add, units
 from test_index import PixelEmbedder, paint, update
 
 from mmgem.errors import DataError, SearchIndexError
+from mmgem.search.hits import Hit
 from mmgem.search.hnsw import HNSWConfig, update_hnsw_index
 from mmgem.search.index import update_index
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent
-from mmgem.search.search import Hit, PhotoIndex
+from mmgem.search.search import PhotoIndex
 
 SEEDS = range(40)
 VECTORS, MANIFEST = "vectors-0.f32", "photos.sqlite3"

@@ -14,8 +14,9 @@ from test_hnsw import DIM, add, units
 
 from mmgem.cli.main import main
 from mmgem.errors import SearchIndexError, UsageError
+from mmgem.search.hits import Hit
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent
-from mmgem.search.search import Hit, PhotoIndex
+from mmgem.search.search import PhotoIndex
 from mmgem.search.stores import STORES, open_store
 from mmgem.search.stores.base import search_store, search_store_regions
 from mmgem.search.stores.push import push

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from mmgem.api import MMGEM
     from mmgem.data.records import Box
+    from mmgem.search.hits import Hit
     from mmgem.search.query_terms import QueryTerm
-    from mmgem.search.search import Hit, PhotoIndex
+    from mmgem.search.search import PhotoIndex
 
 QueryArgument = Annotated[
     list[str] | None, typer.Argument(metavar="TEXT", help="What to look for: words, or 'a dog' -\"snow\" +F.")
@@ -102,7 +103,7 @@ class Query:
     ) -> Sequence[Hit]:
         """``hits`` of whole photos for this query of embedding ``vector`` ``(D,)``, with the probability that
         they match if it is a text and the model is calibrated; ``photos`` counts what was searched."""
-        from mmgem.search.search import with_match
+        from mmgem.search.hits import with_match
 
         if self.text is None or self.terms or mmgem.calibration is None:
             return hits

@@ -41,7 +41,7 @@ from mmgem.cli.output import JsonOption, note
 from mmgem.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmgem.search.search import Hit
+    from mmgem.search.hits import Hit
     from mmgem.search.spatial_filter import SpatialFilter
 
 

@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 
+from mmgem.search.hits import Hit, HitT
 from mmgem.search.index_metadata import wall_time
-from mmgem.search.search import Hit, HitT, PhotoIndex
+from mmgem.search.search import PhotoIndex
 
 
 def hit_dates(index: PhotoIndex, hits: Sequence[Hit]) -> list[datetime | None]:

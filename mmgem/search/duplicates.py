@@ -19,7 +19,8 @@ import numpy as np
 
 from mmgem.data.near_copies import crops, is_copy, small_picture
 from mmgem.errors import ImageError
-from mmgem.search.search import Hit, PhotoIndex
+from mmgem.search.hits import Hit
+from mmgem.search.search import PhotoIndex
 from mmgem.utils.disjoint_sets import DisjointSets
 
 MIN_COSINE = 0.8

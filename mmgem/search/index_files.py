@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import BusyError, SearchIndexError
+from mmgem.utils.files import sync_folder
 from mmgem.utils.locks import FileLock
 
-FORMAT = 2  # 1 has no checksums, and no times of change
+FORMAT = 4
+"""Of an index with short regions (:mod:`mmgem.search.region_rows`); 3 is one with clips."""
+PHOTOS_FORMAT = 2
+"""Of one without, which earlier versions read and write too; 1 has no checksums, and no times of change."""
 _DATABASE = "photos.sqlite3"
 
 
@@ -70,14 +74,37 @@ def vectors_file(out: Path, generation: int) -> Path:
     return out / f"vectors-{generation}.f32"
 
 
-def memmap(path: Path, rows: int, dim: int) -> np.ndarray:
+def regions_file(out: Path, generation: int) -> Path:
+    """The short regions of a generation."""
+    return out / f"regions-{generation}.u8"
+
+
+def memmap(path: Path, rows: int, dim: int, dtype: str = "<f4") -> np.ndarray:
     """Memory-map ``rows`` rows of ``dim`` numbers, read-only; raises SearchIndexError if there are fewer."""
     if rows == 0:
-        return np.zeros((0, dim), np.float32)
+        return np.zeros((0, dim), dtype)
     with errors_naming(path):
-        if path.stat().st_size < rows * dim * 4:
+        if path.stat().st_size < rows * dim * np.dtype(dtype).itemsize:
             raise too_short(path)
-        return np.asarray(np.memmap(path, "<f4", "r", shape=(rows, dim)))
+        return np.asarray(np.memmap(path, dtype, "r", shape=(rows, dim)))
+
+
+def append_rows(path: Path, first: int, rows: np.ndarray) -> None:
+    """Write ``rows`` ``(n, w)`` after the first ``first`` of a file of such rows, in the place of whatever
+    comes there, synced to disk. Raises SearchIndexError if the file has fewer."""
+    start = first * rows.shape[1] * rows.itemsize
+    new = not path.exists()
+    with errors_naming(path), path.open("w+b" if new else "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell() < start:
+            raise too_short(path)
+        file.seek(start)
+        file.write(rows.tobytes())
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+        if new:
+            sync_folder(path.parent)
 
 
 def too_short(path: Path) -> SearchIndexError:

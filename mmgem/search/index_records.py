@@ -7,12 +7,17 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmgem.data.photo_metadata import PhotoMetadata
 from mmgem.data.records import Box
 from mmgem.search.index_checksums import VectorBlocks
+
+if TYPE_CHECKING:
+    from mmgem.search.region_lists import ListsState
+    from mmgem.search.region_rows import ShortRegions
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class IndexSnapshot:
     (R, 4) float32 where, in shares of their photo. ``generation`` changes when rows get other numbers.
     ``sizes`` (R, 2) int32, if asked for, is the width and height of the upright photo in pixels, 0 where it
     is not known. ``manifest_verified``: the manifest has a checksum for its last change, and agrees.
+    ``short_regions``: those of an index in which boxes are no rows, and
+    ``lists_state``: which file says where to look among them.
     """
 
     fingerprint: str
@@ -83,6 +90,8 @@ class IndexSnapshot:
     sizes: np.ndarray | None = None
     blocks: VectorBlocks | None = None
     manifest_verified: bool = False
+    short_regions: ShortRegions | None = None
+    lists_state: ListsState | None = None
 
     def verify(self, rows: np.ndarray | None = None) -> None:
         """Compare the checksums of ``rows`` ``(n,)`` int (None: all that photos point to), those of a block

@@ -3,6 +3,7 @@
     IDX/photos.sqlite3   the manifest: what was seen where, and which content owns which vectors
                          (.photos.sqlite3.crc32: its checksum, see :mod:`mmgem.search.index_checksums`)
     IDX/vectors-G.f32    generation G of the vectors: little-endian float32, row r at byte 4·dim·r
+    IDX/regions-G.u8     that of regions, once they are many (:mod:`mmgem.search.region_rows`)
     IDX/lock             held by the one process that writes
     IDX/ann/             an HNSW index for fast search, if one is kept (:mod:`mmgem.search.hnsw`)
 
@@ -30,7 +31,6 @@ import numpy as np
 from mmgem.data.photo_metadata import PhotoMetadata
 from mmgem.errors import SearchIndexError
 from mmgem.search.index_checksums import (
-    BLOCK_ROWS,
     TABLE,
     VectorBlocks,
     append_crcs,
@@ -42,7 +42,8 @@ from mmgem.search.index_checksums import (
     write_manifest_checksum,
 )
 from mmgem.search.index_files import (
-    FORMAT,
+    PHOTOS_FORMAT,
+    append_rows,
     check_version,
     connect,
     count_rows,
@@ -51,11 +52,11 @@ from mmgem.search.index_files import (
     errors_naming,
     memmap,
     read_meta,
-    too_short,
+    regions_file,
     vectors_file,
     write_lock,
 )
-from mmgem.search.index_metadata import METADATA_TABLE, forget_metadata, unread_contents, write_metadata
+from mmgem.search.index_metadata import METADATA_TABLE, unread_contents, write_metadata
 from mmgem.search.index_records import (
     HashedFile,
     IndexSnapshot,
@@ -64,7 +65,18 @@ from mmgem.search.index_records import (
     read_regions,
     read_sizes,
 )
-from mmgem.utils.files import sync_folder
+from mmgem.search.region_lists import forget_damaged_lists, new_region_lists, read_lists_state
+from mmgem.search.region_rows import (
+    NewRegions,
+    are_due,
+    drop_damaged_regions,
+    live_records,
+    new_index_meta,
+    read_codec,
+    read_short_regions,
+    split_regions,
+    write_generation,
+)
 from mmgem.utils.unit_vectors import not_unit_rows
 
 _SCHEMA = (
@@ -212,10 +224,20 @@ class IndexStore:
         """Add contents and point files to contents (new or already there), in one transaction."""
         if not files:
             return
+        with errors_naming(self._out):
+            codec = read_codec(self._db) if contents else None
+        wrong = sum(len(not_unit_rows(content.vectors)) for content in contents if len(content.vectors))
+        if wrong:
+            raise SearchIndexError(f"{self._out}: {wrong} vectors are not finite and of unit length")
+        numbers: list[int] = []
+        if codec is not None:
+            split = [split_regions(content) for content in contents]
+            contents = [whole for whole, _, _ in split]
+            regions = NewRegions(
+                self._db, self._out, codec, [(vectors, boxes) for _, vectors, boxes in split]
+            )
         vectors = [content.vectors for content in contents if len(content.vectors)]
         new_rows = np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32)
-        if vectors and len(wrong := not_unit_rows(new_rows)):
-            raise SearchIndexError(f"{self._out}: {len(wrong)} vectors are not finite and of unit length")
         row = self._append(new_rows) if vectors else 0
         with self._transaction():
             append_crcs(self._db, row, new_rows)
@@ -224,16 +246,22 @@ class IndexStore:
                     "INSERT INTO contents (digest, problem, width, height) VALUES (?, ?, ?, ?)",
                     (content.digest, content.problem, *(content.size or (None, None))),
                 ).lastrowid
+                assert number is not None
+                numbers.append(number)
                 if content.metadata is not None:
                     write_metadata(self._db, content.digest, content.metadata)
                 for box in content.boxes:
                     text = None if box is None else json.dumps(box)
                     self._db.execute("INSERT INTO rows VALUES (?, ?, ?)", (row, number, text))
                     row += 1
+            if codec is not None:
+                regions.name(numbers)
             self._db.executemany(
                 "REPLACE INTO photos SELECT ?, ?, ?, id, ? FROM contents WHERE digest = ?",
                 [(os.fsencode(f.path), f.size, f.mtime_ns, f.ctime_ns, f.digest) for f in files],
             )
+        if are_due(self._db, self._row_count()):
+            self._next_generation(shorten=True)
 
     def without_metadata(self) -> dict[bytes, str]:
         """The digest of each content whose header has not been read, and a path of it."""
@@ -260,6 +288,11 @@ class IndexStore:
                 if file.seek(0, os.SEEK_END) < size:
                     file.truncate(size)
             dropped = self._drop(self._blocks(read_crcs(self._db)))
+            if damaged := drop_damaged_regions(self._db, self._out, self._transaction):
+                self._dropped = True
+                dropped += damaged
+            with self._transaction():
+                forget_damaged_lists(self._db, self._out)
             return sorted(os.fsdecode(name) for name in dropped)
 
     def _drop(self, blocks: VectorBlocks) -> list[bytes]:
@@ -285,37 +318,29 @@ class IndexStore:
         """Leave out the rows no photo points to, if they are many or damaged: write the next generation of
         vectors."""
         with errors_naming(self._out):
-            total = self._row_count()
+            (live,) = self._db.execute(f"SELECT count(*) FROM ({_LIVE_ROWS})").fetchone()
+            due = self._dropped or _many_dead(self._row_count(), live) or _many_dead(*live_records(self._db))
+        if due:
+            self._next_generation()
+        with errors_naming(self._out):
+            lists = new_region_lists(self._db, self._out)
+        if lists is not None:
+            with self._transaction():
+                lists.name(self._db)
+            lists.sweep()
+
+    def _next_generation(self, shorten: bool = False) -> None:
+        """Write the rows that photos point to as the next generation of vectors, and of short regions; those
+        in rows become short too if ``shorten``."""
+        with errors_naming(self._out):
             live = [row for (row,) in self._db.execute(_LIVE_ROWS)]
-        dead = total - len(live)
-        if (dead < _MIN_DEAD_ROWS or dead * 4 < total) and not self._dropped:
-            return
-        old, generation = self._vectors_file(), int(read_meta(self._db, "generation")) + 1
-        new = vectors_file(self._out, generation)
-        blocks = self._blocks(read_crcs(self._db))
-        blocks.verify()
-        stored = blocks.vectors
-        crcs: list[tuple[int, int]] = []
-        with errors_naming(new), new.open("wb") as file:
-            for start in range(0, len(live), 4096):
-                rows = stored[live[start : start + 4096]]
-                crcs += [(start // BLOCK_ROWS + block, crc) for block, crc in block_crcs(rows)]
-                file.write(rows.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            sync_folder(self._out)
+            generation = int(read_meta(self._db, "generation"))
+            name = write_generation(self._db, self._out, self._blocks(read_crcs(self._db)), live, shorten)
         with self._transaction():
-            self._db.execute("DELETE FROM rows WHERE content NOT IN (SELECT content FROM photos)")
-            self._db.execute("DELETE FROM contents WHERE id NOT IN (SELECT content FROM photos)")
-            forget_metadata(self._db)
-            # In ascending order no new number meets an old one: each is at most the one it replaces.
-            self._db.executemany("UPDATE rows SET row = ? WHERE row = ?", list(enumerate(live)))
-            self._db.execute("DELETE FROM checksums")
-            replace_crcs(self._db, crcs)
-            self._set_meta({"generation": generation})
-        del stored, blocks
-        with suppress(OSError):  # Windows keeps a file that a reader has mapped; the next run tries again
-            old.unlink()
+            name()
+        for old in (vectors_file(self._out, generation), regions_file(self._out, generation)):
+            with suppress(OSError):  # Windows keeps a file that a reader has mapped; the next run tries again
+                old.unlink()
 
     def _prepare(self, fingerprint: str, regions: int | None) -> None:
         """Make a new manifest, or check that this one is ours; sweep what a killed compaction left."""
@@ -328,15 +353,17 @@ class IndexStore:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._set_meta({"fingerprint": fingerprint, "generation": 0, "regions": regions or 0})
-                self._db.execute(f"PRAGMA user_version = {FORMAT}")
+                self._set_meta(new_index_meta())
+                self._db.execute(f"PRAGMA user_version = {PHOTOS_FORMAT}")
         self._db.execute(METADATA_TABLE)
         check_fingerprint(self._out, read_meta(self._db, "fingerprint"), fingerprint)
         if regions is not None and regions != (recorded := read_meta(self._db, "regions")):
             raise SearchIndexError(
                 f"{self._out}: was made with {recorded} regions a photo, not {regions}; use another index"
             )
-        for stray in self._out.glob("vectors-*.f32"):
-            if stray != self._vectors_file():
+        ours = self._vectors_file(), regions_file(self._out, int(read_meta(self._db, "generation")))
+        for stray in (*self._out.glob("vectors-*.f32"), *self._out.glob("regions-*.u8")):
+            if stray not in ours:
                 with suppress(OSError):
                     stray.unlink()
 
@@ -352,7 +379,7 @@ class IndexStore:
             self._db.execute(TABLE)
             self._db.execute("ALTER TABLE photos ADD COLUMN ctime_ns INTEGER")
             replace_crcs(self._db, crcs)
-            self._db.execute(f"PRAGMA user_version = {FORMAT}")
+            self._db.execute(f"PRAGMA user_version = {PHOTOS_FORMAT}")
 
     def _append(self, vectors: np.ndarray) -> int:
         """Write rows (n, D) float32 after the last named one, synced to disk; return the first's number."""
@@ -365,19 +392,7 @@ class IndexStore:
                 f"{self._out}: holds vectors of {dim} numbers, the model gives {vectors.shape[1]}"
             )
         first = self._row_count()
-        path = self._vectors_file()
-        new = not path.exists()
-        with errors_naming(path), path.open("w+b" if new else "r+b") as file:
-            file.seek(0, os.SEEK_END)
-            if file.tell() < first * vectors.shape[1] * 4:
-                raise too_short(path)
-            file.seek(first * vectors.shape[1] * 4)
-            file.write(vectors.astype("<f4").tobytes())
-            file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
-            if new:
-                sync_folder(self._out)
+        append_rows(self._vectors_file(), first, vectors.astype("<f4"))
         return first
 
     def _row_count(self) -> int:
@@ -405,6 +420,10 @@ class IndexStore:
 _LIVE_ROWS = "SELECT row FROM rows WHERE content IN (SELECT content FROM photos) ORDER BY row"
 
 
+def _many_dead(total: int, live: int) -> bool:
+    return total - live >= _MIN_DEAD_ROWS and (total - live) * 4 >= total
+
+
 def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
     """Read an index folder, also while another process adds to it; ``sizes``: those of the photos too.
 
@@ -428,7 +447,9 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
             int(read_meta(db, "regions")),
             count_rows(db),
         )
-        is_region, relative_boxes = read_regions(db, rows) if regions else (None, None)
+        short_regions = read_short_regions(db, out)
+        in_rows = regions and short_regions is None
+        is_region, relative_boxes = read_regions(db, rows) if in_rows else (None, None)
         file = vectors_file(out, generation)
         vectors = memmap(file, rows, int(read_meta(db, "dim") or 0))
         live = np.fromiter((row for row, _, _ in entries), np.int64, len(entries))
@@ -446,6 +467,8 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
             sizes=read_sizes(db, rows) if sizes else None,
             blocks=VectorBlocks(file, vectors, crcs, live),
             manifest_verified=verified,
+            short_regions=short_regions,
+            lists_state=read_lists_state(db),
         )
 
 

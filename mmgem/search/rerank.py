@@ -29,7 +29,8 @@ from mmgem.inference.calibration import MatchCalibration
 from mmgem.inference.images import encode_images
 from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
-from mmgem.search.search import Hit, PhotoIndex, with_match
+from mmgem.search.hits import Hit, with_match
+from mmgem.search.search import PhotoIndex
 
 PAIR_BATCH_SIZE = 32  # in one pass of the LLM
 _LOGIT_ROWS = 512  # text positions whose logits exist at once: 100 MB where there are 50,000 tokens

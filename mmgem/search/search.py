@@ -15,11 +15,10 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import compress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -27,13 +26,14 @@ from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
 from mmgem.data.texts import check_text
 from mmgem.errors import SearchIndexError, UsageError
-from mmgem.inference.calibration import MatchCalibration
 from mmgem.search.filters import Filters, sqlite_bytes
+from mmgem.search.hits import Hit, best_of_each_photo, with_match
 from mmgem.search.hnsw import HNSWIndex
 from mmgem.search.index_metadata import PhotoTable
 from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
 from mmgem.search.query_terms import QueryTerm, embed_terms
-from mmgem.search.spatial_filter import SpatialFilter
+from mmgem.search.region_search import RegionSearcher, top_rows
+from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter
 from mmgem.utils.files import same_file
 
 _log = logging.getLogger(__name__)
@@ -41,38 +41,6 @@ _log = logging.getLogger(__name__)
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
 _QUERY_BATCH_SIZE = 32
 _FEW = 8  # rows of one in so many, or fewer, are taken out before they are compared
-_SPATIAL_WEIGHT = np.float32(0.1)
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One result: the photo, its cosine similarity and, for a region, the box in pixels (x0, y0, x1, y1).
-
-    ``match``: the probability that it is what a text asked for (see :func:`with_match`), None if that cannot
-    be said. ``copies``: how many copies of it were folded into it
-    (:func:`mmgem.search.duplicates.fold_copies`).
-    """
-
-    path: Path
-    score: float
-    box: Box | None = None
-    match: float | None = None
-    copies: int = 0
-
-
-HitT = TypeVar("HitT", bound=Hit)
-
-
-def with_match(
-    hits: Sequence[HitT], calibration: MatchCalibration | None, query: np.ndarray, size: int
-) -> list[HitT]:
-    """``hits`` of whole photos, of ``size`` there are, with the probability that each is what a text of
-    embedding ``query`` ``(D,)`` asked for, by its cosine; as they are without a calibration for texts."""
-    cosines = np.array([getattr(hit, "cosine", hit.score) for hit in hits], np.float32)
-    matches = calibration.probability(cosines, query, size) if calibration is not None and hits else None
-    if matches is None:
-        return list(hits)
-    return [replace(hit, match=match) for hit, match in zip(hits, matches.tolist(), strict=True)]
 
 
 class QueryEmbedder(Protocol):
@@ -88,7 +56,8 @@ class PhotoIndex:
     """A read-only view of an index as it was when opened.
 
     Its entries are the things that can be found: a photo (or, with a box, a region of one) per entry, in a
-    fixed order shared by :attr:`paths`, :attr:`boxes` and :attr:`vectors`.
+    fixed order shared by :attr:`paths`, :attr:`boxes` and :attr:`vectors`. Short regions, of an index with
+    very many (:mod:`mmgem.search.region_rows`), are no entries: :meth:`boxes_of` and the searches have them.
     """
 
     def __init__(
@@ -97,8 +66,10 @@ class PhotoIndex:
         folder: Path,
         hnsw: HNSWIndex | None = None,
         out: Path | None = None,
+        exact: bool = False,
     ) -> None:
-        """``hnsw``: that of ``snapshot``; None: every search is exact. ``out``: its folder, for filters."""
+        """``hnsw``: that of ``snapshot``; None: every search is exact. ``out``: its folder, for filters.
+        ``exact``: compare all short regions."""
         self.folder = folder
         self._out = out
         self.hnsw = hnsw
@@ -121,6 +92,7 @@ class PhotoIndex:
         )
         dead = np.diff(self._entry_starts) == 0
         self._not_photos, self._not_boxes = self._is_region | dead, ~self._is_region | dead
+        self._short = RegionSearcher.open(snapshot, out, ~self._not_photos, exact)
 
     @classmethod
     def open(
@@ -146,7 +118,7 @@ class PhotoIndex:
             hnsw = None if exact else HNSWIndex.open(out, snapshot)
         except (SearchIndexError, UsageError) as problem:
             _log.warning("%s; searching all vectors until then", problem)
-        return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw, out)
+        return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw, out, exact)
 
     def __len__(self) -> int:
         return len(self._all_entries) if self._passed is None else int(self._passed.sum())
@@ -182,6 +154,7 @@ class PhotoIndex:
         view._passed = passed if self._passed is None else passed & self._passed
         dead = np.bincount(view._rows, minlength=len(self._stored)) == 0
         view._not_photos, view._not_boxes = self._is_region | dead, ~self._is_region | dead
+        view._short = None if self._short is None else self._short.filtered(~view._not_photos)
         return view
 
     @cached_property
@@ -250,6 +223,8 @@ class PhotoIndex:
         """The boxes of a photo in the index in pixels of the upright photo, the most telling first; raises
         UsageError if it is not in it."""
         first, key = self._find(path)
+        if self._short is not None:
+            return self._short.boxes_of(first)
         boxes: list[Box] = []
         for row in range(first + 1, len(self._stored)):  # the rows of its boxes come right after its own
             entries = self._all_entries[self._entry_starts[row] : self._entry_starts[row + 1]]
@@ -333,10 +308,11 @@ class PhotoIndex:
             )
         queries = self._check_queries(np.asarray(vectors, np.float32), k)
         filters = list(where) if where is not None else [None] * len(queries)
+        find = self._best_boxes if self._short is None else self._best_short_boxes
         hits: list[list[Hit]] = []
         for start in range(0, len(queries), _QUERY_BATCH_SIZE):
             batch = slice(start, start + _QUERY_BATCH_SIZE)
-            hits += self._best_boxes(queries[batch], k, filters[batch])
+            hits += find(queries[batch], k, filters[batch])
         return hits
 
     def _best_boxes(
@@ -371,6 +347,17 @@ class PhotoIndex:
             return best_of_each_photo(best, k)
 
         return [search(number) for number in range(len(queries))]
+
+    def _best_short_boxes(
+        self, queries: np.ndarray, k: int, filters: Sequence[SpatialFilter | None]
+    ) -> list[list[Hit]]:
+        """As :meth:`_best_boxes`, of short regions."""
+        short = self._short
+        assert short is not None
+        finders = [
+            short.finder(query, k, w, self._photos_at) for query, w in zip(queries, filters, strict=True)
+        ]
+        return [best_of_each_photo(best, k) for best in finders]
 
     def search_many(self, vectors: np.ndarray, k: int = 10) -> list[list[Hit]]:
         """Search for each row of ``vectors`` (q, D): as :meth:`search`, but faster than one at a time."""
@@ -443,6 +430,12 @@ class PhotoIndex:
             Hit(self.folder / os.fsdecode(path), -score, box or None) for score, path, box in sorted(entries)
         ]
 
+    def _photos_at(self, row: int) -> list[Path]:
+        """The photos of the entries of a row."""
+        numbers = range(self._entry_starts[row], self._entry_starts[row + 1])
+        passed = [n for n in numbers if self._passed is None or self._passed[n]]
+        return [self.folder / os.fsdecode(self._all_entries[n][1]) for n in passed]
+
     def name_of(self, path: Path) -> str:
         """The name of a photo, as :attr:`names` has it, by its path."""
         return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
@@ -457,38 +450,6 @@ class PhotoIndex:
     @cached_property
     def _row_of_photo(self) -> dict[bytes, int]:
         return {path: row for row, path, box in self._entries if box is None}
-
-
-def best_of_each_photo(best: Callable[[int], list[Hit]], k: int) -> list[Hit]:
-    """The best hit of each of the first ``k`` photos; ``best(n)`` gives the n best hits or more, all of them
-    if there are fewer."""
-    depth = 4 * k  # photos with several good boxes take more than one
-    while True:
-        hits = best(depth)
-        first: dict[Path, Hit] = {}
-        for hit in hits:
-            first.setdefault(hit.path, hit)
-        if len(first) >= k or len(hits) < depth:
-            return list(first.values())[:k]
-        depth *= 4
-
-
-def apply_spatial_filter(scores: np.ndarray, boxes: np.ndarray, where: SpatialFilter) -> np.ndarray:
-    """Scores ``(n,)`` of ``boxes`` ``(n, 4)`` (shares of their photo) for what passes ``where``: the
-    nearer to its middle the better, by up to 0.1; ``-inf`` outside."""
-    bonus = where.scores(boxes)
-    return np.where(bonus > 0, scores + _SPATIAL_WEIGHT * bonus, -np.inf)
-
-
-def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return where the ``k`` highest of ``scores`` (R,) are, in no order, and all that tie with the last.
-
-    What scores ``-inf`` is left out: it is no result, and so many ties would make the selection slow."""
-    rows = np.flatnonzero(scores > -np.inf)
-    if k >= len(rows):
-        return rows
-    finite = scores[rows]
-    return rows[finite >= np.partition(finite, len(finite) - k)[len(finite) - k]]
 
 
 def _box(text: str | None) -> Box | None:

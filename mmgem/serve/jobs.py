@@ -17,8 +17,9 @@ from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.inference.captioning import DecodedCaption, decode_captions
 from mmgem.inference.images import encode_images, encode_prepared, find_regions, text_heatmaps
 from mmgem.inference.texts import embed_pieces
+from mmgem.search.hits import Hit
 from mmgem.search.rerank import RerankOptions, log_probs
-from mmgem.search.search import Hit, PhotoIndex
+from mmgem.search.search import PhotoIndex
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.self_retrieval.retriever import ScoredPassage
 from mmgem.serve.batcher import JobType

@@ -25,9 +25,9 @@ from mmgem.inference.caption_options import CaptionOptions
 from mmgem.inference.captioning import DecodedCaption
 from mmgem.inference.images import preprocess_image
 from mmgem.inference.texts import unit_rows
+from mmgem.search.hits import Hit, with_match
 from mmgem.search.query_terms import combined_vector
 from mmgem.search.rerank import PAIR_BATCH_SIZE, RerankOptions, rerank_hits
-from mmgem.search.search import Hit, with_match
 from mmgem.search.spatial_filter import SpatialFilter
 from mmgem.serve.batcher import Batcher
 from mmgem.serve.errors import APIError

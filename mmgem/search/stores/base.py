@@ -25,7 +25,7 @@ import numpy as np
 from mmgem.data.records import Box
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.search.filters import NO_FILTERS, Filters
-from mmgem.search.search import Hit, best_of_each_photo
+from mmgem.search.hits import Hit, best_of_each_photo
 from mmgem.utils.unit_vectors import not_unit_rows
 
 _EXTRA_CANDIDATES = 16  # found beyond what is wanted, so that equal scores at the end are not left to chance

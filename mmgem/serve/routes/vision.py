@@ -17,7 +17,7 @@ from mmgem.evaluate.classify import PROMPTS, class_embeddings, classify, fill_pr
 from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.report.heatmap import draw_heatmap
 from mmgem.search.duplicates import fold_copies
-from mmgem.search.search import Hit, with_match
+from mmgem.search.hits import Hit, with_match
 from mmgem.search.spatial_filter import parse_spatial_filter, split_query
 from mmgem.serve import limits
 from mmgem.serve.image_input import PhotoSource
