@@ -182,7 +182,7 @@ def test_damage_is_seen_and_repaired(tmp_path: Path, name: str, where: int) -> N
     name = name if name.startswith("regions") else sorted(out.glob("region-lists-*"))[-1].name
     damage(out / name, where)
     assert any(name in str(problem) for problem in check_index(out).problems)
-    with pytest.raises(SearchIndexError, match="damaged.*--repair"):
+    with pytest.raises(SearchIndexError, match=r"damaged.*--repair"):
         index = PhotoIndex.open(out)
         for number in range(90):
             index.search_regions(content(number)[0].vectors[1], 5)

@@ -29,7 +29,7 @@ import numpy as np
 from mmgem.errors import SearchIndexError
 from mmgem.search.index_files import errors_naming, read_meta
 from mmgem.search.region_codes import RegionCodec
-from mmgem.search.region_rows import ShortRegions, read_short_regions
+from mmgem.search.region_rows import ShortRegions, count_records, read_codec, read_short_regions
 from mmgem.search.spatial_filter import SPATIAL_WEIGHT, SpatialFilter
 from mmgem.utils.files import sync_folder
 
@@ -187,16 +187,15 @@ def forget_damaged_lists(db: sqlite3.Connection, out: Path) -> None:
 
 def new_region_lists(db: sqlite3.Connection, out: Path) -> NewLists | None:
     """Write lists of all records, if those that there are lack many; None: it is not needed."""
-    regions, state = read_short_regions(db, out), read_lists_state(db)
-    if regions is None:
+    state = read_lists_state(db)
+    if read_codec(db) is None or count_records(db) - (0 if state is None else state.rows) < LISTS_FROM:
         return None
-    total = len(regions.records)
-    if total - (0 if state is None else state.rows) < LISTS_FROM:
-        return None
+    regions = read_short_regions(db, out)
+    assert regions is not None
     regions.blocks.verify()
     version = int(json.loads(read_meta(db, _META) or '{"version": 0}')["version"]) + 1
     builder = _Builder(regions)
-    if state is None or total >= _REFIT_GROWTH * state.fitted:
+    if state is None or len(regions.records) >= _REFIT_GROWTH * state.fitted:
         builder.fit()
     else:
         builder.go_on(RegionLists(out, state, regions))
