@@ -2,10 +2,10 @@
 
     python benchmarks/region_scale.py [--photos 1000000] [--boxes 20] [--work /tmp/mmgem-region-scale]
 
-The index is made in --work and stays there: stopped, the next run goes on. Vectors are made anew for the exact
-answers, a block of photos at a time, so neither side holds them all. A query wants the best box of each of the
-ten best photos. "near" queries are regions of photos that are not in the index; "far" ones have a cosine of
-0.5 with such a region, as a caption has with what it describes, and variance on more axes, as texts have.
+The index is made in --work and stays there: stopped, the next run goes on. Vectors are made anew for the
+exact answers, a block of photos at a time, so neither side holds them all. A query wants the best box of each
+of the ten best photos. "near" queries are regions of photos that are not in the index; "far" ones have a cosine
+of 0.5 with such a region, as a caption has with what it describes, and variance on more axes, as texts have.
 
 The data: clusters of 500 regions; a region is the mean of all, its cluster's centre and noise of its own, a
 third of the square of its length each. Variances fall along the axes as those of regions of `tiny` do in
@@ -79,12 +79,11 @@ def blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
         yield first, min(BLOCK, stop - first)
 
 
-def write(out: Path, data: Data, start: int, stop: int, compact: bool = True) -> tuple[float, float]:
+def write(out: Path, data: Data, start: int, stop: int) -> tuple[float, float]:
     """Add photos; returns the seconds of making their vectors, and those of recording them."""
     making, began = 0.0, time.perf_counter()
     with IndexStore(out, "made", data.boxes) as store:
-        if start == 0:
-            store.set_source(out, "")
+        store.set_source(out, "")
         pending = list(blocks(start, stop))
         for first, count in track(pending, "Photos", [n for _, n in pending], " photos"):
             at = time.perf_counter()
@@ -99,8 +98,7 @@ def write(out: Path, data: Data, start: int, stop: int, compact: bool = True) ->
                 files.append(HashedFile(f"{first + n:08}.jpg", 1, 1, digest, 1))
             making += time.perf_counter() - at
             store.record(contents, files)
-        if compact:
-            store.compact()
+        store.compact()
     return making, time.perf_counter() - began - making
 
 
@@ -137,15 +135,10 @@ def ours(
         for hit in hits:
             photo = int(hit.path.stem)
             first = photo // BLOCK * BLOCK
-            rows = data.places(first, min(BLOCK, index_photos(index) - first))[photo - first]
+            rows = data.places(first, min(BLOCK, len(index) - first))[photo - first]
             answer.append((photo, int(np.abs(rows - hit.box).sum(1).argmin())))
         answers.append(answer)
     return answers, seconds
-
-
-def index_photos(index: PhotoIndex) -> int:
-    """How many photos were there when the exact answers were made."""
-    return len(index)
 
 
 def shared(truth: list[list[tuple[int, int]]], found: list[list[tuple[int, int]]], what: int) -> float:
@@ -186,10 +179,9 @@ def main() -> None:
         ours(index, data, queries[:5])
         found, seconds = ours(index, data, queries)
         right = truth[number * len(queries) : (number + 1) * len(queries)]
-        print(
-            f"{kind:5} recall@{K} of photos {shared(right, found, 1):.3f}, of boxes {shared(right, found, 2):.3f}; "
-            f"median {np.median(seconds) * 1e3:.1f} ms, p95 {np.percentile(seconds, 95) * 1e3:.1f} ms"
-        )
+        recall = f"recall@{K} of photos {shared(right, found, 1):.3f}, of boxes {shared(right, found, 2):.3f}"
+        median, late = np.median(seconds) * 1e3, np.percentile(seconds, 95) * 1e3
+        print(f"{kind:5} {recall}; median {median:.1f} ms, p95 {late:.1f} ms", flush=True)
     seconds = ours(index, data, kinds["far"], parse_spatial_filter("top left"))[1]
     median, late = np.median(seconds) * 1e3, np.percentile(seconds, 95) * 1e3
     print(f"at the top left: median {median:.1f} ms, p95 {late:.1f} ms")

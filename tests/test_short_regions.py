@@ -233,3 +233,42 @@ def test_codes_are_as_near_as_their_bits_allow(dim: int) -> None:
             assert np.array_equal(codec.units(records, axes), codec.units(records)[:, :axes])
         errors.append(np.square(codec.decode(records) - vectors).sum(1).mean())
     assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-3
+
+
+def test_stopped_while_regions_become_short_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "idx"
+    write(out, range(14))
+    with monkeypatch.context() as broken:
+        broken.setattr(RegionCodec, "encode", lambda *_: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            write(out, range(14, 28))
+    assert read_index(out).short_regions is None and version(out) == PHOTOS_FORMAT
+    assert len(read_index(out).entries) == 21 * (1 + BOXES)
+    write(out, range(21, 35))
+    snapshot = read_index(out)
+    assert snapshot.short_regions is not None and len(snapshot.entries) == 35
+    assert {f.name for f in out.iterdir() if f.suffix in (".f32", ".u8")} == {"vectors-1.f32", "regions-1.u8"}
+    index = PhotoIndex.open(out, exact=True)
+    for number in range(35):
+        hit = index.search_regions(content(number)[0].vectors[1], 1)[0]
+        assert index.name_of(hit.path) == content(number)[1].path
+    # What was appended and not named is overwritten.
+    with (out / "regions-1.u8").open("ab") as file:
+        file.write(b"\x07" * 1000)
+    write(out, range(35, 40))
+    assert not check_index(out).problems
+
+
+def test_copies_of_a_photo_share_its_regions(tmp_path: Path) -> None:
+    out = tmp_path / "idx"
+    write(out, range(40))
+    made, file = content(5)
+    with IndexStore(out, "f") as store:
+        store.record([], [HashedFile("copy.jpg", 1, 1, file.digest, 1)])
+    index = PhotoIndex.open(out, exact=True)
+    hits = index.search_regions(made.vectors[1], 3)
+    assert {index.name_of(hit.path) for hit in hits[:2]} == {"copy.jpg", file.path}
+    assert hits[0].score == hits[1].score and hits[0].box == hits[1].box == made.boxes[1]
+    agree(index, index.search_regions(made.vectors[1], 3)[2:], brute(out, made.vectors[1], 3)[2:])

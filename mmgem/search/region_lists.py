@@ -43,6 +43,7 @@ _SAMPLE_A_LIST = 32
 _ROUNDS = 8
 _REFIT_GROWTH = 4  # times the regions that the centroids were fitted on, from which on they are fitted anew
 _ROWS_AT_ONCE = 4096
+_COMPARED_AT_ONCE = 512  # rows with all centroids
 _PROBED = 0.03  # of all regions that are looked at
 _MIN_PROBED = 30_000
 _CENTRE = 255  # shares of a photo's side, in which a centre is kept
@@ -77,10 +78,11 @@ class RegionLists:
 
     def __init__(self, out: Path, state: ListsState, regions: ShortRegions) -> None:
         self.path, self.state, self.rows = out / state.file, state, state.rows
+        size = state.head_bytes + state.rows * _ENTRY.itemsize
         with errors_naming(self.path):
+            if self.path.stat().st_size != size:
+                raise self._damaged()
             data = np.memmap(self.path, np.uint8, "r")
-        if len(data) != state.head_bytes + state.rows * _ENTRY.itemsize:
-            raise self._damaged()
         head = data[: state.head_bytes].tobytes()
         if zlib.crc32(head) != state.crc:
             raise self._damaged()
@@ -181,8 +183,9 @@ def forget_damaged_lists(db: sqlite3.Connection, out: Path) -> None:
         return
     try:
         RegionLists(out, state, regions).verify()
-    except (SearchIndexError, ValueError):
-        db.execute("DELETE FROM meta WHERE key = ?", (_META,))
+    except SearchIndexError:  # of no generation: the next version has another name
+        forgotten = dataclasses.replace(state, generation=-1)
+        db.execute("REPLACE INTO meta VALUES (?, ?)", (_META, json.dumps(dataclasses.asdict(forgotten))))
 
 
 def new_region_lists(db: sqlite3.Connection, out: Path) -> NewLists | None:
@@ -285,7 +288,7 @@ def nearest_centroids(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """The nearest of ``centroids`` (m, d) to each of ``rows`` (n, d) float32: (n,) int32."""
     half_squares = np.square(centroids).sum(1) / 2
     labels = np.empty(len(rows), np.int32)
-    for at in range(0, len(rows), _ROWS_AT_ONCE):
-        block = slice(at, at + _ROWS_AT_ONCE)
+    for at in range(0, len(rows), _COMPARED_AT_ONCE):
+        block = slice(at, at + _COMPARED_AT_ONCE)
         labels[block] = (rows[block] @ centroids.T - half_squares).argmax(1)
     return labels

@@ -8,6 +8,7 @@ from the index of another folder are left alone, so several indexes can share a 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,8 @@ from mmgem.errors import SearchIndexError
 from mmgem.search.index_metadata import PhotoTable
 from mmgem.search.index_store import IndexSnapshot, read_index
 from mmgem.search.stores.base import Payload, Points, VectorStore, check_model, point_id
+
+_log = logging.getLogger(__name__)
 
 _REMOVE_BATCH_SIZE = 1000
 
@@ -52,6 +55,8 @@ def push(
     snapshot = read_index(out, sizes=True)
     if not snapshot.entries:
         raise SearchIndexError(f"{out}: the index holds no photos")
+    if snapshot.short_regions is not None:
+        _log.warning("%s: holds short regions, which stay in it; only its photos are pushed", out)
     snapshot.verify()
     dim = snapshot.vectors.shape[1]
     if (store_dim := store.dim()) is None:
