@@ -64,6 +64,19 @@ def decode_path(stored: bytes | None) -> Path | None:
     return None if stored is None else Path(os.fsdecode(stored))
 
 
+def photo_folder(db: sqlite3.Connection, out: Path) -> Path:
+    """Where the photos are: as recorded or, if that is gone, at the same place relative to the index."""
+    folder, relative = (
+        decode_path(read_meta(db, "folder")),
+        decode_path(read_meta(db, "folder_from_index")),
+    )
+    if folder is None:
+        return out
+    if relative is not None and not folder.is_dir() and (out / relative).is_dir():
+        return (out / relative).resolve()
+    return folder
+
+
 def count_rows(db: sqlite3.Connection) -> int:
     """How many rows of the vectors' file have been named; they are 0, 1, 2 …"""
     return db.execute("SELECT coalesce(max(row) + 1, 0) FROM rows").fetchone()[0]

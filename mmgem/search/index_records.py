@@ -7,17 +7,13 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmgem.data.photo_metadata import PhotoMetadata
 from mmgem.data.records import Box
 from mmgem.search.index_checksums import VectorBlocks
-
-if TYPE_CHECKING:
-    from mmgem.search.region_lists import ListsState
-    from mmgem.search.region_rows import ShortRegions
+from mmgem.search.region_records import ListsState, ShortRegions
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -51,6 +50,7 @@ from mmgem.search.index_files import (
     decode_path,
     errors_naming,
     memmap,
+    photo_folder,
     read_meta,
     regions_file,
     vectors_file,
@@ -70,7 +70,7 @@ from mmgem.search.region_rows import (
     NewRegions,
     are_due,
     drop_damaged_regions,
-    live_records,
+    is_compaction_due,
     new_index_meta,
     read_codec,
     read_short_regions,
@@ -318,8 +318,7 @@ class IndexStore:
         """Leave out the rows no photo points to, if they are many or damaged: write the next generation of
         vectors."""
         with errors_naming(self._out):
-            (live,) = self._db.execute(f"SELECT count(*) FROM ({_LIVE_ROWS})").fetchone()
-            due = self._dropped or _many_dead(self._row_count(), live) or _many_dead(*live_records(self._db))
+            due = self._dropped or is_compaction_due(self._db, _MIN_DEAD_ROWS)
         if due:
             self._next_generation()
         with errors_naming(self._out):
@@ -420,10 +419,6 @@ class IndexStore:
 _LIVE_ROWS = "SELECT row FROM rows WHERE content IN (SELECT content FROM photos) ORDER BY row"
 
 
-def _many_dead(total: int, live: int) -> bool:
-    return total - live >= _MIN_DEAD_ROWS and (total - live) * 4 >= total
-
-
 def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
     """Read an index folder, also while another process adds to it; ``sizes``: those of the photos too.
 
@@ -457,7 +452,7 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
         return IndexSnapshot(
             fingerprint=read_meta(db, "fingerprint"),
             model=read_meta(db, "model") or "",
-            folder=_photo_folder(db, out),
+            folder=photo_folder(db, out),
             vectors=vectors,
             entries=entries,
             regions=regions,
@@ -479,16 +474,3 @@ def check_fingerprint(out: Path, indexed: str, expected: str) -> None:
             f"{out}: was built by another model ({indexed}, not {expected}); use that model, "
             f"or rebuild: delete {out} and run mmgem index again"
         )
-
-
-def _photo_folder(db: sqlite3.Connection, out: Path) -> Path:
-    """Where the photos are: as recorded or, if that is gone, at the same place relative to the index."""
-    folder, relative = (
-        decode_path(read_meta(db, "folder")),
-        decode_path(read_meta(db, "folder_from_index")),
-    )
-    if folder is None:
-        return out
-    if relative is not None and not folder.is_dir() and (out / relative).is_dir():
-        return (out / relative).resolve()
-    return folder

@@ -21,7 +21,6 @@ import os
 import sqlite3
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,8 @@ import numpy as np
 from mmgem.errors import SearchIndexError
 from mmgem.search.index_files import errors_naming, read_meta
 from mmgem.search.region_codes import RegionCodec
-from mmgem.search.region_rows import ShortRegions, count_records, read_codec, read_short_regions
+from mmgem.search.region_records import ListsState, ShortRegions
+from mmgem.search.region_rows import count_records, read_codec, read_short_regions
 from mmgem.search.spatial_filter import SPATIAL_WEIGHT, SpatialFilter
 from mmgem.utils.files import sync_folder
 
@@ -44,33 +44,11 @@ _ROUNDS = 8
 _REFIT_GROWTH = 4  # times the regions that the centroids were fitted on, from which on they are fitted anew
 _ROWS_AT_ONCE = 4096
 _COMPARED_AT_ONCE = 512  # rows with all centroids
-_PROBED = 0.03  # of all regions that are looked at
-_MIN_PROBED = 30_000
+_PROBED = 0.1  # of all regions that are looked at
+_MIN_PROBED = 100_000
 _CENTRE = 255  # shares of a photo's side, in which a centre is kept
 _EDGE = np.float32(0.02)  # what a rounded centre can lack of a place's bonus
 _ENTRY = np.dtype([("row", "<u4"), ("centre", "u1", (2,)), ("lead", "i1", (_LEAD_AXES,))])
-
-
-@dataclass(frozen=True, slots=True)
-class ListsState:
-    """What the manifest says of the lists: their file has the first ``rows`` records of ``generation`` in
-    ``lists`` lists, of ``axes`` and ``leads`` axes, fitted on ``fitted``; ``crc`` is that of all before the
-    lists."""
-
-    file: str
-    generation: int
-    rows: int
-    lists: int
-    axes: int
-    leads: int
-    fitted: int
-    crc: int
-    version: int
-
-    @property
-    def head_bytes(self) -> int:
-        """What comes before the lists: centroids, steps, sizes, checksums."""
-        return 4 * (self.lists * self.axes + self.leads) + 12 * self.lists
 
 
 class RegionLists:
@@ -135,8 +113,8 @@ class RegionLists:
             ]
         )
         if where is not None:
-            centres = np.concatenate([piece["centre"] for piece in pieces]).astype(np.float32) / _CENTRE
-            bonus = where.scores(np.concatenate([centres, centres], axis=1))
+            centres = np.concatenate([piece["centre"] for piece in pieces]).view("<u2")[:, 0]
+            bonus = _scores_of_centres(where)[centres]
             scores = np.where(bonus > -_EDGE, scores + SPATIAL_WEIGHT * bonus, -np.inf)
         if passed is not None:
             scores[~passed[np.concatenate([piece["row"] for piece in pieces])]] = -np.inf
@@ -147,6 +125,12 @@ class RegionLists:
         places = np.searchsorted(ends, chosen, "right")
         offsets = chosen - ends[places] + self.sizes[probed][places] + self.starts[probed][places]
         return self.entries["row"][offsets].astype(np.int64)
+
+
+def _scores_of_centres(where: SpatialFilter) -> np.ndarray:
+    """What ``where`` says of every centre that a list can have, (65536,) float32, by its two bytes."""
+    down, across = np.divmod(np.arange(1 << 16, dtype=np.float32), np.float32(_CENTRE + 1))
+    return where.scores(np.stack([across, down, across, down], axis=1) / _CENTRE)
 
 
 class NewLists:

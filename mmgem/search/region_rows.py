@@ -15,7 +15,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from mmgem.search.index_checksums import (
 from mmgem.search.index_files import (
     FORMAT,
     append_rows,
+    count_rows,
     errors_naming,
     memmap,
     read_meta,
@@ -42,6 +43,7 @@ from mmgem.search.index_files import (
 from mmgem.search.index_metadata import forget_metadata
 from mmgem.search.index_records import NewContent, read_regions
 from mmgem.search.region_codes import RegionCodec
+from mmgem.search.region_records import ShortRegions
 from mmgem.utils.files import sync_folder
 
 SHORT_FROM = 200_000
@@ -55,28 +57,6 @@ _SCHEMA = (
 _CODEC, _BECOMES_SHORT = "region_codec", "short_regions"
 _LIVE = "content IN (SELECT content FROM photos)"
 _ROWS_AT_ONCE = 8192
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ShortRegions:
-    """The short regions of an index: ``records`` (R, w) uint8, memory-mapped, of which photos own spans, in
-    order: ``first`` and ``count`` (n,) int64 say which, ``photo_rows`` (n,) int64 the row of the photo, and
-    ``sizes`` (n, 2) int64 its width and height in pixels."""
-
-    codec: RegionCodec
-    records: np.ndarray
-    first: np.ndarray
-    count: np.ndarray
-    photo_rows: np.ndarray
-    sizes: np.ndarray
-    blocks: VectorBlocks
-
-    def spans_of(self, rows: np.ndarray) -> np.ndarray:
-        """The number of the span of each of ``rows`` (n,), -1 for a record of no photo."""
-        if not len(self.first):
-            return np.full(len(rows), -1)
-        spans = np.searchsorted(self.first, rows, "right") - 1
-        return np.where(rows < self.first[spans] + self.count[spans], spans, -1)
 
 
 def new_index_meta() -> dict[str, object]:
@@ -106,12 +86,22 @@ def count_records(db: sqlite3.Connection) -> int:
     return 0 if last is None else last[0]
 
 
-def live_records(db: sqlite3.Connection) -> tuple[int, int]:
-    """How many records there are, and how many of them photos own."""
-    if read_meta(db, _CODEC) is None:
-        return 0, 0
-    (live,) = db.execute(f"SELECT coalesce(sum(count), 0) FROM region_spans WHERE {_LIVE}").fetchone()
-    return count_records(db), live
+def is_compaction_due(db: sqlite3.Connection, min_dead: int) -> bool:
+    """Whether at least ``min_dead`` rows, and a quarter of all, belong to no photo; or records."""
+    (dead,) = db.execute(
+        "SELECT (SELECT count(*) FROM contents)"
+        " - (SELECT count(*) FROM (SELECT content FROM photos GROUP BY content))"
+    ).fetchone()
+    if not dead:  # which is found faster
+        return False
+    totals = [(count_rows(db), "count(*) FROM rows")]
+    if read_meta(db, _CODEC) is not None:
+        totals.append((count_records(db), "coalesce(sum(count), 0) FROM region_spans"))
+    for total, live_rows in totals:
+        (live,) = db.execute(f"SELECT {live_rows} WHERE {_LIVE}").fetchone()
+        if total - live >= min_dead and (total - live) * 4 >= total:
+            return True
+    return False
 
 
 def split_regions(content: NewContent) -> tuple[NewContent, np.ndarray, np.ndarray]:

@@ -21,13 +21,13 @@ from mmgem.search.hits import Hit
 from mmgem.search.index_records import IndexSnapshot
 from mmgem.search.region_codes import RegionCodec, pixel_box
 from mmgem.search.region_lists import RegionLists
-from mmgem.search.region_rows import ShortRegions
+from mmgem.search.region_records import ShortRegions
 from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter
 
 _log = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 8192
-_CANDIDATES = 2048  # of the lists, at least
+_CANDIDATES = 4096  # of the lists, at least
 _CANDIDATES_A_REGION = 3  # times the regions that the photos that are wanted may have
 _COMPARED = 20_000  # regions of photos that pass a filter, up to which all of them are compared
 
