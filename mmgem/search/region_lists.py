@@ -99,7 +99,7 @@ class RegionLists:
         lead_query = in_vectors[: self.state.leads] * self.steps
         near = self.centroids @ in_vectors[: self.state.axes]
         best_first = np.argsort(-near)
-        budget = max(_MIN_PROBED, _PROBED * self.rows) * (1 if where is None else 2)
+        budget = max(_MIN_PROBED, _PROBED * self.rows)
         probed = best_first[: int(np.searchsorted(np.cumsum(self.sizes[best_first]), budget)) + 1]
         probed = np.sort(probed[self.sizes[probed] > 0])
         self.verify(probed)
