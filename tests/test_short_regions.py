@@ -224,7 +224,7 @@ def test_codes_are_as_near_as_their_bits_allow(dim: int) -> None:
     for code_bytes in (dim // 4, dim // 2, dim):
         codec = RegionCodec.from_bytes(RegionCodec.fit(vectors, code_bytes).to_bytes())
         records = codec.encode(vectors, boxes)
-        assert records.shape == (400, codec.record_bytes) and codec.record_bytes <= 8 + max(code_bytes, 1)
+        assert records.shape == (400, codec.record_bytes) and codec.record_bytes <= 8 + code_bytes
         assert np.abs(codec.boxes(records) - boxes).max() < 1e-5
         query, offset = codec.project(vectors[:3])
         products = query @ codec.units(records).T + offset[:, None]
