@@ -272,3 +272,14 @@ def test_copies_of_a_photo_share_its_regions(tmp_path: Path) -> None:
     assert {index.name_of(hit.path) for hit in hits[:2]} == {"copy.jpg", file.path}
     assert hits[0].score == hits[1].score and hits[0].box == hits[1].box == made.boxes[1]
     agree(index, index.search_regions(made.vectors[1], 3)[2:], brute(out, made.vectors[1], 3)[2:])
+
+
+@pytest.mark.parametrize("count", [1, 16, 100, 900, 5000])
+def test_the_highest_scores_are_those_of_a_sort(count: int) -> None:
+    rng = np.random.default_rng(count)
+    for scores in (rng.standard_normal(3000), np.sort(rng.standard_normal(3000)), np.full(3000, -np.inf)):
+        scores = scores.astype(np.float32)
+        scores[::3] = -np.inf
+        expected = np.argsort(-scores)[: min(count, int((scores > -np.inf).sum()))]
+        found = lists_module._highest(scores, count)
+        assert sorted(scores[found].tolist()) == sorted(scores[expected].tolist())
