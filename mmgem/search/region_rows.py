@@ -2,7 +2,7 @@
 
     IDX/regions-G.u8     generation G of the regions: a record of :mod:`mmgem.search.region_codes` each
 
-An index with regions starts with float32 rows for all. Once it has 200,000, those of regions become records:
+An index with regions starts with float32 rows for all. Once it has 250,000, those of regions become records:
 their whole photos stay as they are, and the manifest names a span of records a photo instead of a row a box.
 Records are appended, checked, compacted and forgotten as vectors are (:mod:`mmgem.search.index_store`): all
 of it holds for them too. The manifest keeps the codec, which is fitted on the regions that become short first
@@ -46,7 +46,7 @@ from mmgem.search.region_codes import RegionCodec
 from mmgem.search.region_records import ShortRegions
 from mmgem.utils.files import sync_folder
 
-SHORT_FROM = 200_000
+SHORT_FROM = 250_000
 """Rows, of photos and regions, from which on regions are short."""
 _CRCS = "region_checksums"
 _SCHEMA = (
