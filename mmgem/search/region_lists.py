@@ -3,7 +3,7 @@
     IDX/region-lists-V.bin   centroids, the lists' sizes and checksums, then the lists
 
 Regions are assigned to the nearest of some thousand centroids (k-means on a sample of the first axes of their
-codec). A list has, for each of its regions, 28 bytes: the row of its record, its centre, and 8 bits of the
+codec). A list has, for each of its regions, 28 bytes: the row of its record, its centre, and 4 bits of the
 difference to the centroid along each of the first axes. A query goes through the lists whose centroids it is
 nearest to, contiguous on the disk, and the best by these few bits are the candidates: scores come from the
 records. Regions that are not in the lists yet are all candidates.
@@ -38,19 +38,21 @@ LISTS_FROM = 20_000
 """Regions beside the lists from which on they are added to them."""
 _META = "region_lists"
 _COARSE_AXES = 64  # of centroids
-_LEAD_AXES = 22  # of a region in its list
+_LEAD_BYTES = 22
+_LEAD_AXES = 2 * _LEAD_BYTES  # of a region in its list
+_LEAD_STEP = 0.3352  # standard deviations, see region_codes
 _LISTS_A_ROOT = 2  # as many lists as this times the root of the regions
 _SAMPLE_A_LIST = 32
 _ROUNDS = 8
 _REFIT_GROWTH = 4  # times the regions that the centroids were fitted on, from which on they are fitted anew
 _ROWS_AT_ONCE = 4096
 _COMPARED_AT_ONCE = 512  # rows with all centroids
-_PROBED = 0.15  # of all regions that are looked at
+_PROBED = 0.1  # of all regions that are looked at
 _MIN_PROBED = 100_000
 _SAMPLED = 32  # scores of one in so many tell where the highest begin
 _CENTRE = 255  # shares of a photo's side, in which a centre is kept
 _EDGE = np.float32(0.02)  # what a rounded centre can lack of a place's bonus
-_ENTRY = np.dtype([("row", "<u4"), ("centre", "u1", (2,)), ("lead", "i1", (_LEAD_AXES,))])
+_ENTRY = np.dtype([("row", "<u4"), ("centre", "u1", (2,)), ("lead", "u1", (_LEAD_BYTES,))])
 
 
 class RegionLists:
@@ -98,7 +100,9 @@ class RegionLists:
         """``count`` rows, int64, that are best for ``query`` (d,) float32 in the place ``where`` by what the
         lists have of them, in no order, of those that ``passed`` (R,) bool (None: all)."""
         in_vectors = query * self._inverse_steps  # of the codec: for coordinates, not for steps
-        lead_query = in_vectors[: self.state.leads] * self.steps
+        lead_query = np.zeros(_LEAD_AXES, np.float32)
+        lead_query[: self.state.leads] = in_vectors[: self.state.leads] * self.steps
+        low, high, middle = lead_query[:_LEAD_BYTES], lead_query[_LEAD_BYTES:], 7.5 * lead_query.sum()
         near = self.centroids @ in_vectors[: self.state.axes]
         best_first = np.argsort(-near)
         budget = max(_MIN_PROBED, _PROBED * self.rows)
@@ -111,14 +115,16 @@ class RegionLists:
 
         def scores_of(numbers: slice) -> list[np.ndarray]:
             return [
-                piece["lead"].astype(np.float32) @ lead_query + near[number]
+                (piece["lead"] & 15).astype(np.float32) @ low
+                + (piece["lead"] >> 4).astype(np.float32) @ high
+                + (near[number] - middle)
                 for number, piece in zip(probed[numbers].tolist(), pieces[numbers], strict=True)
             ]
 
-        middle = len(pieces) // 2
+        half = len(pieces) // 2
         with ThreadPoolExecutor(2) as pool:
-            halves = pool.map(scores_of, (slice(middle), slice(middle, None)))
-            scores = np.concatenate([piece for half in halves for piece in half])
+            parts = pool.map(scores_of, (slice(half), slice(half, None)))
+            scores = np.concatenate([piece for part in parts for piece in part])
         if where is not None:
             centres = np.concatenate([piece["centre"] for piece in pieces]).view("<u2")[:, 0]
             bonus = _scores_of_centres(where)[centres]
@@ -239,7 +245,7 @@ class _Builder:
             counts = np.diff(np.append(starts, len(sample)))
             self.centroids[used] = (sums / counts[:, None]).astype(np.float32)
         rest = (sample - self.centroids[nearest_centroids(sample, self.centroids)])[:, : self.leads]
-        self.steps = (np.maximum(rest.std(0), 1e-9) * 4 / 127).astype(np.float32)
+        self.steps = (np.maximum(rest.std(0), 1e-9) * _LEAD_STEP).astype(np.float32)
 
     def go_on(self, before: RegionLists) -> None:
         """Take over what ``before`` has."""
@@ -261,8 +267,9 @@ class _Builder:
             labels[block] = nearest_centroids(coordinates, self.centroids)
             rest = (coordinates - self.centroids[labels[block]])[:, : self.leads]
             entries["row"][block] = np.arange(block.start, block.stop)
-            entries["lead"][block] = 0
-            entries["lead"][block, : self.leads] = np.rint(rest / self.steps).clip(-127, 127)
+            levels = np.full((len(rest), _LEAD_AXES), 8, np.uint8)
+            levels[:, : self.leads] = (np.floor(rest / self.steps) + 8).clip(0, 15)
+            entries["lead"][block] = levels[:, :_LEAD_BYTES] | levels[:, _LEAD_BYTES:] << 4
             boxes = RegionCodec.boxes(records[block])
             entries["centre"][block] = np.rint((boxes[:, :2] + boxes[:, 2:]) / 2 * _CENTRE)
         order = np.argsort(labels, kind="stable")

@@ -27,7 +27,8 @@ from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter
 _log = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 8192
-_CANDIDATES = 4096  # of the lists, at least
+_CANDIDATES = 8192  # of the lists, at least
+_REGIONS_A_CANDIDATE = 1000  # with more candidates among very many
 _CANDIDATES_A_REGION = 3  # times the regions that the photos that are wanted may have
 _COMPARED = 20_000  # regions of photos that pass a filter, up to which all of them are compared
 
@@ -130,7 +131,8 @@ class RegionSearcher:
 
     def _candidates(self, query: np.ndarray, k: int, where: SpatialFilter | None) -> np.ndarray | None:
         """The rows to compare with ``query`` (d,), projected; None: all that pass."""
-        count = max(_CANDIDATES, _CANDIDATES_A_REGION * k * self._per_photo)
+        count = max(_CANDIDATES, self._passed_count // _REGIONS_A_CANDIDATE)
+        count = max(count, _CANDIDATES_A_REGION * k * self._per_photo)
         if self.lists is None or self._passed_count <= max(_COMPARED, 4 * count):
             return None
         everything = self._passed_count == len(self.regions.records)
