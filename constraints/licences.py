@@ -19,7 +19,9 @@ Written by `make licences` from what the packages in [requirements.lock](../requ
 themselves; `make sbom` writes the same as a CycloneDX bill of materials (`sbom.json`). Nothing of them is in
 this package: pip installs them. The base install needs those marked *base*; the rest belongs to extras and
 to development. PyTorch (BSD-3-Clause) is in [constraints/torch.lock](../constraints/torch.lock); its build on
-PyPI brings libraries of NVIDIA under NVIDIA's own terms, and triton (MIT).
+PyPI brings libraries of NVIDIA under NVIDIA's own terms, and triton (MIT). The wheels of pillow-heif
+(extra `heif`) bring libheif and libde265 (LGPL-3.0) and x265 (GPL-2.0), those of av (extra `video`) FFmpeg
+(LGPL-3.0) and encoders, libx264 and libx265 (GPL-2.0) among them: who passes them on keeps to those.
 
 | package | version | licence | |
 |---|---|---|---|

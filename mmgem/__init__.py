@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from mmgem.config.fields import setting
     from mmgem.config.recipe import load_recipe
     from mmgem.config.tasks import TASKS
+    from mmgem.data.clips import find_shots
     from mmgem.data.images import ImageSource
     from mmgem.data.readers import load_dataset
     from mmgem.data.records import Box, Record, Region, read_jsonl, write_jsonl
+    from mmgem.data.shots import Shot
     from mmgem.encoders import ENCODERS
     from mmgem.encoders.base import Encoder
     from mmgem.errors import (
@@ -89,7 +91,7 @@ _EXPORTS = {
     "Encoder": "encoders.base",
     "Filters": "search.filters",
     "GatheredBatch": "tasks.image_text.contrastive",
-    "Hit": "search.search",
+    "Hit": "search.hits",
     "ImageError": "errors",
     "ImageSource": "data.images",
     "ImageTextTask": "tasks.image_text.task",
@@ -110,6 +112,7 @@ _EXPORTS = {
     "SearchIndexError": "errors",
     "SelfRetrieval": "self_retrieval.model",
     "SelfRetrievalTask": "tasks.self_retrieval.task",
+    "Shot": "data.shots",
     "SpatialFilter": "search.spatial_filter",
     "TASKS": "config.tasks",
     "Task": "tasks.base",
@@ -123,6 +126,7 @@ _EXPORTS = {
     "class_embeddings": "evaluate.classify",
     "classification_scores": "evaluate.classify",
     "embed_collection": "bulk",
+    "find_shots": "data.clips",
     "gather_batch": "tasks.image_text.contrastive",
     "load_corpus": "self_retrieval.passages",
     "load_dataset": "data.readers",
@@ -186,6 +190,7 @@ __all__ = [
     "SearchIndexError",
     "SelfRetrieval",
     "SelfRetrievalTask",
+    "Shot",
     "SpatialFilter",
     "Task",
     "Term",
@@ -199,6 +204,7 @@ __all__ = [
     "class_embeddings",
     "classification_scores",
     "embed_collection",
+    "find_shots",
     "gather_batch",
     "load_corpus",
     "load_dataset",

@@ -19,7 +19,9 @@ from torch import Tensor
 from mmgem.checkpoints.hub import read_card, upload, with_front_matter
 from mmgem.checkpoints.model_folder import load_model, save_model
 from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
+from mmgem.data.clips import frames_of
 from mmgem.data.images import ImageSource, other_files
+from mmgem.data.moments import to_moment
 from mmgem.data.records import Box
 from mmgem.data.texts import check_text, check_texts
 from mmgem.data.tokens import Tokenizer
@@ -32,6 +34,7 @@ from mmgem.inference.captioning import describe
 from mmgem.inference.images import encode_images, find_regions, text_heatmaps
 from mmgem.inference.texts import embed_texts, truncate_embeddings, unit_rows
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.pooling import pool_segments
 from mmgem.search.hnsw import update_hnsw_index
 from mmgem.search.index import update_index
 from mmgem.search.index_store import check_fingerprint
@@ -42,6 +45,11 @@ from mmgem.utils.progress import track
 _log = logging.getLogger(__name__)
 
 _LISTED = 20  # photos that are skipped, by name
+
+VideoSource = str | os.PathLike[str] | Sequence[ImageSource]
+"""A clip: a video or an animated picture by its path, or its frames."""
+Time = str | float | tuple[float, float]
+"""A moment of a clip: ``"12-15"``, ``"1:02-1:10"``, a start and an end in seconds, or an instant."""
 
 
 class MMGEM:
@@ -90,7 +98,7 @@ class MMGEM:
         folder = resolve(name)
         graphs = wanted_graphs(folder, backend, device)
         network, tokenizer = load_model(folder)
-        network = network.to(device).to_inference_dtype(getattr(torch, precision))
+        network = network.to(device).to_inference_dtype(precision)
         if graphs is not None:
             use_graphs(network, folder, graphs)
         return cls(
@@ -225,6 +233,61 @@ class MMGEM:
         return np.concatenate(vectors), captions
 
     @torch.inference_mode()
+    def embed_videos(
+        self,
+        videos: Sequence[VideoSource],
+        times: Sequence[Time | None] | None = None,
+        dimensions: int | None = None,
+    ) -> np.ndarray:
+        """Embed clips, or a moment of each: the mean of their frames, as the pooling of a box in time.
+
+        ``videos``: paths of videos (PyAV) and animated pictures, of which up to eight frames are taken, or
+        lists of frames. ``times``: one per clip (None: all of it), :data:`Time`; only for paths. Returns
+        ``(n, D)`` float32 of unit length, of ``dimensions`` as in :meth:`embed_images`. Raises ``ImageError``
+        for a clip that cannot be read, ``UsageError`` without PyAV, for a time that is none or comes after
+        the end.
+        """
+        parts = [unit_rows(self.network.image_embeddings(v)) for v in self._pooled(videos, times)]
+        rows = np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+        return truncate_embeddings(rows, dimensions)
+
+    @torch.inference_mode()
+    def caption_videos(
+        self,
+        videos: Sequence[VideoSource],
+        times: Sequence[Time | None] | None = None,
+        beams: int = CAPTION_DEFAULTS.beams,
+        max_tokens: int = CAPTION_DEFAULTS.max_tokens,
+    ) -> list[str]:
+        """Describe each clip, or a moment of each, in a sentence: what its frames have in common. Arguments
+        as of :meth:`embed_videos` and :meth:`caption`, and raises as they do."""
+        options, captions = CaptionOptions(beams, max_tokens), list[str]()
+        for visual in self._pooled(videos, times):
+            captions += describe(self.network, self.tokenizer, visual, options)
+        return captions
+
+    def _pooled(self, videos: Sequence[VideoSource], times: Sequence[Time | None] | None) -> Iterator[Tensor]:
+        """Visual embeddings of clips in chunks, each the mean of the frames of a clip."""
+        if isinstance(videos, str | os.PathLike):
+            raise UsageError("videos must be a list, not one video")
+        moments = [None] * len(videos) if times is None else list(times)
+        if len(moments) != len(videos):
+            raise UsageError(f"{len(videos)} videos but {len(moments)} times")
+        frames, counts = list[ImageSource](), list[int]()
+        for number, (video, time) in enumerate(zip(videos, moments, strict=True)):
+            if isinstance(video, str | os.PathLike):
+                taken: Sequence[ImageSource] = frames_of(video, None if time is None else to_moment(time))
+            else:
+                taken = _listed(video)
+                if time is not None or not len(taken):
+                    raise UsageError("a list of frames must have some, and no time")
+            frames += taken
+            counts.append(len(taken))
+            if len(frames) >= self.batch or number == len(videos) - 1:
+                yield pool_segments(torch.cat(list(self._visual(frames, None))), counts)
+                frames, counts = [], []
+
+    @torch.inference_mode()
     def score(self, images: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:
         """log P(text | image) per token (end of text included), in nats, of each image and its text: ``(n,)``
         float32. Raises ``UsageError`` unless there are as many texts as images."""
@@ -280,7 +343,7 @@ class MMGEM:
         if len(report.failed) > _LISTED:
             _log.warning("skipped %d more", len(report.failed) - _LISTED)
         for path in report.folders:
-            if foreign := other_files(path)[0]:
+            if foreign := other_files(path, out)[0]:
                 _log.warning("%s: left out photos that cannot be read: %s", path, " ".join(foreign))
         if not report.photos:
             if not report.failed:

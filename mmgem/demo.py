@@ -19,6 +19,7 @@ import numpy as np
 
 from mmgem.api import MMGEM
 from mmgem.checkpoints.download import SETS, SOURCES, base_folder, cache_folder
+from mmgem.data.clips import middle_frame
 from mmgem.data.images import list_images
 from mmgem.errors import DownloadError, ImageError, SearchIndexError, UsageError
 from mmgem.evaluate.classify import class_embeddings, classify
@@ -84,14 +85,18 @@ class Demo:
 
 
 def run_demo(
-    out: Path, photos: Path | None = None, model: str = "tiny", say: Callable[[str], None] = print
+    out: Path,
+    photos: Path | None = None,
+    model: str = "tiny",
+    say: Callable[[str], None] = print,
+    load: Callable[[str], MMGEM] = MMGEM.from_pretrained,
 ) -> Demo:
     """Index, search, caption and classify the folder ``photos`` (None: sample photos, fetched once).
 
     Writes ``report.html``, ``sheet.png`` and ``index/`` to ``out``, in place of those of an earlier demo.
-    ``say`` is given a line before what takes long. Raises UsageError for a folder without photos or an
-    ``out`` that cannot be written, ImageError if none of the photos can be read, DownloadError if the
-    samples cannot be had.
+    ``say`` is given a line before what takes long; ``load`` makes the model. Raises UsageError for a folder
+    without photos or an ``out`` that cannot be written, ImageError if none of the photos can be read,
+    DownloadError if the samples cannot be had.
     """
     began = time.perf_counter()
     if photos is not None and not list_images(photos):
@@ -103,16 +108,22 @@ def run_demo(
             folder = _sample_photos(out / "sample-photos", say) if photos is None else photos
         except OSError as error:
             raise UsageError(f"{out}: cannot be written: {error.strerror}") from error
-        return _make_demo(out, folder, photos, model, say, began)
+        return _make_demo(out, folder, photos, model, say, load, began)
 
 
 def _make_demo(
-    out: Path, folder: Path, photos: Path | None, model: str, say: Callable[[str], None], began: float
+    out: Path,
+    folder: Path,
+    photos: Path | None,
+    model: str,
+    say: Callable[[str], None],
+    load: Callable[[str], MMGEM],
+    began: float,
 ) -> Demo:
     say(f"loading the model {model}")
-    mmgem = MMGEM.from_pretrained(model)
+    mmgem = load(model)
     index, report = _index(out / "index", folder, mmgem, model)
-    photo_entries = index.photos
+    photo_entries = [entry for entry in index.photos if index.moments[entry] is None]
     if not photo_entries:
         bad = report.failed
         raise ImageError(f"{folder}: none of the {len(bad)} photos could be read: {bad[0].reason}")
@@ -224,7 +235,13 @@ def _queries(
     rows = []
     for query, vector, hits in zip(queries, vectors, index.search_many(vectors, _MATCHES), strict=True):
         matches = [
-            Match(hit.path, hit.score, caption=captions.get(hit.path, ""), match=hit.match)
+            Match(
+                hit.path,
+                hit.score,
+                caption=captions.get(hit.path, ""),
+                match=hit.match,
+                moment=hit.moment,
+            )
             for hit in with_match(hits, mmgem.calibration, vector, len(index.photos))
         ]
         rows.append(QueryRow(query, matches))
@@ -236,7 +253,7 @@ def _similar(index: PhotoIndex, vectors: np.ndarray, captions: dict[Path, str]) 
     rows = []
     for (path, caption), hits in zip(captions.items(), index.search_many(vectors, _MATCHES + 2), strict=True):
         near = [
-            Match(hit.path, hit.score, caption=captions.get(hit.path, ""))
+            Match(hit.path, hit.score, caption=captions.get(hit.path, ""), moment=hit.moment)
             for hit in hits
             if hit.path != path and hit.score < _DUPLICATE_COSINE
         ]
@@ -262,10 +279,11 @@ def _region_searches(
     for i in clear[:_REGION_QUERIES]:
         hits = index.search_regions(vectors[i], _MATCHES)
         rows.append(QueryRow(queries[i], [Match(hit.path, hit.score, hit.box) for hit in hits]))
-    heatmaps = [
-        HeatmapCard(best[i].path, queries[i], mmgem.heatmap(best[i].path, [queries[i]])[0])
-        for i in clear[:_HEAT_CARDS]
-    ]
+    heatmaps = []
+    for i in clear[:_HEAT_CARDS]:
+        moment = best[i].moment
+        picture = best[i].path if moment is None else middle_frame(best[i].path, moment)
+        heatmaps.append(HeatmapCard(picture, queries[i], mmgem.heatmap(picture, [queries[i]])[0]))
     return rows, heatmaps
 
 

@@ -53,6 +53,14 @@ class SearchIndexError(MMGEMError):
     """A search index that is missing, damaged or was built by another model."""
 
 
+class MissingFolderError(UsageError):
+    """A folder of photos that is not there; perhaps only now."""
+
+
+class EmptyFolderError(SearchIndexError):
+    """A folder without photos, of which the index has some: a drive that is not mounted looks like that."""
+
+
 class BusyError(MMGEMError):
     """What another process is writing at this moment; ``holder`` names the process."""
 

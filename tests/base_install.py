@@ -23,6 +23,7 @@ EXTRAS = {
         "pyarrow",
         "ray",
         "usearch",
+        "av",
     ),
     *("qdrant_client", "lancedb", "lance", "sentence_transformers", "mteb", "onnx", "onnxruntime"),
     *(
@@ -35,7 +36,18 @@ EXTRAS = {
         "multipart",
         "python_multipart",
     ),
-    *("prometheus_client", "webdataset", "datasets", "pandas", "sklearn", "scipy", "httpx", "openai"),
+    *(
+        "prometheus_client",
+        "webdataset",
+        "datasets",
+        "pandas",
+        "sklearn",
+        "scipy",
+        "httpx",
+        "openai",
+        "pillow_heif",
+        "watchfiles",
+    ),
 }
 _NEEDED = {"httpx"}  # by huggingface_hub
 

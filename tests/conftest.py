@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MMGEM_CONFIG"] = os.devnull  # not that of who runs the tests
 # What OpenVINO would tell its makers, in three processes for each graph.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 # Toy matrices are too small to share; set before torch is imported.
@@ -22,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Files of tests that take longest; begun first, so that no process is left with one of them in the end.
 LONG = (
     *("plan", "docs", "ranks", "export", "recorded", "bulk", "examples", "example_task", "resume"),
-    *("page", "serve_schema", "train", "corpus_training", "demo", "faults"),
+    *("cookbook", "page", "serve_schema", "train", "corpus_training", "demo", "faults"),
 )
 
 

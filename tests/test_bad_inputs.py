@@ -291,7 +291,7 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
         2,
     ),
     "no beams": (lambda p: p.caption(p.photo, "--beams", "0"), ["'--beams'"], 2),
-    "no results": (lambda p: ["search", p.index(), "a dog", "-k", "0"], ["'-k'"], 2),
+    "fewer than no results": (lambda p: ["search", p.index(), "a dog", "-k", "-1"], ["'-k'"], 2),
     "empty query": (lambda p: ["search", p.index(), " "], ["text to search for is empty"], 2),
     "no date": (lambda p: ["search", p.index(), "x", "--date", "soon"], ["--date 'soon': must be 2021,"], 2),
     "no place": (lambda p: ["search", p.index(), "x", "--near", "1,2"], ["--near '1,2': must be"], 2),
@@ -433,7 +433,7 @@ def test_one_bad_photo_in_a_thousand(tmp_path, tiny_model_folder, capfd):
     assert line.startswith(f"mmgem: skipped {photos[500]}: ")
     assert main([*argv, "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
-    assert (report["photos"], report["unchanged"], report["embedded"]) == (999, 1000, 0)
+    assert (report["photos"], report["unchanged"], report["embedded"]) == (999, 999, 0)
     assert [failed["file"] for failed in report["failed"]] == [str(photos[500])]
 
 

@@ -69,6 +69,16 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         "data": ["data", "pack", str(data), "--out", str(folder / "shards")],
         "data check": ["data", "check", str(data), "--out", str(folder / "checked")],
         "data filter": ["data", "filter", str(data), "--out", str(folder / "f.jsonl"), "--keep", "0.7", *m],
+        "data caption-labels": [
+            "data",
+            "caption-labels",
+            str(data),
+            "--texts",
+            str(data),
+            "--out",
+            str(folder / "l.jsonl"),
+            *m,
+        ],
         "data recaption": [
             "data",
             "recaption",
@@ -81,6 +91,7 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         ],
         "demo": ["demo", "--photos", str(Path(photo).parent), "--out", str(folder / "demo"), *m],
         "check": ["check", model],
+        "completion": ["completion", "bash"],
         "plan": ["plan", str(recipe)],
         "train": ["train", str(recipe)],
         "adopt": ["adopt", str(checkpoint), "--llm", str(lm), "--texts", str(lines), "--out", adopted],
@@ -99,6 +110,7 @@ def rows(folder: Path, model: str, photos: list[str]) -> dict[str, list[str]]:
         "export onnx": ["export", model, str(folder / "onnx"), "--format", "onnx"],
         "export openvino": ["export", model, str(folder / "openvino"), "--format", "openvino"],
         "serve": ["serve", idx, "--port", "0"],
+        "watch": ["watch", str(Path(photo).parent), "--out", idx],
         "pull": ["pull", "smollm2"],
         "train lora": ["train", str(recipe), "optim.lora_rank=2", f"train.out={folder / 'lora'}"],
         "train tensorboard": ["train", str(recipe), 'train.trackers=["tensorboard"]'],
@@ -116,6 +128,7 @@ NEEDS = {
     "export onnx": "export",
     "export openvino": "export",
     "serve": "serve",
+    "watch": "watch",
     "pull": "base",
     "train lora": "train",
     "train tensorboard": "train",
@@ -153,6 +166,7 @@ def test_all_verbs_are_here(told):
 def test_all_extras_are_blocked():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     modules = {"qdrant-client": "qdrant_client", "sentence-transformers": "sentence_transformers"}
+    modules |= {"pillow-heif": "pillow_heif"}
     modules |= {"prometheus-client": "prometheus_client", "python-multipart": "python_multipart"}
     for extra, needs in project["optional-dependencies"].items():
         if extra in ("dev", "plugs"):

@@ -372,3 +372,22 @@ def test_hard_negatives_are_the_same_on_every_run_and_take_every_image_once() ->
     assert [images_of(two[s]) for s in (5, 0, 3)] == [images_of(one[s]) for s in (5, 0, 3)]
     assert sorted(i for s in range(3) for i in images_of(one[s])) == list(range(12))
     assert images_of(one[0]) != images_of(batches(data, source)[0])
+
+
+def test_where_a_label_is_named_the_caption_of_the_image_is_predicted() -> None:
+    words = [f"a {toys.sentence(np.random.default_rng(i), 3)}" for i in range(4)]
+    data = [Record(Path(f"/{i}.jpg"), (f"name {i}", f"the name {i}", words[i])) for i in range(3)]
+    data.append(Record(Path("/3.jpg"), ("name 3",)))
+    learned = {
+        text: f"{record.captions[0]}." for record in data for text in record.captions if "name" in text
+    }
+    config = DataConfig(train=Path("data.jsonl"))
+    made = Batches(data, features(4), toys.tokenizer(), config, 4, 0, labels=learned)
+    tokens = {text: toys.tokenizer().encode_all([text])[0].tolist() for text in (*words, "name 3.")}
+    embedded = set()
+    for step in range(9):
+        batch = made[step]
+        for i, caption, text in zip(images_of(batch), batch.captions, batch.texts, strict=True):
+            assert caption.tolist() == tokens[words[i] if i < 3 else "name 3."]
+            embedded.add((i, tuple(text.tolist())))
+    assert len(embedded) == 3 * 3 + 1  # the names are embedded, and the captions too

@@ -304,6 +304,8 @@ def test_an_index_takes_its_vectors_from_the_parts(tmp_path, photos, tiny_model_
 
     words = ["index", photos, "--out", tmp_path / "idx2", "--model", tiny_model_folder, "--vectors"]
     assert main([*map(str, words), str(tmp_path / "out")]) == 0
+    told = f"9 photos (9 embedded, 8 of them taken over from {tmp_path / 'out'}, 0 moved or copied"
+    assert told in capfd.readouterr().out
     other = save_tiny_model(tmp_path / "other", seed=1)
     shutil.rmtree(tmp_path / "idx2")
     assert main([*map(str, [*words, tmp_path / "out", "--model", other])]) == 2

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import adopt_toys
+import films
 import pytest
 import torch.distributed.run
 import toys
@@ -90,6 +91,8 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_photos(folder / "home" / "Pictures", 6)
     for seed, name in enumerate(("photo.jpg", "query.jpg", "a.jpg", "b.jpg")):
         save_photo(folder / name, seed, (400, 320))
+    films.save_film(folder / "film.mp4")
+    films.save_gif(folder / "home" / "Pictures" / "cat.gif")
     for name in ("my", "flickr8k", "pairs"):
         toys.photos(folder / name)
     (folder / "data.jsonl").symlink_to(folder / "my" / "captions.jsonl")

@@ -106,6 +106,14 @@ def passes(photo: Photo, filters: Filters) -> bool:
         moment = found.taken or datetime.fromtimestamp(int(modified))
         if (start and moment < start) or (end and moment >= end):
             return False
+    if filters.changed is not None:
+        start, end = parse_period(filters.changed)
+        moment = datetime.fromtimestamp(int(modified))
+        if (start and moment < start) or (end and moment >= end):
+            return False
+    known = {"place": found.latitude, "camera": found.camera, "date": found.taken}
+    if filters.lacks is not None and known[filters.lacks] is not None:
+        return False
     if filters.camera is not None and filters.camera.lower() not in (found.camera or "\0").lower():
         return False
     ratio = {"landscape": found.width > found.height, "portrait": found.width < found.height}
@@ -159,6 +167,8 @@ CHOICES = {
         ("IMG_*", "img_1?.jpg", "*.JPG", "*1*2*", "ä*", "100%*", "100%_?.gif", "a*[*", "*", "?1.jpg", "*\\*")
     ),
     "date": dates | spans | dates.map("..{}".format) | dates.map("{}..".format),
+    "changed": dates | spans | dates.map("..{}".format) | dates.map("{}..".format),
+    "lacks": st.sampled_from(("place", "camera", "date")),
     "camera": st.sampled_from(("canon", "IPHONE", "80", "50% _'\\", "%", "_", "leica")),
     "orientation": st.sampled_from(("landscape", "portrait", "square")),
     "min_width": st.sampled_from((1, 1000, 1920, 5000)),
@@ -193,6 +203,8 @@ def test_every_filter_lets_some_through_and_not_all(name: str) -> None:
         "name": "img*",
         "date": "2020",
         "camera": "canon",
+        "changed": "2020",
+        "lacks": "place",
         "orientation": "portrait",
         "min_width": 1920,
         "min_height": 1000,
@@ -214,6 +226,8 @@ def test_every_filter_lets_some_through_and_not_all(name: str) -> None:
         ("orientation", "flat", "orientation 'flat': must be one of landscape, portrait, square"),
         ("name", "*a*b*c*d*", r"at most 4 \* can be in a pattern"),
         ("camera", " ", "camera ' ': must be some text"),
+        ("changed", "soon", "changed 'soon': must be 2021, 2021-05,"),
+        ("lacks", "colour", "lacks 'colour': must be one of place, camera, date"),
         ("min_width", 0, "min_width 0: must be pixels, 1 or more"),
     ],
 )
@@ -244,7 +258,9 @@ def test_stores_find_what_the_index_finds(kind: str, tmp_path: Path) -> None:
         for options in STORE_FILTERS:
             filters = Filters(**options)
             if not set(options) <= store.filterable:
-                with pytest.raises(UsageError, match=r"cannot filter by (name|camera); mmgem search IDX"):
+                with pytest.raises(
+                    UsageError, match=r"cannot filter by (name|camera|changed|lacks); mmgem search IDX"
+                ):
                     search_store(store, query, 10, filters=filters)
                 continue
             expected = index.filtered(filters).search(query, 10)
@@ -259,7 +275,7 @@ STORE_FILTERS: list[dict[str, Any]] = [
     {"date": "2020"}, {"date": "2020-06.."}, {"camera": "iphone"}, {"camera": "50% _'\\"},
     {"orientation": "square"}, {"orientation": "landscape"}, {"min_width": 1000, "min_height": 3000},
     {"near": "48.1,11.5,15km"}, {"near": "0,180,40km"}, {"date": "..2020", "near": "48.1,11.5,15km"},
-    {"near": "48.1,11.5,30000km"},
+    {"near": "48.1,11.5,30000km"}, {"changed": "2020"}, {"lacks": "place"},
 ]  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def test_removed_moved_and_touched_files_need_no_model(folder: Path, out: Path) 
 def test_copies_are_embedded_once_and_both_found(folder: Path, out: Path) -> None:
     shutil.copy(folder / "5.png", folder / "a copy.png")
     report, _ = update(out, folder)
-    assert (report.photos, report.embedded) == (11, 10)
+    assert (report.photos, report.embedded, report.reused, report.unchanged) == (11, 10, 1, 0)
     shutil.copy(folder / "5.png", folder / "later copy.png")
     report, embedded = update(out, folder)
     assert (report.photos, report.reused, embedded) == (12, 1, [])
@@ -156,7 +156,7 @@ def test_bad_photos_are_reported_skipped_and_not_tried_again(folder: Path, out: 
     assert "4.png" not in embedded
 
     again, embedded = update(out, folder)
-    assert (again.failed, again.unchanged, embedded) == (report.failed, 11, [])
+    assert (again.failed, again.unchanged, again.photos, embedded) == (report.failed, 9, 9, [])
 
     (folder / "4.png").write_bytes(data)
     mended, embedded = update(out, folder)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from test_index import paint, update, vector
 
+from mmgem.cli.inputs import note_left_out
 from mmgem.cli.main import main
+from mmgem.data import image_kinds
 from mmgem.data.images import list_images, other_files
 from mmgem.errors import UsageError
 from mmgem.search.filters import Filters
@@ -105,10 +107,16 @@ def test_files_without_a_suffix_by_their_first_bytes(tmp_path: Path) -> None:
     assert [path.name for path in list_images(tmp_path)] == ["0a1b2c"]
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
-    for name in ("a.mov", "b.MOV", "c.pdf", "d.heic", "e.png", ".hidden.pdf", "README"):
+def test_what_is_left_out_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.wav", "b.WAV", "c.pdf", "d.heic", "e.png", ".hidden.pdf", "README"):
         (tmp_path / name).touch()
-    assert other_files(tmp_path) == ({".heic": 1}, {".mov": 2, ".pdf": 1})
+    monkeypatch.setattr(image_kinds, "_finds_heif", lambda: False)
+    assert other_files(tmp_path) == ({".heic": 1}, {".wav": 2, ".pdf": 1})
+    note_left_out([tmp_path, tmp_path])
+    line = 'mmgem: 8 files left out: 2 .heic (pip install "mmgem[heif]"), 4 .wav, 2 .pdf\n'
+    assert capsys.readouterr().err == line
     (tmp_path / "own.idx").mkdir()
     (tmp_path / "own.idx" / "photos.sqlite3").write_bytes(b"")
     assert ".sqlite3" not in other_files(tmp_path, tmp_path / "own.idx")[1]
@@ -124,12 +132,12 @@ def test_the_default_place(
     first, second, out = two
     monkeypatch.setenv("MMGEM_INDEX", str(out))
     monkeypatch.chdir(tmp_path)
-    (first / "film.mov").touch()
+    (first / "song.wav").touch()
     assert main(["search", "a", "dog"]) == 1
     assert "no search index here" in capfd.readouterr().err
     assert main(["index", str(first), str(second), "--exclude", "0.*", "-m", str(tiny_model_folder)]) == 0
     told, err = capfd.readouterr()
-    assert told.startswith(f"{out}: 4 photos") and "left out what is no photo: 1 .mov" in err
+    assert told.startswith(f"{out}: 4 photos") and "1 file left out: 1 .wav" in err
     assert main(["search", "a", "dog", "--json"]) == 0
     by_default = capfd.readouterr().out
     assert main(["search", str(out), "a dog", "--json"]) == 0

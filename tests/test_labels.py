@@ -113,18 +113,18 @@ def test_sentences_that_name() -> None:
     ]
 
 
-def test_labels_become_captions_where_there_are_none(tmp_path: Path) -> None:
+def test_labels_become_captions(tmp_path: Path) -> None:
     records = [
         Record(tmp_path / "1.jpg", ("a dog",), label="dog"),
         Record(tmp_path / "2.jpg", label="big_cat"),
         Record(tmp_path / "3.jpg"),
     ]
     filled, named = with_label_captions(records)
-    assert filled[0] == records[0]
+    assert filled[0].captions == (*name_sentences("dog"), "a dog")  # what it is called, then what is said
     assert filled[2] == records[2]
     assert filled[1].captions[:2] == ("big cat", "a photo of a big cat.")
-    assert set(named) == set(filled[1].captions)
-    assert set(named.values()) == {"a big cat."}
+    assert set(named) == {*filled[0].captions[:-1], *filled[1].captions}
+    assert set(named.values()) == {"a dog.", "a big cat."}
 
 
 def test_the_caption_of_a_label_has_an_article_where_it_needs_one() -> None:

@@ -12,6 +12,7 @@ import torch
 import toys
 
 from mmgem.cli.main import main
+from mmgem.cli.plan import _duration
 from mmgem.config import Recipe, to_dict
 from mmgem.config.recipe import changed, load_recipe
 from mmgem.data.word_tokens import WordTokens
@@ -329,3 +330,8 @@ def test_the_command(world: dict[str, Any], tmp_path: Path, capsys: pytest.Captu
         assert error.startswith("mmgem: error: "), bad
         assert said in error, bad
         assert error.count("\n") == 1, bad
+
+
+def test_durations_are_in_a_unit_that_can_be_read() -> None:
+    told = [_duration(days) for days in (6.01e-07, 0.001, 0.2, 3.14159, 400)]
+    assert told == ["0.0519 s", "1.44 min", "4.8 h", "3.14 days", "400 days"]

@@ -101,3 +101,39 @@ def test_the_library_logs_and_does_not_print() -> None:
                 ):
                     printing.append(f"{path.relative_to(root)}:{node.lineno}: {called}")
     assert not printing
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+
+def test_a_line_every_half_minute_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    with log_to_stderr():
+        for _ in progress.track(range(10), "Indexing", unit=" photos"):
+            clock.now += 20
+        assert list(progress.track(range(3), "short")) == [0, 1, 2]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 5 and lines[0] == "Indexing 2/10 | 0.1 photos/s | left 0:02:40"
+    assert lines[-1] == "Indexing 10/10 | 0.1 photos/s | left 0:00:00"
+
+
+def test_the_first_step_is_no_rate(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    with log_to_stderr(), progress.Meter("training", 4, 0, " pairs") as meter:
+        for seconds in (600, 2, 31):
+            clock.now += seconds
+            meter.advance(1, 8, {"loss": 1.23456})
+        meter.say(3, {"score": 56.789123, "best": 3})
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training 1/4 | - pairs/s | left - | loss 1.235"
+    assert lines[1] == "training 3/4 | 0.5 pairs/s | left 0:00:16 | loss 1.235"
+    assert lines[2] == "step 3: score 56.79 best 3"

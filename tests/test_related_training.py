@@ -16,7 +16,7 @@ from related_toys import SYSTEMS
 from safetensors.torch import load_file
 
 from mmgem import MMGEM
-from mmgem.checkpoints.tensors import stored_shapes
+from mmgem.checkpoints.rounded import stored_shapes
 from mmgem.config import Recipe, to_dict
 from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.errors import ConfigError, UsageError

@@ -134,6 +134,8 @@ def test_on_the_command_line(capfd, tiny_photos, tiny_model_folder, tmp_path) ->
             "score": round(hit.score, 6),
             "match": None,
             "copies": 0,
+            "start": None,
+            "end": None,
             "cosine": round(hit.cosine, 6),
             "log_prob": round(hit.log_prob, 6),
         }

@@ -35,6 +35,7 @@ def test_sigterm_under_load(tiny_model_folder: Path, tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert server.stdout is not None and server.stderr is not None
+    assert server.stderr.readline() == "mmgem: loading ...\n", "at once"
     base = server.stdout.readline().strip()
     assert "3 photos" in server.stderr.readline()
     client = httpx.Client(

@@ -15,14 +15,8 @@ from safetensors.torch import load_file, save_file
 from tiny import save_tiny_model
 
 from mmgem.checkpoints.model_folder import load_model
-from mmgem.checkpoints.tensors import (
-    GROUP_OF_4_BITS,
-    _umask,
-    dequantize,
-    load_tensors,
-    quantize,
-    save_tensors,
-)
+from mmgem.checkpoints.rounded import GROUP_OF_4_BITS
+from mmgem.checkpoints.tensors import _umask, dequantize, load_tensors, quantize, save_tensors
 from mmgem.errors import CheckpointError, UsageError
 from mmgem.export.compress import average_weights, compress_model
 
@@ -147,6 +141,11 @@ def test_two_models_are_averaged(tmp_path: Path) -> None:
     average_weights(network, load_model(two)[0], 0.25)
     for name, weight in network.state_dict().items():
         torch.testing.assert_close(weight, 0.75 * a[name] + 0.25 * b[name])
+    halves, zeros = toys.network(), toys.network()
+    for same in (halves, zeros):
+        torch.nn.init.constant_(same.emb_token, -0.0)
+    average_weights(halves, zeros, 0.25)
+    assert halves.emb_token.signbit().all()  # what is equal keeps its bits
     compress_model(one, tmp_path / "mixed", two, 0.25)
     mixed = load_model(tmp_path / "mixed")[0].state_dict()
     torch.testing.assert_close(

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from mmgem.bulk.output import OutputFolder, read_column
 from mmgem.data.content_hashes import content_digest
@@ -34,6 +35,7 @@ class PrecomputedEmbedder:
     def __init__(self, out: Path, fingerprint: str, make_model: Callable[[], Embedder]):
         self.fingerprint = fingerprint
         self._make_model = make_model
+        self._taken: set[tuple[int, int]] = set()
         output = OutputFolder(out)
         fingerprint_of_output, self._partition_files = output.settings()["model"], output.partition_files()
         if not self._partition_files:
@@ -62,13 +64,24 @@ class PrecomputedEmbedder:
                 missing.append(i)
             else:
                 vectors[i] = self._vectors(location[0])[location[1]]
+                self._taken.add(location)
         if missing:
             vectors[missing] = self._model.embed_images([images[i] for i in missing])
         return vectors
 
+    @property
+    def taken(self) -> int:
+        """How many different photos have had their vectors from the partitions."""
+        return len(self._taken)
+
     def find_regions(self, images: Sequence[Path], count: int) -> list[tuple[list[Box], np.ndarray]]:
         """Boxes of each image and their embeddings; the partitions have none, so the model finds them."""
         return self._model.find_regions(images, count)
+
+    def embed_videos(self, videos: Sequence[Sequence[Image.Image]]) -> np.ndarray:
+        """``(n, D)`` float32 of unit length of moments by their frames; the partitions have none, so the
+        model embeds them."""
+        return self._model.embed_videos(videos)
 
     @cached_property
     def _model(self) -> Embedder:

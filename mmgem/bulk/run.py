@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mmgem.bulk.collection import Partition, find_collection
 from mmgem.bulk.on_ray import require_ray, write_on_ray
@@ -42,6 +43,8 @@ def embed_collection(
     part_size: int = 1000,
     workers: int | None = None,
     address: str | None = None,
+    device: str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> BulkReport:
     """Embed every photo of ``source`` into parquet partitions in the folder ``out``, ``part_size`` photos
     each; see :func:`mmgem.bulk.output.schema` for their columns. ``captions``: write a caption of each too.
@@ -50,6 +53,8 @@ def embed_collection(
     ``address``: of a Ray cluster; None: Ray is started on this machine, or used if this process has begun it.
     Partitions that are there already are kept, but for those that lack photos which could only not be read
     then (no memory, no right to). The partitions do not depend on who makes them.
+
+    ``device`` and ``precision``: of the model, as of :meth:`mmgem.api.MMGEM.from_pretrained`.
 
     Raises UsageError for arguments that cannot work, for an ``out`` made of other photos, by another model or
     with other options, and if Ray is missing; ImageError if not a single photo can be read.
@@ -72,11 +77,15 @@ def embed_collection(
         "captions": captions,
         "part_size": part_size,
     }
+    if precision != "float32":
+        settings["precision"] = precision
     partitions = collection.partitions(part_size)
     with output.locked(settings):
         missing = [partition for partition in partitions if not output.is_done(partition)]
         began, embedded, skipped_count = time.perf_counter(), 0, 0
-        job = BulkJob(collection.root, output.out, lasting_name(model), model_fingerprint, captions)
+        job = BulkJob(
+            collection.root, output.out, lasting_name(model), model_fingerprint, captions, device, precision
+        )
         with (
             closing(_write_partitions(job, missing, workers, address)) as written,
             Meter("Embedding", len(partitions), len(partitions) - len(missing), " photos") as meter,

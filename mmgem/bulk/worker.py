@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 class BulkJob:
     """What all workers of a run are told: where the photos are (``root``) and where the partitions go
     (``out``), both absolute; the ``model`` by name and ``fingerprint``; whether it writes ``captions``
-    too."""
+    too; what runs the model, and in which ``precision``."""
 
     root: Path
     out: Path
     model: str
     fingerprint: str
     captions: bool = False
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Worker:
@@ -65,7 +67,7 @@ class Worker:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        model = MMGEM.from_pretrained(self.job.model)
+        model = MMGEM.from_pretrained(self.job.model, self.job.device, self.job.precision)
         if model.fingerprint != self.job.fingerprint:
             raise CheckpointError(f"{self.job.model}: is another model on a worker")
         return model

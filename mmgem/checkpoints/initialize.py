@@ -12,7 +12,8 @@ from torch import nn
 from mmgem.checkpoints.download import SOURCES, base_folder
 from mmgem.checkpoints.model_folder import build, check_size, load_model
 from mmgem.checkpoints.resolve import own_folder, resolve
-from mmgem.checkpoints.tensors import GROUP_OF_4_BITS, dequantize, quantize
+from mmgem.checkpoints.rounded import GROUP_OF_4_BITS
+from mmgem.checkpoints.tensors import dequantize, quantize
 from mmgem.config import EncoderConfig, InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
 from mmgem.config.checks import entries, free_on_init
 from mmgem.config.compare import difference

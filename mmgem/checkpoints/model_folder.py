@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.checkpoints.resolve import FORMAT, complete, is_model, read_config
-from mmgem.checkpoints.tensors import REMEDY, load_tensors, save_tensors, stored_shapes
+from mmgem.checkpoints.rounded import stored_shapes
+from mmgem.checkpoints.tensors import REMEDY, load_tensors, save_tensors
 from mmgem.config import ModelConfig, Preprocessing, to_dict
 from mmgem.config.legacy import current_tensors
 from mmgem.data.tokens import Tokenizer
@@ -27,12 +27,10 @@ from mmgem.models.networks import make_network
 from mmgem.models.packing_check import check_unknown
 from mmgem.models.parameter_count import meta_model
 from mmgem.utils.bounded_build import bounded_build, check_total
-from mmgem.utils.checksums import CHECKSUMS_FILE, folder_problems, verify_file, write_checksums
+from mmgem.utils.checksums import verify_file, warn_of_edits, write_checksums
 from mmgem.utils.disk import disk_errno
 from mmgem.utils.files import read_again_if_replaced, replace_folder, write_atomic
 from mmgem.utils.hf_config import last_line
-
-_log = logging.getLogger(__name__)
 
 OWN_CHECKSUM = ("calibration.safetensors",)
 """Files of a model folder that are written on their own, with a checksum inside."""
@@ -156,9 +154,7 @@ def load_model(folder: Path) -> tuple[MMGEMNetwork, Tokenizer]:
         check_unknown(network.llm)
         network.eval()
         check_embeds(network)
-    for path, problem in folder_problems(folder, but=".safetensors"):
-        remedy = f"if you edited it, remove {folder / CHECKSUMS_FILE}"
-        _log.warning("%s: edited or damaged, %s; %s", path, problem, remedy)
+    warn_of_edits(folder)
     return network, tokenizer
 
 

@@ -7,7 +7,6 @@ its values as ``low + q * scale``. What is rounded is listed in the file's metad
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 
@@ -15,16 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mmgem.errors import CheckpointError
+from mmgem.checkpoints.rounded import GROUP_OF_4_BITS, PARTS, rounded_tensors
 from mmgem.utils.checksums import verify_file
-from mmgem.utils.model_files import parse_json_object
-from mmgem.utils.safetensors_files import Header, load_safetensors, read_header
+from mmgem.utils.safetensors_files import load_safetensors, read_header
 
-GROUP_OF_4_BITS = 32
 REMEDY = "copy or make its folder again"
-
-PARTS = ("q", "scale", "low")
-"""Names that the tensors of a rounded one have behind its own."""
 
 
 def quantize(weight: Tensor, bits: int) -> dict[str, Tensor]:
@@ -102,52 +96,9 @@ def load_tensors(path: Path, remedy: str | None = REMEDY) -> dict[str, Tensor]:
     """
     if remedy is not None and path.is_file():
         verify_file(path, remedy)
-    rounded = _rounded(read_header(path), path)
+    rounded = rounded_tensors(read_header(path), path)
     tensors = load_safetensors(path)
     for name, (bits, shape) in rounded.items():
         parts = {part: tensors.pop(f"{name}.{part}") for part in PARTS}
         tensors[name] = dequantize(parts, bits).reshape(shape)
     return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
-
-
-def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of what :func:`load_tensors` makes of a file, of which only the header is read.
-
-    Raises ``CheckpointError`` for a missing or damaged file, and where the parts of a rounded tensor do not
-    fit together.
-    """
-    header = read_header(path)
-    rounded = _rounded(header, path)
-    parts = {f"{name}.{part}" for name in rounded for part in PARTS}
-    shapes = {name: tensor.shape for name, tensor in header.tensors.items() if name not in parts}
-    return shapes | {name: shape for name, (_, shape) in rounded.items()}
-
-
-def _rounded(header: Header, path: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Bits and shape of each rounded tensor of a file, whose parts are there and fit it."""
-    where = f"{path}: damaged, or not in the safetensors format (quantized"
-    entries = parse_json_object(header.metadata.get("quantized", "{}"), f"{where})")
-    rounded = {}
-    for name, entry in entries.items():
-        bits, shape = (entry.get("bits"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
-        if type(bits) is not int or bits not in (4, 8) or not isinstance(shape, list) or not shape:
-            raise CheckpointError(f"{where}.{name}: not bits, 4 or 8, and a shape)")
-        if not all(type(side) is int and 1 <= side < 2**31 for side in shape):
-            raise CheckpointError(f"{where}.{name}: shape: must be whole numbers from 1)")
-        if missing := [part for part in PARTS if f"{name}.{part}" not in header.tensors]:
-            raise CheckpointError(f"{path}: missing tensor '{name}.{missing[0]}'")
-        if name in header.tensors:
-            raise CheckpointError(f"{where}.{name}: is stored plain as well)")
-        q, scale, low = (header.tensors[f"{name}.{part}"] for part in PARTS)
-        groups = math.prod(shape[1:]) // GROUP_OF_4_BITS if bits == 4 else 1
-        columns = groups * GROUP_OF_4_BITS // 2 if bits == 4 else math.prod(shape[1:])
-        fits = (
-            q.shape == (shape[0], columns)
-            and scale.shape == low.shape == (shape[0], groups)
-            and columns * 8 // bits == math.prod(shape[1:])
-            and (q.dtype, scale.dtype, low.dtype) == ("U8", "F16", "F16")
-        )
-        if not fits:
-            raise CheckpointError(f"{where}.{name}: its parts do not make {str(shape)[:60]} in {bits} bits)")
-        rounded[name] = (bits, tuple(shape))
-    return rounded

@@ -22,6 +22,27 @@ Change = Callable[[int, Record], Record | None]
 """What becomes of a record, given its number: another, or nothing."""
 
 
+def prepare_jsonl(out: Path, data: Path) -> None:
+    """Make the folder of the file ``out``. Raises ``UsageError`` for a name that does not end in ``.jsonl``,
+    for the ``data`` itself, and where no folder can be made."""
+    if out.suffix.lower() != ".jsonl" or out.is_dir():
+        raise UsageError(f"{out}: must be a file that ends in .jsonl")
+    if same_file(out, data):
+        raise _is_the_data(data)
+    _make_folder(out.parent, out)
+
+
+def _is_the_data(place: Path) -> UsageError:
+    return UsageError(f"{place}: is the data itself; name another place")
+
+
+def _make_folder(folder: Path, out: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: {error.strerror}") from error
+
+
 @dataclass(frozen=True, slots=True)
 class CleanOutput:
     """The file ``out`` (``.jsonl``) of loose photos, or the folder ``out`` of shards named as those of
@@ -35,16 +56,11 @@ class CleanOutput:
             if self.out.suffix.lower() in (".jsonl", ".tar", ".parquet"):
                 raise UsageError(f"{self.out}: shards become shards, name a folder for them")
             clash = [file for file in self.data.shards if same_file(self.out / file.name, file)]
+            if clash:
+                raise _is_the_data(clash[0])
+            _make_folder(self.out, self.out)
         else:
-            if self.out.suffix.lower() != ".jsonl" or self.out.is_dir():
-                raise UsageError(f"{self.out}: must be a file that ends in .jsonl")
-            clash = [self.data.path] if same_file(self.out, self.data.path) else []
-        if clash:
-            raise UsageError(f"{clash[0]}: is the data itself; name another place")
-        try:
-            (self.out if self.data.shards else self.out.parent).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{self.out}: {error.strerror}") from error
+            prepare_jsonl(self.out, self.data.path)
 
     def work_file(self, kind: str) -> Path:
         """What a killed run goes on with."""

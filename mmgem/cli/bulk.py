@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, note_unsupported_photos, quiet_libraries
-from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.cli.inputs import (
+    DeviceOption,
+    ModelOption,
+    PrecisionOption,
+    check_device,
+    note_left_out,
+    quiet_libraries,
+)
+from mmgem.cli.output import JsonOption, counted, note, print_json
 
 
 def bulk(
@@ -17,6 +24,8 @@ def bulk(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the parts.")],
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     captions: Annotated[bool, typer.Option("--captions", help="Write a caption of each photo too.")] = False,
     part_size: Annotated[
         int, typer.Option(min=1, metavar="N", help="Photos in a part, what a kill loses at most.")
@@ -40,12 +49,13 @@ def bulk(
     "embedded", "skipped", "died", "seconds"}; written and embedded: by this run; died: its workers.
     """
     if workers == 0:
+        check_device(device)
         quiet_libraries()
     from mmgem.bulk import embed_collection
 
-    report = embed_collection(source, out, model, captions, part_size, workers, address)
+    report = embed_collection(source, out, model, captions, part_size, workers, address, device, precision)
     if source.is_dir():
-        note_unsupported_photos(source)
+        note_left_out([source])
     if report.died:
         note(f"workers that died: {report.died}; their parts were made by others")
     if report.skipped:
@@ -57,4 +67,5 @@ def bulk(
         print_json({**counts, "skipped": len(report.skipped), "seconds": round(report.seconds, 3)})
         return
     existing = f" ({report.parts - report.written} were there)" if report.written < report.parts else ""
-    print(f"{out}: {report.photos} photos in {report.parts} parts{existing}, {report.seconds:.1f} s")
+    photos, parts = counted(report.photos, "photo"), counted(report.parts, "part")
+    print(f"{out}: {photos} in {parts}{existing}, {report.seconds:.1f} s")

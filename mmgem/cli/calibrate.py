@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import load_model
+from mmgem.cli.inputs import DeviceOption, PrecisionOption, load_model
 from mmgem.cli.output import JsonOption, print_json
 from mmgem.errors import CheckpointError, UsageError
 
@@ -21,6 +21,8 @@ def calibrate(
     limit: Annotated[
         int, typer.Option(min=4, metavar="N", help="Captioned and labelled photos, at most, each.")
     ] = 2000,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Let MODEL say what is probably no match: learned from photos that it was not trained on.
@@ -43,7 +45,8 @@ def calibrate(
     folder = resolve(model)
     records = [record for path in data for record in load_dataset(path, split=split)]
     calibrated = fingerprint(folder)
-    calibration, report = fit_calibration(load_model(model), records, CalibrationOptions(max_photos=limit))
+    mmgem = load_model(model, device, precision)
+    calibration, report = fit_calibration(mmgem, records, CalibrationOptions(max_photos=limit))
     file = folder / CALIBRATION_FILE
     try:
         with lock_model(folder):

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mmgem.cli.inputs import FilesArgument, ModelOption, failed_json, find_photos, load_model, map_photos
+from mmgem.cli.inputs import (
+    DeviceOption,
+    FilesArgument,
+    ModelOption,
+    PrecisionOption,
+    failed_json,
+    find_photos,
+    load_model,
+    map_photos,
+)
 from mmgem.cli.output import JsonOption, line_printer, print_json
 from mmgem.data.texts import check_texts
 from mmgem.errors import DataError, UsageError
@@ -22,6 +31,8 @@ def classify(
     ],
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Print the N most likely.")] = 3,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Say which of the classes each photo shows: its path, then the most likely, tab-separated.
@@ -33,7 +44,7 @@ def classify(
     """
     names = read_classes(classes)
     photos = find_photos(files)
-    mmgem = load_model(model)
+    mmgem = load_model(model, device, precision)
     from mmgem.evaluate.classify import class_embeddings
     from mmgem.evaluate.classify import classify as probabilities
     from mmgem.inference.calibration import MATCH_THRESHOLD

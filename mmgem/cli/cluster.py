@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mmgem.cli.hits import BuiltByOption, open_index
-from mmgem.cli.inputs import default_index, load_model
+from mmgem.cli.inputs import DeviceOption, PrecisionOption, default_index, load_model
 from mmgem.cli.output import JsonOption, print_json
 
 
@@ -24,6 +24,8 @@ def cluster(
         bool, typer.Option("--files", help="A line a photo: the group's name, a tab, the path.")
     ] = False,
     model: BuiltByOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Sort photos into groups that look alike: how many there are, a tab, the name; the largest group first.
@@ -35,10 +37,10 @@ def cluster(
     from mmgem.search.clusters import cluster_photos
 
     photos, name = open_index(default_index() if idx is None else idx, model)
-    clusters = cluster_photos(photos, load_model(name), count)
+    clusters = cluster_photos(photos, load_model(name, device, precision), count)
     if as_json:
         rows = [{"name": group.name, "files": [str(path) for path in group.paths]} for group in clusters]
-        print_json({"clusters": rows, "photos": len(photos.photos)})
+        print_json({"clusters": rows, "photos": len(photos.files)})
         return
     for group in clusters:
         for path in group.paths if files else ():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmgem.cli.inputs import quiet_libraries
+from mmgem.cli.inputs import DeviceOption, Precision, PrecisionOption, check_device, quiet_libraries
 from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.cli.terms import note_terms
 from mmgem.cli.train import train
@@ -63,6 +63,8 @@ def search(
     k: KOption = 5,
     scoring: ScoringOption = None,
     documents: DocumentsOption = False,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Find passages: score, a tab, the id, a tab, the title, a tab, how the text begins; best first.
@@ -75,7 +77,7 @@ def search(
     With --index: score, a tab, file:line, a tab, the sentence that answers best; with --json a hit is {"id",
     "title", "text", "score", "file", "sentence", "line"}.
     """
-    if (texts := _open_index(model, index)) is not None:
+    if (texts := _open_index(model, index, device, precision)) is not None:
         if scoring is not None or documents:
             raise UsageError("--scoring and --documents are of a model that has learned a corpus")
         text_hits = texts.search(_text(question), k)
@@ -85,7 +87,7 @@ def search(
             _show_texts(text_hits)
         return
     assert model is not None
-    engine = _load(model, scoring)
+    engine = _load(model, device, precision, scoring)
     if documents:
         from mmgem.self_retrieval.document_ranking import rank_documents
 
@@ -110,6 +112,8 @@ def ask(
     model: LearnedOption = None,
     index: IndexOption = None,
     k: KOption = 3,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question from the best passage that holds an answer, and show the passages.
@@ -118,7 +122,7 @@ def ask(
     search. With --index the sentence that answers is quoted, with its file and line: {"query", "answer" (null
     if the model has not learned to answer), "sentence", "file", "line", "hits"}.
     """
-    if (texts := _open_index(model, index)) is not None:
+    if (texts := _open_index(model, index, device, precision)) is not None:
         told = texts.ask(_text(question), k)
         if as_json:
             source = {name: getattr(told.source, name) for name in ("sentence", "file", "line")}
@@ -130,7 +134,7 @@ def ask(
         _show_texts(told.hits)
         return
     assert model is not None
-    engine = _load(model)
+    engine = _load(model, device, precision)
     answer = engine.ask(_text(question), k)
     if as_json:
         hits = [hit.to_json() for hit in answer.hits]
@@ -150,6 +154,8 @@ def evaluate(
     answers: Annotated[bool, typer.Option("--answers", help="Answers too: exact match and F1.")] = False,
     scoring: ScoringOption = None,
     documents: DocumentsOption = False,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model on queries. All figures but seconds are percent, those of ranking with their standard
@@ -160,7 +166,7 @@ def evaluate(
     """
     from mmgem.self_retrieval.passages import load_queries
 
-    engine = _load(model, scoring)
+    engine = _load(model, device, precision, scoring)
     queries = load_queries(data, {p.id for p in engine.corpus.passages})
     scores = engine.measure(queries, answers=answers, baselines=baselines, documents=documents)
     if as_json:
@@ -180,6 +186,8 @@ def evaluate(
 def add(
     files: Annotated[list[Path], typer.Argument(metavar="FILES", help="JSONL, text, Markdown or folders.")],
     model: ModelOption,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Add passages: searchable at once, without training.
@@ -193,7 +201,7 @@ def add(
     from mmgem.self_retrieval.passages import Passage, is_documents, load_corpus
 
     started = time.monotonic()
-    engine = _load(model)
+    engine = _load(model, device, precision)
     skipped: list[tuple[Path, str]] = []
     passages: list[Passage] = []
     documents: set[str] = set()
@@ -218,13 +226,15 @@ def add(
 def remove(
     ids: Annotated[list[str], typer.Argument(metavar="IDS", help="Ids of passages, or names of documents.")],
     model: ModelOption,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Remove passages: those with these ids, or all of a document (guide.md: guide.md#1, guide.md#2, ...).
 
     With --json: {"removed", "passages"}.
     """
-    change = _load(model).remove(ids)
+    change = _load(model, device, precision).remove(ids)
     if as_json:
         print_json({"removed": change.removed, "passages": len(change.passages)})
     else:
@@ -238,6 +248,8 @@ def index_folder(
     model: Annotated[
         str, typer.Option("--model", "-m", metavar="M", help="A model that embeds and writes texts.")
     ],
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Make an index of all texts under DIR, or bring it up to date, for corpus search and ask --index.
@@ -247,6 +259,7 @@ def index_folder(
     cannot be read are listed and left out, and tried again by the next run. With --json: {"files",
     "passages", "embedded", "unchanged", "removed", "failed": [{"file", "reason"}], "seconds"}.
     """
+    check_device(device)
     quiet_libraries()
     from mmgem.checkpoints.model_folder import load_model
     from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
@@ -258,7 +271,8 @@ def index_folder(
     source = resolve(model)
 
     def load() -> TextModel:
-        return text_model(*load_model(source))
+        network, tokenizer = load_model(source)
+        return text_model(network.to(device).to_inference_dtype(precision), tokenizer)
 
     progress = partial(track, label="Indexing", unit=" files")
     report = update_text_index(out, folder, lasting_name(model), fingerprint(source), load, progress)
@@ -279,15 +293,18 @@ def index_folder(
     )
 
 
-def _open_index(model: str | None, index: Path | None) -> TextSearch | None:
+def _open_index(
+    model: str | None, index: Path | None, device: str, precision: Precision
+) -> TextSearch | None:
     if (model is None) == (index is None):
         raise UsageError("give one of --model and --index")
     if index is None:
         return None
+    check_device(device)
     quiet_libraries()
     from mmgem.self_retrieval.text_search import TextSearch
 
-    return TextSearch.open(index)
+    return TextSearch.open(index, device, precision)
 
 
 def _show_texts(hits: list[TextHit]) -> None:
@@ -302,13 +319,14 @@ def _cell(row: dict[str, float], column: str) -> str:
     return f"{row[column]:.4g}" if error is None else f"{row[column]:.1f} ± {error:.1f}"
 
 
-def _load(model: str, scoring: str | None = None) -> SelfRetrieval:
+def _load(model: str, device: str, precision: Precision, scoring: str | None = None) -> SelfRetrieval:
+    check_device(device)
     quiet_libraries()
     from mmgem.config import from_dict, to_dict
     from mmgem.self_retrieval.model import Scoring, SelfRetrieval
 
     note_terms(model)
-    engine = SelfRetrieval.from_pretrained(model)
+    engine = SelfRetrieval.from_pretrained(model, device, precision)
     if scoring is not None:
         fields = {**to_dict(engine.corpus.scoring), "kind": scoring}
         engine.corpus.scoring = from_dict(Scoring, fields, "scoring")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.data_clean import check, filter_, recaption
+from mmgem.cli.data_clean import caption_labels, check, filter_, recaption
 from mmgem.cli.output import JsonOption, note_skipped, print_json
 from mmgem.errors import UsageError
 
@@ -71,3 +71,4 @@ def pack(
 app.command("check", short_help="Copies, broken photos, captions that say nothing.")(check)
 app.command("filter", short_help="Leave out captions that do not fit.")(filter_)
 app.command("recaption", short_help="The model's captions where the given do not fit.")(recaption)
+app.command("caption-labels", short_help="Captions for photos that have a label only.")(caption_labels)

@@ -1,15 +1,16 @@
-"""``mmgem data check``, ``filter`` and ``recaption``: noisy pairs made clean."""
+"""``mmgem data check``, ``filter``, ``recaption`` and ``caption-labels``: noisy pairs made clean."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, load_model
+from mmgem.cli.inputs import DeviceOption, ModelOption, PrecisionOption, load_model
 from mmgem.cli.output import JsonOption, note, note_skipped, print_json
 from mmgem.errors import UsageError
 
@@ -82,6 +83,8 @@ def filter_(
     data: DataArgument,
     out: OutOption,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     split: SplitOption = None,
     keep: KeepOption = None,
     min_cosine: MinCosineOption = None,
@@ -97,7 +100,8 @@ def filter_(
     """
     from mmgem.clean.filter import filter_pairs
 
-    report = filter_pairs(data, model, out, split, keep, min_cosine, lambda: load_model(model))
+    load = partial(load_model, model, device, precision)
+    report = filter_pairs(data, model, out, split, keep, min_cosine, load)
     _print(report, out, as_json)
 
 
@@ -105,6 +109,8 @@ def recaption(
     data: DataArgument,
     out: OutOption,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     split: SplitOption = None,
     keep_both: Annotated[
         bool, typer.Option("--keep-both", help="A caption of the model's beside those that fit, too.")
@@ -120,8 +126,63 @@ def recaption(
     """
     from mmgem.clean.recaption import recaption_pairs
 
-    report = recaption_pairs(data, model, out, split, keep_both, keep, min_cosine, lambda: load_model(model))
+    load = partial(load_model, model, device, precision)
+    report = recaption_pairs(data, model, out, split, keep_both, keep, min_cosine, load)
     _print(report, out, as_json)
+
+
+def caption_labels(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Any dataset of photos with labels.")],
+    texts: Annotated[
+        list[Path],
+        typer.Option("--texts", metavar="FILE", help="Captions of any photos: .jsonl, .txt, also .gz."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="A .jsonl file.")],
+    model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels", metavar="FILE", help="Names of classes and of the kinds above them (labels.jsonl)."
+        ),
+    ] = None,
+    split: SplitOption = None,
+    per_photo: Annotated[int, typer.Option("--per-photo", min=1, metavar="N", help="Captions a photo.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Give photos that have a label only captions that say it: the texts of --texts that fit best.
+
+    Of the texts that say the label (5 to 13 words) each photo gets those nearest by the model. Where few say
+    it, those that say a kind above it, with the label in its place; where none fits, "A close up of a LABEL."
+    Texts of another split than train are left out. With --json: {"photos", "captioned", "names", "said",
+    "by_kind", "unsaid": [names], "problems"}.
+    """
+    from mmgem.clean.label_sentences import label_sentences
+    from mmgem.clean.output import prepare_jsonl
+    from mmgem.data.labels import read_labels
+    from mmgem.data.readers import load_dataset
+    from mmgem.data.records import write_jsonl
+    from mmgem.data.text_corpus import read_texts
+
+    prepare_jsonl(out, data)
+    records = load_dataset(data, split=split)
+    said = [text for text, first in read_texts(texts, "train").items() if first]
+    kinds = None if labels is None else read_labels(labels)
+    found = label_sentences(records, said, load_model(model, device, precision), kinds, per_photo)
+    write_jsonl(out, found.records)
+    note_skipped(found.problems)
+    names = found.said + found.by_kind + len(found.unsaid)
+    if as_json:
+        counts = {"photos": len(records), "captioned": found.captioned, "names": names}
+        more = {"said": found.said, "by_kind": found.by_kind, "unsaid": found.unsaid}
+        print_json(counts | more | {"problems": found.problems})
+        return
+    print(f"{out}: {found.captioned} of {len(records)} photos have captions now")
+    note(
+        f"{names} labels: texts say {found.said}, and a kind above {found.by_kind}; "
+        f"none says {len(found.unsaid)}"
+    )
 
 
 def _print(report: CleanReport, out: Path, as_json: bool) -> None:

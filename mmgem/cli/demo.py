@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, quiet_libraries
+from mmgem.cli.inputs import DeviceOption, ModelOption, PrecisionOption, load_model, quiet_libraries
 from mmgem.cli.output import note, note_skipped
 
 
@@ -21,6 +22,8 @@ def demo(
         "demo"
     ),
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
 ) -> None:
     """Index, search, caption and classify photos, and show it all on one page; prints its path.
 
@@ -31,7 +34,9 @@ def demo(
     from mmgem.checkpoints.resolve import lasting_name
     from mmgem.demo import run_demo
 
-    result = run_demo(out, photos, lasting_name(model), say=note)
+    result = run_demo(
+        out, photos, lasting_name(model), note, partial(load_model, device=device, precision=precision)
+    )
     note_skipped(result.problems)
     command = "mmgem" if shutil.which("mmgem") else sys.argv[0]  # not yet on the path after make demo
     note(f'search it yourself: {command} search {result.index} "a dog"')

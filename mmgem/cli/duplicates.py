@@ -47,7 +47,7 @@ def duplicates(
             [{"file": str(path), "same": same} for path, same in zip(group.paths, group.exact, strict=True)]
             for group in groups
         ]
-        print_json({"groups": rows, "photos": len(photos.photos)})
+        print_json({"groups": rows, "photos": len(photos.files)})
         return
     for number, group in enumerate(groups):
         if spare or null:
@@ -59,4 +59,4 @@ def duplicates(
         for path, same in zip(group.paths, group.exact, strict=True):
             print(f"{'same' if same else 'near'}\t{path}")
     count = sum(len(group.paths) - 1 for group in groups)
-    note(f"{count} copies in {len(groups)} groups, of {len(photos.photos)} photos")
+    note(f"{count} copies in {len(groups)} groups, of {len(photos.files)} photos")

@@ -1,4 +1,4 @@
-"""``mmgem embed``: embeddings of photos and texts, for other programs."""
+"""``mmgem embed``: embeddings of photos, clips and texts, for other programs."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmgem.cli.clips import TimeOption, look_at, parse_time
 from mmgem.cli.inputs import (
     BoxOption,
+    DeviceOption,
     DimensionsOption,
     ModelOption,
+    PrecisionOption,
     failed_json,
     find_photos,
     load_model,
@@ -34,26 +37,32 @@ def embed(
         list[str] | None, typer.Option(metavar="TEXT", help="A text to embed; repeatable.")
     ] = None,
     box: BoxOption = None,
+    time: TimeOption = None,
     dimensions: DimensionsOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Write the (n, D) float32 array here.")
     ] = None,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Embed photos and texts as vectors of unit length, whose dot products are similarities.
+    """Embed photos, clips and texts as vectors of unit length, whose dot products are similarities.
 
     Prints a line each: the path or text, then D numbers, tab-separated. Rows are in the order given, photos
-    before texts, without photos that could not be read. With --box, photos are embedded as that box of each;
+    before texts, without photos that could not be read. With --box, photos are embedded as that box of each,
+    with --time, clips as that moment;
     with --dimensions vectors are shorter, of unit length all the same. With --json:
     {"embeddings": [{"file" or "text", "vector"}], "dim", "failed": [{"file", "reason"}]}; with --out as well,
     the vectors are in the file only.
     """
-    texts, region = text or [], parse_box(box)
+    texts, region, moment = text or [], parse_box(box), parse_time(time)
     if not files and not texts:
         raise UsageError("nothing to embed: give photos, or --text")
     if region is not None and not files:
         raise UsageError("--box needs photos")
+    if moment is not None and not files:
+        raise UsageError("--time needs clips")
     check_texts(texts, "--text")
     if not all(map(str.strip, texts)):
         raise UsageError("--text: the text is empty")
@@ -62,13 +71,19 @@ def embed(
     photos = find_photos(files, region) if files else []
     if dimensions is not None:
         _check_dimensions(dimensions, model)
-    mmgem = load_model(model)
+    mmgem = load_model(model, device, precision)
     import numpy as np
 
     failed: list[tuple[Path, str]] = []
     results = map_photos(
         photos,
-        lambda batch: list(mmgem.embed_images(batch, [region] * len(batch), dimensions)),
+        lambda batch: look_at(
+            batch,
+            moment,
+            region,
+            lambda images, boxes: list(mmgem.embed_images(images, boxes, dimensions)),
+            lambda clips, times: list(mmgem.embed_videos(clips, times, dimensions)),
+        ),
         "Embedding",
         failed,
         region,

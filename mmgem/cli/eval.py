@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from mmgem.cli.inputs import BeamsOption, ModelOption, load_model, map_photos
+from mmgem.cli.inputs import BeamsOption, DeviceOption, ModelOption, PrecisionOption, load_model, map_photos
 from mmgem.cli.output import JsonOption, note, print_json
 from mmgem.errors import DataError, UsageError
 from mmgem.inference.caption_options import CAPTION_DEFAULTS
@@ -45,6 +45,8 @@ def evaluate(
         str, typer.Argument(metavar="TASK", help="retrieval, caption, classify, region, place, longtext.")
     ],
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     data: Annotated[Path | None, typer.Option(metavar="D", help="Any dataset mmgem reads.")] = None,
     split: Annotated[str | None, typer.Option(metavar="S", help="Only this split of --data.")] = None,
     preset: Annotated[str | None, typer.Option(metavar="NAME", help="A standard test set; see docs.")] = None,
@@ -94,7 +96,7 @@ def evaluate(
     if captions_file is not None and language is None:
         raise UsageError("--captions FILE needs --language")
     records, classes = _load_records(task, data, split, preset, root, captions_file, language)
-    mmgem = load_model(model)
+    mmgem = load_model(model, device, precision)
     skipped: list[tuple[Path, str]] = []
     if task == "retrieval":
         scores = _retrieval(mmgem, records, rerank, skipped)

@@ -37,6 +37,14 @@ NearOption = Annotated[
     str | None, typer.Option("--near", metavar="LAT,LON,KM", help="Only taken there: 48.1,11.5,10km.")
 ]
 
+ChangedOption = Annotated[
+    str | None,
+    typer.Option("--changed", metavar="WHEN", help="Only files last modified then, as --date: yesterday.. ."),
+]
+LacksOption = Annotated[
+    str | None, typer.Option("--lacks", metavar="WHAT", help="Only photos without: place, camera or date.")
+]
+
 
 def make_filters(
     folder: str | None,
@@ -47,6 +55,8 @@ def make_filters(
     min_width: int | None,
     min_height: int | None,
     near: str | None,
+    changed: str | None = None,
+    lacks: str | None = None,
 ) -> Filters:
     """The filters that the options say. Raises UsageError, naming the option, for what is none."""
     from pathlib import Path
@@ -56,7 +66,8 @@ def make_filters(
     if folder is not None and folder.startswith("~"):
         folder = str(Path(folder).expanduser())
     try:
-        return Filters(folder, name, date, camera, orientation, min_width, min_height, near)  # type: ignore[arg-type]
+        places = folder, name, date, camera, orientation, min_width, min_height, near, changed, lacks
+        return Filters(*places)  # type: ignore[arg-type]
     except UsageError as error:
         field, _, rest = str(error).partition(" ")
         raise UsageError(f"--{field.replace('_', '-')} {rest}") from error

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import ModelOption, load_model
+from mmgem.cli.inputs import DeviceOption, ModelOption, PrecisionOption, load_model
 from mmgem.cli.output import JsonOption, note, prepare_output_file, print_json
 from mmgem.errors import UsageError
 from mmgem.utils.files import atomic_file, same_file
@@ -20,6 +20,8 @@ def heatmap(
         Path | None, typer.Option("--out", "-o", metavar="F", help="Write the photo under its heat map.")
     ] = None,
     model: ModelOption = "tiny",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Show where in a photo a text is: prints the hottest place, x and y in pixels, and its similarity.
@@ -36,7 +38,7 @@ def heatmap(
     from mmgem.data.images import image_size
 
     width, height = image_size(photo)
-    mmgem = load_model(model)
+    mmgem = load_model(model, device, precision)
     from PIL import Image
 
     from mmgem.report.heatmap import draw_heatmap

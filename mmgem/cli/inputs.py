@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -17,13 +18,22 @@ from mmgem.errors import ImageError, UsageError
 if TYPE_CHECKING:
     from mmgem.api import MMGEM
     from mmgem.data.records import Box
+    from mmgem.inference.query_encoder import QueryEncoder
 
 T = TypeVar("T")
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", metavar="M", help="The packaged model, a model folder or a hub id.")
 ]
-FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILES", help="Photos, or folders of photos.")]
+Precision = Literal["float32", "bfloat16"]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")
+]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option("--precision", help="bfloat16 is faster on GPUs, and CPUs with AMX or AVX512-BF16."),
+]
+FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILES", help="Photos, clips, or folders.")]
 BoxOption = Annotated[
     str | None,
     typer.Option("--box", metavar="X0,Y0,X1,Y1", help="Only this box, in pixels of the upright photo."),
@@ -41,35 +51,87 @@ _KINDS = 8  # of files that are left out, by name
 
 
 def default_index() -> Path:
-    """The index of commands that are given none: ``$MMGEM_INDEX``, or ``mmgem/photos.idx`` where programs
-    keep what is the user's own."""
-    if own := os.environ.get("MMGEM_INDEX"):
+    """The index of commands that are given none: ``$MMGEM_INDEX``, that of the user's config, or
+    ``mmgem/photos.idx`` where programs keep what is the user's own."""
+    from mmgem.config.user import load_user_config
+
+    if own := os.environ.get("MMGEM_INDEX") or load_user_config().index:
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mmgem" / "photos.idx"
 
 
-def note_unsupported_photos(folder: Path, skip: Path | None = None) -> None:
-    """Tell the user of photos in ``folder`` that nothing here decodes, and of what is no photo; ``skip``: a
-    folder of our own that may lie in it."""
+def default_model() -> str:
+    """The model of commands that are given none: that of the user's config, or the packaged one."""
+    from mmgem.config.user import load_user_config
+
+    return load_user_config().model or "tiny"
+
+
+def note_left_out(folders: Sequence[Path], skip: Path | None = None) -> None:
+    """Tell the user on one line what is left out of ``folders``, by its kind: photos that cannot be read,
+    with what to install where that helps, then what is no photo; ``skip``: a folder of our own that may lie
+    in one."""
+    from mmgem.data.image_kinds import install_hint
     from mmgem.data.images import other_files
+    from mmgem.data.moments import VIDEO_SUFFIXES
+    from mmgem.data.video import has_av
 
-    unsupported, others = (
-        [f"{count} {suffix}" for suffix, count in counts.items()] for counts in other_files(folder, skip)
-    )
-    if unsupported:
-        note(f"left out photos in formats that cannot be read, convert them first: {', '.join(unsupported)}")
-    if others:
-        more = [f"{len(others) - _KINDS} kinds more"] if len(others) > _KINDS else []
-        note(f"left out what is no photo: {', '.join(others[:_KINDS] + more)}")
+    foreign, others = Counter[str](), Counter[str]()
+    for folder in folders:
+        for counts, found in zip((foreign, others), other_files(folder, skip), strict=True):
+            counts.update(found)
+    videos = {suffix: others.pop(suffix) for suffix in list(others) if suffix in VIDEO_SUFFIXES}
+    if not has_av():
+        foreign.update(videos)
+    if not foreign and not others:
+        return
+    kinds = []
+    for suffix, count in [*foreign.most_common(), *others.most_common()]:
+        hint = 'pip install "mmgem[video]"' if suffix in VIDEO_SUFFIXES else install_hint(suffix)
+        kinds.append(f"{count} {suffix}" + (f" ({hint})" if hint else ""))
+    shown = max(_KINDS, len(foreign))
+    more = [f"{len(kinds) - shown} kinds more"] if len(kinds) > shown else []
+    total = foreign.total() + others.total()
+    note(f"{total} {'file' if total == 1 else 'files'} left out: {', '.join(kinds[:shown] + more)}")
 
 
-def load_model(name: str, precision: Literal["float32", "bfloat16"] = "float32") -> MMGEM:
-    """Load a model, with the libraries' warnings and progress bars off the terminal."""
+def load_model(name: str, device: str = "cpu", precision: Precision = "float32") -> MMGEM:
+    """Load a model, with the libraries' warnings and progress bars off the terminal. Raises UsageError for a
+    ``device`` that is not there."""
+    check_device(device)
     quiet_libraries()
     from mmgem.api import MMGEM
 
     note_terms(name)
-    return MMGEM.from_pretrained(name, precision=precision)
+    return MMGEM.from_pretrained(name, device, precision)
+
+
+def load_query_model(
+    name: str, images: Sequence[Path], device: str = "cpu", precision: Precision = "float32"
+) -> MMGEM | QueryEncoder:
+    """What embeds the texts of a query, and its ``images`` if it has some: without torch where that will
+    do."""
+    from mmgem.inference.query_encoder import QueryEncoder
+
+    if not images and (device, precision) == ("cpu", "float32"):
+        encoder = QueryEncoder.load(name)
+        if encoder is not None:
+            note_terms(name)
+            return encoder
+    return load_model(name, device, precision)
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError unless torch has this device."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "not here"
+        raise UsageError(f"--device {device}: {reason}") from error
 
 
 def quiet_libraries() -> None:
@@ -102,10 +164,18 @@ def find_photos(files: Sequence[Path], box: Box | None = None) -> list[Path]:
 
 
 def check_photo(photo: Path, box: Box | None) -> None:
-    """Raise ImageError if the header of a photo cannot be read, UsageError if the box is not in it."""
+    """Raise ImageError if the header of a photo or clip cannot be read, UsageError if the box is not in it,
+    and for a video without PyAV."""
     from mmgem.data.images import check_box, image_size
+    from mmgem.data.moments import is_video
 
-    size = image_size(photo)
+    if is_video(photo):
+        from mmgem.data.clips import clip_metadata
+
+        metadata = clip_metadata(photo)
+        size = metadata.width, metadata.height
+    else:
+        size = image_size(photo)
     if box is not None:
         check_box(box, size)
 

@@ -25,6 +25,7 @@ from mmgem.cli.check import check
 from mmgem.cli.classify import classify
 from mmgem.cli.cluster import cluster
 from mmgem.cli.compare import compare
+from mmgem.cli.completion import completion
 from mmgem.cli.corpus import app as corpus
 from mmgem.cli.data import app as data
 from mmgem.cli.demo import demo
@@ -42,6 +43,8 @@ from mmgem.cli.search import search
 from mmgem.cli.serve import serve
 from mmgem.cli.store import app as store
 from mmgem.cli.train import train
+from mmgem.cli.user_defaults import default_map
+from mmgem.cli.watch import watch
 from mmgem.errors import MMGEMError, UsageError
 from mmgem.utils.disk import disk_problem
 from mmgem.utils.plugins import load_named_plugins, load_plugin, plugin_line
@@ -59,6 +62,7 @@ app = typer.Typer(
 )
 app.command("demo", short_help="All of it on sample photos, or yours: one web page.")(demo)
 app.command("index", short_help="Make a folder of photos searchable.")(index)
+app.command("watch", short_help="Keep an index up to date as photos come and go.")(watch)
 app.command("search", short_help="Find photos by words, or by a photo.")(search)
 app.command("duplicates", short_help="Find copies among photos.")(duplicates)
 app.command("cluster", short_help="Sort photos into groups that look alike.")(cluster)
@@ -81,6 +85,7 @@ app.add_typer(store, name="store", short_help="An index in a vector store.")
 app.command("check", short_help="Whether what was written is still whole.")(check)
 app.command("export", short_help="A small copy of a model, or one that is fast on a CPU.")(export)
 app.command("pull", short_help="Fetch base weights or sample photos.")(pull)
+app.command("completion", short_help="Let the shell complete verbs and options.")(completion)
 
 
 def _version(requested: bool) -> None:
@@ -129,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             _let_any_text_through()
             command = typer.main.get_command(app)
-            with command.make_context("mmgem", args) as context:
+            defaults = default_map(command, args)
+            with command.make_context("mmgem", args, default_map=defaults) as context:
                 command.invoke(context)
             sys.stdout.flush()
     except typer.Exit as done:

@@ -43,6 +43,11 @@ def note(text: str) -> None:
     print(f"mmgem: {text}", file=sys.stderr)
 
 
+def counted(number: int, thing: str) -> str:
+    """``1 part``, ``2 parts``, ``1,204 photos``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 class _Lines(logging.Handler):
     """What the library logs, as lines on standard error."""
 

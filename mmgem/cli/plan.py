@@ -133,7 +133,9 @@ def _show(report: Plan) -> None:
     if report.days is not None and report.steps is not None:
         cost = "" if report.cost is None else f", ${report.cost:,.0f}"
         pairs = report.steps * report.pairs
-        print(f"run          {report.steps:,} steps, {pairs:,} pairs: at least {report.days:.3g} days{cost}")
+        print(
+            f"run          {report.steps:,} steps, {pairs:,} pairs: at least {_duration(report.days)}{cost}"
+        )
     usable = USABLE * hardware.memory
     room = f"{report.total_memory:.1f} of {usable:.1f} GB ({USABLE:.0%} of {hardware.memory:g})"
     print(f"it fits      {room}" if report.fits else f"too large    {room}")
@@ -145,3 +147,11 @@ def _show(report: Plan) -> None:
     if not report.fits and not any(a.fits for a in report.advice):
         least_memory = report.advice[-1].memory_gb if report.advice else report.total_memory
         print(f"  no change is enough: devices of {least_memory / USABLE:.0f} GB are needed")
+
+
+def _duration(days: float) -> str:
+    """Days in the largest unit of which there is at least one: ``0.052 s``, ``12.5 min``, ``3.2 h``."""
+    for name, seconds in (("days", 86400), ("h", 3600), ("min", 60)):
+        if days * 86400 >= seconds:
+            return f"{days * 86400 / seconds:.3g} {name}"
+    return f"{days * 86400:.3g} s"

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmgem.cli.clips import TimeOption
 from mmgem.cli.filters import (
     CameraOption,
+    ChangedOption,
     DateOption,
     FolderOption,
+    LacksOption,
     MinHeightOption,
     MinWidthOption,
     NameOption,
@@ -29,6 +32,8 @@ from mmgem.cli.hits import (
     NullOption,
     OpenOption,
     PathsOption,
+    PreviewOption,
+    SheetOption,
     at_least,
     open_index,
     parse_query,
@@ -36,7 +41,7 @@ from mmgem.cli.hits import (
     shown_as,
     split_words,
 )
-from mmgem.cli.inputs import BoxOption, load_model
+from mmgem.cli.inputs import BoxOption, DeviceOption, PrecisionOption, load_model, load_query_model
 from mmgem.cli.output import JsonOption, note
 from mmgem.errors import UsageError
 
@@ -55,6 +60,7 @@ def search(
     ] = None,
     image: ImageOption = None,
     box: BoxOption = None,
+    time: TimeOption = None,
     folder: FolderOption = None,
     name: NameOption = None,
     date: DateOption = None,
@@ -63,6 +69,8 @@ def search(
     min_width: MinWidthOption = None,
     min_height: MinHeightOption = None,
     near: NearOption = None,
+    changed: ChangedOption = None,
+    lacks: LacksOption = None,
     min_score: MinScoreOption = None,
     regions: Annotated[
         bool, typer.Option("--regions", help="Find regions, best of each photo; needs an index with some.")
@@ -84,11 +92,15 @@ def search(
     ] = False,
     k: CountOption = 10,
     html: HtmlOption = None,
+    sheet: SheetOption = None,
     browser: OpenOption = False,
     paths: PathsOption = False,
     null: NullOption = False,
+    preview: PreviewOption = False,
     jsonl: JsonLinesOption = False,
     model: BuiltByOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Find photos by a text, or photos like a photo: similarity, a tab, the path; best first.
@@ -105,17 +117,21 @@ def search(
     left") mean what --where does; what lies well there gains up to 0.1. --rerank orders the first 16 (or N,
     if more) by similarity and the probability of the text given each photo: more are right, for longer.
 
-    With --json: {"query": {"text", "image", "box", "terms"}, what there is of them, "hits": [{"file",
-    "score", "match", "copies"}, with --regions "box", with --rerank "cosine" and "log_prob", a token, in
-    nats], "photos": how many pass the filters}.
+    A clip is found by its moments: a line has their start and end in seconds as well. With --image of a clip
+    and --time it is a frame of it that is looked for.
+
+    With --json: {"query": {"text", "image", "box", "time", "terms"}, what there is of them, "hits": [{"file",
+    "score", "match", "copies", "start", "end": of a moment, null for a photo}, with --regions "box", with
+    --rerank "cosine" and "log_prob", a token, in nats], "photos": how many pass the filters}.
 
     "match" is the probability that a whole photo is what a text asked for, null if the model has no
     calibration (mmgem calibrate). If no hit reaches 0.5, a line on standard error says so.
     """
     idx, query = split_words(words or [])
-    parsed = parse_query(query, image, box, html, optional=by_date)
-    shown = shown_as(as_json, html, paths, null, jsonl, browser)
-    filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, near)
+    parsed = parse_query(query, image, box, html, by_date, sheet, time)
+    shown = shown_as(as_json, html, paths, null, jsonl, browser, preview, sheet)
+    places = near, changed, lacks
+    filters = make_filters(folder, name, date, camera, orientation, min_width, min_height, *places)
     if rerank and (parsed.text is None or parsed.terms or regions):
         raise UsageError("--rerank needs a text, and finds whole photos")
     from mmgem.search.by_date import hit_dates, newest, newest_first
@@ -130,6 +146,7 @@ def search(
             f"{idx}: was made without regions; make an index with: mmgem index DIR --out NEW.idx --regions 20"
         )
     photos = photos.filtered(filters)
+    k = k or max(1, len(photos.photos))
     hits: Sequence[Hit] = []
     if not len(photos):
         note("no photo passes the filters")
@@ -138,10 +155,10 @@ def search(
             raise UsageError("--regions and --min-score need a text or --image")
         hits = newest(photos, k)
     elif rerank and text is not None:
-        rerank_photos = partial(load_model(model_name).rerank, photos, text)
+        rerank_photos = partial(load_model(model_name, device, precision).rerank, photos, text)
         hits = rerank_photos(k) if everything else fold_copies(photos, rerank_photos, k)
     else:
-        mmgem = load_model(model_name)
+        mmgem = load_query_model(model_name, parsed.images, device, precision)
         find = partial(photos.search_regions, where=spatial_filter) if regions else photos.search
         vector = parsed.embed(mmgem, text)
         hits = parsed.search(partial(find, vector), k, None if everything or regions else photos)

@@ -6,12 +6,12 @@ import os
 import re
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mmgem.cli.hits import open_index
-from mmgem.cli.inputs import load_model
+from mmgem.cli.inputs import DeviceOption, PrecisionOption, default_model, load_model
 from mmgem.cli.output import exit_now, note
 from mmgem.errors import DataError, UsageError
 from mmgem.utils.text_files import read_text
@@ -48,10 +48,8 @@ def serve(
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Fetch photos from public http(s) addresses.")
     ] = False,
-    precision: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(help="bfloat16 is faster on CPUs with AMX or AVX512-BF16 (and GPUs)."),
-    ] = "float32",
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     limit: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Change a limit; see docs/serving.md.")
     ] = None,
@@ -64,6 +62,7 @@ def serve(
     limits = _limits(limit or [])
     origins = [_origin(url) for url in allow_origin or []]
     token = _token(token_file)
+    note("loading ..." if model is None else f"loading {Path(model).name} ...")
     try:
         from mmgem.serve.server import listen, make_server
     except ImportError as error:
@@ -72,14 +71,14 @@ def serve(
     from mmgem.serve.metrics import Metrics
     from mmgem.serve.service import Service, ServiceOptions
 
-    name = model or (open_index(idx, None)[1] if idx is not None else "tiny")
+    name = model or (open_index(idx, None)[1] if idx is not None else default_model())
     sock = listen(host, port)
-    mmgem = load_model(lasting_name(name), precision)
+    mmgem = load_model(lasting_name(name), device, precision)
     corpus_model = None
     if corpus is not None:
         from mmgem.self_retrieval.model import SelfRetrieval
 
-        corpus_model = SelfRetrieval.from_pretrained(corpus)
+        corpus_model = SelfRetrieval.from_pretrained(corpus, device, precision)
     options = ServiceOptions(Path(name).name, Path(corpus).name if corpus else "", allow_remote)
     service = Service(mmgem, options, limits, Metrics(), idx, corpus_model)
     socket_address = sock.getsockname()

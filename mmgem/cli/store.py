@@ -36,7 +36,7 @@ from mmgem.cli.hits import (
     resolve_model,
     shown_as,
 )
-from mmgem.cli.inputs import BoxOption, load_model
+from mmgem.cli.inputs import BoxOption, DeviceOption, PrecisionOption, load_query_model
 from mmgem.cli.output import JsonOption, note_skipped, print_json
 from mmgem.errors import UsageError
 
@@ -115,6 +115,8 @@ def search(
     null: NullOption = False,
     jsonl: JsonLinesOption = False,
     model: BuiltByOption = None,
+    device: DeviceOption = "cpu",
+    precision: PrecisionOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
     """Find photos in a store by a text, or by a photo: as mmgem search does, with the same output.
@@ -132,7 +134,9 @@ def search(
         if payload is None:
             raise UsageError(f"{store.place}: holds no photos; push an index with: mmgem store push")
         check_filters(store, filters)
-        mmgem = load_model(resolve_model(payload.model, model, partial(check_model, store, payload)))
+        k = k or store.photos()
+        model_name = resolve_model(payload.model, model, partial(check_model, store, payload))
+        mmgem = load_query_model(model_name, parsed.images, device, precision)
         find = search_store_regions if regions else search_store
         vector = parsed.embed(mmgem)
         hits = parsed.search(lambda count: find(store, vector, count, exact, filters), k)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from mmgem.api import MMGEM
-from mmgem.checkpoints.tensors import stored_shapes
+from mmgem.checkpoints.rounded import stored_shapes
 from mmgem.config import Recipe
 from mmgem.data.records import Record
 from mmgem.distributed.world import SINGLE_PROCESS

@@ -33,8 +33,8 @@ class DataConfig:
     )
     labels: bool = setting(
         False,
-        help="Learn from the `label` of images without captions too, in sentences that name it; the "
-        "captioner learns the name and its end (`a big cat.`).",
+        help="Learn from the `label` of images too, in sentences that name it; the captioner learns their "
+        "own captions, and where there are none the name and its end (`a big cat.`).",
         needs=(IMAGES, LOOSE_FILES),
     )
     translations: list[Path] = setting(

@@ -95,13 +95,15 @@ class Batch:
 @dataclass
 class _Item:
     """An image (by its place in the batch) or a box of it; ``said``: numbers of its captions, in one text
-    or several; ``translated``: numbers of texts that are embedded only."""
+    or several; ``translated``: numbers of texts that are embedded only; ``predicted``: the caption that is
+    predicted where one of ``said`` only names the label."""
 
     photo: str
     said: list[list[int]]
     mirrored: bool
     box: Box | None = None
     translated: list[int] = field(default_factory=list)
+    predicted: int | None = None
 
 
 def name_of(what: str) -> int:
@@ -294,7 +296,8 @@ class Batches:
             numbers = [[self.number[record.captions[c]] for c in text] for text in said]
             flip = self._geometry(record, view).flip
             translated = self._translated(record, epoch, place, b)
-            items.append(_Item(str(record.image), numbers, flip, translated=translated))
+            predicted = self._predicted(record, epoch, place, b)
+            items.append(_Item(str(record.image), numbers, flip, None, translated, predicted))
         return images, views, items
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -312,6 +315,15 @@ class Batches:
         numbers = ([self.number[text] for text in self.records[i].captions] for i in self.usable)
         means = np.stack([self.teacher[n].mean(0) for n in numbers])
         return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def _predicted(self, record: Record, epoch: int, place: int, b: int) -> int | None:
+        """One of the captions that a record with a label has beside the sentences that name it, if any."""
+        if not self._named_by_label(record):
+            return None
+        own = [caption for caption in record.captions if caption not in self.labels]
+        if not own:
+            return None
+        return self.number[own[np.random.default_rng((self.seed, epoch, place, b, 6)).integers(len(own))]]
 
     def _translated(self, record: Record, epoch: int, place: int, b: int) -> list[int]:
         """One caption of an image in another language, or none."""
@@ -381,7 +393,7 @@ class Batches:
             for n, said in enumerate([*item.said, *([number] for number in item.translated)]):
                 ids = self._tokens(said, item.mirrored)
                 if n < len(item.said):
-                    captions.append(self._caption(said, ids))
+                    captions.append(self._caption(said, ids, item))
                     caption_owners.append(v)
                 texts.append(ids)
                 owners.append(v)
@@ -414,9 +426,11 @@ class Batches:
             return name_of(f"label {caption}")
         return name_of(" ".join(map(str, said)))
 
-    def _caption(self, said: list[int], ids: Tensor) -> Tensor:
+    def _caption(self, said: list[int], ids: Tensor, item: _Item) -> Tensor:
         """The tokens that are predicted where ``said``, with the tokens ``ids``, is embedded."""
         if len(said) == 1 and (caption := self.labels.get(self.texts[said[0]])):
+            if item.predicted is not None:
+                return self._tokens([item.predicted], item.mirrored)
             return self.ids[self.number[caption]]
         return ids
 

@@ -30,8 +30,23 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from mmgem.data.camera_raw import RawPreview, find_preview
+from mmgem.data.image_kinds import (
+    SIGNATURE_BYTES,
+    boxed_kind,
+    prepare_boxed,
+    readable_suffixes,
+    starts_as_image,
+)
 from mmgem.data.pixels import raw_mode, to_rgb
-from mmgem.errors import ImageError, MMGEMError, TransientImageError, UsageError, is_transient
+from mmgem.errors import (
+    ImageError,
+    MissingFolderError,
+    MMGEMError,
+    TransientImageError,
+    UsageError,
+    is_transient,
+)
 from mmgem.utils.files import open_regular
 
 _log = logging.getLogger(__name__)
@@ -40,26 +55,15 @@ S = TypeVar("S")
 T = TypeVar("T")
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-
-# fmt: off
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2",
-)
-# fmt: on
-
-# First bytes of files that are images for sure.
-_SIGNATURES = (
-    b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*",
-    b"\0\0\0\x0cjP  \r\n\x87\n", b"\0\0\0\x1cftypavif", b"\0\0\0 ftypavif",
-)  # fmt: skip
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
+RAW = "RAW"
+"""The format of a camera's raw file, of which the JPEG in it is read."""
 
 _MAX_JPEG_PIXELS = 1_000_000_000  # as stored; each is read, however small the result
 
 # Photos all the same, which nothing here decodes.
 _FOREIGN = frozenset(
-    ".heic .heif .jxl .dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .pef .srw .psd .xcf .svg .eps".split()  # noqa: SIM905
+    ".heic .heif .hif .avif .jxl .x3f .3fr .iiq .mrw .psd .xcf .svg .eps".split()  # noqa: SIM905
 )
 
 # EXIF orientation -> what brings the stored pixels upright.
@@ -109,9 +113,9 @@ def open_image(source: ImageSource, min_side: int | None = None) -> Image.Image:
 
 
 def image_header(source: ImageSource) -> tuple[str, tuple[int, int]]:
-    """Format (one of ``FORMATS``) and ``(width, height)`` in pixels as stored, from the header alone: never
-    decodes, so it is the first thing to ask of a picture nobody vouches for. The JPEG of several pictures
-    that phones write (MPO) is a JPEG. Raises as :func:`open_image`."""
+    """Format (one of ``FORMATS``, or ``RAW``) and ``(width, height)`` in pixels as stored, from the header
+    alone: never decodes, so it is the first thing to ask of a picture nobody vouches for. The JPEG of several
+    pictures that phones write (MPO) is a JPEG. Raises as :func:`open_image`."""
     with header(source) as image:
         return _format(image), image.size
 
@@ -161,24 +165,25 @@ def other_files(
     folder: str | os.PathLike[str], skip: Path | None = None
 ) -> tuple[dict[str, int], dict[str, int]]:
     """How many files under ``folder`` :func:`list_images` leaves out, by suffix, the most first: photos in
-    formats that cannot be read here (HEIC, camera raw and the like), and all others that have a suffix.
-    Hidden files and folders are skipped, and ``skip``, a folder of our own."""
+    formats that cannot be read here (HEIC without its extra, and the like), and all others that have a
+    suffix. Hidden files and folders are skipped, and ``skip``, a folder of our own."""
     skipped = None if skip is None else skip.resolve()
     suffix_counts: Counter[str] = Counter()
-    for at, folders, files in os.walk(folder):
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and Path(at, name).resolve() != skipped
-        ]
+    for at, folders, files in os.walk(Path(folder).resolve()):
+        folders[:] = [name for name in folders if not name.startswith(".") and Path(at, name) != skipped]
         suffix_counts.update(Path(name).suffix.lower() for name in files if not name.startswith("."))
     counts = [(s, n) for s, n in sorted(suffix_counts.items(), key=lambda item: (-item[1], item[0])) if s]
-    foreign = {suffix: count for suffix, count in counts if suffix in _FOREIGN}
-    others = {s: count for s, count in counts if s not in _FOREIGN and s not in IMAGE_SUFFIXES}
+    read = readable_suffixes()
+    foreign = {suffix: count for suffix, count in counts if suffix in _FOREIGN and suffix not in read}
+    others = {s: count for s, count in counts if s not in _FOREIGN and s not in read}
     return foreign, others
 
 
-def list_images(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> list[Path]:
-    """List the files under ``folder`` whose suffix is in ``IMAGE_SUFFIXES`` (any case), and those without a
-    suffix that begin as such files do; sorted by path.
+def list_images(
+    folder: str | os.PathLike[str], exclude: Sequence[str] = (), more: tuple[str, ...] = ()
+) -> list[Path]:
+    """List the files under ``folder`` whose suffix is one of :func:`readable_suffixes` (any case) or of
+    ``more``, and those without a suffix that begin as images do; sorted by path.
 
     What matches a pattern of ``exclude``, as a shell matches, by its name or by its path in ``folder``, is
     left out, folders with all that is in them. Hidden files and folders are skipped. Linked files and folders
@@ -188,8 +193,8 @@ def list_images(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> 
     """
     root = Path(folder)
     if not root.is_dir():
-        raise UsageError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
-    real_root = root.resolve()
+        raise MissingFolderError(f"{root}: {'not a folder' if root.exists() else 'no such folder'}")
+    real_root, suffixes = root.resolve(), readable_suffixes()
     images: list[Path] = []
     visited: set[tuple[int, int]] = set()
     pending, linked = [root], list[Path]()
@@ -215,7 +220,7 @@ def list_images(folder: str | os.PathLike[str], exclude: Sequence[str] = ()) -> 
                     pending.append(Path(entry.path))
                 elif not real_root.is_relative_to(Path(entry.path).resolve()):
                     linked.append(Path(entry.path))
-            elif _named_as_image(entry) and _is(entry, "file"):
+            elif _named_as_image(entry, suffixes + more) and _is(entry, "file"):
                 images.append(Path(entry.path))
     return sorted(images)
 
@@ -225,16 +230,15 @@ def _excluded(entry: os.DirEntry[str], root: Path, patterns: Sequence[str]) -> b
     return any(fnmatch(entry.name, pattern) or fnmatch(path, pattern) for pattern in patterns)
 
 
-def _named_as_image(entry: os.DirEntry[str]) -> bool:
+def _named_as_image(entry: os.DirEntry[str], suffixes: tuple[str, ...]) -> bool:
     """Whether a file is an image by its suffix or, if it has none, by its first bytes."""
     if "." in entry.name:
-        return entry.name.lower().endswith(IMAGE_SUFFIXES)
+        return entry.name.lower().endswith(suffixes)
     try:
         with open_regular(entry.path) as file:
-            start = file.read(16)
+            return starts_as_image(file.read(SIGNATURE_BYTES))
     except OSError:
         return False
-    return start.startswith(_SIGNATURES) or (start[:4], start[8:12]) == (b"RIFF", b"WEBP")
 
 
 def _is(entry: os.DirEntry[str], kind: str) -> bool:
@@ -262,9 +266,9 @@ def attempt(function: Callable[[list[S]], Sequence[T]], images: list[S]) -> list
 
 @cache
 def _formats() -> list[str]:
-    """``FORMATS`` without those this build of Pillow lacks."""
+    """``FORMATS`` without those this build of Pillow lacks, and those that are opened by themselves."""
     Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
+    return [name for name in FORMATS if name in Image.OPEN and name != "HEIF"]
 
 
 @contextmanager
@@ -301,14 +305,39 @@ def _name(source: object) -> str:
 
 
 def _open_file(file: BinaryIO) -> Image.Image:
-    """What ``Image.open`` does, without Pillow's limit on the pixels a JPEG has stored: ours is that of what
-    is decoded of it."""
-    start = file.read(3)
+    """What ``Image.open`` does, of a camera's raw file with the JPEG in it."""
+    start = file.read(SIGNATURE_BYTES)
     if not start:
         raise ValueError("is empty")
-    formats = _formats()
-    if start != b"\xff\xd8\xff" or "JPEG" not in formats:
-        return Image.open(file, formats=formats)
+    if start[:3] == b"\xff\xd8\xff" and "JPEG" in _formats():
+        return _open_jpeg(file)
+    preview = find_preview(file)
+    if preview is None:
+        kind = boxed_kind(start)
+        prepare_boxed(kind)
+        file.seek(0)
+        return Image.open(file, formats=["HEIF"] if kind == "HEIF" else _formats())
+    file.seek(preview.offset)
+    image = _open_jpeg(io.BytesIO(file.read(preview.length)))
+    _add_tags(image, preview)
+    image.format = RAW
+    return image
+
+
+def _add_tags(image: Image.Image, preview: RawPreview) -> None:
+    """Let the EXIF of an image, the JPEG of a raw file, say what the raw file says."""
+    exif = Image.Exif()
+    for tag, value in preview.main.items():
+        exif[tag] = value
+    for directory, tags in ((ExifTags.IFD.Exif, preview.exif), (ExifTags.IFD.GPSInfo, preview.gps)):
+        if tags:
+            exif[directory] = tags
+    if len(exif):
+        image.getexif().load(exif.tobytes())
+
+
+def _open_jpeg(file: BinaryIO) -> Image.Image:
+    """A JPEG without Pillow's limit on the pixels that are stored: ours is that of what is decoded of it."""
     file.seek(0)
     try:
         image: Image.Image = Image.OPEN["JPEG"][0](file, "")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from mmgem.config import Preprocessing
 from mmgem.data.scripts import CJK, SENTENCE_MARKS
@@ -17,6 +15,9 @@ from mmgem.data.texts import check_texts
 from mmgem.data.transforms import join_sentences, normalise_text
 from mmgem.errors import CheckpointError, DataError
 from mmgem.utils.pretrained import load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NoEndToken(CheckpointError):
@@ -63,12 +64,14 @@ class Tokenizer:
         model's ``max_text_tokens``."""
         encoded = self._encode(texts)
         for text, tokens in zip(texts, encoded, strict=True):
-            if len(tokens) > self.prep.max_text_tokens:
-                raise DataError(
-                    f"text of {len(tokens)} tokens is over the model's {self.prep.max_text_tokens}: "
-                    f"{text[:60]!r}…"
-                )
+            self._check_length(text, len(tokens))
         return encoded
+
+    def _check_length(self, text: str, tokens: int) -> None:
+        if tokens > self.prep.max_text_tokens:
+            raise DataError(
+                f"text of {tokens} tokens is over the model's {self.prep.max_text_tokens}: {text[:60]!r}…"
+            )
 
     def encode_short(self, texts: Sequence[str]) -> list[Tensor | None]:
         """As :meth:`encode_all`, but None in the place of a text over ``max_text_tokens``."""
@@ -76,6 +79,11 @@ class Tokenizer:
         return [tokens if len(tokens) <= limit else None for tokens in self._encode(texts)]
 
     def _encode(self, texts: Sequence[str]) -> list[Tensor]:
+        import torch
+
+        return [torch.tensor(tokens) for tokens in self._token_lists(texts)]
+
+    def _token_lists(self, texts: Sequence[str]) -> list[list[int]]:
         texts = check_texts(texts)
         if not texts:
             return []
@@ -86,7 +94,7 @@ class Tokenizer:
                 raise DataError(f"empty text: {text!r}")
             if max(tokens) >= self.rows:
                 raise DataError(f"text with a token that the model's table lacks: {text[:60]!r}")
-        return [torch.tensor(tokens) for tokens in ids]
+        return [list(tokens) for tokens in ids]
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of ``texts`` as they are: nothing added, nothing normalised, and the name of a special
@@ -102,14 +110,24 @@ class Tokenizer:
 
         With ``long_text = "mean"`` a piece is a sentence, or an even share of one over ``max_text_tokens``;
         with ``"joined"`` it is the text. Raises ``DataError`` as :meth:`encode_all` does."""
+        import torch
+
+        pieces, owners = self.token_parts(texts)
+        return [torch.tensor(tokens) for tokens in pieces], owners
+
+    def token_parts(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+        """:meth:`encode_parts` in lists, without torch."""
         texts = check_texts(texts)
+        limit = self.prep.max_text_tokens
         if self.prep.long_text == "joined":
-            return self.encode_all(texts), list(range(len(texts)))
+            pieces = self._token_lists(texts)
+            for text, tokens in zip(texts, pieces, strict=True):
+                self._check_length(text, len(tokens))
+            return pieces, list(range(len(texts)))
         sentences = [(n, s) for n, text in enumerate(texts) for s in split_sentences(text) or [text]]
-        pieces: list[Tensor] = []
-        owners: list[int] = []
-        for (n, _), ids in zip(sentences, self._encode([s for _, s in sentences]), strict=True):
-            shares = ids.tensor_split(-(-len(ids) // self.prep.max_text_tokens))
+        pieces, owners = [], []
+        for (n, _), tokens in zip(sentences, self._token_lists([s for _, s in sentences]), strict=True):
+            shares = even_shares(tokens, -(-len(tokens) // limit))
             pieces += shares
             owners += [n] * len(shares)
         return pieces, owners
@@ -154,3 +172,10 @@ class Tokenizer:
             if text[-1] not in SENTENCE_MARKS or text[-1] == "\u2026":
                 text += "\u3002" if re.search(rf"[{CJK}]$", text) else "."
         return text
+
+
+def even_shares(tokens: list[int], count: int) -> list[list[int]]:
+    """``tokens`` in ``count`` pieces, of which the first ones may have one more."""
+    size, more = divmod(len(tokens), count)
+    starts = [n * size + min(n, more) for n in range(count + 1)]
+    return [tokens[start:end] for start, end in pairwise(starts)]

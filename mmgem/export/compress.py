@@ -89,6 +89,7 @@ def _compress_model(
 @torch.no_grad()
 def average_weights(network: MMGEMNetwork, other: MMGEMNetwork, alpha: float) -> None:
     """Let each weight of ``network`` be ``1 - alpha`` of itself and ``alpha`` of that of ``other``, in place.
+    Those that are equal keep their bits (the sign of a zero too), by which features are cached.
 
     Raises ``UsageError`` for an ``alpha`` outside 0 to 1, ``CheckpointError`` for models of different shapes.
     """
@@ -99,4 +100,5 @@ def average_weights(network: MMGEMNetwork, other: MMGEMNetwork, alpha: float) ->
         raise CheckpointError("models of different shapes cannot be averaged")
     for name, weight in ours.items():
         if weight.is_floating_point():
-            weight.lerp_(theirs[name], alpha)
+            same = weight == theirs[name]
+            weight.copy_(torch.where(same, weight, weight.lerp(theirs[name], alpha)))

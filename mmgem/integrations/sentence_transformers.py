@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmgem.api import MMGEM
 from mmgem.checkpoints.model_folder import OWN_CHECKSUM, write_model
-from mmgem.data.images import IMAGE_SUFFIXES
+from mmgem.data.image_kinds import IMAGE_SUFFIXES
 from mmgem.data.texts import check_text
 from mmgem.data.transforms import normalise
 from mmgem.errors import UsageError

@@ -163,10 +163,11 @@ class MMGEMNetwork(nn.Module):
         """What belongs to losses alone, scalars all: the contrastive temperature and bias."""
         return [self.logit_scale, self.logit_bias]
 
-    def to_inference_dtype(self, dtype: torch.dtype) -> MMGEMNetwork:
-        """Put the encoder and the LLM into ``dtype``, for use, not for training; the projections, embeddings
-        and similarities stay float32. bfloat16 is faster where there is hardware for it (AVX512-BF16, AMX,
-        a GPU)."""
+    def to_inference_dtype(self, dtype: torch.dtype | str) -> MMGEMNetwork:
+        """Put the encoder and the LLM into ``dtype`` (or one by its name), for use, not for training; the
+        projections, embeddings and similarities stay float32. bfloat16 is faster where there is hardware for
+        it (AVX512-BF16, AMX, a GPU)."""
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.encoder.to(dtype)
         for llm in self.llms:
             llm.to(dtype)

@@ -10,9 +10,14 @@ How densely a box is sampled follows the map, an axis at a time: two samples a b
 cells, so that none is skipped; beyond, and where a box is the whole axis, as many as there can be: the
 integral of the interpolated map, which has a closed form too. So a box over the whole image is the mean of
 its map, of any size. (``sampling_ratio=0`` samples about once a cell, and is the mean of few maps.)
+
+Over time it is the same: a film is a row of frames, and a segment of it a box in time, whose samples are the
+frames that were taken of it (:func:`pool_segments`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -103,3 +108,9 @@ def pool_full(maps: Tensor, grid: int = 1) -> Tensor:
     _, height, width, _ = maps.shape
     full = maps.new_tensor([[0.0, 0.0, width, height]]).expand(len(maps), 1, 4)
     return pool_boxes(maps, full, (height, width), grid)[:, 0]
+
+
+def pool_segments(frames: Tensor, counts: Sequence[int]) -> Tensor:
+    """Pool a row of frames ``(T, ...)``, whose first ``counts[0]`` are of the first segment and so on, to
+    ``(len(counts), ...)``: the mean of the frames of each. A linear projection may come before or after."""
+    return torch.stack([part.mean(0) for part in frames.split(list(counts))])

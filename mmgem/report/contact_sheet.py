@@ -7,6 +7,7 @@ name a font file.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mmgem.data.images import ImageSource, image_size, open_image
 from mmgem.data.records import Box
 from mmgem.errors import ImageError, UsageError
-from mmgem.report.data import QueryRow, SimilarRow
+from mmgem.report.data import Match, QueryRow, SimilarRow
 from mmgem.utils.files import atomic_file
 
 _BACKGROUND, _TEXT_COLOUR, _SCORE_COLOUR, _QUERY_COLOUR, _MISSING_COLOUR = (
@@ -86,12 +87,18 @@ class _RowRenderer:
     def draw_row(self, row: QueryRow | SimilarRow) -> Image.Image:
         """Draw one row: the query, its photos, their scores."""
         cells: list[tuple[ImageSource, Box | None, str]] = [
-            (match.image, match.box, f"{match.score:.3f}") for match in row.matches
+            (
+                self._picture(match),
+                match.box,
+                match.caption if math.isnan(match.score) else f"{match.score:.3f}",
+            )
+            for match in row.matches
         ]
         if isinstance(row, SimilarRow):
             cells.insert(0, (row.image, row.box, "like this one"))
         width = self.px(1280) - 2 * self.px(_MARGIN)
-        header_height = 0 if isinstance(row, SimilarRow) else self.px(_TEXT * 1.75)
+        titled = isinstance(row, QueryRow) and bool(row.text)
+        header_height = self.px(_TEXT * 1.75) if titled else 0
         gap = self.px(_GAP)
         sizes = [self._size(source) for source, _, _ in cells]
         ratios = [w / h for w, h in sizes]
@@ -101,7 +108,7 @@ class _RowRenderer:
             "RGB", (width, header_height + photo_height + self.px(_SMALL_TEXT * 1.9)), _BACKGROUND
         )
         draw = ImageDraw.Draw(row_image)
-        if isinstance(row, QueryRow):
+        if isinstance(row, QueryRow) and titled:
             draw.text((0, 0), self._fit(f"“{row.text}”", width), _TEXT_COLOUR, self.text)
         left = 0.0
         for (source, box, label), size, ratio in zip(cells, sizes, ratios, strict=True):
@@ -144,6 +151,13 @@ class _RowRenderer:
             draw.rectangle(edges, outline="#101010", width=self.px(4))
             draw.rectangle(edges, outline="#ffd166", width=self.px(2.5))
         return image
+
+    def _picture(self, match: Match) -> ImageSource:
+        """The photo, or a frame of the moment; a clip that cannot be read is reported when it is drawn."""
+        try:
+            return match.picture(self.px(_MAX_PHOTO_HEIGHT))
+        except ImageError:
+            return match.image
 
     def _size(self, source: ImageSource) -> tuple[int, int]:
         try:

@@ -6,12 +6,15 @@ Images are whatever :func:`mmgem.data.images.open_image` takes. Boxes are pixels
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mmgem.data.clips import middle_frame
 from mmgem.data.images import ImageSource
+from mmgem.data.moments import Moment
 from mmgem.data.records import Box
 from mmgem.inference.calibration import MATCH_THRESHOLD
 
@@ -37,13 +40,22 @@ class PhotoCard:
 @dataclass(frozen=True, slots=True, eq=False)
 class Match:
     """One search result; with a box, the region of the photo that was found. ``match``: the probability
-    that it is what was asked for, None if that is not known."""
+    that it is what was asked for, None if that is not known. ``moment``: of the clip ``image`` (a path), of
+    which the middle frame is shown."""
 
     image: ImageSource
     score: float
     box: Box | None = None
     caption: str = ""
     match: float | None = None
+    moment: Moment | None = None
+
+    def picture(self, side: int) -> ImageSource:
+        """What is shown of it: the photo, or the middle frame of the moment, whose shorter side has at most
+        ``side`` pixels. Raises ImageError for a clip that cannot be read."""
+        if self.moment is None or not isinstance(self.image, str | os.PathLike):
+            return self.image
+        return middle_frame(self.image, self.moment, side)
 
     @property
     def is_doubtful(self) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmgem.data.images import ImageSource, image_size, open_image
+from mmgem.data.moments import clock
 from mmgem.data.records import Box
 from mmgem.errors import ImageError, UsageError
 from mmgem.report.data import (
@@ -91,6 +92,19 @@ class _PhotoEncoder:
 
     def get(self, source: ImageSource, side: int) -> _EncodedPhoto:
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
+        return self._get(name, source, side)
+
+    def match(self, match: Match, side: int) -> _EncodedPhoto:
+        """The photo of a match, or the frame of its moment."""
+        if match.moment is None:
+            return self.get(match.image, side)
+        try:
+            frame = match.picture(side)
+        except ImageError:
+            return self.get(match.image, side)  # which says what is wrong
+        return self._get((str(match.image), match.moment), frame, side)
+
+    def _get(self, name: object, source: ImageSource, side: int) -> _EncodedPhoto:
         key = self._keys.setdefault(name, len(self._keys))
         if (key, side) not in self._encoded:
             self._encoded[key, side] = self._encode_photo(source, side, key)
@@ -242,13 +256,14 @@ def _similar(rows: Sequence[SimilarRow], pictures: _PhotoEncoder) -> str:
 def _matches(matches: Sequence[Match], top: float, pictures: _PhotoEncoder) -> str:
     body = ""
     for rank, match in enumerate(matches, 1):
-        picture = pictures.get(match.image, _SMALL)
+        picture = pictures.match(match, _SMALL)
         alt = match.caption or f"Result {rank}"
         photo = _photo(picture, alt, match.caption, _boxes([match.box], picture.size))
         score = f'<p class="score"><span>{match.score:.3f}</span>{_bar(match.score / top)}</p>'
         doubt = _paragraph("doubt", "probably no match") if match.is_doubtful else ""
+        time = _paragraph("moment", "–".join(map(clock, match.moment))) if match.moment else ""
         css_class = "match doubtful" if match.is_doubtful else "match"
-        body += f"{_figure(css_class, picture)}{photo}{score}{doubt}</figure>\n"
+        body += f"{_figure(css_class, picture)}{photo}{score}{time}{doubt}</figure>\n"
     return body
 
 

@@ -26,7 +26,8 @@ def newest_first(index: PhotoIndex, hits: Sequence[HitT]) -> list[HitT]:
 
 
 def newest(index: PhotoIndex, k: int) -> list[Hit]:
-    """The ``k`` newest photos of ``index``, the newest first; their score is NaN, nothing being compared."""
+    """The ``k`` newest photos and clips of ``index``, the newest first; their score is NaN, nothing being
+    compared."""
     paths = index.paths
-    hits = [Hit(path, math.nan) for path in sorted((paths[entry] for entry in index.photos), key=os.fsencode)]
+    hits = [Hit(path, math.nan) for path in sorted((paths[entry] for entry in index.files), key=os.fsencode)]
     return newest_first(index, hits)[:k]

@@ -43,8 +43,12 @@ def check_index(out: Path) -> Checkup:
     except SearchIndexError as error:
         found.add(*_parts(error, out, again))
         return found
-    photos = sum(box is None for _, _, box in snapshot.entries)
-    found.counts = {"photos": photos, "vectors": len(snapshot.entries)}
+    found.counts = {
+        "photos": len({path for _, path, box in snapshot.entries if box is None}),
+        "vectors": len(snapshot.entries),
+    }
+    if moments := sum(row in snapshot.moments for row, _, _ in snapshot.entries):
+        found.counts["moments"] = moments
     repair = f"run mmgem index {snapshot.folder} --out {out} --repair"
     _check_manifest(out, found, again)
     _check_vectors(snapshot, found, repair)

@@ -32,7 +32,8 @@ class Captioner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Photos that look alike, the most typical first; ``name``: a caption, empty if no photo can be read."""
+    """Photos and clips that look alike, the most typical first; ``name``: a caption, empty if no photo can be
+    read."""
 
     name: str
     paths: tuple[Path, ...]
@@ -42,12 +43,15 @@ def cluster_photos(index: PhotoIndex, captioner: Captioner, count: int | None = 
     """``count`` groups of the photos of ``index``, the largest first; None: a number that grows with the root
     of theirs. Fewer if there are not so many different photos. Raises UsageError for a ``count`` below 1 and
     an index without photos."""
-    entries = sorted(index.photos, key=lambda entry: os.fsencode(index.names[entry]))
+    entries = sorted(index.files, key=lambda entry: os.fsencode(index.names[entry]))
     if not entries:
         raise UsageError("the index holds no photos")
     if count is not None and count < 1:
         raise UsageError(f"the number of groups must be at least 1, not {count}")
     vectors = index.row_vectors([index.row_of(entry) for entry in entries])
+    for number, entry in enumerate(entries):
+        if index.moments[entry] is not None:
+            vectors[number] = index.vector_of(index.paths[entry])
     if count is None:
         count = max(2, min(50, round((len(entries) / 2) ** 0.5)))
     labels, centres = spherical_kmeans(vectors, count)

@@ -41,23 +41,25 @@ class DuplicateGroup:
 def find_duplicates(
     index: PhotoIndex, near: bool = True, progress: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> list[DuplicateGroup]:
-    """The groups of copies among the photos of ``index``, the largest groups first; ``near``: also what is
-    not the same byte for byte.
+    """The groups of copies among the files of ``index``, the largest groups first; ``near``: also photos
+    that are not the same byte for byte.
 
     Compares each photo with all others: some minutes for 100,000. ``progress`` is handed the blocks of photos
     and gives them back one by one, showing a bar. A photo that cannot be read is no near copy.
     """
-    entries, paths = index.photos, index.paths
+    entries, paths = index.files, index.paths
     by_row: dict[int, list[Path]] = defaultdict(list)
     for entry in entries:
         by_row[index.row_of(entry)].append(paths[entry])
     rows = list(by_row)
     sets = DisjointSets(len(rows))
+    still = np.array([not index.is_moment(row) for row in rows], bool)
     if near and rows:
         vectors = index.row_vectors(rows)
         for start in progress(range(0, len(rows), _BLOCK)):
             cosines = vectors[start : start + _BLOCK] @ vectors[start:].T
-            for a, b in np.argwhere(np.triu(cosines >= MIN_COSINE, 1)).tolist():
+            both_still = still[start : start + _BLOCK, None] & still[None, start:]
+            for a, b in np.argwhere(np.triu((cosines >= MIN_COSINE) & both_still, 1)).tolist():
                 one, two = start + a, start + b
                 known = sets.root(one) == sets.root(two)
                 if not known and are_copies(by_row[rows[one]][0], by_row[rows[two]][0]):
@@ -75,18 +77,19 @@ def fold_copies(index: PhotoIndex, find: Callable[[int], Sequence[Hit]], k: int)
     """The first ``k`` of what ``find(count)`` finds that are no copies of one before, with the number of
     copies of each (among what was looked at) as its ``copies``.
 
-    Hits of whole photos of ``index``; boxes are not folded."""
+    Hits of whole photos and moments of ``index``; boxes are not folded. Two moments show the same if they are
+    the same one of clips of the same bytes."""
     depth = k + _FOLD_DEPTH
     while True:
         hits = find(depth)
         if any(hit.box is not None for hit in hits):
             return list(hits[:k])
-        vectors = np.stack([index.vector_of(hit.path) for hit in hits]) if hits else np.zeros((0, 1))
+        vectors = np.stack([index.vector_of(hit.path, hit.start) for hit in hits] or [np.zeros(1)])
         groups: list[int] = []  # of each hit: the number of the first that shows the same
         for number, hit in enumerate(hits):
             same: set[int] = set()
             for n in np.flatnonzero(vectors[:number] @ vectors[number] >= MIN_COSINE).tolist():
-                if groups[n] not in same and _same_picture(index, hits[n].path, hit.path):
+                if groups[n] not in same and _same_picture(index, hits[n], hit):
                     same.add(groups[n])
             first = min(same, default=number)
             groups = [first if group in same else group for group in groups] + [first]
@@ -96,8 +99,10 @@ def fold_copies(index: PhotoIndex, find: Callable[[int], Sequence[Hit]], k: int)
         depth *= 2
 
 
-def _same_picture(index: PhotoIndex, one: Path, two: Path) -> bool:
-    return index.same_content(one, two) or are_copies(one, two)
+def _same_picture(index: PhotoIndex, one: Hit, two: Hit) -> bool:
+    if one.start is not None or two.start is not None:
+        return one.start == two.start and index.same_content(one.path, two.path)
+    return index.same_content(one.path, two.path) or are_copies(one.path, two.path)
 
 
 def are_copies(one: Path, two: Path) -> bool:

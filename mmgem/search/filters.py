@@ -23,6 +23,7 @@ from mmgem.errors import UsageError
 from mmgem.search.index_metadata import folded, wall_seconds
 
 Orientation = Literal["landscape", "portrait", "square"]
+Lacking = Literal["place", "camera", "date"]
 
 EARTH_RADIUS = 6_371_008.8  # metres, the mean radius of IUGG
 _MAX_STARS = 4  # of a pattern: with each more, comparing takes a name's length longer
@@ -30,6 +31,8 @@ _MAX_CHARS = 4096
 _DATE = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?")
 _NEAR = re.compile(r"\s*([-+]?[\d.]+)\s*,\s*([-+]?[\d.]+)\s*,\s*([\d.]+)\s*(km|m)\s*")
 _SHAPES = {"landscape": "width > height", "portrait": "width < height", "square": "width = height"}
+
+_LACKING = {"place": "latitude IS NULL", "camera": "camera IS NULL", "date": "NOT dated"}
 
 
 def sql_text(text: str) -> str:
@@ -46,7 +49,8 @@ class Filters:
     ``yesterday``, or from one to another, both included: ``2021-06..2021-08``, ``2021..``, ``..2019``.
     ``camera``: part of its make and model. ``orientation`` as it is shown. ``min_width``, ``min_height`` in
     pixels as it is shown. ``near``: within a distance of a place, ``48.1,11.5,10km`` (latitude, longitude in
-    degrees; ``km`` or ``m``).
+    degrees; ``km`` or ``m``). ``changed``: its file was last modified then, in the words of ``date``.
+    ``lacks``: EXIF says nothing of its ``place``, ``camera`` or ``date``.
     """
 
     folder: str | None = None
@@ -57,6 +61,8 @@ class Filters:
     min_width: int | None = None
     min_height: int | None = None
     near: str | None = None
+    changed: str | None = None
+    lacks: Lacking | None = None
 
     def __post_init__(self) -> None:
         for field in ("folder", "name", "camera"):
@@ -72,8 +78,12 @@ class Filters:
             value = getattr(self, field)
             if value is not None and not 1 <= value < 2**31:
                 raise UsageError(f"{field} {value}: must be pixels, 1 or more")
+        if self.lacks is not None and self.lacks not in _LACKING:
+            raise UsageError(f"lacks {self.lacks!r}: must be one of {', '.join(get_args(Lacking))}")
         if self.date is not None:
             parse_period(self.date)
+        if self.changed is not None:
+            parse_period(self.changed, "changed")
         if self.near is not None:
             parse_near(self.near)
 
@@ -112,7 +122,8 @@ class Filters:
         relative: str = "path",
     ) -> str:
         """The condition, of columns ``path``, ``name`` (folded), ``taken`` (wall seconds), ``camera``,
-        ``width``, ``height``, ``latitude`` and ``longitude``.
+        ``width``, ``height``, ``latitude`` and ``longitude``; of ``mtime_ns`` for ``changed`` and ``dated``
+        for ``lacks``.
 
         Folders below ``root`` are looked for in the column ``relative``, others in ``path``, see
         :meth:`folder_below`; ``path_literal`` writes a part of one."""
@@ -129,6 +140,12 @@ class Filters:
             start, end = parse_period(self.date)
             terms += [f"taken >= {wall_seconds(start)}"] if start is not None else []
             terms += [f"taken < {wall_seconds(end)}"] if end is not None else []
+        if self.changed is not None:
+            start, end = parse_period(self.changed, "changed")
+            terms += [f"mtime_ns >= {_nanoseconds(start)}"] if start is not None else []
+            terms += [f"mtime_ns < {_nanoseconds(end)}"] if end is not None else []
+        if self.lacks is not None:
+            terms.append(_LACKING[self.lacks])
         if self.camera is not None:
             terms.append(
                 f"lower(camera) LIKE {sql_text('%' + _escaped(self.camera.lower()) + '%')} ESCAPE '\\'"
@@ -154,7 +171,7 @@ def sqlite_bytes(path: str) -> str:
     return f"X'{os.fsencode(path).hex()}'"
 
 
-def parse_period(text: str) -> tuple[datetime | None, datetime | None]:
+def parse_period(text: str, field: str = "date") -> tuple[datetime | None, datetime | None]:
     """The first moment of a period as :class:`Filters` has it, and the first after it; None: no such end.
     Raises UsageError for anything else."""
     first, dots, last = text.strip().partition("..")
@@ -165,7 +182,7 @@ def parse_period(text: str) -> tuple[datetime | None, datetime | None]:
             raise ValueError
     except (ValueError, OverflowError) as error:
         raise UsageError(
-            f"date {text!r}: must be 2021, 2021-05, 2021-05-17, today, yesterday, or a span of two: "
+            f"{field} {text!r}: must be 2021, 2021-05, 2021-05-17, today, yesterday, or a span of two: "
             "2021-06..2021-08"
         ) from error
     return start, end
@@ -223,6 +240,11 @@ def _near_sql(latitude: float, longitude: float, distance: float) -> str:
     scale = f"{math.cos(math.radians(latitude))!r} * cos(latitude * {math.pi / 180!r})"
     terms.append(f"{down} * {down} + {scale} * {over} * {over} <= {math.sin(angle / 2) ** 2!r}")
     return " AND ".join(terms)
+
+
+def _nanoseconds(moment: datetime) -> int:
+    """Since 1970, of a moment by the clock on the wall here."""
+    return round(moment.timestamp()) * 10**9
 
 
 def _like(pattern: str) -> str:

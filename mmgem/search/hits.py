@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from mmgem.data.moments import Moment
 from mmgem.data.records import Box
 from mmgem.inference.calibration import MatchCalibration
 
@@ -19,7 +20,8 @@ class Hit:
 
     ``match``: the probability that it is what a text asked for (see :func:`with_match`), None if that cannot
     be said. ``copies``: how many copies of it were folded into it
-    (:func:`mmgem.search.duplicates.fold_copies`).
+    (:func:`mmgem.search.duplicates.fold_copies`). ``start`` and ``end``: of the moment that was found of a
+    clip, in seconds; None for a photo.
     """
 
     path: Path
@@ -27,6 +29,13 @@ class Hit:
     box: Box | None = None
     match: float | None = None
     copies: int = 0
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def moment(self) -> Moment | None:
+        """``start`` and ``end`` of a moment; None: the hit is a photo."""
+        return None if self.start is None or self.end is None else (self.start, self.end)
 
 
 HitT = TypeVar("HitT", bound=Hit)

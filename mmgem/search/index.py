@@ -1,4 +1,4 @@
-"""Bring the index of a folder of photos up to date: embed what is new, forget what is gone.
+"""Bring the index of a folder of photos and clips up to date: embed what is new, forget what is gone.
 
 Notable choices. A file whose size, modification time and time of change are as recorded is not opened, so a
 run with nothing to do is one walk over the folder. Any other file is hashed first, and embedded only if its
@@ -6,7 +6,7 @@ bytes are new to the index. The model is made when the first photo needs it, nev
 batch by batch (:mod:`mmgem.search.index_store`): a killed run loses at most one batch and the next run goes
 on from there. A photo that cannot be decoded is recorded too, with the reason, and tried again when its bytes
 change. What was wrong only now (memory, rights, the disk) is reported but not recorded, so the next run tries
-again.
+again. A clip (:mod:`mmgem.data.clips`) is a photo with several rows, its moments, and a batch of its own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ from typing import Protocol
 
 import numpy as np
 
+from mmgem.data.clips import is_clip
 from mmgem.data.content_hashes import content_digest
 from mmgem.data.images import list_images
+from mmgem.data.moments import VIDEO_SUFFIXES, Moment, is_video
 from mmgem.data.photo_metadata import PhotoMetadata, read_metadata
 from mmgem.data.records import Box
+from mmgem.data.video import has_av
 from mmgem.errors import (
+    EmptyFolderError,
     ImageError,
     SearchIndexError,
     TransientImageError,
@@ -36,6 +40,7 @@ from mmgem.errors import (
 )
 from mmgem.search.index_files import database_file
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent, StoredPhoto
+from mmgem.search.moments import VideoEmbedder, embed_clip
 from mmgem.utils.files import open_regular
 from mmgem.utils.unit_vectors import embedding_problem
 
@@ -43,7 +48,7 @@ from mmgem.utils.unit_vectors import embedding_problem
 _FILES_A_TRANSACTION = 1024
 
 
-class Embedder(Protocol):
+class Embedder(VideoEmbedder, Protocol):
     """What an index needs of a model; ``fingerprint`` identifies the weights, ``dim`` is D."""
 
     @property
@@ -79,11 +84,11 @@ class UnreadablePhoto:
 class IndexReport:
     """What a run did.
 
-    ``photos`` can be found now: ``unchanged`` since the last run, ``reused`` (moved, touched or a copy of a
-    known photo: no model was run) or new, for which ``embedded`` distinct pictures went through the model.
+    ``photos`` can be found now, the sum of three: ``embedded`` went through the model, ``reused`` are moved,
+    touched or copies of others, and ``unchanged`` are as they were at the last run.
     ``removed`` are gone from the folder (moved ones not counted). ``failed`` lists every photo that is in
     the folders but not in the index, those of earlier runs included. ``folders``: of the index, the first
-    that to which paths are relative.
+    that to which paths are relative. ``clips`` of the ``photos`` move, and are found by their ``moments``.
     """
 
     photos: int
@@ -94,6 +99,8 @@ class IndexReport:
     failed: tuple[UnreadablePhoto, ...]
     seconds: float
     folders: tuple[Path, ...] = ()
+    clips: int = 0
+    moments: int = 0
 
 
 def update_index(
@@ -109,8 +116,8 @@ def update_index(
     repair: bool = False,
     progress: Callable[[Iterable[str]], Iterable[str]] = iter,
 ) -> IndexReport:
-    """Make the index ``out`` (a folder of its own) hold the photos under ``folders`` and under those that it
-    has already, and only those.
+    """Make the index ``out`` (a folder of its own) hold the photos and clips under ``folders`` and under
+    those that it has already, and only those. Videos are left out where there is no PyAV.
 
     A folder that has moved, with the same photos, is the same one if it was the first. One that is not there
     now (a drive that is not mounted) keeps its photos, unless it is among ``folders``. ``exclude``: patterns
@@ -126,8 +133,8 @@ def update_index(
 
     Raises UsageError if one of ``folders`` is not a folder or is ``out``, or if there are none, and
     SearchIndexError if the index belongs to another model or another number of regions, is damaged, or is
-    being written by another process, or if the folders have no photos although the index does (a drive that
-    is not mounted looks like that).
+    being written by another process, or (EmptyFolderError) if the folders have no photos although the index
+    does (a drive that is not mounted looks like that).
     """
     began = time.perf_counter()
     given = [path.resolve() for path in ([folders] if isinstance(folders, Path) else folders)]
@@ -145,8 +152,12 @@ def update_index(
         damaged = store.drop_damaged() if repair else []
         store.forget_problems([path for path, reason in store.problems() if is_transient_reason(reason)])
         known = store.photos()
+        if not has_av():
+            for path in [path for path in files_found if is_video(path)]:
+                if path not in known or not known[path].unchanged(files_found[path]):
+                    del files_found[path]
         if (known or damaged) and not files_found:
-            raise SearchIndexError(
+            raise EmptyFolderError(
                 f"{folder}: no photos here, but {out} holds {len(known) + len(damaged)}; "
                 f"delete {out} if they are really gone"
             )
@@ -166,20 +177,34 @@ def update_index(
         _read_missing_metadata(store, folder, progress)
         store.compact()
         failed = dict(store.problems()) | run.unreadable
-        photos = len(store.photos().keys() - failed.keys())
+        indexed = store.photos().keys() - failed.keys()
+        reused = len(indexed & set(pending)) - run.embedded
+        clips, moments = store.clips()
     moved = sum((Counter(known[path].content for path in removed_paths) & run.reused_by_new_paths).values())
     return IndexReport(
-        photos=photos,
+        photos=len(indexed),
         embedded=run.embedded,
-        reused=run.reused,
-        unchanged=len(files_found) - len(pending),
+        reused=reused,
+        unchanged=len(indexed) - run.embedded - reused,
         removed=len(removed_paths) - moved,
         failed=tuple(
             UnreadablePhoto(path, reason, path in run.unreadable) for path, reason in sorted(failed.items())
         ),
         seconds=time.perf_counter() - began,
         folders=tuple(roots),
+        clips=clips,
+        moments=moments,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Embedded:
+    """The vectors (m, D) of a file, of which the whole photo is the first, or all are moments."""
+
+    vectors: np.ndarray
+    boxes: Sequence[Box | None]
+    moments: Sequence[Moment] = ()
+    metadata: PhotoMetadata | None = None
 
 
 class _IndexUpdate:
@@ -200,7 +225,7 @@ class _IndexUpdate:
         self.recorded: list[HashedFile] = []
         self.unreadable: dict[str, str] = {}
         self.reused_by_new_paths: Counter[int] = Counter()
-        self.embedded = self.reused = 0
+        self.embedded = 0
 
     def add(self, path: str) -> None:
         """Hash one file and decide what it needs. One that cannot be read loses its entry."""
@@ -213,10 +238,14 @@ class _IndexUpdate:
             return
         content = self.store.content(file.digest)
         if content is None:
+            alone = file.digest not in self.queue and is_clip(self.folder / path)
+            if alone:
+                self.flush()
             self.queue.setdefault(file.digest, []).append(file)
+            if alone:
+                self.flush()
             return
         self.recorded.append(file)
-        self.reused += 1
         if path not in self.known:
             self.reused_by_new_paths[content] += 1
 
@@ -242,19 +271,18 @@ class _IndexUpdate:
                 if isinstance(result, str):
                     contents.append(NewContent(first.digest, np.zeros((0, 0), np.float32), problem=result))
                 else:
-                    boxes, vectors = result
-                    metadata = read_metadata(self.folder / first.path)
-                    size = metadata.width, metadata.height
-                    contents.append(NewContent(first.digest, vectors, boxes, size=size, metadata=metadata))
+                    metadata = result.metadata or read_metadata(self.folder / first.path)
+                    size, facts = (metadata.width, metadata.height), (result.vectors, result.boxes)
+                    contents.append(
+                        NewContent(first.digest, *facts, size=size, metadata=metadata, moments=result.moments)
+                    )
                     self.embedded += 1
         self.store.record(contents, files)
         self.queue, self.recorded = {}, []
 
-    def _embed(
-        self, paths: list[Path]
-    ) -> list[tuple[list[Box | None], np.ndarray] | str | TransientImageError]:
-        """Return the boxes (None: the whole, which comes first) and vectors (m, D) of each photo, or why it
-        has none; a TransientImageError if that is not the fault of its bytes.
+    def _embed(self, paths: list[Path]) -> list[_Embedded | str | TransientImageError]:
+        """Return the vectors of each photo, or why it has none; a TransientImageError if that is not the
+        fault of its bytes. A clip is alone.
 
         A batch with a bad photo, or too large for the memory, is halved until that one is alone.
         """
@@ -266,6 +294,11 @@ class _IndexUpdate:
                     f"the model's fingerprint is {actual}, not {self.fingerprint} as announced"
                 )
         try:
+            if len(paths) == 1 and is_clip(paths[0]):
+                clip = embed_clip(self.embedder, paths[0])
+                whole = [None] * len(clip.moments)
+                problem = embedding_problem(clip.vectors)
+                return [problem or _Embedded(clip.vectors, whole, clip.moments, clip.metadata)]
             vectors = np.asarray(self.embedder.embed_images(paths), np.float32)
             regions = self.embedder.find_regions(paths, count) if (count := self.store.regions) else []
         except (ImageError, MemoryError) as error:
@@ -281,7 +314,7 @@ class _IndexUpdate:
         regions = regions or [([], vectors[:0])] * len(paths)
         rows = [np.concatenate([v[None], more]) for v, (_, more) in zip(vectors, regions, strict=True)]
         return [
-            embedding_problem(photo_vectors) or ([None, *boxes], photo_vectors)
+            embedding_problem(photo_vectors) or _Embedded(photo_vectors, [None, *boxes])
             for photo_vectors, (boxes, _) in zip(rows, regions, strict=True)
         ]
 
@@ -307,7 +340,7 @@ def _scan(roots: Sequence[Path], exclude: Sequence[str]) -> dict[str, tuple[int,
     stats = {}
     first = str(roots[0])
     for number, root in enumerate(roots):
-        for path in list_images(root, exclude) if number == 0 or root.is_dir() else ():
+        for path in list_images(root, exclude, VIDEO_SUFFIXES) if number == 0 or root.is_dir() else ():
             stat = _stat(path)
             if stat is not None:
                 name = str(path)[len(first) :].lstrip(os.sep) if path.is_relative_to(first) else str(path)

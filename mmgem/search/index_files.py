@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from mmgem.utils.files import sync_folder
 from mmgem.utils.locks import FileLock
 
 FORMAT = 4
-"""Of an index with short regions (:mod:`mmgem.search.region_rows`); 3 is one with clips."""
+"""Of an index with short regions (:mod:`mmgem.search.region_rows`)."""
+CLIPS_FORMAT = 3
+"""Of one with clips."""
 PHOTOS_FORMAT = 2
-"""Of one without, which earlier versions read and write too; 1 has no checksums, and no times of change."""
+"""Of one with neither, which earlier versions read and write too; 1 has no checksums, no times of change."""
 _DATABASE = "photos.sqlite3"
 
 
@@ -53,6 +56,12 @@ def check_version(db: sqlite3.Connection, out: Path) -> int:
     return version
 
 
+def raise_version(db: sqlite3.Connection, version: int) -> None:
+    """Say, in a transaction, that it takes the format ``version`` or a later one to read a manifest."""
+    if db.execute("PRAGMA user_version").fetchone()[0] < version:
+        db.execute(f"PRAGMA user_version = {version}")
+
+
 def read_meta(db: sqlite3.Connection, key: str) -> Any:
     """What the manifest says about the index as a whole, None if it does not."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -75,6 +84,34 @@ def photo_folder(db: sqlite3.Connection, out: Path) -> Path:
     if relative is not None and not folder.is_dir() and (out / relative).is_dir():
         return (out / relative).resolve()
     return folder
+
+
+def stored_folders(out: Path) -> list[Path]:
+    """The folders that the index ``out`` is of, absolute, the first one first; none if there is no index that
+    can be read."""
+    try:
+        with errors_naming(out), closing(connect(database_file(out), create=False)) as db:
+            first = decode_path(read_meta(db, "folder"))
+            further = json.loads(read_meta(db, "further_folders") or "[]")
+    except SearchIndexError:
+        return []
+    return [*([] if first is None else [first]), *(decode_hex_path(folder) for folder in further)]
+
+
+def stored_model(out: Path) -> str | None:
+    """The name of the model that the index ``out`` was made with; None if there is none that can be read."""
+    if not database_file(out).is_file():
+        return None
+    try:
+        with errors_naming(out), closing(connect(database_file(out), create=False)) as db:
+            return read_meta(db, "model") or None
+    except SearchIndexError:
+        return None
+
+
+def decode_hex_path(folder: str) -> Path:
+    """A path as the manifest keeps those of a list."""
+    return Path(os.fsdecode(bytes.fromhex(folder)))
 
 
 def count_rows(db: sqlite3.Connection) -> int:

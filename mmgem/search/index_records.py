@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from mmgem.data.moments import Moment
 from mmgem.data.photo_metadata import PhotoMetadata
 from mmgem.data.records import Box
 from mmgem.search.index_checksums import VectorBlocks
+from mmgem.search.index_files import CLIPS_FORMAT, raise_version
 from mmgem.search.region_records import ListsState, ShortRegions
 
 
@@ -50,7 +52,7 @@ class NewContent:
     """A content to record: ``vectors`` (m, D) float32 with a box or None (whole image) each, or a problem.
 
     ``size`` (width, height) in pixels is that of the upright photo; needed where there are boxes, and may be
-    left to ``metadata``, what the photo's header says."""
+    left to ``metadata``, what the photo's header says. ``moments``: when each vector is shown, of a clip."""
 
     digest: bytes
     vectors: np.ndarray
@@ -58,6 +60,7 @@ class NewContent:
     problem: str | None = None
     size: tuple[int, int] | None = None
     metadata: PhotoMetadata | None = None
+    moments: Sequence[Moment] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,8 +73,8 @@ class IndexSnapshot:
     (R, 4) float32 where, in shares of their photo. ``generation`` changes when rows get other numbers.
     ``sizes`` (R, 2) int32, if asked for, is the width and height of the upright photo in pixels, 0 where it
     is not known. ``manifest_verified``: the manifest has a checksum for its last change, and agrees.
-    ``short_regions``: those of an index in which boxes are no rows, and
-    ``lists_state``: which file says where to look among them.
+    ``moments``: of the rows that are moments of a clip, by row. ``short_regions``: those of an index in which
+    boxes are no rows, and ``lists_state``: which file says where to look among them.
     """
 
     fingerprint: str
@@ -86,6 +89,7 @@ class IndexSnapshot:
     sizes: np.ndarray | None = None
     blocks: VectorBlocks | None = None
     manifest_verified: bool = False
+    moments: Mapping[int, Moment] = field(default_factory=dict)
     short_regions: ShortRegions | None = None
     lists_state: ListsState | None = None
 
@@ -108,6 +112,51 @@ def read_regions(db: sqlite3.Connection, rows: int) -> tuple[np.ndarray, np.ndar
         x0, y0, x1, y1 = json.loads(box)
         is_region[row], relative_boxes[row] = True, (x0 / width, y0 / height, x1 / width, y1 / height)
     return is_region, relative_boxes
+
+
+def write_rows(db: sqlite3.Connection, row: int, number: int | None, content: NewContent) -> int:
+    """Record what the vectors of a content show, from the row ``row`` on; its number is ``number``. Returns
+    the row after them."""
+    for at, box in enumerate(content.boxes):
+        columns = "row, content, box"
+        values: list[object] = [row + at, number, None if box is None else json.dumps(box)]
+        if content.moments:
+            columns += ', "start", "end"'
+            values += content.moments[at]
+        db.execute(f"INSERT INTO rows ({columns}) VALUES ({', '.join('?' * len(values))})", values)
+    return row + len(content.boxes)
+
+
+def add_moments(db: sqlite3.Connection) -> None:
+    """Make room for moments; an index of photos alone has none."""
+    if not has_moments(db):
+        for column in ("start", "end"):
+            db.execute(f'ALTER TABLE rows ADD COLUMN "{column}" REAL')
+        raise_version(db, CLIPS_FORMAT)
+
+
+def count_moments(db: sqlite3.Connection) -> tuple[int, int]:
+    """How many paths are clips, and how many moments they have."""
+    if not has_moments(db):
+        return 0, 0
+    clips, moments = db.execute(
+        "SELECT count(DISTINCT path), count(*) FROM photos JOIN rows USING (content)"
+        ' WHERE "start" IS NOT NULL'
+    ).fetchone()
+    return clips, moments
+
+
+def has_moments(db: sqlite3.Connection) -> bool:
+    """Whether rows of the index may be moments of clips."""
+    return any(name == "start" for _, name, *_ in db.execute("PRAGMA table_info(rows)"))
+
+
+def read_moments(db: sqlite3.Connection) -> dict[int, Moment]:
+    """When each row that is a moment of a clip starts and ends, in seconds."""
+    if not has_moments(db):
+        return {}
+    rows = db.execute('SELECT row, "start", "end" FROM rows WHERE "start" IS NOT NULL')
+    return {row: (start, end) for row, start, end in rows}
 
 
 def read_sizes(db: sqlite3.Connection, rows: int) -> np.ndarray:

@@ -47,6 +47,7 @@ from mmgem.search.index_files import (
     connect,
     count_rows,
     database_file,
+    decode_hex_path,
     decode_path,
     errors_naming,
     memmap,
@@ -62,8 +63,12 @@ from mmgem.search.index_records import (
     IndexSnapshot,
     NewContent,
     StoredPhoto,
+    add_moments,
+    count_moments,
+    read_moments,
     read_regions,
     read_sizes,
+    write_rows,
 )
 from mmgem.search.region_lists import forget_damaged_lists, new_region_lists, read_lists_state
 from mmgem.search.region_rows import (
@@ -150,7 +155,7 @@ class IndexStore:
         """Folders of photos beside the first; their photos' paths are absolute."""
         with errors_naming(self._out):
             stored = json.loads(read_meta(self._db, "further_folders") or "[]")
-            return [Path(os.fsdecode(bytes.fromhex(folder))) for folder in stored]
+            return [decode_hex_path(folder) for folder in stored]
 
     @property
     def exclude(self) -> tuple[str, ...]:
@@ -240,6 +245,8 @@ class IndexStore:
         new_rows = np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32)
         row = self._append(new_rows) if vectors else 0
         with self._transaction():
+            if any(content.moments for content in contents):
+                add_moments(self._db)
             append_crcs(self._db, row, new_rows)
             for content in contents:
                 number = self._db.execute(
@@ -250,10 +257,7 @@ class IndexStore:
                 numbers.append(number)
                 if content.metadata is not None:
                     write_metadata(self._db, content.digest, content.metadata)
-                for box in content.boxes:
-                    text = None if box is None else json.dumps(box)
-                    self._db.execute("INSERT INTO rows VALUES (?, ?, ?)", (row, number, text))
-                    row += 1
+                row = write_rows(self._db, row, number, content)
             if codec is not None:
                 regions.name(numbers)
             self._db.executemany(
@@ -262,6 +266,11 @@ class IndexStore:
             )
         if are_due(self._db, self._row_count()):
             self._next_generation(shorten=True)
+
+    def clips(self) -> tuple[int, int]:
+        """How many of the paths are clips, and how many moments they have."""
+        with errors_naming(self._out):
+            return count_moments(self._db)
 
     def without_metadata(self) -> dict[bytes, str]:
         """The digest of each content whose header has not been read, and a path of it."""
@@ -462,6 +471,7 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
             sizes=read_sizes(db, rows) if sizes else None,
             blocks=VectorBlocks(file, vectors, crcs, live),
             manifest_verified=verified,
+            moments=read_moments(db),
             short_regions=short_regions,
             lists_state=read_lists_state(db),
         )

@@ -16,7 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mmgem.data.images import IMAGE_SUFFIXES, ImageSource
+from mmgem.data.image_kinds import IMAGE_SUFFIXES
+from mmgem.data.images import ImageSource
 from mmgem.data.records import Box
 from mmgem.data.texts import check_text
 from mmgem.errors import UsageError

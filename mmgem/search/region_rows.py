@@ -36,6 +36,7 @@ from mmgem.search.index_files import (
     count_rows,
     errors_naming,
     memmap,
+    raise_version,
     read_meta,
     regions_file,
     vectors_file,
@@ -260,7 +261,7 @@ def _shorten(
         replace_crcs(db, crcs, _CRCS)
         db.execute("REPLACE INTO meta VALUES (?, ?)", (_CODEC, codec.to_bytes()))
         db.execute("DELETE FROM rows WHERE box IS NOT NULL")
-        db.execute(f"PRAGMA user_version = {FORMAT}")
+        raise_version(db, FORMAT)
 
     return name
 

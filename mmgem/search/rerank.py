@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmgem.data.clips import middle_frame
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import UsageError
 from mmgem.inference.calibration import MatchCalibration
@@ -98,12 +99,13 @@ def rerank(
     if not hits:
         return []
     if network.captions_from_embedding:
-        vectors = np.stack([index.vector_of(hit.path) for hit in hits])
+        vectors = np.stack([index.vector_of(hit.path, hit.start) for hit in hits])
         log_prob = log_probs(network, vectors, [ids] * len(hits), tokenizer.end, options.embedding_norm)
         matching = None
     else:
         with torch.inference_mode():
-            visual = encode_images(network, tokenizer.prep, [hit.path for hit in hits])
+            pictures = [middle_frame(hit.path, hit.moment) if hit.moment else hit.path for hit in hits]
+            visual = encode_images(network, tokenizer.prep, pictures)
         log_prob, matching = photo_scores(network, visual, [ids] * len(hits), tokenizer.end)
     hits = with_match(hits, calibration, query, len(index.photos))
     temperature = 1 / network.logit_scale.detach().exp().item()
@@ -127,6 +129,8 @@ def rerank_hits(
             hits[i].path,
             float(scores[i]),
             match=hits[i].match,
+            start=hits[i].start,
+            end=hits[i].end,
             cosine=hits[i].score,
             log_prob=float(log_prob[i]) / (tokens + 1),
         )

@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from mmgem.data.images import ImageSource
+from mmgem.data.moments import Moment
 from mmgem.data.records import Box
 from mmgem.data.texts import check_text
 from mmgem.errors import SearchIndexError, UsageError
@@ -35,6 +36,7 @@ from mmgem.search.query_terms import QueryTerm, embed_terms
 from mmgem.search.region_search import RegionSearcher, top_rows
 from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter
 from mmgem.utils.files import same_file
+from mmgem.utils.unit_vectors import unit_mean
 
 _log = logging.getLogger(__name__)
 
@@ -55,9 +57,10 @@ class QueryEmbedder(Protocol):
 class PhotoIndex:
     """A read-only view of an index as it was when opened.
 
-    Its entries are the things that can be found: a photo (or, with a box, a region of one) per entry, in a
-    fixed order shared by :attr:`paths`, :attr:`boxes` and :attr:`vectors`. Short regions, of an index with
-    very many (:mod:`mmgem.search.region_rows`), are no entries: :meth:`boxes_of` and the searches have them.
+    Its entries are the things that can be found: a photo (or, with a box, a region of one; or a moment of a
+    clip) per entry, in a fixed order shared by :attr:`paths`, :attr:`boxes`, :attr:`moments` and
+    :attr:`vectors`. Short regions, of an index with very many (:mod:`mmgem.search.region_rows`), are no
+    entries: :meth:`boxes_of` and the searches have them.
     """
 
     def __init__(
@@ -80,7 +83,7 @@ class PhotoIndex:
         self.model = snapshot.model
         self.regions = snapshot.regions
         self._stored, self._verify = snapshot.vectors, snapshot.verify
-        self._relative_boxes = snapshot.relative_boxes
+        self._relative_boxes, self._moments = snapshot.relative_boxes, snapshot.moments
         # Those that filters leave out are still there, and not _passed.
         self._all_entries = snapshot.entries
         self._all_rows = np.array([row for row, _, _ in snapshot.entries], np.int64)
@@ -149,7 +152,7 @@ class PhotoIndex:
             )
         passed = np.append(table.select(filters.sql(self.folder, sqlite_bytes)), False)[numbers]
         view = copy(self)
-        for name in ("_entries", "_row_of_photo", "paths", "names", "photos", "boxes"):
+        for name in ("_entries", "_row_of_photo", "paths", "names", "photos", "files", "boxes", "moments"):
             view.__dict__.pop(name, None)  # what was remembered of all of them
         view._passed = passed if self._passed is None else passed & self._passed
         dead = np.bincount(view._rows, minlength=len(self._stored)) == 0
@@ -173,7 +176,7 @@ class PhotoIndex:
 
     @cached_property
     def paths(self) -> list[Path]:
-        """The photo of each entry."""
+        """The photo or clip of each entry."""
         return [self.folder / os.fsdecode(path) for _, path, _ in self._entries]
 
     @cached_property
@@ -183,8 +186,23 @@ class PhotoIndex:
 
     @cached_property
     def photos(self) -> list[int]:
-        """Which entries are whole photos."""
+        """Which entries are whole photos, or moments."""
         return [number for number, (_, _, box) in enumerate(self._entries) if box is None]
+
+    @cached_property
+    def files(self) -> list[int]:
+        """Which entries are whole photos, or the first moment of a clip: one a file."""
+        if not self._moments:
+            return self.photos
+        entries = self._entries
+        return [
+            number for number in self.photos if self._row_of_photo[entries[number][1]] == entries[number][0]
+        ]
+
+    @cached_property
+    def moments(self) -> list[Moment | None]:
+        """When the moment of each entry starts and ends, in seconds; None where it is a photo."""
+        return [self._moments.get(row) for row, _, _ in self._entries]
 
     @cached_property
     def boxes(self) -> list[Box | None]:
@@ -200,11 +218,35 @@ class PhotoIndex:
             return self._stored
         return self._stored[self._rows]
 
-    def vector_of(self, path: str | os.PathLike[str]) -> np.ndarray:
-        """Return the (D,) float32 vector of a photo in the index; raises UsageError if it is not in it."""
-        row = self._find(path)[0]
-        self._verify(np.array([row]))
-        return self._stored[row]
+    def vector_of(self, path: str | os.PathLike[str], start: float | None = None) -> np.ndarray:
+        """Return the (D,) float32 vector of a photo in the index, of the moment of a clip that starts at
+        ``start`` or, None, of all of it: the mean of its moments by their length. Raises UsageError if it is
+        not in it."""
+        row, key = self._find(path)
+        rows = [row] if row not in self._moments else self._moment_rows(row, key)
+        if start is not None:
+            rows = [row for row in rows if row in self._moments and self._moments[row][0] == start]
+            if not rows:
+                raise UsageError(f"{path}: no moment of it starts at {start:g} s")
+        self._verify(np.array(rows))
+        if len(rows) == 1:
+            return self._stored[rows[0]]
+        spans = np.array([self._moments[row] for row in rows], np.float32)
+        return unit_mean(self._stored[rows], spans[:, 1] - spans[:, 0])
+
+    def is_moment(self, row: int) -> bool:
+        """Whether a row is a moment of a clip."""
+        return row in self._moments
+
+    def _moment_rows(self, first: int, key: bytes) -> list[int]:
+        """The rows of the moments of a clip, which come one after the other."""
+        rows = [first]
+        for row in range(first + 1, len(self._stored)):
+            entries = self._all_entries[self._entry_starts[row] : self._entry_starts[row + 1]]
+            if row not in self._moments or not any(name == key for _, name, _ in entries):
+                break
+            rows.append(row)
+        return rows
 
     def row_of(self, entry: int) -> int:
         """The row of an entry; entries of the same content share it."""
@@ -425,9 +467,12 @@ class PhotoIndex:
             for number in range(self._entry_starts[row], self._entry_starts[row + 1]):
                 _, path, box = self._all_entries[number]
                 if self._passed is None or self._passed[number]:
-                    entries.append((-score, path, _box(box) or ()))
+                    entries.append((-score, path, _box(box) or (), self._moments.get(row, (None, None))))
         return [
-            Hit(self.folder / os.fsdecode(path), -score, box or None) for score, path, box in sorted(entries)
+            Hit(self.folder / os.fsdecode(path), -score, box or None, start=moment[0], end=moment[1])
+            for score, path, box, moment in sorted(
+                entries, key=lambda entry: (*entry[:3], entry[3][0] or 0.0)
+            )
         ]
 
     def _photos_at(self, row: int) -> list[Path]:
@@ -449,7 +494,8 @@ class PhotoIndex:
 
     @cached_property
     def _row_of_photo(self) -> dict[bytes, int]:
-        return {path: row for row, path, box in self._entries if box is None}
+        """The row of each file; of a clip, that of its first moment."""
+        return {path: row for row, path, box in reversed(self._entries) if box is None}
 
 
 def _box(text: str | None) -> Box | None:

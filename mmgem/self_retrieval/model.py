@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,7 +51,12 @@ class SelfRetrieval:
         self._fingerprint: str | None = None  # of the folder's model when it was loaded
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str]) -> SelfRetrieval:
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        device: str = "cpu",
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> SelfRetrieval:
         """Load a model folder (or hub id) that holds a corpus. Raises ``CheckpointError``."""
         from mmgem.checkpoints.model_folder import load_model
 
@@ -60,6 +65,7 @@ class SelfRetrieval:
             raise CheckpointError(f"{folder}: this model has learned no corpus; see mmgem corpus train")
         before = fingerprint(complete(folder))
         network, tokenizer = load_model(folder)
+        network = network.to(device).to_inference_dtype(precision)
         engine = cls(network, tokenizer, Corpus.open(folder / FOLDER), folder)
         engine._fingerprint = before
         return engine

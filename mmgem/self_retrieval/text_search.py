@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -92,9 +92,11 @@ class TextSearch:
         self.reader = self._reader(snapshot.passages)
 
     @classmethod
-    def open(cls, out: Path) -> TextSearch:
-        """Open an index, and load its model. Raises ``SearchIndexError`` if there is none, it is damaged or
-        its model is another by now, ``CheckpointError``."""
+    def open(
+        cls, out: Path, device: str = "cpu", precision: Literal["float32", "bfloat16"] = "float32"
+    ) -> TextSearch:
+        """Open an index, and load its model onto ``device``. Raises ``SearchIndexError`` if there is none, it
+        is damaged or its model is another by now, ``CheckpointError``."""
         from mmgem.checkpoints.model_folder import load_model
 
         snapshot = open_text_index(out)
@@ -102,7 +104,9 @@ class TextSearch:
         if fingerprint(complete(folder)) != snapshot.fingerprint:
             raise SearchIndexError(f"{out}: {snapshot.model} is another model by now; index again elsewhere")
         learned = Corpus.open(folder / FOLDER).scoring if is_folder(folder / FOLDER) else None
-        return cls(*load_model(folder), out, snapshot, learned)
+        network, tokenizer = load_model(folder)
+        network = network.to(device).to_inference_dtype(precision)
+        return cls(network, tokenizer, out, snapshot, learned)
 
     def search(self, question: str, k: int = 5) -> list[TextHit]:
         """The best ``k`` passages. Raises ``UsageError`` for an empty question and one of too many tokens."""

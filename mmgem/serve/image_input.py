@@ -5,17 +5,23 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
+import mimetypes
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
 from mmgem.config import Preprocessing
-from mmgem.data.images import decoded_size, image_header, image_size, open_image
+from mmgem.data.camera_raw import find_preview
+from mmgem.data.clips import middle_frame
+from mmgem.data.images import RAW, decoded_size, image_header, image_size, open_image
+from mmgem.data.moments import Moment
 from mmgem.data.records import Box
-from mmgem.errors import ImageError
+from mmgem.errors import ImageError, UsageError
 from mmgem.inference.images import open_for_sizes
 from mmgem.inference.pyramid import input_sizes
 from mmgem.serve.errors import APIError
@@ -28,6 +34,16 @@ _WHITE_SPACE = b" \t\r\n\f\v"
 _LARGEST_USE = THUMB  # pixels a side: no request needs more of a photo
 _MAX_REDUCTION = 8  # how many times the limit a JPEG may have that is decoded at a reduced scale
 _MAX_JPEG_SCANS = 200  # of a JPEG; each is another pass over all its pixels, and real ones have a dozen
+
+
+_FULL = 1 << 16  # pixels: as large as it is
+
+
+class FrameCache(Protocol):
+    """JPEGs by a key, remembered for a while."""
+
+    def get(self, key: str, /) -> bytes | None: ...
+    def put(self, key: str, data: bytes, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +113,32 @@ def _decode_base64(text: str) -> bytes:
         raise APIError(422, "bad_image", "the data URI is not valid base64", "image") from error
 
 
-def load_indexed_photo(path: Path, photo: str, limits: Limits) -> PhotoSource:
-    """A photo of the index. Raises ``APIError`` (404) if its file is gone or is no photo any more."""
+def load_indexed_photo(
+    path: Path, photo: str, limits: Limits, moment: Moment | None = None, frames: FrameCache | None = None
+) -> PhotoSource:
+    """A photo of the index; of a ``moment`` its middle frame, looked for in ``frames`` first. Raises
+    ``APIError`` (404) if its file is gone or is no photo any more."""
     try:
         stat = path.stat()
+        key = f"{photo} {stat.st_size} {stat.st_mtime_ns}"
+        if moment is not None:
+            return PhotoSource(_frame(path, key, moment, frames), key, photo)
         _check(path, limits)
-    except (OSError, ImageError) as error:
+    except (OSError, ImageError, UsageError) as error:
         raise photo_gone(photo) from error
-    return PhotoSource(path, f"{photo} {stat.st_size} {stat.st_mtime_ns}", photo)
+    return PhotoSource(path, key, photo)
+
+
+def _frame(path: Path, key: str, moment: Moment, frames: FrameCache | None) -> bytes:
+    """The middle frame of a moment as a JPEG in its own size."""
+    jpeg = None if frames is None else frames.get(key)
+    if jpeg is None:
+        buffer = io.BytesIO()
+        middle_frame(path, moment, _FULL).save(buffer, "JPEG", quality=92)
+        jpeg = buffer.getvalue()
+        if frames is not None:
+            frames.put(key, jpeg)
+    return jpeg
 
 
 def photo_gone(photo: str) -> APIError:
@@ -122,20 +156,23 @@ def decode_for_boxes(photo: PhotoSource, prep: Preprocessing) -> DecodedPhoto:
 
 def photo_size(photo: PhotoSource, decoded: Image.Image | None = None) -> tuple[int, int]:
     """Width and height in pixels of the upright photo; ``decoded`` saves decoding it for that."""
-    if decoded is None or image_header(photo.data)[0] == "JPEG":  # the only ones decoded smaller
+    if decoded is None or image_header(photo.data)[0] in ("JPEG", RAW):  # the only ones decoded smaller
         return image_size(photo.data)
     return decoded.size
 
 
 def thumbnail(photo: PhotoSource, side: int) -> bytes:
     """A JPEG whose longest side is at most ``side`` pixels. Raises ``ImageError``."""
-    from io import BytesIO
-
     image = open_image(photo.data, min_side=side)
     image.thumbnail((side, side))
-    buffer = BytesIO()
+    buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=82)
     return buffer.getvalue()
+
+
+def clip_media_type(path: Path) -> str:
+    """The MIME type of a video or an animated picture, by its suffix."""
+    return mimetypes.guess_type(path.name)[0] or "application/octet-stream"
 
 
 def media_type(photo: PhotoSource) -> str:
@@ -150,14 +187,24 @@ def _check(data: bytes | Path, limits: Limits) -> None:
     if decoded_width * decoded_height > most or width * height > _MAX_REDUCTION * most:
         message = f"{width} x {height} pixels are over {limits.megapixels:g} megapixels"
         raise APIError(413, "too_many_pixels", message, "image")
-    if image_format == "JPEG" and isinstance(data, bytes) and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+    if isinstance(data, bytes) and _scans(image_format, data) > _MAX_JPEG_SCANS:
         raise APIError(422, "bad_image", f"a JPEG of more than {_MAX_JPEG_SCANS} scans", "image")
+
+
+def _scans(image_format: str, data: bytes) -> int:
+    """How many scans a JPEG may have, or that in a camera's raw file; 0: it is none."""
+    if image_format == RAW and (preview := find_preview(io.BytesIO(data))) is not None:
+        data = data[preview.offset : preview.offset + preview.length]
+    elif image_format != "JPEG":
+        return 0
+    return data.count(b"\xff\xda")
 
 
 __all__ = [
     "DecodedPhoto",
     "PhotoSource",
     "Upload",
+    "clip_media_type",
     "decode_for_boxes",
     "is_data_uri",
     "load_indexed_photo",

@@ -11,9 +11,14 @@ from collections import OrderedDict
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
+import numpy as np
+
+from mmgem.data.moments import Moment
 from mmgem.errors import SearchIndexError
 from mmgem.search.filters import NO_FILTERS, Filters
+from mmgem.search.hits import Hit
 from mmgem.search.index_files import database_file
 from mmgem.search.search import PhotoIndex
 from mmgem.serve.errors import APIError
@@ -27,22 +32,29 @@ _MIN_PAUSE_RATIO = 20  # at most this share (1/20) of the time goes into opening
 
 
 class Gallery:
-    """One state of an index. A photo's id is 16 hex digits, a hash of its path in the folder."""
+    """One state of an index. A photo's id is 16 hex digits, a hash of its path in the folder; each moment of
+    a clip has one too, and is a photo as any other: its middle frame."""
 
     def __init__(
         self,
         index: PhotoIndex,
         generation: int,
         filters: Filters = NO_FILTERS,
-        photos: dict[str, str] | None = None,
+        whole: Gallery | None = None,
     ) -> None:
-        """``index``: what passes ``filters``; then ``photos`` are those of the whole."""
+        """``index``: what passes ``filters``, of the ``whole``."""
         self.index, self.generation, self.filters = index, generation, filters
-        if photos is None:
-            names = sorted(index.names[entry] for entry in index.photos)
-            photos = {_photo_id(name): name for name in names}
-        self.photos = photos
-        """Name (path in the folder) of each photo by its id, in the order of names."""
+        self.photos: dict[str, str] = {} if whole is None else whole.photos
+        """Name (path in the folder) of each photo by its id, in the order of names, then of time."""
+        self.moments: dict[str, Moment] = {} if whole is None else whole.moments
+        """Start and end in seconds of those that are moments, by id."""
+        if whole is None:
+            order = sorted((index.names[entry], index.moments[entry] or ()) for entry in index.photos)
+            for name, moment in order:
+                photo = _photo_id(name, moment[0] if moment else None)
+                self.photos[photo] = name
+                if moment:
+                    self.moments[photo] = moment
         self._lock = Lock()
         self._filtered: OrderedDict[Filters, Gallery] = OrderedDict()
 
@@ -57,7 +69,7 @@ class Gallery:
         with self._lock:  # also of the one table that all ask
             if filters not in self._filtered:
                 index = self.index.filtered(filters)
-                self._filtered[filters] = Gallery(index, self.generation, filters, self.photos)
+                self._filtered[filters] = Gallery(index, self.generation, filters, self)
                 if len(self._filtered) > _FILTERS_KEPT:
                     self._filtered.popitem(last=False)
             self._filtered.move_to_end(filters)
@@ -78,13 +90,24 @@ class Gallery:
         """Where a photo is. Raises ``APIError`` (404)."""
         return self.index.folder / self.name(photo)
 
-    def id_of(self, path: Path) -> str:
-        """The id of a photo that a search has found."""
-        return _photo_id(self.index.name_of(path))
+    def vector(self, photo: str) -> np.ndarray:
+        """The unit vector ``(D,)`` float32 of a photo. Raises ``APIError`` (404)."""
+        moment = self.moments.get(photo)
+        return self.index.vector_of(self.path(photo), None if moment is None else moment[0])
+
+    def id_of(self, hit: Hit) -> str:
+        """The id of what a search has found."""
+        return _photo_id(self.index.name_of(hit.path), hit.start)
+
+    def told(self, photo: str) -> dict[str, Any]:
+        """What replies say of a photo: ``id``, ``name``, and ``start`` and ``end`` of a moment."""
+        start, end = self.moments.get(photo, (None, None))
+        return {"id": photo, "name": self.name(photo), "start": start, "end": end}
 
 
-def _photo_id(name: str) -> str:
-    return hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+def _photo_id(name: str, start: float | None) -> str:
+    key = os.fsencode(name) if start is None else b"%s\0%r" % (os.fsencode(name), start)
+    return hashlib.blake2b(key, digest_size=8).hexdigest()
 
 
 class IndexWatcher:

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from mmgem.inference.caption_options import CAPTION_DEFAULTS
-from mmgem.search.filters import Filters, Orientation
+from mmgem.search.filters import Filters, Lacking, Orientation
 from mmgem.search.query_terms import MAX_TERMS
 from mmgem.serve import limits
 from mmgem.serve.image_input import Upload
@@ -85,6 +85,8 @@ class FiltersField(Request):
     min_width: int | None = None
     min_height: int | None = None
     near: FilterText | None = None
+    changed: FilterText | None = None
+    lacks: Lacking | None = None
 
     @property
     def filters(self) -> Filters:
@@ -230,10 +232,13 @@ class Info(BaseModel):
 
 
 class PhotoName(BaseModel):
-    """A photo of the index; ``name`` is its path in the folder."""
+    """A photo of the index; ``name`` is its path in the folder. Of a clip each moment is one: from ``start``
+    to ``end``, in seconds; null for a photo."""
 
     id: str
     name: str
+    start: float | None
+    end: float | None
 
 
 class PhotosReply(BaseModel):

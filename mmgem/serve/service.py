@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 
 from mmgem.api import MMGEM
+from mmgem.data.clips import clip_metadata
 from mmgem.data.images import check_box
 from mmgem.data.records import Box
-from mmgem.errors import ImageError
+from mmgem.errors import ImageError, UsageError
 from mmgem.inference.caption_options import CaptionOptions
 from mmgem.inference.captioning import DecodedCaption
 from mmgem.inference.images import preprocess_image
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from mmgem.self_retrieval.retriever import ScoredPassage
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 _SHORT_TEXT_CHARS = 1000  # characters; such a text is tokenised at once, in a fraction of a millisecond
 _FETCHES = 8  # photos fetched from other servers at once, a quarter of them for one request
@@ -96,7 +99,8 @@ class Service:
         self._texts: RequestCache[np.ndarray] = RequestCache("text", limits.recent, metrics)
         self._photos: RequestCache[Tensor] = RequestCache("photo", limits.recent, metrics)
         self._sizes: OrderedDict[tuple[int, str], tuple[int, int] | None] = OrderedDict()
-        self._thumbs = _ThumbnailCache(int(limits.thumbs_mb * 1e6))
+        self._thumbs: _JPEGCache[tuple[str, int]] = _JPEGCache(int(limits.thumbs_mb * 1e6))
+        self._frames: _JPEGCache[str] = _JPEGCache(int(limits.thumbs_mb * 1e6))
         self._batchers: list[Batcher] = []
         self._slots: dict[str, WeakKeyDictionary[RequestScope, asyncio.Semaphore]] = {}
 
@@ -155,7 +159,11 @@ class Service:
     async def photo(self, image: str | Upload | None, photo: str | None) -> PhotoSource:
         """The photo a request names. Raises ``APIError`` and ``ImageError``."""
         if photo is not None:
-            return await self.in_thread(load_indexed_photo, self.gallery.path(photo), photo, self.limits)
+            gallery = self.gallery
+            moment, frames = gallery.moments.get(photo), self._frames
+            return await self.in_thread(
+                load_indexed_photo, gallery.path(photo), photo, self.limits, moment, frames
+            )
         assert image is not None
         if isinstance(image, str) and self.options.remote and not is_data_uri(image):
             image = Upload(await self._fetch(image))
@@ -194,8 +202,7 @@ class Service:
         if box is not None:
             visual = (await self.visual_boxes(photo, [box]))[0]
         elif photo.index_id is not None:
-            gallery = self.gallery
-            return gallery.index.vector_of(gallery.path(photo.index_id))
+            return self.gallery.vector(photo.index_id)
         else:
             visual = await self.visual(photo)
         with torch.inference_mode():
@@ -226,7 +233,8 @@ class Service:
     async def regions(self, photo: PhotoSource, count: int) -> list[Box]:
         """Up to ``count`` telling boxes: those of the index where it has them, else found now."""
         gallery = self.index_watcher.gallery if self.index_watcher is not None else None
-        if photo.index_id is not None and gallery is not None and gallery.index.regions:
+        of_index = gallery is not None and photo.index_id not in gallery.moments
+        if photo.index_id is not None and gallery is not None and of_index and gallery.index.regions:
             return gallery.index.boxes_of(gallery.path(photo.index_id))[:count]
         async with self._decoded_photo(photo) as decoded:
             return await self._model.submit(self.jobs.regions, (decoded, count))
@@ -255,7 +263,7 @@ class Service:
         if not hits:
             return []
         hits = with_match(hits, self.model.calibration, vectors[0], len(gallery))
-        vectors_of_hits = np.stack([gallery.index.vector_of(hit.path) for hit in hits])
+        vectors_of_hits = np.stack([gallery.index.vector_of(hit.path, hit.start) for hit in hits])
         at_once = min(PAIR_BATCH_SIZE, max(1, RERANK_JOB_TOKENS // len(ids)))
         parts = [vectors_of_hits[at : at + at_once] for at in range(0, len(hits), at_once)]
         job, submit = self.jobs.rerank, self._model.submit
@@ -279,7 +287,8 @@ class Service:
         """Size in pixels of a photo of the index, None if it cannot be read; remembered."""
         key = (gallery.generation, photo)
         if key not in self._sizes:
-            size = await self.in_thread(_size_or_none, gallery.path(photo), photo, self.limits)
+            clip = photo in gallery.moments
+            size = await self.in_thread(_size_or_none, gallery.path(photo), photo, self.limits, clip)
             if size is not None:  # what could not be read now may be later
                 self._sizes[key] = size
             if len(self._sizes) > _SIZE_CACHE:
@@ -371,27 +380,33 @@ def _shares(pieces: list[Tensor]) -> list[list[Tensor]]:
     return shares
 
 
-class _ThumbnailCache:
-    """Small JPEGs, ``most`` bytes of them, the last used ones."""
+class _JPEGCache(Generic[K]):
+    """JPEGs, ``max_bytes`` of them, the last used ones. From any thread."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
-        self._jpegs: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._jpegs: OrderedDict[K, bytes] = OrderedDict()
+        self._lock = Lock()
 
-    def get(self, key: tuple[str, int]) -> bytes | None:
-        if key in self._jpegs:
-            self._jpegs.move_to_end(key)
-        return self._jpegs.get(key)
+    def get(self, key: K) -> bytes | None:
+        with self._lock:
+            if key in self._jpegs:
+                self._jpegs.move_to_end(key)
+            return self._jpegs.get(key)
 
-    def put(self, key: tuple[str, int], data: bytes) -> None:
-        self._bytes += len(data) - len(self._jpegs.get(key, b""))
-        self._jpegs[key] = data
-        while self._bytes > self._max_bytes and self._jpegs:
-            self._bytes -= len(self._jpegs.popitem(last=False)[1])
+    def put(self, key: K, data: bytes) -> None:
+        with self._lock:
+            self._bytes += len(data) - len(self._jpegs.get(key, b""))
+            self._jpegs[key] = data
+            while self._bytes > self._max_bytes and self._jpegs:
+                self._bytes -= len(self._jpegs.popitem(last=False)[1])
 
 
-def _size_or_none(path: Path, photo: str, limits: Limits) -> tuple[int, int] | None:
+def _size_or_none(path: Path, photo: str, limits: Limits, clip: bool) -> tuple[int, int] | None:
     try:
+        if clip:
+            metadata = clip_metadata(path)
+            return metadata.width, metadata.height
         return photo_size(load_indexed_photo(path, photo, limits))
-    except (ImageError, APIError):
+    except (ImageError, APIError, UsageError):
         return None

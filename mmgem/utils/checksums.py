@@ -11,6 +11,7 @@ before. Files that people edit (model cards) and those that hold a checksum of t
 from __future__ import annotations
 
 import json
+import logging
 import os
 import zlib
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ import numpy as np
 
 from mmgem.errors import CheckpointError, MMGEMError
 from mmgem.utils.files import write_atomic, write_atomic_bytes
+
+_log = logging.getLogger(__name__)
 
 CHECKSUMS_FILE = "checksums.json"
 BLOCK_BYTES = 1 << 16
@@ -131,6 +134,14 @@ def folder_problems(folder: Path, but: str | None = None) -> list[tuple[Path, st
         return [(folder / CHECKSUMS_FILE, str(error))]
     problems = [(folder / n, file_problem(folder / n)) for n in names if but is None or not n.endswith(but)]
     return [(path, problem) for path, problem in problems if problem is not None]
+
+
+def warn_of_edits(folder: Path) -> None:
+    """Log a warning for each file of a model's folder, but those of weights, that is not as its
+    ``checksums.json`` says."""
+    for path, problem in folder_problems(folder, but=".safetensors"):
+        remedy = f"if you edited it, remove {folder / CHECKSUMS_FILE}"
+        _log.warning("%s: edited or damaged, %s; %s", path, problem, remedy)
 
 
 def sidecar(path: Path) -> Path:

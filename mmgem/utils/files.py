@@ -1,4 +1,4 @@
-"""Writes that are whole or not at all, whatever is killed or loses power, and the user's cache folder."""
+"""Writes that are whole or not at all, whatever is killed or loses power; the user's cache, and config."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def cache_home() -> Path:
     if own := os.environ.get("MMGEM_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmgem"
+
+
+def user_config_file() -> Path:
+    """``$MMGEM_CONFIG``, or ``mmgem/config.toml`` under ``$XDG_CONFIG_HOME`` or ``~/.config``."""
+    if own := os.environ.get("MMGEM_CONFIG"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "mmgem" / "config.toml"
 
 
 class IrregularFileError(OSError):

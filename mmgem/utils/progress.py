@@ -19,27 +19,29 @@ _log = logging.getLogger("mmgem.progress")
 T = TypeVar("T")
 
 _LONG = 10.0  # seconds
+_EVERY = 30.0  # seconds between two lines where stderr is no terminal
 
 
 def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, unit: str = "") -> Iterator[T]:
-    """Yield ``items``, showing a bar; ``sizes`` gives each item's weight (e.g. images in a batch).
-
-    Nothing is shown where stderr is not a terminal.
-    """
+    """Yield ``items``, showing a bar; ``sizes`` gives each item's weight (e.g. images in a batch). A line
+    every half minute where stderr is not a terminal."""
     from rich.console import Console
 
     rows, console = list(items), Console(stderr=True)
-    if not rows or not console.is_terminal or not _log.isEnabledFor(logging.INFO):
+    if not rows or not _log.isEnabledFor(logging.INFO):
         yield from rows
+        return
+    weights = sizes if sizes is not None else [1] * len(rows)
+    if not console.is_terminal:
+        yield from _with_lines(rows, label, weights, unit)
         return
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:.1f}{unit}/s", style="progress.data.speed")
+            return Text(_rate(task.speed, unit), style="progress.data.speed")
 
-    weights = sizes if sizes is not None else [1] * len(rows)
     columns = [
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,6 +52,29 @@ def track(items: Iterable[T], label: str, sizes: Sequence[int] | None = None, un
         for row, weight in zip(rows, weights, strict=True):
             yield row
             bar.advance(task, weight)
+
+
+def _with_lines(rows: Sequence[T], label: str, weights: Sequence[int], unit: str) -> Iterator[T]:
+    """Yield ``rows``; logs how far it is every half minute."""
+    started = printed = time.monotonic()
+    total, done = sum(weights), 0
+    for row, weight in zip(rows, weights, strict=True):
+        yield row
+        done += weight
+        if (now := time.monotonic()) - printed > _EVERY:
+            printed, rate = now, done / (now - started)
+            left = _clock((total - done) / rate) if rate else "-"
+            _log.info("%s %d/%d | %s | left %s", label, done, total, _rate(rate, unit), left)
+
+
+def _rate(speed: float | None, unit: str) -> str:
+    """Units a second; a dash while that is not known."""
+    return f"{speed:.1f}{unit}/s" if speed else f"-{unit}/s"
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 @contextmanager
@@ -85,7 +110,7 @@ class Meter:
         self.label, self.total, self.done, self.unit = label, total, done, unit
         self.shown = shown and _log.isEnabledFor(logging.INFO)
         self.console = Console(stderr=True, highlight=False)
-        self.recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=50)
+        self.recent: deque[tuple[float, int]] = deque(maxlen=50)
         self.printed = time.monotonic()
         self.count = 0
         self.status: Any = None
@@ -102,7 +127,9 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Units a second over the last 50 steps."""
+        """Units a second over the last 50 steps, 0 until there are two: the first one loads and compiles."""
+        if len(self.recent) < 2:
+            return 0.0
         (start, first), (end, last) = self.recent[0], self.recent[-1]
         return (last - first) / (end - start) if end > start else 0.0
 
@@ -113,13 +140,12 @@ class Meter:
         self.count += units
         self.recent.append((now, self.count))
         per_step = (now - self.recent[0][0]) / max(1, len(self.recent) - 1)
-        left = int(per_step * (self.total - self.done))
-        shown = " ".join(f"{k} {v:.4g}" for k, v in values.items())
-        eta = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-        line = f"{self.label} {self.done}/{self.total} | {self.rate:.1f}{self.unit}/s | left {eta} | {shown}"
+        left = _clock(per_step * (self.total - self.done)) if len(self.recent) > 1 else "-"
+        rate = _rate(self.rate, self.unit)
+        line = f"{self.label} {self.done}/{self.total} | {rate} | left {left} | {_figures(values)}"
         if self.status is not None:
             self.status.update(line)
-        elif now - self.printed > 30 or self.done == self.total:
+        elif now - self.printed > _EVERY or self.done == self.total:
             self.printed = now
             self.note(line)
 
@@ -132,5 +158,11 @@ class Meter:
 
     def say(self, step: int, values: dict[str, Any]) -> None:
         """Print the results of an evaluation above the bar; it does not count into the rate."""
-        self.note(f"step {step}: {values}")
+        self.note(f"step {step}: {_figures(values)}")
         self.recent = deque([(time.monotonic(), self.count)], maxlen=50)
+
+
+def _figures(values: dict[str, Any]) -> str:
+    """Names and values, numbers to four places: ``loss 1.234 score 56.7``."""
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+    return " ".join(f"{name} {value}" for name, value in shown.items())

@@ -20,3 +20,11 @@ def embedding_problem(vectors: np.ndarray) -> str | None:
     if not np.isfinite(vectors).all():
         return "its embedding is not finite"
     return "its embedding is not of unit length" if len(not_unit_rows(vectors)) else None
+
+
+def unit_mean(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean of ``vectors`` ``(n, D)`` float32 by ``weights`` ``(n,)``, of unit length: ``(D,)``; all
+    weights 0 are as all 1."""
+    weights = weights if weights.any() else np.ones_like(weights)
+    total = weights @ vectors
+    return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), np.float32)

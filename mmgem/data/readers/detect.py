@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmgem.data.images import IMAGE_SUFFIXES, list_images
+from mmgem.data.image_kinds import IMAGE_SUFFIXES
+from mmgem.data.images import list_images
 from mmgem.data.readers.coco import coco_records, karpathy_records
 from mmgem.data.readers.dci import DCI_MARKS, dci_folder, read_dci
 from mmgem.data.readers.flickr import (

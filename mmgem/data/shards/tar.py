@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mmgem.data.images import IMAGE_SUFFIXES
+from mmgem.data.image_kinds import IMAGE_SUFFIXES
 from mmgem.data.records import Record
 from mmgem.data.shards.fields import make_record
 from mmgem.data.shards.index import Index, indexed

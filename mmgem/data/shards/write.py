@@ -24,7 +24,8 @@ from typing import Any, BinaryIO, Literal
 from PIL import Image
 
 from mmgem.data.content_hashes import content_hash
-from mmgem.data.images import IMAGE_SUFFIXES, image_size, open_image
+from mmgem.data.image_kinds import IMAGE_SUFFIXES
+from mmgem.data.images import image_size, open_image
 from mmgem.data.records import Record, line_of
 from mmgem.data.shards.fields import check_characters
 from mmgem.data.shards.parquet import OURS, require_pyarrow

@@ -40,6 +40,7 @@ class Payload:
     known. ``fingerprint`` identifies the model, ``model`` is a name or path that loads it. The others are
     what filters ask for, as the columns of :class:`mmgem.search.index_metadata.PhotoTable`; ``below`` is the
     path relative to the folder. None where they are not known, ``below`` in points of an earlier version.
+    ``start`` and ``end``: of a moment of a clip, in seconds, None for a photo.
     """
 
     path: str
@@ -56,6 +57,13 @@ class Payload:
     camera: str | None = None
     latitude: float | None = None
     longitude: float | None = None
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def place(self) -> str | None:
+        """Where in time a moment is, as its id has it; None for a photo."""
+        return None if self.start is None else moment_text(self.start, self.end)
 
     @classmethod
     def read(cls, stored: dict[str, Any]) -> Payload:
@@ -161,9 +169,14 @@ class VectorStore(Protocol):
         self.close()
 
 
+def moment_text(start: float, end: float | None) -> str:
+    """Where in time a moment is, for :func:`point_id`."""
+    return json.dumps([start, end])
+
+
 def point_id(folder: str, path: str, box: str | None, fingerprint: str, vector: np.ndarray) -> str:
     """The id of a point, a UUID: the same for the same thing. ``path`` is relative to ``folder``, ``box`` is
-    JSON, ``vector`` (D,) float32."""
+    JSON, or :func:`moment_text` of a moment, ``vector`` (D,) float32."""
     parts = [os.fsencode(folder), path.encode(), (box or "").encode(), fingerprint.encode()]
     digest = hashlib.blake2b(b"\0".join(parts), digest_size=16)
     digest.update(vector.tobytes())
@@ -181,7 +194,7 @@ def damaged_points(store: VectorStore, points: Points) -> list[int]:
             name = path.relative_to(payload.folder) if path.is_relative_to(payload.folder) else path
             if not any(
                 point == point_id(payload.folder, name.as_posix(), box, payload.fingerprint, vector)
-                for box in _box_texts(payload.box)
+                for box in ([payload.place] if payload.place else _box_texts(payload.box))
             ):
                 damaged.add(number)
     return sorted(damaged)
@@ -263,7 +276,11 @@ def _hits(
         )
     scores = (points.vectors @ vector).tolist()
     ranked = sorted(
-        (-score, os.fsencode(payload.path), payload.box or ())
-        for score, payload in zip(scores, points.payloads, strict=True)
+        (-score, os.fsencode(payload.path), payload.box or (), payload.start or 0.0, number)
+        for number, (score, payload) in enumerate(zip(scores, points.payloads, strict=True))
     )
-    return [Hit(Path(os.fsdecode(path)), -score, box or None) for score, path, box in ranked]
+    hits = []
+    for score, path, box, _, number in ranked:
+        payload = points.payloads[number]
+        hits.append(Hit(Path(os.fsdecode(path)), -score, box or None, start=payload.start, end=payload.end))
+    return hits

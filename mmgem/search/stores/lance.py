@@ -26,7 +26,7 @@ class LanceStore(VectorStore):
 
     batch = 8192
     lossless = True
-    filterable = frozenset(field.name for field in fields(Filters))
+    filterable = frozenset(field.name for field in fields(Filters)) - {"changed", "lacks"}
 
     def __init__(self, where: str, name: str, create: bool = False) -> None:
         try:
@@ -82,6 +82,8 @@ class LanceStore(VectorStore):
             "camera": pa.string(),
             "latitude": pa.float64(),
             "longitude": pa.float64(),
+            "start": pa.float64(),
+            "end": pa.float64(),
         }
         with self._errors_naming():
             self._table = self._db.create_table(self._name, schema=pa.schema(list(columns.items())))
@@ -99,6 +101,11 @@ class LanceStore(VectorStore):
         import pyarrow as pa
 
         fields = [payload.fields() for payload in points.payloads]
+        if "start" not in self._table.schema.names and any(row["start"] is not None for row in fields):
+            raise SearchIndexError(
+                f"{self.place}: an earlier version made it, without moments; remove the collection and push "
+                "again"
+            )
         names = [name for name in Payload.__dataclass_fields__ if name in self._table.schema.names]
         columns = {name: [row[name] for row in fields] for name in names}
         flat = pa.array(points.vectors.ravel(), pa.float32())

@@ -21,7 +21,7 @@ import numpy as np
 from mmgem.errors import SearchIndexError
 from mmgem.search.index_metadata import PhotoTable
 from mmgem.search.index_store import IndexSnapshot, read_index
-from mmgem.search.stores.base import Payload, Points, VectorStore, check_model, point_id
+from mmgem.search.stores.base import Payload, Points, VectorStore, check_model, moment_text, point_id
 
 _log = logging.getLogger(__name__)
 
@@ -74,9 +74,10 @@ def push(
         except UnicodeDecodeError:
             skipped += [os.fsdecode(path)] if box is None else []
         else:
+            place = moment_text(*snapshot.moments[row]) if row in snapshot.moments else box
             number_by_id[
                 point_id(
-                    str(snapshot.folder), path.decode(), box, snapshot.fingerprint, snapshot.vectors[row]
+                    str(snapshot.folder), path.decode(), place, snapshot.fingerprint, snapshot.vectors[row]
                 )
             ] = number
     stored_ids = store.ids(folder)
@@ -88,7 +89,7 @@ def push(
     for batch in progress([slice(at, min(at + step, len(missing))) for at in range(0, len(missing), step)]):
         store.add(_points(snapshot, folder, missing[batch], facts))
     seconds = time.perf_counter() - began
-    return PushReport(len(number_by_id), len(missing), len(stale), tuple(skipped), seconds)
+    return PushReport(len(number_by_id), len(missing), len(stale), tuple(dict.fromkeys(skipped)), seconds)
 
 
 def _points(
@@ -103,6 +104,7 @@ def _points(
     for _, number in entries:
         row, path, box = snapshot.entries[number]
         width, height = snapshot.sizes[row].tolist()
+        start, end = snapshot.moments.get(row, (None, None))
         payloads.append(
             Payload(
                 path=str(snapshot.folder / path.decode()),
@@ -114,6 +116,8 @@ def _points(
                 fingerprint=snapshot.fingerprint,
                 model=snapshot.model,
                 below=path.decode() if path in facts else None,
+                start=start,
+                end=end,
                 **facts.get(path, {}),
             )
         )

@@ -1,6 +1,7 @@
 /** A photo in a row: a button with its picture, and for a hit its score and its box. */
 
 import { dropped } from "./api.js";
+import { moves, span } from "./clip.js";
 import { make, place } from "./dom.js";
 import { show } from "./pictures.js";
 import { go } from "./route.js";
@@ -12,7 +13,7 @@ const DOUBT = "probably no match";
  * (of the best score) and `rank`.
  */
 export function tile(subject, img = null, hit = null) {
-  const name = baseName(subject.name);
+  const name = baseName(subject.name) + (moves(subject) ? ` ${span(subject)}` : "");
   const doubt = hit && doubtful(hit) ? `, ${DOUBT}` : "";
   const label = hit ? `${hit.rank}: ${name}, similarity ${hit.score.toFixed(2)}${doubt}` : name;
   const button = make("button", { type: "button", className: "photo", tabIndex: -1, title: name, "aria-label": label });
@@ -20,6 +21,7 @@ export function tile(subject, img = null, hit = null) {
   made.dataset.id = subject.id;
   button.onclick = () => go({ view: subject.id });
   button.append(img ?? make("img", { alt: "" }));
+  if (moves(subject)) button.append(make("span", { className: "time" }, `▶ ${span(subject)}`));
   if (hit?.box && subject.width) {
     const box = make("span", { className: "hit-box" });
     place(box, hit.box, subject.width, subject.height);

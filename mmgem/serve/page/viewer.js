@@ -2,6 +2,7 @@
 
 import { dropped } from "./api.js";
 import { classing } from "./classes.js";
+import { fragment, moves, playing, span } from "./clip.js";
 import { describing, pixels } from "./describe.js";
 import { byId, typing } from "./dom.js";
 import { heating } from "./heat.js";
@@ -26,9 +27,10 @@ export class Viewer {
     const heat = heating(looking, () => parts.hide());
     const parts = parting(looking, () => heat.hide(), (at) => box.set(at));
     this.classes = classing(looking, (subject, signal) => box.value && pixels(subject, box.value, signal));
+    this.clip = playing(looking);
     this.reset = (subject) => {
       reset(subject, subject.box);
-      for (const tool of [heat, parts, this.classes]) tool.reset();
+      for (const tool of [heat, parts, this.classes, this.clip]) tool.reset(subject);
     };
     byId("close").onclick = () => this.close();
     byId("previous").onclick = () => this.turn(-1);
@@ -62,6 +64,7 @@ export class Viewer {
   /** Close: the address says already that nothing is open. */
   shut() {
     this.stop?.abort();
+    this.clip.stop();
     this.dialog.close();
   }
 
@@ -95,12 +98,14 @@ export class Viewer {
     const facts = [];
     if (subject.rank) facts.push(`${subject.rank} of ${subject.of}`, told(subject));
     else if (at >= 0) facts.push(`photo ${(at + 1).toLocaleString()}`);
+    if (moves(subject)) facts.push(span(subject));
     if (subject.width) facts.push(`${subject.width} × ${subject.height}`);
     byId("photo-facts").textContent = facts.join(" · ");
     const link = byId("original");
-    if (subject.upload === null ? token() === null : subject.url) link.href = subject.url ?? `photos/${subject.id}`;
+    if (subject.upload === null ? token() === null : subject.url) link.href = subject.url ?? `photos/${subject.id}${moves(subject) ? fragment(subject) : ""}`;
     else link.removeAttribute("href"); // a link sends no token
     link.title = subject.name;
+    this.clip.head(subject);
     byId("previous").disabled = at <= 0;
     byId("next").disabled = at < 0 || (at === list.length - 1 && !this.grows());
   }

@@ -9,7 +9,7 @@ from starlette.responses import FileResponse, Response
 
 from mmgem.errors import ImageError
 from mmgem.serve import limits
-from mmgem.serve.image_input import media_type, photo_gone
+from mmgem.serve.image_input import clip_media_type, media_type, photo_gone
 from mmgem.serve.replies import json_reply
 from mmgem.serve.routes import ERRORS, service_of
 from mmgem.serve.schemas import PhotosReply
@@ -32,23 +32,30 @@ async def photos(
     end = offset + len(ids)
     return json_reply(
         {
-            "photos": [{"id": photo, "name": gallery.photos[photo]} for photo in ids],
-            "total": len(gallery),
+            "photos": [gallery.told(photo) for photo in ids],
+            "total": len(gallery.ids),
             "offset": offset,
-            "next": end if end < len(gallery) else None,
+            "next": end if end < len(gallery.ids) else None,
             "generation": gallery.generation,
         }
     )
 
 
-@router.get("/photos/{photo}", responses={200: {"content": {"image/*": {}}}}, response_class=FileResponse)
+@router.get(
+    "/photos/{photo}",
+    responses={200: {"content": {"image/*": {}, "video/*": {}}}, 206: {"description": "A range of it."}},
+    response_class=FileResponse,
+)
 async def photo_file(request: Request, photo: PhotoPath) -> Response:
-    """The file of a photo."""
+    """The file of a photo; of a moment, the whole clip. A ``Range`` header is answered with that part."""
     service = service_of(request)
-    source = await service.photo(None, photo)
-    path = service.gallery.path(photo)
+    gallery = service.gallery
+    path = gallery.path(photo)
     try:
-        media = await service.in_thread(media_type, source)
+        if photo in gallery.moments:
+            media = clip_media_type(path)
+        else:
+            media = await service.in_thread(media_type, await service.photo(None, photo))
         stat = await service.in_thread(path.stat)
     except (OSError, ImageError) as error:  # removed since it was looked at
         raise photo_gone(photo) from error
@@ -61,7 +68,7 @@ async def photo_file(request: Request, photo: PhotoPath) -> Response:
 async def thumb(
     request: Request, photo: PhotoPath, side: Annotated[int, Query(ge=16, le=limits.THUMB)] = 256
 ) -> Response:
-    """An upright JPEG whose longest side is at most ``side`` pixels."""
+    """An upright JPEG whose longest side is at most ``side`` pixels; of a moment, its middle frame."""
     service = service_of(request)
     small = await service.thumb(await service.photo(None, photo), side)
     return Response(small, media_type="image/jpeg", headers=_CACHE)

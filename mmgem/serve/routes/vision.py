@@ -180,7 +180,7 @@ async def _by_photo(
     vector = await service.vector(photo, body.box)
     hits = await service.search(gallery, vector, body.k + 1, body.regions, where)
     query = {"photo": body.photo} if body.photo is not None else {"image": True}
-    others = [hit for hit in hits if body.photo is None or gallery.id_of(hit.path) != body.photo]
+    others = [hit for hit in hits if body.photo is None or gallery.id_of(hit) != body.photo]
     return {**query, "box": body.box}, others[: body.k]
 
 
@@ -191,7 +191,7 @@ async def _by_terms(
     where = None if body.where is None else parse_spatial_filter(body.where)
     photos = {term.photo for term in terms if term.photo is not None}
     hits = await service.search(gallery, vector, body.k + len(photos), body.regions, where)
-    others = [hit for hit in hits if gallery.id_of(hit.path) not in photos]
+    others = [hit for hit in hits if gallery.id_of(hit) not in photos]
     described = [
         {"text": term.text, "photo": term.photo, "image": term.image is not None, "weight": term.weight}
         for term in terms
@@ -200,12 +200,11 @@ async def _by_terms(
 
 
 async def _hit(service: Service, gallery: Gallery, hit: Hit) -> dict[str, Any]:
-    photo = gallery.id_of(hit.path)
+    photo = gallery.id_of(hit)
     width, height = await service.indexed_photo_size(gallery, photo) or (None, None)
     further_scores = {name: getattr(hit, name, None) for name in ("match", "cosine", "log_prob")}
     return {
-        "id": photo,
-        "name": gallery.name(photo),
+        **gallery.told(photo),
         "score": round(hit.score, 6),
         "copies": hit.copies,
         "width": width,

@@ -1,4 +1,4 @@
-"""Sentences that name a label, for images that have no other caption."""
+"""Sentences that name a label."""
 
 from __future__ import annotations
 
@@ -31,18 +31,20 @@ def label_caption(name: str) -> str:
 
 
 def with_label_captions(records: Sequence[Record]) -> tuple[list[Record], dict[str, str]]:
-    """``records``, those with a label and no caption now with sentences that name it; and for each such
-    sentence the caption that is learned in its place (:func:`label_caption`)."""
+    """``records``, those with a label now with sentences that name it before their own captions; and for each
+    such sentence the caption that is learned in its place where there are no others
+    (:func:`label_caption`)."""
     learned: dict[str, str] = {}
     sentences: dict[str, tuple[str, ...]] = {}
     filled: list[Record] = []
     for record in records:
-        if record.captions or record.label is None:
+        if record.label is None:
             filled.append(record)
             continue
         if record.label not in sentences:
             name = " ".join(record.label.replace("_", " ").split())
             sentences[record.label] = tuple(name_sentences(name))
             learned |= dict.fromkeys(sentences[record.label], label_caption(name))
-        filled.append(replace(record, captions=sentences[record.label]))
+        own = tuple(caption for caption in record.captions if caption not in learned)
+        filled.append(replace(record, captions=sentences[record.label] + own))
     return filled, learned
