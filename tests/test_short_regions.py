@@ -16,7 +16,7 @@ import mmgem.search.region_search as search_module
 from mmgem.errors import SearchIndexError
 from mmgem.search.check_index import check_index
 from mmgem.search.filters import Filters
-from mmgem.search.index_files import FORMAT, PHOTOS_FORMAT
+from mmgem.search.index_files import CLIPS_FORMAT, FORMAT, PHOTOS_FORMAT
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent, read_index
 from mmgem.search.region_codes import RegionCodec, pixel_box
 from mmgem.search.search import PhotoIndex
@@ -147,17 +147,93 @@ def test_scores_and_boxes_are_near_the_float_ones(tmp_path: Path) -> None:
             assert hit.score == pytest.approx(1, abs=0.02)
 
 
-def test_small_and_old_indexes_stay_exact(tmp_path: Path) -> None:
+def test_a_small_index_stays_exact(tmp_path: Path) -> None:
     out = tmp_path / "idx"
     write(out, range(15))
-    assert read_index(out).short_regions is None and version(out) == PHOTOS_FORMAT
-    with sqlite3.connect(out / "photos.sqlite3") as db:  # as an earlier version made it
-        db.execute("DELETE FROM meta WHERE key = 'short_regions'")
-    write(out, range(15, 40))
     assert read_index(out).short_regions is None and version(out) == PHOTOS_FORMAT
     query = content(3)[0].vectors[2]
     hit = PhotoIndex.open(out).search_regions(query, 1)[0]
     assert hit.score == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("more", [0, 7])
+def test_a_large_index_of_an_earlier_version_is_searched_as_it_is_and_becomes_short_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    out = tmp_path / "idx"
+    with monkeypatch.context() as before:
+        before.setattr(rows_module, "SHORT_FROM", 10**9)
+        write(out, range(60))
+    assert version(out) == PHOTOS_FORMAT
+    exact = [PhotoIndex.open(out).search_regions(content(n)[0].vectors[1], 5) for n in range(60)]
+    assert all(hits[0].score == pytest.approx(1, abs=1e-6) for hits in exact)
+    with IndexStore(out, "f") as store:
+        made = [content(number) for number in range(60, 60 + more)]
+        store.record([c for c, _ in made], [f for _, f in made])
+        assert store.shortened == bool(more)
+        store.compact()
+        assert store.shortened
+    assert version(out) == FORMAT and not check_index(out).problems
+    write(out, range(0))
+    with IndexStore(out, "f") as store:
+        store.compact()
+        assert not store.shortened
+    whole = PhotoIndex.open(out, exact=True)
+    assert len(whole) == 60 + more
+    for number, hits in enumerate(exact):
+        found = whole.search_regions(content(number)[0].vectors[1], 5)
+        assert (found[0].path, found[0].box) == (hits[0].path, hits[0].box)
+        assert np.array_equal(whole.vector_of(found[0].path), content(number)[0].vectors[0])
+        assert whole.boxes_of(found[0].path) == list(content(number)[0].boxes[1:])
+        assert found[0].score == pytest.approx(1, abs=0.02)
+
+
+def clip(number: int) -> tuple[NewContent, HashedFile]:
+    """A clip of three moments, and its file."""
+    rng = np.random.default_rng([4, number])
+    spans = [(0.0, 1.5), (1.5, 4.0), (4.0, 4.5)]
+    digest = (10**6 + number).to_bytes(16, "big")
+    made = NewContent(digest, unit(rng.standard_normal((3, DIM))), [None] * 3, size=SIZE, moments=spans)
+    return made, HashedFile(f"clips/{number}.mp4", 1, 1, digest, 1)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_moments_and_short_regions_live_in_one_index(tmp_path: Path, first: bool) -> None:
+    out = tmp_path / "idx"
+    made = [clip(number) for number in range(6)]
+
+    def add_clips() -> None:
+        with IndexStore(out, "f", BOXES) as store:
+            store.set_source(out, "")
+            store.record([c for c, _ in made], [f for _, f in made])
+            store.compact()
+
+    if first:
+        add_clips()
+        assert version(out) == CLIPS_FORMAT
+    write(out, range(60))
+    if not first:
+        assert version(out) == FORMAT
+        add_clips()
+    assert version(out) == FORMAT and not check_index(out).problems
+    with IndexStore(out, "f") as store:  # leaves rows and records behind
+        store.forget([clip(0)[1].path, *(content(number)[1].path for number in range(30))])
+        store.compact()
+        assert store.clips() == (5, 15)
+    assert not check_index(out).problems
+    index = PhotoIndex.open(out)
+    assert (len(index), len(index.files)) == (30 + 15, 35)
+    for moments, file in made[1:]:
+        assert index.boxes_of(index.folder / file.path) == []
+        for vector, span in zip(moments.vectors, moments.moments, strict=True):
+            hit = index.search(vector, 1)[0]
+            assert (index.name_of(hit.path), hit.moment, hit.box) == (file.path, span, None)
+            assert np.array_equal(index.vector_of(hit.path, span[0]), vector)
+            assert all(hit.moment is None and hit.box for hit in index.search_regions(vector, 40))
+    query = content(45)[0].vectors[2]
+    exact = PhotoIndex.open(out, exact=True)
+    agree(exact, exact.search_regions(query, 5), brute(out, query, 5))
+    assert exact.filtered(Filters(folder="clips")).search_regions(query, 5) == []
 
 
 def test_the_files_are_short_and_checked(tmp_path: Path) -> None:
@@ -168,7 +244,7 @@ def test_the_files_are_short_and_checked(tmp_path: Path) -> None:
     assert snapshot.short_regions is not None and len(snapshot.vectors) == 90
     width = snapshot.short_regions.codec.record_bytes
     assert {f.name for f in out.iterdir() if f.suffix in (".f32", ".u8")} == {"vectors-1.f32", "regions-1.u8"}
-    assert (out / "regions-1.u8").stat().st_size == 90 * BOXES * width <= 90 * BOXES * (DIM + 8)
+    assert (out / "regions-1.u8").stat().st_size == 90 * BOXES * width <= 90 * BOXES * (12 * DIM // 8 + 8)
     found = check_index(out)
     assert not found.problems and found.counts == {"photos": 90, "vectors": 90, "regions": 360}
 

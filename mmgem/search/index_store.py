@@ -76,7 +76,6 @@ from mmgem.search.region_rows import (
     are_due,
     drop_damaged_regions,
     is_compaction_due,
-    new_index_meta,
     read_codec,
     read_short_regions,
     split_regions,
@@ -115,6 +114,8 @@ class IndexStore:
         """``regions``: boxes a photo, at most; None: as the index has it, 0 if it is new."""
         self._out = out
         self._dropped = False  # whether rows are left that nobody can use
+        self.shortened = False
+        """Whether its regions have become short since it was opened."""
         if out.exists() and not out.is_dir():
             raise SearchIndexError(f"{out}: is a file; an index is a folder")
         with errors_naming(out):
@@ -264,8 +265,7 @@ class IndexStore:
                 "REPLACE INTO photos SELECT ?, ?, ?, id, ? FROM contents WHERE digest = ?",
                 [(os.fsencode(f.path), f.size, f.mtime_ns, f.ctime_ns, f.digest) for f in files],
             )
-        if are_due(self._db, self._row_count()):
-            self._next_generation(shorten=True)
+        self._shorten_if_due()
 
     def clips(self) -> tuple[int, int]:
         """How many of the paths are clips, and how many moments they have."""
@@ -325,7 +325,8 @@ class IndexStore:
 
     def compact(self) -> None:
         """Leave out the rows no photo points to, if they are many or damaged: write the next generation of
-        vectors."""
+        vectors. Regions of a large index that an earlier version made become short."""
+        self._shorten_if_due()
         with errors_naming(self._out):
             due = self._dropped or is_compaction_due(self._db, _MIN_DEAD_ROWS)
         if due:
@@ -336,6 +337,13 @@ class IndexStore:
             with self._transaction():
                 lists.name(self._db)
             lists.sweep()
+
+    def _shorten_if_due(self) -> None:
+        with errors_naming(self._out):
+            due = are_due(self._db, self._row_count())
+        if due:
+            self._next_generation(shorten=True)
+            self.shortened = True
 
     def _next_generation(self, shorten: bool = False) -> None:
         """Write the rows that photos point to as the next generation of vectors, and of short regions; those
@@ -361,7 +369,6 @@ class IndexStore:
                 for statement in _SCHEMA.split(";"):
                     self._db.execute(statement)
                 self._set_meta({"fingerprint": fingerprint, "generation": 0, "regions": regions or 0})
-                self._set_meta(new_index_meta())
                 self._db.execute(f"PRAGMA user_version = {PHOTOS_FORMAT}")
         self._db.execute(METADATA_TABLE)
         check_fingerprint(self._out, read_meta(self._db, "fingerprint"), fingerprint)

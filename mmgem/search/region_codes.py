@@ -1,8 +1,8 @@
-"""Short codes of the vectors of regions: 170 bytes for a box and 512 numbers, where float32 takes 2,048.
+"""Short codes of the vectors of regions: 176 bytes for a box and 512 numbers, where float32 takes 2,048.
 
 Vectors lose their mean, are turned to their principal axes, along which their variance falls, and each number
-is rounded to a step of its axis: to 8 bits along the first axes, and to ever fewer along those that come
-after, none along the last. The bits go where they lower the error of a dot product most: Lagrangian bit
+is rounded to a step of its axis: to as many as 12 bits along the first axes, to ever fewer along those that
+come after, none along the last. The bits go where they lower the error of a dot product most: Lagrangian bit
 allocation, Shoham & Gersho 1988, doi:10.1109/29.90373, with the distortions of uniform quantizers of a normal
 variable, Max 1960, doi:10.1109/TIT.1960.1057548. They lie in planes: the highest bit of every axis, then the
 next of those that have two, and so on. A query stays float32. Axes, steps and bits are fitted on an index's
@@ -19,16 +19,22 @@ import numpy as np
 from mmgem.data.records import Box
 from mmgem.inference.pca import MAX_FIT_ROWS
 
-CODE_BYTES = 162
+CODE_BYTES = 168
 """Of a vector, at most."""
 BOX_BYTES = 8
 _SHARES = 65535  # of a photo's side, in which a box is kept
-_MAX_BITS = 8
 # By bits: the mean squared error at unit variance, and the step in standard deviations that gives it.
-_DISTORTION = np.array([1, 0.3634, 0.1188, 0.03744, 0.01154, 0.00349, 0.00104, 0.000304, 8.77e-5])
-_STEP = np.array([0, 1.596, 0.9957, 0.586, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308])
+_DISTORTION = np.array(
+    [*(1, 0.3634, 0.1188, 0.0374, 0.0115, 0.0035, 0.00104), *(3.04e-4, 8.77e-5, 2.5e-5, 7e-6, 1.9e-6, 5.4e-7)]
+)
+_STEP = np.array(
+    [*(0, 1.596, 0.9957, 0.586, 0.3352, 0.1881, 0.1041), *(0.0569, 0.0308, 0.0165, 0.00879, 0.00465, 0.00245)]
+)
+_MAX_BITS = len(_STEP) - 1
+_BYTE = 8  # planes that make the codes; what comes after refines those of the first axes
 _WIDER = (1.0, 1.2, 1.5, 2.0)  # steps that are tried, for heavy tails
-# Texts lie less along the first axes than regions do: what they have of the mean variance on every axis.
+# Queries are as regions are, their mean included, but texts lie less along the first axes: what they have of
+# the mean variance on every axis.
 _QUERY_FLOOR = 0.3
 
 
@@ -50,10 +56,12 @@ class RegionCodec:
         centred = sample - mean
         variance, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(sample))
         variance, axes = np.maximum(variance[::-1], 1e-12), axes[:, ::-1].astype(np.float32)
-        bits = _allocate(variance * (variance + _QUERY_FLOOR * variance.mean()), code_bytes * 8)
-        bits = bits[bits > 0]
-        axes = np.ascontiguousarray(axes[:, : len(bits)])
-        steps = _best_steps(centred @ axes, np.sqrt(variance[: len(bits)]) * _STEP[bits], bits)
+        of_queries = variance + np.square(mean @ axes) + _QUERY_FLOOR * variance.mean()
+        bits = _allocate(variance * of_queries, code_bytes * 8)
+        order = np.argsort(-bits, kind="stable")[: int((bits > 0).sum())]
+        bits, variance, axes = bits[order], variance[order], axes[:, order]
+        axes = np.ascontiguousarray(axes)
+        steps = _best_steps(centred @ axes, np.sqrt(variance) * _STEP[bits], bits)
         return cls(mean, axes, steps.astype(np.float32), bits.astype(np.uint8))
 
     @property
@@ -76,12 +84,12 @@ class RegionCodec:
         their photo."""
         projected = (np.asarray(vectors, np.float32) - self.mean) @ self.axes
         half = self._half_levels
-        codes = (np.floor(projected / self.steps) + half).clip(0, 2 * half - 1).astype(np.uint8)
+        codes = (np.floor(projected / self.steps) + half).clip(0, 2 * half - 1).astype(np.uint16)
         planes = [
-            codes[:, :axes] >> (self.bits[:axes] - plane - 1) for plane, axes in enumerate(self._planes)
+            codes[:, :axes] >> (self.bits[:axes] - plane - 1) & 1 for plane, axes in enumerate(self._planes)
         ]
         boxes = np.rint(relative_boxes.clip(0, 1) * _SHARES).astype("<u2")
-        packed = np.packbits(np.concatenate(planes, axis=1) & 1, axis=1)
+        packed = np.packbits(np.concatenate(planes, axis=1).astype(np.uint8), axis=1)
         return np.concatenate([boxes.view(np.uint8).reshape(-1, BOX_BYTES), packed], axis=1)
 
     def units(self, records: np.ndarray, axes: int | None = None) -> np.ndarray:
@@ -90,13 +98,18 @@ class RegionCodec:
         count = len(self.bits) if axes is None else min(axes, len(self.bits))
         bits = np.unpackbits(records[:, BOX_BYTES:], axis=1)
         codes = np.zeros((len(records), count), np.uint8)
-        start = 0
-        for plane_axes in self._planes:
+        start, planes = 0, self._planes
+        for plane_axes in planes[:_BYTE]:
             has = codes[:, : min(plane_axes, count)]
             np.left_shift(has, 1, out=has)
             has |= bits[:, start : start + has.shape[1]]
             start += plane_axes
         units = codes.astype(np.float32)
+        for plane_axes in planes[_BYTE:]:
+            fine = units[:, : min(plane_axes, count)]
+            fine *= 2
+            fine += bits[:, start : start + fine.shape[1]]
+            start += plane_axes
         units += 0.5 - self._half_levels[:count]
         return units
 
@@ -138,7 +151,7 @@ def pixel_box(relative_box: Sequence[float], width: int, height: int) -> Box:
 
 def _allocate(weights: np.ndarray, budget: int) -> np.ndarray:
     """Bits (n,) int of each axis, ``budget`` together at most, that make the sum of ``weights`` times
-    distortion least. ``weights`` fall, and so do bits."""
+    distortion least."""
     choices, low, high = np.arange(_MAX_BITS + 1), 0.0, float(weights.max())
     for _ in range(100):
         price = (low + high) / 2

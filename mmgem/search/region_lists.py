@@ -3,7 +3,7 @@
     IDX/region-lists-V.bin   centroids, the lists' sizes and checksums, then the lists
 
 Regions are assigned to the nearest of some thousand centroids (k-means on a sample of the first axes of their
-codec). A list has, for each of its regions, 28 bytes: the row of its record, its centre, and 4 bits of the
+codec). A list has, for each of its regions, 22 bytes: the row of its record, its centre, and 4 bits of the
 difference to the centroid along each of the first axes. A query goes through the lists whose centroids it is
 nearest to, contiguous on the disk, and the best by these few bits are the candidates: scores come from the
 records. Regions that are not in the lists yet are all candidates.
@@ -38,7 +38,7 @@ LISTS_FROM = 20_000
 """Regions beside the lists from which on they are added to them."""
 _META = "region_lists"
 _COARSE_AXES = 64  # of centroids
-_LEAD_BYTES = 22
+_LEAD_BYTES = 16
 _LEAD_AXES = 2 * _LEAD_BYTES  # of a region in its list
 _LEAD_STEP = 0.3352  # standard deviations, see region_codes
 _LISTS_A_ROOT = 2  # as many lists as this times the root of the regions
@@ -47,7 +47,7 @@ _ROUNDS = 8
 _REFIT_GROWTH = 4  # times the regions that the centroids were fitted on, from which on they are fitted anew
 _ROWS_AT_ONCE = 4096
 _COMPARED_AT_ONCE = 512  # rows with all centroids
-_PROBED = 0.1  # of all regions that are looked at
+_PROBED = 0.15  # of all regions that are looked at
 _MIN_PROBED = 100_000
 _SAMPLED = 32  # scores of one in so many tell where the highest begin
 _CENTRE = 255  # shares of a photo's side, in which a centre is kept

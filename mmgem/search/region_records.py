@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mmgem.data.records import Box
 from mmgem.search.index_checksums import VectorBlocks
-from mmgem.search.region_codes import RegionCodec
+from mmgem.search.region_codes import RegionCodec, pixel_box
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +31,25 @@ class ShortRegions:
             return np.full(len(rows), -1)
         spans = np.searchsorted(self.first, rows, "right") - 1
         return np.where(rows < self.first[spans] + self.count[spans], spans, -1)
+
+    def places(self, rows: np.ndarray) -> tuple[list[int], list[Box]]:
+        """The row of the photo and the box in its pixels of each of ``rows`` (n,), which photos own. Raises
+        SearchIndexError if they are damaged."""
+        self.blocks.verify(rows)
+        spans = self.spans_of(rows)
+        boxes = RegionCodec.boxes(self.records[rows]).tolist()
+        sizes = self.sizes[spans].tolist()
+        places = [pixel_box(box, *size) for box, size in zip(boxes, sizes, strict=True)]
+        return self.photo_rows[spans].tolist(), places
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors (n, D) float32 of unit length that ``rows`` (n,) stand for. Sums are of float64, so
+        they are the same however many come at once. Raises SearchIndexError if they are damaged."""
+        self.blocks.verify(rows)
+        codec = self.codec
+        vectors = (codec.units(self.records[rows]) * codec.steps.astype(np.float64)) @ codec.axes.T
+        vectors += codec.mean
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
     IDX/regions-G.u8     generation G of the regions: a record of :mod:`mmgem.search.region_codes` each
 
-An index with regions starts with float32 rows for all. Once it has 250,000, those of regions become records:
-their whole photos stay as they are, and the manifest names a span of records a photo instead of a row a box.
-Records are appended, checked, compacted and forgotten as vectors are (:mod:`mmgem.search.index_store`): all
-of it holds for them too. The manifest keeps the codec, which is fitted on the regions that become short first
-and stays.
+An index with regions starts with float32 rows for all. Once it has 250,000, those of regions become records,
+also where an earlier version made it. Whole photos and moments of clips stay as they are, and the manifest
+names a span of records a photo instead of a row a box. Records are appended, checked, compacted and forgotten
+as vectors are (:mod:`mmgem.search.index_store`): all of it holds for them too. The manifest keeps the codec,
+which is fitted on the regions that become short first and stays.
 """
 
 from __future__ import annotations
@@ -55,14 +55,9 @@ _SCHEMA = (
     "CREATE TABLE region_spans (first INTEGER PRIMARY KEY, count INTEGER NOT NULL, content INTEGER NOT NULL)",
     f"CREATE TABLE {_CRCS} (block INTEGER PRIMARY KEY, crc INTEGER NOT NULL)",
 )
-_CODEC, _BECOMES_SHORT = "region_codec", "short_regions"
+_CODEC = "region_codec"
 _LIVE = "content IN (SELECT content FROM photos)"
 _ROWS_AT_ONCE = 8192
-
-
-def new_index_meta() -> dict[str, object]:
-    """What the manifest of a new index says: its regions become short."""
-    return {_BECOMES_SHORT: 1}
 
 
 def read_codec(db: sqlite3.Connection) -> RegionCodec | None:
@@ -73,12 +68,7 @@ def read_codec(db: sqlite3.Connection) -> RegionCodec | None:
 
 def are_due(db: sqlite3.Connection, rows: int) -> bool:
     """Whether the regions of an index of so many ``rows`` are to become short now."""
-    return (
-        rows >= SHORT_FROM
-        and bool(read_meta(db, "regions"))
-        and read_meta(db, _BECOMES_SHORT) is not None
-        and read_meta(db, _CODEC) is None
-    )
+    return rows >= SHORT_FROM and bool(read_meta(db, "regions")) and read_meta(db, _CODEC) is None
 
 
 def count_records(db: sqlite3.Connection) -> int:

@@ -19,16 +19,14 @@ from mmgem.data.records import Box
 from mmgem.errors import SearchIndexError
 from mmgem.search.hits import Hit
 from mmgem.search.index_records import IndexSnapshot
-from mmgem.search.region_codes import RegionCodec, pixel_box
 from mmgem.search.region_lists import RegionLists
 from mmgem.search.region_records import ShortRegions
 from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter
 
 _log = logging.getLogger(__name__)
 
-_ROWS_AT_ONCE = 8192
-_CANDIDATES = 8192  # of the lists, at least
-_REGIONS_A_CANDIDATE = 1000  # with more candidates among very many
+_ROWS_AT_ONCE = 1024
+_CANDIDATES = 4096  # of the lists, at least
 _CANDIDATES_A_REGION = 3  # times the regions that the photos that are wanted may have
 _COMPARED = 20_000  # regions of photos that pass a filter, up to which all of them are compared
 
@@ -95,16 +93,6 @@ class RegionSearcher:
         found = scores > -np.inf
         return rows[found], scores[found]
 
-    def places(self, rows: np.ndarray) -> tuple[list[int], list[Box]]:
-        """The row of the photo and the box in its pixels of each of ``rows`` (n,), which photos own."""
-        regions = self.regions
-        regions.blocks.verify(rows)
-        spans = regions.spans_of(rows)
-        boxes = RegionCodec.boxes(regions.records[rows]).tolist()
-        sizes = regions.sizes[spans].tolist()
-        places = [pixel_box(box, *size) for box, size in zip(boxes, sizes, strict=True)]
-        return regions.photo_rows[spans].tolist(), places
-
     def boxes_of(self, photo_row: int) -> list[Box]:
         """The boxes of a photo in its pixels, as they were recorded."""
         regions = self.regions
@@ -112,7 +100,7 @@ class RegionSearcher:
             np.arange(regions.first[span], regions.first[span] + regions.count[span])
             for span in np.flatnonzero(regions.photo_rows == photo_row)
         ]
-        return self.places(np.concatenate(rows))[1] if rows else []
+        return regions.places(np.concatenate(rows))[1] if rows else []
 
     def finder(
         self, query: np.ndarray, k: int, where: SpatialFilter | None, photos_at: Callable[[int], list[Path]]
@@ -123,7 +111,7 @@ class RegionSearcher:
 
         def best(count: int) -> list[Hit]:
             top = top_rows(scores, count)
-            found = zip(scores[top].tolist(), *self.places(rows[top]), strict=True)
+            found = zip(scores[top].tolist(), *self.regions.places(rows[top]), strict=True)
             hits = [Hit(path, score, box) for score, row, box in found for path in photos_at(row)]
             return sorted(hits, key=lambda hit: (-hit.score, os.fsencode(hit.path), hit.box or ()))
 
@@ -131,8 +119,7 @@ class RegionSearcher:
 
     def _candidates(self, query: np.ndarray, k: int, where: SpatialFilter | None) -> np.ndarray | None:
         """The rows to compare with ``query`` (d,), projected; None: all that pass."""
-        count = max(_CANDIDATES, self._passed_count // _REGIONS_A_CANDIDATE)
-        count = max(count, _CANDIDATES_A_REGION * k * self._per_photo)
+        count = max(_CANDIDATES, _CANDIDATES_A_REGION * k * self._per_photo)
         if self.lists is None or self._passed_count <= max(_COMPARED, 4 * count):
             return None
         everything = self._passed_count == len(self.regions.records)
