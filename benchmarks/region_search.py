@@ -21,8 +21,8 @@ import numpy as np
 
 from mmgem.data.records import Box
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent
-from mmgem.search.search import PhotoIndex, apply_spatial_filter
-from mmgem.search.spatial_filter import SpatialFilter, parse_spatial_filter
+from mmgem.search.search import PhotoIndex
+from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter, parse_spatial_filter
 
 K = 10
 SIZE = (640, 480)

@@ -394,11 +394,9 @@ class PhotoIndex:
         self, queries: np.ndarray, k: int, filters: Sequence[SpatialFilter | None]
     ) -> list[list[Hit]]:
         """As :meth:`_best_boxes`, of short regions."""
-        short = self._short
-        assert short is not None
-        finders = [
-            short.finder(query, k, w, self._photos_at) for query, w in zip(queries, filters, strict=True)
-        ]
+        assert self._short is not None
+        filtered = zip(queries, filters, strict=True)
+        finders = [self._short.finder(query, k, where, self._photos_at) for query, where in filtered]
         return [best_of_each_photo(best, k) for best in finders]
 
     def search_many(self, vectors: np.ndarray, k: int = 10) -> list[list[Hit]]:
