@@ -5,7 +5,8 @@
 Both sides read the same memory-mapped index (made in a temporary folder, random unit vectors), give the best
 box of each of the ten best photos, with and without place words; medians and their ratio are printed. "plain"
 is a matrix product, a full argsort, and a walk until ten photos are seen. Then 100 photos are added: the time
-beside that of writing the whole index anew, and what a photo takes on the disk.
+beside that of writing the whole index anew, and what a photo takes on the disk. Regions of larger indexes
+(from 250,000 rows on) are short, and for region_scale.py.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import numpy as np
 
 from mmgem.data.records import Box
 from mmgem.search.index_store import HashedFile, IndexStore, NewContent
-from mmgem.search.search import PhotoIndex, apply_spatial_filter
-from mmgem.search.spatial_filter import SpatialFilter, parse_spatial_filter
+from mmgem.search.search import PhotoIndex
+from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter, parse_spatial_filter
 
 K = 10
 SIZE = (640, 480)

@@ -64,3 +64,29 @@ def test_an_index_without_regions_says_so(tmp_path: Path) -> None:
     update_index(tmp_path / "idx", tmp_path / "photos", lambda: embedder, embedder.fingerprint)
     with pytest.raises(UsageError, match="has no regions"):
         PhotoIndex.open(tmp_path / "idx").search_regions(vector(0))
+
+
+def test_many_regions_of_an_earlier_version_become_short_without_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "idx"
+    for seed in range(12):
+        paint(photos / f"{seed}.png", seed)
+    embedder = RegionEmbedder()
+
+    def update() -> tuple[int, bool]:
+        report = update_index(out, photos, lambda: embedder, embedder.fingerprint, regions=4)
+        return report.embedded, report.shortened
+
+    assert update() == (12, False)
+    boxes, vectors = embedder.find_regions([photos / "3.png"], 4)[0]
+    before = [PhotoIndex.open(out).search_regions(query, 1)[0] for query in vectors]
+    monkeypatch.setattr("mmgem.search.region_rows.SHORT_FROM", 50)
+    assert update() == (0, True)
+    assert update() == (0, False)
+    index = PhotoIndex.open(out)
+    assert len(index) == 12 and index.boxes_of(photos / "3.png") == boxes
+    for query, hit in zip(vectors, before, strict=True):
+        (found,) = index.search_regions(query, 1)
+        assert (found.path, found.box) == (hit.path, hit.box)
+        assert found.score == pytest.approx(hit.score, abs=0.02)

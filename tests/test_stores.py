@@ -75,6 +75,36 @@ def test_round_trip(out: Path, place: str) -> None:
         assert len(search_store_regions(store, query, 500)) == 30
 
 
+def test_short_regions_are_pushed_as_their_codes_say(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "idx"
+    monkeypatch.setattr("mmgem.search.region_rows.SHORT_FROM", 100)
+    rows = units(5 * 40).reshape(40, 5, DIM)
+    for start, stop in ((0, 30), (30, 40)):
+        with IndexStore(out, "f", 4) as store:
+            store.set_source(out, "tiny")
+            for number in range(start, stop):
+                boxes = [None, *((float(n), 1.0, n + 30.5, 40.0) for n in range(4))]
+                digest = number.to_bytes(16, "big")
+                made = NewContent(digest, rows[number], boxes, size=(100, 80))
+                store.record([made], [HashedFile(f"{number}.jpg", 1, 1, digest)])
+        assert bring(out, place) == (5 * stop, 5 * (stop - start), 0)
+    assert bring(out, place) == (200, 0, 0)
+    index = PhotoIndex.open(out, exact=True)
+    assert index.boxes_of(index.folder / "7.jpg") == [(n, 1, n + 30.5, 40) for n in range(4)]
+    with open_store(place, "t") as store:
+        for query in rows[::7, 2]:
+            found, expected = (
+                search_store_regions(store, query, 1, True)[0],
+                index.search_regions(query, 1)[0],
+            )
+            assert (found.path, found.box) == (expected.path, expected.box)
+            assert found.score == pytest.approx(expected.score, abs=0.02)
+        sizes = {(payload.width, payload.height) for points in store.read() for payload in points.payloads}
+    assert sizes == {(100, 80)}
+
+
 def test_equal_scores_are_in_the_order_of_the_index(tmp_path: Path, place: str) -> None:
     out, vector = tmp_path / "it's an index", units(1)
     one_vector(out, vector, ("3.jpg", "1.jpg", "2.jpg"))

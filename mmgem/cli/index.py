@@ -118,6 +118,8 @@ def index(
     note_skipped([f"{folder / bad.path}: {bad.explanation}" for bad in report.failed])
     if not report.photos:
         raise ImageError(f"{folder}: none of the {len(report.failed)} photos could be read")
+    if report.shortened:
+        note(f"{out}: its regions are many and kept in short codes from now on, a tenth of the disk")
     hnsw_report = None
     if hnsw == "none":
         drop_hnsw_index(out)

@@ -17,8 +17,7 @@ import numpy.typing as npt
 from mmgem.data.records import Box
 from mmgem.errors import UsageError
 from mmgem.evaluate.retrieval import ROUNDING, Floats, recalls
-from mmgem.search.search import apply_spatial_filter
-from mmgem.search.spatial_filter import SpatialFilter
+from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter
 
 _BLOCK = 512
 

@@ -14,6 +14,7 @@ from mmgem.search.index_checksums import BLOCK_ROWS
 from mmgem.search.index_files import database_file
 from mmgem.search.index_records import IndexSnapshot
 from mmgem.search.index_store import read_index
+from mmgem.search.region_lists import RegionLists
 from mmgem.utils.checkup import Checkup
 from mmgem.utils.unit_vectors import not_unit_rows
 
@@ -51,6 +52,7 @@ def check_index(out: Path) -> Checkup:
     repair = f"run mmgem index {snapshot.folder} --out {out} --repair"
     _check_manifest(out, found, again)
     _check_vectors(snapshot, found, repair)
+    _check_short_regions(out, snapshot, found, repair)
     if problem := hnsw_problem(out, snapshot):
         found.add(out / "ann", f"the HNSW index {problem}", f"run mmgem index {snapshot.folder} --out {out}")
     if snapshot.blocks is not None and snapshot.blocks.crcs is None:
@@ -94,6 +96,27 @@ def _check_vectors(snapshot: IndexSnapshot, found: Checkup, remedy: str) -> None
         part = rows[at : at + _ROWS_AT_ONCE]
         for row in part[not_unit_rows(snapshot.vectors[part])].tolist():
             found.add(blocks.path, f"row {row}: not finite or not of unit length", remedy)
+
+
+def _check_short_regions(out: Path, snapshot: IndexSnapshot, found: Checkup, remedy: str) -> None:
+    regions, state = snapshot.short_regions, snapshot.lists_state
+    if regions is None:
+        return
+    found.counts["regions"] = int(regions.count.sum())
+    names: dict[int, list[bytes]] = {}
+    for row, path, _ in snapshot.entries:
+        names.setdefault(row, []).append(path)
+    for block in regions.blocks.damaged_blocks():
+        first, stop = block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, len(regions.records))
+        spans = np.flatnonzero((regions.first < stop) & (regions.first + regions.count > first))
+        photos = [path for row in regions.photo_rows[spans].tolist() for path in names.get(row, [])]
+        what = f"rows {first}-{stop - 1}: checksum does not match ({_listed(photos)})"
+        found.add(regions.blocks.path, what, remedy)
+    if state is not None:
+        try:
+            RegionLists(out, state, regions).verify()
+        except SearchIndexError as error:
+            found.add(*_parts(error, out, remedy))
 
 
 def _listed(names: list[bytes]) -> str:

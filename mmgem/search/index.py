@@ -89,6 +89,7 @@ class IndexReport:
     ``removed`` are gone from the folder (moved ones not counted). ``failed`` lists every photo that is in
     the folders but not in the index, those of earlier runs included. ``folders``: of the index, the first
     that to which paths are relative. ``clips`` of the ``photos`` move, and are found by their ``moments``.
+    ``shortened``: regions became short (:mod:`mmgem.search.region_rows`).
     """
 
     photos: int
@@ -101,6 +102,7 @@ class IndexReport:
     folders: tuple[Path, ...] = ()
     clips: int = 0
     moments: int = 0
+    shortened: bool = False
 
 
 def update_index(
@@ -194,6 +196,7 @@ def update_index(
         folders=tuple(roots),
         clips=clips,
         moments=moments,
+        shortened=store.shortened,
     )
 
 

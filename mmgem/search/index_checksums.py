@@ -31,7 +31,8 @@ _LISTED = 3
 
 
 class VectorBlocks:
-    """The checksums of ``vectors`` ``(R, D)`` float32 of the file ``path``, with the blocks seen so far."""
+    """The checksums of ``vectors`` ``(R, D)`` float32 (or of short regions, ``(R, w)`` uint8) of the file
+    ``path``, with the blocks seen so far."""
 
     def __init__(
         self, path: Path, vectors: np.ndarray, crcs: dict[int, int] | None, live: np.ndarray | None = None
@@ -76,7 +77,7 @@ class VectorBlocks:
 
     def crc(self, block: int) -> int:
         """CRC-32 of a block as it is on the disk."""
-        size = BLOCK_ROWS * self.vectors.shape[1] * 4
+        size = BLOCK_ROWS * self.vectors.shape[1] * self.vectors.itemsize
         return zlib.crc32(self._raw[block * size : (block + 1) * size])
 
     def _by_length(self, blocks: list[int]) -> list[int]:
@@ -96,39 +97,42 @@ class VectorBlocks:
 
 
 def block_crcs(vectors: np.ndarray) -> list[tuple[int, int]]:
-    """(block, CRC-32) of ``vectors`` ``(n, D)`` float32, the first of which is row 0 of a file."""
+    """(block, CRC-32) of ``vectors`` ``(n, w)``, the first of which is row 0 of a file."""
     return [
         (at // BLOCK_ROWS, zlib.crc32(_raw(vectors[at : at + BLOCK_ROWS])))
         for at in range(0, len(vectors), BLOCK_ROWS)
     ]
 
 
-def append_crcs(db: sqlite3.Connection, first: int, vectors: np.ndarray) -> None:
-    """Record the checksums of new rows ``first`` and on: ``vectors`` ``(n, D)`` float32. The block that was
-    not full goes on from its recorded checksum, so what is on the disk is not trusted."""
+def append_crcs(db: sqlite3.Connection, first: int, vectors: np.ndarray, table: str = "checksums") -> None:
+    """Record the checksums of new rows ``first`` and on: ``vectors`` ``(n, w)``. The block that was not full
+    goes on from its recorded checksum, so what is on the disk is not trusted."""
     at = 0
     while at < len(vectors):
         block, inside = divmod(first + at, BLOCK_ROWS)
         rows = vectors[at : at + BLOCK_ROWS - inside]
         crc = 0
         if inside:
-            (crc,) = db.execute("SELECT crc FROM checksums WHERE block = ?", (block,)).fetchone()
-        db.execute("REPLACE INTO checksums VALUES (?, ?)", (block, zlib.crc32(_raw(rows), crc)))
+            (crc,) = db.execute(f"SELECT crc FROM {table} WHERE block = ?", (block,)).fetchone()
+        db.execute(f"REPLACE INTO {table} VALUES (?, ?)", (block, zlib.crc32(_raw(rows), crc)))
         at += len(rows)
 
 
-def replace_crcs(db: sqlite3.Connection, crcs: Iterable[tuple[int, int]]) -> None:
+def replace_crcs(db: sqlite3.Connection, crcs: Iterable[tuple[int, int]], table: str = "checksums") -> None:
     """Record the (block, CRC-32) of blocks as they are now."""
-    db.executemany("REPLACE INTO checksums VALUES (?, ?)", crcs)
+    db.executemany(f"REPLACE INTO {table} VALUES (?, ?)", crcs)
 
 
-def forget_blocks(db: sqlite3.Connection, blocks: Iterable[int]) -> list[bytes]:
+def forget_blocks(
+    db: sqlite3.Connection,
+    blocks: Iterable[int],
+    contents: str = "SELECT content FROM rows WHERE row BETWEEN ? AND ?",
+) -> list[bytes]:
     """Take out the photos that have rows in ``blocks``, and make what they showed unknown; returns their
-    paths."""
+    paths. ``contents`` selects the contents with rows between two, both included."""
     paths: list[bytes] = []
     for block in blocks:
         span = block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS - 1
-        contents = "SELECT content FROM rows WHERE row BETWEEN ? AND ?"
         photos = db.execute(f"SELECT path FROM photos WHERE content IN ({contents})", span)
         paths += [path for (path,) in photos]
         db.execute(f"DELETE FROM photos WHERE content IN ({contents})", span)
@@ -137,13 +141,13 @@ def forget_blocks(db: sqlite3.Connection, blocks: Iterable[int]) -> list[bytes]:
     return paths
 
 
-def read_crcs(db: sqlite3.Connection) -> dict[int, int]:
+def read_crcs(db: sqlite3.Connection, table: str = "checksums") -> dict[int, int]:
     """CRC-32 of each block."""
-    return dict(db.execute("SELECT block, crc FROM checksums"))
+    return dict(db.execute(f"SELECT block, crc FROM {table}"))
 
 
 def _raw(vectors: np.ndarray) -> bytes:
-    return vectors.astype("<f4").tobytes()
+    return (vectors if vectors.dtype == np.uint8 else vectors.astype("<f4")).tobytes()
 
 
 def write_manifest_checksum(db: sqlite3.Connection, path: Path) -> None:

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from mmgem.errors import BusyError, SearchIndexError
+from mmgem.utils.files import sync_folder
 from mmgem.utils.locks import FileLock
 
-FORMAT = 3
-"""Of an index with clips; 1 has no checksums, and no times of change."""
+FORMAT = 4
+"""Of an index with short regions (:mod:`mmgem.search.region_rows`)."""
+CLIPS_FORMAT = 3
+"""Of one with clips."""
 PHOTOS_FORMAT = 2
-"""Of one without, which earlier versions read and write too."""
+"""Of one with neither, which earlier versions read and write too; 1 has no checksums, no times of change."""
 _DATABASE = "photos.sqlite3"
 
 
@@ -53,6 +56,12 @@ def check_version(db: sqlite3.Connection, out: Path) -> int:
     return version
 
 
+def raise_version(db: sqlite3.Connection, version: int) -> None:
+    """Say, in a transaction, that it takes the format ``version`` or a later one to read a manifest."""
+    if db.execute("PRAGMA user_version").fetchone()[0] < version:
+        db.execute(f"PRAGMA user_version = {version}")
+
+
 def read_meta(db: sqlite3.Connection, key: str) -> Any:
     """What the manifest says about the index as a whole, None if it does not."""
     row = db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -62,6 +71,19 @@ def read_meta(db: sqlite3.Connection, key: str) -> Any:
 def decode_path(stored: bytes | None) -> Path | None:
     """A path as the manifest keeps it."""
     return None if stored is None else Path(os.fsdecode(stored))
+
+
+def photo_folder(db: sqlite3.Connection, out: Path) -> Path:
+    """Where the photos are: as recorded or, if that is gone, at the same place relative to the index."""
+    folder, relative = (
+        decode_path(read_meta(db, "folder")),
+        decode_path(read_meta(db, "folder_from_index")),
+    )
+    if folder is None:
+        return out
+    if relative is not None and not folder.is_dir() and (out / relative).is_dir():
+        return (out / relative).resolve()
+    return folder
 
 
 def stored_folders(out: Path) -> list[Path]:
@@ -102,14 +124,37 @@ def vectors_file(out: Path, generation: int) -> Path:
     return out / f"vectors-{generation}.f32"
 
 
-def memmap(path: Path, rows: int, dim: int) -> np.ndarray:
+def regions_file(out: Path, generation: int) -> Path:
+    """The short regions of a generation."""
+    return out / f"regions-{generation}.u8"
+
+
+def memmap(path: Path, rows: int, dim: int, dtype: str = "<f4") -> np.ndarray:
     """Memory-map ``rows`` rows of ``dim`` numbers, read-only; raises SearchIndexError if there are fewer."""
     if rows == 0:
-        return np.zeros((0, dim), np.float32)
+        return np.zeros((0, dim), dtype)
     with errors_naming(path):
-        if path.stat().st_size < rows * dim * 4:
+        if path.stat().st_size < rows * dim * np.dtype(dtype).itemsize:
             raise too_short(path)
-        return np.asarray(np.memmap(path, "<f4", "r", shape=(rows, dim)))
+        return np.asarray(np.memmap(path, dtype, "r", shape=(rows, dim)))
+
+
+def append_rows(path: Path, first: int, rows: np.ndarray) -> None:
+    """Write ``rows`` ``(n, w)`` after the first ``first`` of a file of such rows, in the place of whatever
+    comes there, synced to disk. Raises SearchIndexError if the file has fewer."""
+    start = first * rows.shape[1] * rows.itemsize
+    new = not path.exists()
+    with errors_naming(path), path.open("w+b" if new else "r+b") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell() < start:
+            raise too_short(path)
+        file.seek(start)
+        file.write(rows.tobytes())
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+        if new:
+            sync_folder(path.parent)
 
 
 def too_short(path: Path) -> SearchIndexError:

@@ -14,7 +14,8 @@ from mmgem.data.moments import Moment
 from mmgem.data.photo_metadata import PhotoMetadata
 from mmgem.data.records import Box
 from mmgem.search.index_checksums import VectorBlocks
-from mmgem.search.index_files import FORMAT
+from mmgem.search.index_files import CLIPS_FORMAT, raise_version
+from mmgem.search.region_records import ListsState, ShortRegions
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,8 @@ class IndexSnapshot:
     (R, 4) float32 where, in shares of their photo. ``generation`` changes when rows get other numbers.
     ``sizes`` (R, 2) int32, if asked for, is the width and height of the upright photo in pixels, 0 where it
     is not known. ``manifest_verified``: the manifest has a checksum for its last change, and agrees.
-    ``moments``: of the rows that are moments of a clip, by row.
+    ``moments``: of the rows that are moments of a clip, by row. ``short_regions``: those of an index in which
+    boxes are no rows, and ``lists_state``: which file says where to look among them.
     """
 
     fingerprint: str
@@ -88,6 +90,8 @@ class IndexSnapshot:
     blocks: VectorBlocks | None = None
     manifest_verified: bool = False
     moments: Mapping[int, Moment] = field(default_factory=dict)
+    short_regions: ShortRegions | None = None
+    lists_state: ListsState | None = None
 
     def verify(self, rows: np.ndarray | None = None) -> None:
         """Compare the checksums of ``rows`` ``(n,)`` int (None: all that photos point to), those of a block
@@ -128,7 +132,7 @@ def add_moments(db: sqlite3.Connection) -> None:
     if not has_moments(db):
         for column in ("start", "end"):
             db.execute(f'ALTER TABLE rows ADD COLUMN "{column}" REAL')
-        db.execute(f"PRAGMA user_version = {FORMAT}")
+        raise_version(db, CLIPS_FORMAT)
 
 
 def count_moments(db: sqlite3.Connection) -> tuple[int, int]:

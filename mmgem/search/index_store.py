@@ -3,6 +3,7 @@
     IDX/photos.sqlite3   the manifest: what was seen where, and which content owns which vectors
                          (.photos.sqlite3.crc32: its checksum, see :mod:`mmgem.search.index_checksums`)
     IDX/vectors-G.f32    generation G of the vectors: little-endian float32, row r at byte 4·dim·r
+    IDX/regions-G.u8     that of regions, once they are many (:mod:`mmgem.search.region_rows`)
     IDX/lock             held by the one process that writes
     IDX/ann/             an HNSW index for fast search, if one is kept (:mod:`mmgem.search.hnsw`)
 
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -30,7 +30,6 @@ import numpy as np
 from mmgem.data.photo_metadata import PhotoMetadata
 from mmgem.errors import SearchIndexError
 from mmgem.search.index_checksums import (
-    BLOCK_ROWS,
     TABLE,
     VectorBlocks,
     append_crcs,
@@ -43,6 +42,7 @@ from mmgem.search.index_checksums import (
 )
 from mmgem.search.index_files import (
     PHOTOS_FORMAT,
+    append_rows,
     check_version,
     connect,
     count_rows,
@@ -51,12 +51,13 @@ from mmgem.search.index_files import (
     decode_path,
     errors_naming,
     memmap,
+    photo_folder,
     read_meta,
-    too_short,
+    regions_file,
     vectors_file,
     write_lock,
 )
-from mmgem.search.index_metadata import METADATA_TABLE, forget_metadata, unread_contents, write_metadata
+from mmgem.search.index_metadata import METADATA_TABLE, unread_contents, write_metadata
 from mmgem.search.index_records import (
     HashedFile,
     IndexSnapshot,
@@ -69,7 +70,17 @@ from mmgem.search.index_records import (
     read_sizes,
     write_rows,
 )
-from mmgem.utils.files import sync_folder
+from mmgem.search.region_lists import forget_damaged_lists, new_region_lists, read_lists_state
+from mmgem.search.region_rows import (
+    NewRegions,
+    are_due,
+    drop_damaged_regions,
+    is_compaction_due,
+    read_codec,
+    read_short_regions,
+    split_regions,
+    write_generation,
+)
 from mmgem.utils.unit_vectors import not_unit_rows
 
 _SCHEMA = (
@@ -103,6 +114,8 @@ class IndexStore:
         """``regions``: boxes a photo, at most; None: as the index has it, 0 if it is new."""
         self._out = out
         self._dropped = False  # whether rows are left that nobody can use
+        self.shortened = False
+        """Whether its regions have become short since it was opened."""
         if out.exists() and not out.is_dir():
             raise SearchIndexError(f"{out}: is a file; an index is a folder")
         with errors_naming(out):
@@ -217,10 +230,20 @@ class IndexStore:
         """Add contents and point files to contents (new or already there), in one transaction."""
         if not files:
             return
+        with errors_naming(self._out):
+            codec = read_codec(self._db) if contents else None
+        wrong = sum(len(not_unit_rows(content.vectors)) for content in contents if len(content.vectors))
+        if wrong:
+            raise SearchIndexError(f"{self._out}: {wrong} vectors are not finite and of unit length")
+        numbers: list[int] = []
+        if codec is not None:
+            split = [split_regions(content) for content in contents]
+            contents = [whole for whole, _, _ in split]
+            regions = NewRegions(
+                self._db, self._out, codec, [(vectors, boxes) for _, vectors, boxes in split]
+            )
         vectors = [content.vectors for content in contents if len(content.vectors)]
         new_rows = np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32)
-        if vectors and len(wrong := not_unit_rows(new_rows)):
-            raise SearchIndexError(f"{self._out}: {len(wrong)} vectors are not finite and of unit length")
         row = self._append(new_rows) if vectors else 0
         with self._transaction():
             if any(content.moments for content in contents):
@@ -231,13 +254,18 @@ class IndexStore:
                     "INSERT INTO contents (digest, problem, width, height) VALUES (?, ?, ?, ?)",
                     (content.digest, content.problem, *(content.size or (None, None))),
                 ).lastrowid
+                assert number is not None
+                numbers.append(number)
                 if content.metadata is not None:
                     write_metadata(self._db, content.digest, content.metadata)
                 row = write_rows(self._db, row, number, content)
+            if codec is not None:
+                regions.name(numbers)
             self._db.executemany(
                 "REPLACE INTO photos SELECT ?, ?, ?, id, ? FROM contents WHERE digest = ?",
                 [(os.fsencode(f.path), f.size, f.mtime_ns, f.ctime_ns, f.digest) for f in files],
             )
+        self._shorten_if_due()
 
     def clips(self) -> tuple[int, int]:
         """How many of the paths are clips, and how many moments they have."""
@@ -269,6 +297,11 @@ class IndexStore:
                 if file.seek(0, os.SEEK_END) < size:
                     file.truncate(size)
             dropped = self._drop(self._blocks(read_crcs(self._db)))
+            if damaged := drop_damaged_regions(self._db, self._out, self._transaction):
+                self._dropped = True
+                dropped += damaged
+            with self._transaction():
+                forget_damaged_lists(self._db, self._out)
             return sorted(os.fsdecode(name) for name in dropped)
 
     def _drop(self, blocks: VectorBlocks) -> list[bytes]:
@@ -292,39 +325,38 @@ class IndexStore:
 
     def compact(self) -> None:
         """Leave out the rows no photo points to, if they are many or damaged: write the next generation of
-        vectors."""
+        vectors. Regions of a large index that an earlier version made become short."""
+        self._shorten_if_due()
         with errors_naming(self._out):
-            total = self._row_count()
+            due = self._dropped or is_compaction_due(self._db, _MIN_DEAD_ROWS)
+        if due:
+            self._next_generation()
+        with errors_naming(self._out):
+            lists = new_region_lists(self._db, self._out)
+        if lists is not None:
+            with self._transaction():
+                lists.name(self._db)
+            lists.sweep()
+
+    def _shorten_if_due(self) -> None:
+        with errors_naming(self._out):
+            due = are_due(self._db, self._row_count())
+        if due:
+            self._next_generation(shorten=True)
+            self.shortened = True
+
+    def _next_generation(self, shorten: bool = False) -> None:
+        """Write the rows that photos point to as the next generation of vectors, and of short regions; those
+        in rows become short too if ``shorten``."""
+        with errors_naming(self._out):
             live = [row for (row,) in self._db.execute(_LIVE_ROWS)]
-        dead = total - len(live)
-        if (dead < _MIN_DEAD_ROWS or dead * 4 < total) and not self._dropped:
-            return
-        old, generation = self._vectors_file(), int(read_meta(self._db, "generation")) + 1
-        new = vectors_file(self._out, generation)
-        blocks = self._blocks(read_crcs(self._db))
-        blocks.verify()
-        stored = blocks.vectors
-        crcs: list[tuple[int, int]] = []
-        with errors_naming(new), new.open("wb") as file:
-            for start in range(0, len(live), 4096):
-                rows = stored[live[start : start + 4096]]
-                crcs += [(start // BLOCK_ROWS + block, crc) for block, crc in block_crcs(rows)]
-                file.write(rows.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-            sync_folder(self._out)
+            generation = int(read_meta(self._db, "generation"))
+            name = write_generation(self._db, self._out, self._blocks(read_crcs(self._db)), live, shorten)
         with self._transaction():
-            self._db.execute("DELETE FROM rows WHERE content NOT IN (SELECT content FROM photos)")
-            self._db.execute("DELETE FROM contents WHERE id NOT IN (SELECT content FROM photos)")
-            forget_metadata(self._db)
-            # In ascending order no new number meets an old one: each is at most the one it replaces.
-            self._db.executemany("UPDATE rows SET row = ? WHERE row = ?", list(enumerate(live)))
-            self._db.execute("DELETE FROM checksums")
-            replace_crcs(self._db, crcs)
-            self._set_meta({"generation": generation})
-        del stored, blocks
-        with suppress(OSError):  # Windows keeps a file that a reader has mapped; the next run tries again
-            old.unlink()
+            name()
+        for old in (vectors_file(self._out, generation), regions_file(self._out, generation)):
+            with suppress(OSError):  # Windows keeps a file that a reader has mapped; the next run tries again
+                old.unlink()
 
     def _prepare(self, fingerprint: str, regions: int | None) -> None:
         """Make a new manifest, or check that this one is ours; sweep what a killed compaction left."""
@@ -344,8 +376,9 @@ class IndexStore:
             raise SearchIndexError(
                 f"{self._out}: was made with {recorded} regions a photo, not {regions}; use another index"
             )
-        for stray in self._out.glob("vectors-*.f32"):
-            if stray != self._vectors_file():
+        ours = self._vectors_file(), regions_file(self._out, int(read_meta(self._db, "generation")))
+        for stray in (*self._out.glob("vectors-*.f32"), *self._out.glob("regions-*.u8")):
+            if stray not in ours:
                 with suppress(OSError):
                     stray.unlink()
 
@@ -374,19 +407,7 @@ class IndexStore:
                 f"{self._out}: holds vectors of {dim} numbers, the model gives {vectors.shape[1]}"
             )
         first = self._row_count()
-        path = self._vectors_file()
-        new = not path.exists()
-        with errors_naming(path), path.open("w+b" if new else "r+b") as file:
-            file.seek(0, os.SEEK_END)
-            if file.tell() < first * vectors.shape[1] * 4:
-                raise too_short(path)
-            file.seek(first * vectors.shape[1] * 4)
-            file.write(vectors.astype("<f4").tobytes())
-            file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
-            if new:
-                sync_folder(self._out)
+        append_rows(self._vectors_file(), first, vectors.astype("<f4"))
         return first
 
     def _row_count(self) -> int:
@@ -437,7 +458,9 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
             int(read_meta(db, "regions")),
             count_rows(db),
         )
-        is_region, relative_boxes = read_regions(db, rows) if regions else (None, None)
+        short_regions = read_short_regions(db, out)
+        in_rows = regions and short_regions is None
+        is_region, relative_boxes = read_regions(db, rows) if in_rows else (None, None)
         file = vectors_file(out, generation)
         vectors = memmap(file, rows, int(read_meta(db, "dim") or 0))
         live = np.fromiter((row for row, _, _ in entries), np.int64, len(entries))
@@ -445,7 +468,7 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
         return IndexSnapshot(
             fingerprint=read_meta(db, "fingerprint"),
             model=read_meta(db, "model") or "",
-            folder=_photo_folder(db, out),
+            folder=photo_folder(db, out),
             vectors=vectors,
             entries=entries,
             regions=regions,
@@ -456,6 +479,8 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
             blocks=VectorBlocks(file, vectors, crcs, live),
             manifest_verified=verified,
             moments=read_moments(db),
+            short_regions=short_regions,
+            lists_state=read_lists_state(db),
         )
 
 
@@ -466,16 +491,3 @@ def check_fingerprint(out: Path, indexed: str, expected: str) -> None:
             f"{out}: was built by another model ({indexed}, not {expected}); use that model, "
             f"or rebuild: delete {out} and run mmgem index again"
         )
-
-
-def _photo_folder(db: sqlite3.Connection, out: Path) -> Path:
-    """Where the photos are: as recorded or, if that is gone, at the same place relative to the index."""
-    folder, relative = (
-        decode_path(read_meta(db, "folder")),
-        decode_path(read_meta(db, "folder_from_index")),
-    )
-    if folder is None:
-        return out
-    if relative is not None and not folder.is_dir() and (out / relative).is_dir():
-        return (out / relative).resolve()
-    return folder

@@ -33,7 +33,8 @@ from mmgem.search.hnsw import HNSWIndex
 from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
 from mmgem.search.photo_table import PhotoTable
 from mmgem.search.query_terms import QueryTerm, embed_terms
-from mmgem.search.spatial_filter import SpatialFilter
+from mmgem.search.region_search import RegionSearcher, top_rows
+from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter
 from mmgem.utils.files import same_file
 from mmgem.utils.unit_vectors import unit_mean
 
@@ -42,7 +43,6 @@ _log = logging.getLogger(__name__)
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
 _QUERY_BATCH_SIZE = 32
 _FEW = 8  # rows of one in so many, or fewer, are taken out before they are compared
-_SPATIAL_WEIGHT = np.float32(0.1)
 
 
 class QueryEmbedder(Protocol):
@@ -59,7 +59,8 @@ class PhotoIndex:
 
     Its entries are the things that can be found: a photo (or, with a box, a region of one; or a moment of a
     clip) per entry, in a fixed order shared by :attr:`paths`, :attr:`boxes`, :attr:`moments` and
-    :attr:`vectors`.
+    :attr:`vectors`. Short regions, of an index with very many (:mod:`mmgem.search.region_rows`), are no
+    entries: :meth:`boxes_of` and the searches have them.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class PhotoIndex:
         folder: Path,
         hnsw: HNSWIndex | None = None,
         out: Path | None = None,
+        exact: bool = False,
     ) -> None:
-        """``hnsw``: that of ``snapshot``; None: every search is exact. ``out``: its folder, for filters."""
+        """``hnsw``: that of ``snapshot``; None: every search is exact. ``out``: its folder, for filters.
+        ``exact``: compare all short regions."""
         self.folder = folder
         self._out = out
         self.hnsw = hnsw
@@ -92,6 +95,7 @@ class PhotoIndex:
         )
         dead = np.diff(self._entry_starts) == 0
         self._not_photos, self._not_boxes = self._is_region | dead, ~self._is_region | dead
+        self._short = RegionSearcher.open(snapshot, out, ~self._not_photos, exact)
 
     @classmethod
     def open(
@@ -117,7 +121,7 @@ class PhotoIndex:
             hnsw = None if exact else HNSWIndex.open(out, snapshot)
         except (SearchIndexError, UsageError) as problem:
             _log.warning("%s; searching all vectors until then", problem)
-        return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw, out)
+        return cls(snapshot, snapshot.folder if folder is None else Path(folder), hnsw, out, exact)
 
     def __len__(self) -> int:
         return len(self._all_entries) if self._passed is None else int(self._passed.sum())
@@ -153,6 +157,7 @@ class PhotoIndex:
         view._passed = passed if self._passed is None else passed & self._passed
         dead = np.bincount(view._rows, minlength=len(self._stored)) == 0
         view._not_photos, view._not_boxes = self._is_region | dead, ~self._is_region | dead
+        view._short = None if self._short is None else self._short.filtered(~view._not_photos)
         return view
 
     @cached_property
@@ -260,6 +265,8 @@ class PhotoIndex:
         """The boxes of a photo in the index in pixels of the upright photo, the most telling first; raises
         UsageError if it is not in it."""
         first, key = self._find(path)
+        if self._short is not None:
+            return self._short.boxes_of(first)
         boxes: list[Box] = []
         for row in range(first + 1, len(self._stored)):  # the rows of its boxes come right after its own
             entries = self._all_entries[self._entry_starts[row] : self._entry_starts[row + 1]]
@@ -343,10 +350,11 @@ class PhotoIndex:
             )
         queries = self._check_queries(np.asarray(vectors, np.float32), k)
         filters = list(where) if where is not None else [None] * len(queries)
+        find = self._best_boxes if self._short is None else self._best_short_boxes
         hits: list[list[Hit]] = []
         for start in range(0, len(queries), _QUERY_BATCH_SIZE):
             batch = slice(start, start + _QUERY_BATCH_SIZE)
-            hits += self._best_boxes(queries[batch], k, filters[batch])
+            hits += find(queries[batch], k, filters[batch])
         return hits
 
     def _best_boxes(
@@ -381,6 +389,15 @@ class PhotoIndex:
             return best_of_each_photo(best, k)
 
         return [search(number) for number in range(len(queries))]
+
+    def _best_short_boxes(
+        self, queries: np.ndarray, k: int, filters: Sequence[SpatialFilter | None]
+    ) -> list[list[Hit]]:
+        """As :meth:`_best_boxes`, of short regions."""
+        assert self._short is not None
+        filtered = zip(queries, filters, strict=True)
+        finders = [self._short.finder(query, k, where, self._photos_at) for query, where in filtered]
+        return [best_of_each_photo(best, k) for best in finders]
 
     def search_many(self, vectors: np.ndarray, k: int = 10) -> list[list[Hit]]:
         """Search for each row of ``vectors`` (q, D): as :meth:`search`, but faster than one at a time."""
@@ -456,6 +473,12 @@ class PhotoIndex:
             )
         ]
 
+    def _photos_at(self, row: int) -> list[Path]:
+        """The photos of the entries of a row."""
+        numbers = range(self._entry_starts[row], self._entry_starts[row + 1])
+        passed = [n for n in numbers if self._passed is None or self._passed[n]]
+        return [self.folder / os.fsdecode(self._all_entries[n][1]) for n in passed]
+
     def name_of(self, path: Path) -> str:
         """The name of a photo, as :attr:`names` has it, by its path."""
         return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
@@ -471,24 +494,6 @@ class PhotoIndex:
     def _row_of_photo(self) -> dict[bytes, int]:
         """The row of each file; of a clip, that of its first moment."""
         return {path: row for row, path, box in reversed(self._entries) if box is None}
-
-
-def apply_spatial_filter(scores: np.ndarray, boxes: np.ndarray, where: SpatialFilter) -> np.ndarray:
-    """Scores ``(n,)`` of ``boxes`` ``(n, 4)`` (shares of their photo) for what passes ``where``: the
-    nearer to its middle the better, by up to 0.1; ``-inf`` outside."""
-    bonus = where.scores(boxes)
-    return np.where(bonus > 0, scores + _SPATIAL_WEIGHT * bonus, -np.inf)
-
-
-def top_rows(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return where the ``k`` highest of ``scores`` (R,) are, in no order, and all that tie with the last.
-
-    What scores ``-inf`` is left out: it is no result, and so many ties would make the selection slow."""
-    rows = np.flatnonzero(scores > -np.inf)
-    if k >= len(rows):
-        return rows
-    finite = scores[rows]
-    return rows[finite >= np.partition(finite, len(finite) - k)[len(finite) - k]]
 
 
 def _box(text: str | None) -> Box | None:
