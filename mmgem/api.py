@@ -212,9 +212,8 @@ class MMGEM:
         max_tokens: int = CAPTION_DEFAULTS.max_tokens,
         clip_rescore_weight: float = CAPTION_DEFAULTS.clip_rescore_weight,
     ) -> list[DecodedCaption]:
-        """:meth:`caption`, with how sure of each the model is: its ``log_prob`` a token, and ``confidence``,
-        what that means by :attr:`calibration` (None without): the share of its words that people are expected
-        to say of the image too."""
+        """:meth:`caption`, with how sure of each the model is: its ``log_prob`` a token, and by
+        :attr:`calibration` its ``confidence`` (:class:`~mmgem.inference.captioning.DecodedCaption`)."""
         options = CaptionOptions(beams, max_tokens, clip_rescore_weight=clip_rescore_weight)
         return self.rate(self._describe(images, boxes, options, embed=False)[1])
 
@@ -224,8 +223,7 @@ class MMGEM:
         if weights is None or not captions:
             return list(captions)
         shares = weights.confidence(np.array([caption.log_prob for caption in captions]))
-        pairs = zip(captions, shares.tolist(), strict=True)
-        return [replace(caption, confidence=share) for caption, share in pairs]
+        return [replace(c, confidence=share) for c, share in zip(captions, shares.tolist(), strict=True)]
 
     def describe(
         self,
@@ -298,10 +296,9 @@ class MMGEM:
         max_tokens: int = CAPTION_DEFAULTS.max_tokens,
     ) -> list[DecodedCaption]:
         """:meth:`caption_videos`, with what :meth:`caption_with_confidence` says of each."""
-        options, captions = CaptionOptions(beams, max_tokens), list[DecodedCaption]()
-        for visual in self._pooled(videos, times):
-            captions += decode_captions(self.network, self.tokenizer, visual, options)
-        return self.rate(captions)
+        options, pooled = CaptionOptions(beams, max_tokens), self._pooled(videos, times)
+        made = (decode_captions(self.network, self.tokenizer, visual, options) for visual in pooled)
+        return self.rate([caption for part in made for caption in part])
 
     def _pooled(self, videos: Sequence[VideoSource], times: Sequence[Time | None] | None) -> Iterator[Tensor]:
         """Visual embeddings of clips in chunks, each the mean of the frames of a clip."""
