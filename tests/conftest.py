@@ -6,7 +6,7 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +129,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda **_: made)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, **_: str(made.folder / repo))
     return made
+
+
+@pytest.fixture
+def run(tiny_model_folder: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """Run a command line that must succeed; returns (standard output, standard error)."""
+    from mmgem.cli.main import main
+
+    def command(*argv: object, model: Path | None = tiny_model_folder) -> tuple[str, str]:
+        capfd.readouterr()
+        code = main([*map(str, argv), *(["--model", str(model)] if model else [])])
+        out, err = capfd.readouterr()
+        assert code == 0, err
+        return out, err
+
+    return command
