@@ -184,7 +184,9 @@ def test_captions_are_the_library_s(client: httpx.Client, index: Path, model: MM
     path = index.parent / "photos" / "0001.png"
     boxes = [(0.0, 0.0, 24.0, 18.0), (10.0, 4.0, 48.0, 36.0)]
     whole = ok(client.post("/caption", json={"photo": photos(client)["0001.png"]}))
-    assert whole["captions"] == [{"box": None, "text": model.caption([path])[0]}]
+    (made,) = model.caption_with_confidence([path])
+    told = {"box": None, "text": made.text, "log_prob": pytest.approx(made.log_prob, abs=1e-4)}
+    assert whole["captions"] == [told | {"confidence": None}]
     assert (whole["width"], whole["height"]) == (48, 36)
     some = ok(client.post("/caption", files={"image": path.read_bytes()}, data={"boxes": json.dumps(boxes)}))
     assert [row["text"] for row in some["captions"]] == model.caption([path, path], boxes)
