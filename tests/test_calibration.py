@@ -329,6 +329,10 @@ def test_confidence_is_kept_with_the_weights(
     told = [(photo, c) for photo, c in zip(tiny_photos, made, strict=False) if c.finished and c.text]
     scores = model.score([photo for photo, _ in told], [c.text for _, c in told])
     np.testing.assert_allclose([c.log_prob for _, c in told], scores, atol=1e-4)
+    assert main(["caption", *map(str, tiny_photos[:4]), "--confidence", "-m", str(model_copy)]) == 0
+    assert capfd.readouterr().out == "".join(
+        f"{photo}\t{c.text}\tlog P {c.log_prob:.2f}\n" for photo, c in zip(tiny_photos, made, strict=False)
+    )
     weights = CaptionWeights(0.5, 1.0)
     replace(calibration_for(model.dim), captions=weights).save(model_copy)
     again = MMGEM.from_pretrained(model_copy)

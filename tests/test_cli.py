@@ -105,14 +105,6 @@ def test_caption_of_a_box_and_of_a_folder(run, model, tiny_photos):
     assert told["failed"] == [] and all(row["confidence"] is None for row in told["captions"])
 
 
-def test_how_sure_a_caption_is(run, model, tiny_photos):
-    out, _ = run("caption", *tiny_photos[:2], "--confidence")
-    made = model.caption_with_confidence(tiny_photos[:2])
-    assert out == "".join(
-        f"{p}\t{c.text}\tlog P {c.log_prob:.2f}\n" for p, c in zip(tiny_photos, made, strict=False)
-    )
-
-
 def test_a_box_is_cut_to_the_photo(run, tiny_photos):
     width, height = Image.open(tiny_photos[0]).size
     whole = run("caption", tiny_photos[0], "--box", f"0,0,{width},{height}")[0]
