@@ -8,9 +8,14 @@ import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    import httpx
+
+    from mmgem.api import MMGEM
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MMGEM_CONFIG"] = os.devnull  # not that of who runs the tests
@@ -144,3 +149,20 @@ def run(tiny_model_folder: Path, capfd: pytest.CaptureFixture[str]) -> Callable[
         return out, err
 
     return command
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_folder: Path) -> MMGEM:
+    """The model of ``tiny_model_folder``, one a file of tests."""
+    from mmgem.api import MMGEM
+
+    return MMGEM.from_pretrained(tiny_model_folder)
+
+
+@pytest.fixture(scope="module")
+def client(model: MMGEM, index: Path) -> Iterator[httpx.Client]:
+    """A client of a server of ``model`` and the file's own ``index``."""
+    from serving import serving
+
+    with serving(model, index) as (client, _):
+        yield client

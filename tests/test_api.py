@@ -29,11 +29,6 @@ def toy(**options: Any) -> MMGEM:
     return MMGEM(toys.network(**options), toys.tokenizer(), batch=2)
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
-
-
 def test_from_pretrained(model: MMGEM, tiny_model_folder: Path) -> None:
     assert model.dim == 8
     assert model.fingerprint == fingerprint(tiny_model_folder)

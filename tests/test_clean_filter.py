@@ -25,11 +25,6 @@ from mmgem.errors import DataError, ImageError, UsageError
 from mmgem.utils.work_file import WorkFile
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
-
-
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Forty photos with three captions each; one more that cannot be read, and one without captions."""

@@ -16,7 +16,7 @@ import toys
 from PIL import Image
 from tiny import save_photos
 
-from mmgem import MMGEM, __version__
+from mmgem import __version__
 from mmgem.cli import main as main_module
 from mmgem.cli.main import main
 from mmgem.data import image_kinds
@@ -26,11 +26,6 @@ VERBS = (  # noqa: SIM905
     "serve plan train adopt compare eval calibrate mosaic check export pull completion corpus data store"
 ).split()
 ROOT = Path(main_module.__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def model(tiny_model_folder):
-    return MMGEM.from_pretrained(tiny_model_folder)
 
 
 @pytest.fixture

@@ -27,11 +27,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> list[Path]:
     toys.photos(tmp_path / "my", train=12, dev=0)

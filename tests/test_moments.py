@@ -211,11 +211,6 @@ def test_a_store_keeps_seconds(folder: Path, out: Path, tmp_path: Path) -> None:
 # The model -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
-
-
 def test_pooling_over_time_is_roi_align_over_time() -> None:
     frames = torch.randn(8, 5)
     pooled = pool_segments(frames, [3, 5])

@@ -17,11 +17,6 @@ from mmgem.cli.main import main
 from mmgem.search.search import PhotoIndex
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
-
-
 @pytest.fixture
 def photos(tiny_photos: list[Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_photos[0].parent, tmp_path / "photos"))

@@ -33,11 +33,6 @@ LOADED = "$('#large').naturalWidth && !$('#frame.loading')"
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
-
-
-@pytest.fixture(scope="module")
 def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     for n in range(PHOTOS):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import films
@@ -10,15 +9,14 @@ import httpx
 import pytest
 from browser import Browser
 from selenium.webdriver.common.keys import Keys
-from serving import serving
-from test_page import LOADED, address, model, page, window  # noqa: F401 - fixtures
+from test_page import LOADED, address, page, window  # noqa: F401 - fixtures
 
 from mmgem import MMGEM
 from mmgem.search.index import update_index
 
 
 @pytest.fixture(scope="module")
-def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
     (folder / "photos").mkdir()
     films.scene(9).save(folder / "photos" / "a.png")
@@ -27,12 +25,6 @@ def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
     films.save_gif(folder / "photos" / "d.gif", (4,))
     update_index(folder / "idx", folder / "photos", lambda: model, model.fingerprint)
     return folder / "idx"
-
-
-@pytest.fixture(scope="module")
-def client(model: MMGEM, index: Path) -> Iterator[httpx.Client]:  # noqa: F811
-    with serving(model, index) as (client, _):
-        yield client
 
 
 def test_tiles_tell_when_a_moment_is(page: Browser, client: httpx.Client) -> None:  # noqa: F811

@@ -13,7 +13,7 @@ from browser import Browser
 from PIL import ExifTags, Image
 from selenium.webdriver.common.keys import Keys
 from serving import serving
-from test_page import SHOWN, address, ask, ids, model, page, window  # noqa: F401 - fixtures
+from test_page import SHOWN, address, ask, ids, page, window  # noqa: F401 - fixtures
 from tiny import save_photo
 
 from mmgem import MMGEM
@@ -39,7 +39,7 @@ def save_told_photo(
 
 
 @pytest.fixture(scope="module")
-def client(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:  # noqa: F811
+def client(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("filters")
     for n in range(6):
         photo = folder / "photos" / ("sea" if n < 3 else "home/garden") / f"IMG_{n}.png"

@@ -9,7 +9,7 @@ import pytest
 from browser import Browser
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.keys import Keys
-from test_page import LOADED, SHOWN, address, corpus, index, model, page, server, window  # noqa: F401 - fixtures
+from test_page import LOADED, SHOWN, address, corpus, index, page, server, window  # noqa: F401 - fixtures
 
 FILTERS = (
     "folder=a/rather/long/folder/name/of/many/parts&name=*.png&date=2001-02..2999&orientation=landscape"

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from browser import Browser
 from serving import data_uri, picture, serving
-from test_page import LOADED, SHOWN, address, ask, corpus, ids, index, model, page, server, window  # noqa: F401
+from test_page import LOADED, SHOWN, address, ask, corpus, ids, index, page, server, window  # noqa: F401
 
 from mmgem import MMGEM
 from mmgem.serve.routes import photos as photo_routes
@@ -93,7 +93,7 @@ def test_what_is_said_over_a_photo_stays_on_a_phones_screen(page: Browser, serve
 
 def test_a_photo_keeps_its_name_while_the_server_is_away(
     page: Browser,  # noqa: F811
-    model: MMGEM,  # noqa: F811
+    model: MMGEM,
     index: Path,  # noqa: F811
 ) -> None:
     with serving(model, index) as (client, _):
@@ -110,7 +110,7 @@ def test_a_photo_keeps_its_name_while_the_server_is_away(
 
 def test_on_its_own_machine_a_path_is_copied_and_a_folder_opened(
     page: Browser,  # noqa: F811
-    model: MMGEM,  # noqa: F811
+    model: MMGEM,
     index: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

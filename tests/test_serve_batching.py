@@ -8,7 +8,6 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -161,11 +160,6 @@ def test_one_who_leaves_does_not_cancel_the_others() -> None:
                 await once.get("b", fail)
 
     asyncio.run(run())
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import films
@@ -21,23 +20,12 @@ from mmgem.search.search import PhotoIndex
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
-
-
-@pytest.fixture(scope="module")
 def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     save_photos(folder / "photos", 2)
     films.save_film(folder / "photos" / "film.mp4", (1, 2, 3))
     update_index(folder / "idx", folder / "photos", lambda: model, model.fingerprint)
     return folder / "idx"
-
-
-@pytest.fixture(scope="module")
-def client(model: MMGEM, index: Path) -> Iterator[httpx.Client]:
-    with serving(model, index) as (client, _):
-        yield client
 
 
 def test_the_wall_has_a_photo_a_moment(client: httpx.Client, index: Path) -> None:

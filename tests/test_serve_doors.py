@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 from serving import data_uri, picture, serving
@@ -30,11 +29,6 @@ fe80::1 fe80::1%eth0 2606:4700::1111%eth0 fc00::1 fd00:ec2::254 ff02::1 ff0e::1 
 100::1 5f00::1 2606:4700::5efe:a00:1 2606:4700::200:5efe:a00:1 4000::1 word
 """.split()  # noqa: SIM905
 PUBLIC = ["8.8.8.8", "1.1.1.1", "168.63.129.15", "100.63.255.255", "2606:4700:4700::1111", "2a00:1450::1"]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
 
 
 def test_the_table_of_addresses() -> None:

@@ -33,11 +33,6 @@ from mmgem.utils.files import open_regular
 JSON = {"content-type": "application/json"}
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
-
-
 async def as_a_request(work: Awaitable[Any]) -> Any:
     """``work`` in a request of its own."""
 

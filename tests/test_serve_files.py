@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import films
@@ -11,7 +10,7 @@ import httpx
 import pytest
 from PIL import ExifTags, Image
 from serving import serving
-from test_serve_routes import model, ok, refused  # noqa: F401 - a fixture
+from test_serve_routes import ok, refused
 from tiny import save_photo
 
 from mmgem import MMGEM
@@ -24,7 +23,7 @@ from mmgem.serve.reveal import reveal
 
 
 @pytest.fixture(scope="module")
-def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     for n in range(6):
         photo = save_photo(folder / "photos" / ("a" if n < 2 else "a/b" if n < 4 else "c") / f"{n}.png", n)
@@ -39,12 +38,6 @@ def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:  # no
     films.save_gif(folder / "photos" / "c" / "film.gif", (1, 2, 3))
     update_index(folder / "idx", folder / "photos", lambda: model, model.fingerprint)
     return folder / "idx"
-
-
-@pytest.fixture(scope="module")
-def client(model: MMGEM, index: Path) -> Iterator[httpx.Client]:  # noqa: F811
-    with serving(model, index) as (client, _):
-        yield client
 
 
 def test_the_list_passes_filters_as_a_search_does(client: httpx.Client, index: Path) -> None:
@@ -99,7 +92,7 @@ def test_facts_of_a_photo_and_the_shots_of_a_clip(client: httpx.Client, index: P
 
 def test_only_its_own_machine_sees_paths_and_opens_folders(
     client: httpx.Client,
-    model: MMGEM,  # noqa: F811
+    model: MMGEM,
     index: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
@@ -26,11 +25,6 @@ from mmgem.errors import UsageError
 from mmgem.serve.errors import APIError
 from mmgem.serve.remote import public_address
 from mmgem.serve.server import listen
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,11 +15,6 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from serving import data_uri, image_part, picture, serving
 
 from mmgem import MMGEM
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
 
 
 @pytest.fixture(scope="module")

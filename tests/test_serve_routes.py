@@ -32,11 +32,6 @@ from mmgem.serve.image_input import PhotoSource
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model_folder: Path) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
-
-
-@pytest.fixture(scope="module")
 def index(model: MMGEM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     save_photos(folder / "photos", 8)

@@ -15,7 +15,6 @@ import pytest
 import toys
 from tiny import save_photos
 
-from mmgem import MMGEM
 from mmgem.cli.classify import read_classes
 from mmgem.cli.main import main
 from mmgem.cli.serve import _token
@@ -35,11 +34,6 @@ from mmgem.utils.text_files import read_text
 
 BOM = b"\xef\xbb\xbf"
 HALF = "a \udce9 dog"
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_folder) -> MMGEM:
-    return MMGEM.from_pretrained(tiny_model_folder)
 
 
 # --- the edge of the API
