@@ -29,6 +29,7 @@ from mmgem.inference.calibration import (
     CaptionWeights,
     MatchCalibration,
     MatchWeights,
+    logistic,
     match_features,
 )
 from mmgem.inference.captioning import DecodedCaption
@@ -242,7 +243,7 @@ def fit_weights(draws: Sequence[MatchDraws], mean: np.ndarray, std: np.ndarray) 
 def logistic_regression(
     features: np.ndarray, targets: np.ndarray, ridge: float = _RIDGE, steps: int = 50
 ) -> tuple[np.ndarray, float]:
-    """Weights ``(f,)`` and bias of the most likely logistic model of ``targets`` ``(n,)``, 0 or 1, by
+    """Weights ``(f,)`` and bias of the most likely logistic model of ``targets`` ``(n,)``, from 0 to 1, by
     ``features`` ``(n, f)``; ``ridge`` holds the weights of standardised features down."""
     centre, scale = features.mean(axis=0), features.std(axis=0)
     scale = np.where(scale > 0, scale, 1)
@@ -250,7 +251,7 @@ def logistic_regression(
     penalty = np.append(np.full(features.shape[1], ridge), 0)
     weights = np.zeros(inputs.shape[1])
     for _ in range(steps):
-        probabilities = 0.5 * (1 + np.tanh(inputs @ weights / 2))
+        probabilities = logistic(inputs @ weights)
         gradient = inputs.T @ (probabilities - targets) / len(inputs) + penalty * weights
         curvature = probabilities * (1 - probabilities) / len(inputs)
         hessian = inputs.T @ (inputs * curvature[:, None]) + np.diag(penalty + 1e-9)

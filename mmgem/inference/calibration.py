@@ -60,6 +60,11 @@ class Background:
         return queries @ self.mean, np.sqrt(variances)
 
 
+def logistic(logits: np.ndarray) -> np.ndarray:
+    """Probabilities ``(n,)`` of log odds ``(n,)``, of their dtype; never overflows."""
+    return np.asarray(0.5 * (1 + np.tanh(logits / 2)))
+
+
 @dataclass(frozen=True, slots=True)
 class MatchWeights:
     """A logistic regression of "it is there" on what is known of the best cosine."""
@@ -74,8 +79,7 @@ class MatchWeights:
     def probability(self, features: np.ndarray) -> np.ndarray:
         """Probabilities ``(n,)`` float32 of :func:`match_features` ``(n, 4)``."""
         weights = [self.cosine, self.background_mean, self.background_std, self.log_size]
-        logits = features @ np.array(weights) + self.bias
-        return (0.5 * (1 + np.tanh(logits / 2))).astype(np.float32)
+        return logistic(features @ np.array(weights) + self.bias).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class CaptionWeights:
 
     def confidence(self, log_prob: np.ndarray) -> np.ndarray:
         """Expected shares ``(n,)`` float32 of log P a token ``(n,)``."""
-        return (0.5 * (1 + np.tanh((self.log_prob * log_prob + self.bias) / 2))).astype(np.float32)
+        return logistic(self.log_prob * log_prob + self.bias).astype(np.float32)
 
 
 def match_features(cosines: np.ndarray, mean: np.ndarray, std: np.ndarray, size: Any) -> np.ndarray:

@@ -11,10 +11,15 @@ MAX_FIT_ROWS = 50_000
 """Rows, at most, that axes are found from."""
 
 
+def fit_sample(rows: np.ndarray) -> np.ndarray:
+    """Evenly spaced ones of ``rows`` ``(n, ...)``: all, or about :data:`MAX_FIT_ROWS`."""
+    return rows[:: max(1, len(rows) // MAX_FIT_ROWS)]
+
+
 def pca_components(vectors: np.ndarray, dims: int) -> np.ndarray:
     """The ``dims`` orthogonal directions (D, dims) float32 in which rows (n, D) are longest, the longest
     first: eigenvectors of their second moments."""
-    sample = np.asarray(vectors[:: max(1, len(vectors) // MAX_FIT_ROWS)], np.float32)
+    sample = np.asarray(fit_sample(vectors), np.float32)
     eigenvectors = np.linalg.eigh((sample.T @ sample).astype(np.float64))[1]  # the shortest first
     return np.ascontiguousarray(eigenvectors[:, : -dims - 1 : -1], np.float32)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmgem.data.records import Box
-from mmgem.inference.pca import MAX_FIT_ROWS
+from mmgem.inference.pca import fit_sample
 
 CODE_BYTES = 168
 """Of a vector, at most."""
@@ -51,7 +51,7 @@ class RegionCodec:
     @classmethod
     def fit(cls, vectors: np.ndarray, code_bytes: int = CODE_BYTES) -> RegionCodec:
         """The codec for vectors such as ``vectors`` (n, D) float32."""
-        sample = np.asarray(vectors[:: max(1, len(vectors) // MAX_FIT_ROWS)], np.float32)
+        sample = np.asarray(fit_sample(vectors), np.float32)
         mean = sample.mean(0)
         centred = sample - mean
         variance, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(sample))
@@ -119,8 +119,9 @@ class RegionCodec:
         return (queries @ self.axes) * self.steps, queries @ self.mean
 
     def decode(self, records: np.ndarray) -> np.ndarray:
-        """The vectors (n, D) float32, about of unit length, that records stand for."""
-        return (self.units(records) * self.steps) @ self.axes.T + self.mean
+        """The vectors (n, D) float64, about of unit length, that records stand for; so wide that they are the
+        same however many come at once."""
+        return np.asarray((self.units(records) * self.steps.astype(np.float64)) @ self.axes.T + self.mean)
 
     @staticmethod
     def boxes(records: np.ndarray) -> np.ndarray:

@@ -43,12 +43,10 @@ class ShortRegions:
         return self.photo_rows[spans].tolist(), places
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """The vectors (n, D) float32 of unit length that ``rows`` (n,) stand for. Sums are of float64, so
-        they are the same however many come at once. Raises SearchIndexError if they are damaged."""
+        """The vectors (n, D) float32 of unit length that ``rows`` (n,) stand for. Raises SearchIndexError if
+        they are damaged."""
         self.blocks.verify(rows)
-        codec = self.codec
-        vectors = (codec.units(self.records[rows]) * codec.steps.astype(np.float64)) @ codec.axes.T
-        vectors += codec.mean
+        vectors = self.codec.decode(self.records[rows])
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 

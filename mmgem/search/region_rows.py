@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgem.inference.pca import MAX_FIT_ROWS
+from mmgem.inference.pca import fit_sample
 from mmgem.search.index_checksums import (
     BLOCK_ROWS,
     VectorBlocks,
@@ -233,7 +233,7 @@ def _shorten(
     table = np.fromiter((n for pair in owners for n in pair), np.int64).reshape(-1, 2)
     rows, contents = table[:, 0], table[:, 1]
     boxes = read_regions(db, len(vectors))[1][rows]
-    codec = RegionCodec.fit(vectors[np.sort(rows[:: max(1, len(rows) // MAX_FIT_ROWS)])])
+    codec = RegionCodec.fit(vectors[np.sort(fit_sample(rows))])
     blocks = (
         codec.encode(vectors[rows[at : at + _ROWS_AT_ONCE]], boxes[at : at + _ROWS_AT_ONCE])
         for at in range(0, len(rows), _ROWS_AT_ONCE)

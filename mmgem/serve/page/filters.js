@@ -41,7 +41,7 @@ export function drawFilters(state) {
   const [first, last] = state.date.includes("..") ? state.date.split("..") : [state.date, state.date];
   elements.from.value = first.trim();
   elements.to.value = last.trim();
-  const [, place, distance] = state.near.match(/^(.*),\s*([^,]*)$/) ?? [null, state.near, ""];
+  const [, place, distance] = nearParts(state.near) ?? [null, state.near, ""];
   elements.place.value = place;
   const choices = [...elements.within.options].map((option) => option.value);
   if (distance && !choices.includes(distance)) elements.within.add(new Option(spaced(distance), distance));
@@ -68,13 +68,14 @@ const WORDS = {
   min_width: (value) => `${value} px wide or more`,
   min_height: (value) => `${value} px high or more`,
   near: (value) => {
-    const [, place, distance] = value.match(/^(.*),\s*([^,]*)$/) ?? [];
+    const [, place, distance] = nearParts(value) ?? [];
     return place ? `Within ${spaced(distance)} of ${place}` : `Near ${value}`;
   },
   changed: (value) => `Changed ${period(value)}`,
   lacks: (value) => `Without ${value}`,
 };
 
+const nearParts = (value) => value.match(/^(.*),\s*([^,]*)$/); // all of it, place, distance
 const spaced = (distance) => distance.replace(/k?m$/, " $&"); // 10 km
 
 function period(value) {

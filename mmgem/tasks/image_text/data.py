@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 import torch
@@ -82,7 +82,7 @@ def read_batches(
     box_records, box_source = world.main_process_first(
         lambda: _read_regions(recipe, network, tokenizer.prep, records, source, labels)
     )
-    dev = _read_dev(recipe, network, tokenizer, world)
+    dev = _read_dev(recipe, network, tokenizer, world, records[: len(records) - extra])
     texts = distinct_texts(records + box_records, bool(recipe.data.translation_prob))
     teacher_texts = world.main_process_first(lambda: embed_captions(*teacher, texts) if teacher else None)
     size, seed = recipe.train.batch_size, recipe.train.seed
@@ -175,7 +175,14 @@ def _stream_batches(
     return Ahead(batches, data.workers), _read_dev(recipe, network, tokenizer, world)
 
 
-def _read_dev(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world: World) -> Dev | None:
+def _read_dev(
+    recipe: Recipe,
+    network: MMGEMNetwork,
+    tokenizer: Tokenizer,
+    world: World,
+    learned: Sequence[Record] = (),
+) -> Dev | None:
+    """What is measured on; None: nothing. The labels of ``learned``, too, are names to tell images by."""
     data = recipe.data
     path = data.dev or data.train
     if path is None or not (data.dev or data.dev_split):
@@ -189,8 +196,7 @@ def _read_dev(recipe: Recipe, network: MMGEMNetwork, tokenizer: Tokenizer, world
         records = _load(path, data.dev_split, "data.dev_split")
     names: list[str] = []
     if data.labels:
-        shown = records if data.train is None else [*records, *read_train(data)]
-        names = sorted({record.label for record in shown if record.label is not None})
+        names = sorted({record.label for record in (*records, *learned) if record.label is not None})
     records = _described(
         records, path, data.dev_split, world, lambda r: bool(r.captions or (names and r.label))
     )
