@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mmgem.data.clips import find_shots
     from mmgem.data.images import ImageSource
     from mmgem.data.readers import load_dataset
-    from mmgem.data.records import Box, Record, Region, read_jsonl, write_jsonl
+    from mmgem.data.records import Box, Media, Record, Region, read_jsonl, write_jsonl
     from mmgem.data.shots import Shot
     from mmgem.encoders import ENCODERS
     from mmgem.encoders.base import Encoder
@@ -98,6 +98,7 @@ _EXPORTS = {
     "MMGEM": "api",
     "MMGEMError": "errors",
     "MMGEMNetwork": "models.network",
+    "Media": "data.records",
     "NETWORKS": "models.networks",
     "Passage": "self_retrieval.passages",
     "PhotoIndex": "search.search",
@@ -178,6 +179,7 @@ __all__ = [
     "ImageTextTask",
     "MMGEMError",
     "MMGEMNetwork",
+    "Media",
     "Passage",
     "PhotoIndex",
     "Query",

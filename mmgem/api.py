@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,9 @@ from torch import Tensor
 from mmgem.checkpoints.hub import read_card, upload, with_front_matter
 from mmgem.checkpoints.model_folder import load_model, save_model
 from mmgem.checkpoints.resolve import fingerprint, lasting_name, resolve
-from mmgem.data.clips import frames_of
 from mmgem.data.images import ImageSource, other_files
 from mmgem.data.moments import to_moment
-from mmgem.data.records import Box
+from mmgem.data.records import Box, Media
 from mmgem.data.texts import check_text, check_texts
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import ImageError, UsageError
@@ -32,10 +31,9 @@ from mmgem.export.run import Backend, use_graphs, wanted_graphs
 from mmgem.inference.calibration import MatchCalibration
 from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.inference.captioning import DecodedCaption, decode_captions
-from mmgem.inference.images import encode_images, find_regions, text_heatmaps
+from mmgem.inference.images import VisualSource, encode_images, find_regions, text_heatmaps
 from mmgem.inference.texts import embed_texts, truncate_embeddings, unit_rows
 from mmgem.models.network import MMGEMNetwork
-from mmgem.models.pooling import pool_segments
 from mmgem.search.hnsw import update_hnsw_index
 from mmgem.search.index import update_index
 from mmgem.search.index_store import check_fingerprint
@@ -44,6 +42,8 @@ from mmgem.search.search import PhotoIndex
 from mmgem.utils.progress import track
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LISTED = 20  # photos that are skipped, by name
 
@@ -57,7 +57,8 @@ class MMGEM:
     """One model that embeds, captions and scores images and texts.
 
     Build it with :meth:`from_pretrained`. All methods take any number of inputs and work in batches of
-    ``batch``; images may be paths, PIL pictures, ``(H, W, 3)`` uint8 arrays or encoded bytes, mixed.
+    ``batch``; images may be paths, PIL pictures, ``(H, W, 3)`` uint8 arrays or encoded bytes, mixed. Where
+    boxes may be given, what a record of a dataset is of (``record.source``) may be, too: an image or a clip.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class MMGEM:
     @torch.inference_mode()
     def embed_images(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | Media],
         boxes: Sequence[Box | None] | None = None,
         dimensions: int | None = None,
     ) -> np.ndarray:
@@ -186,7 +187,7 @@ class MMGEM:
 
     def caption(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | Media],
         boxes: Sequence[Box | None] | None = None,
         beams: int = CAPTION_DEFAULTS.beams,
         max_tokens: int = CAPTION_DEFAULTS.max_tokens,
@@ -206,7 +207,7 @@ class MMGEM:
 
     def caption_with_confidence(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | Media],
         boxes: Sequence[Box | None] | None = None,
         beams: int = CAPTION_DEFAULTS.beams,
         max_tokens: int = CAPTION_DEFAULTS.max_tokens,
@@ -227,7 +228,7 @@ class MMGEM:
 
     def describe(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | Media],
         boxes: Sequence[Box | None] | None = None,
         beams: int = CAPTION_DEFAULTS.beams,
         max_tokens: int = CAPTION_DEFAULTS.max_tokens,
@@ -244,7 +245,7 @@ class MMGEM:
     @torch.inference_mode()
     def _describe(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | Media],
         boxes: Sequence[Box | None] | None,
         options: CaptionOptions,
         embed: bool = True,
@@ -301,25 +302,22 @@ class MMGEM:
         return self.rate([caption for part in made for caption in part])
 
     def _pooled(self, videos: Sequence[VideoSource], times: Sequence[Time | None] | None) -> Iterator[Tensor]:
-        """Visual embeddings of clips in chunks, each the mean of the frames of a clip."""
+        """Visual embeddings of clips, in chunks."""
         if isinstance(videos, str | os.PathLike):
             raise UsageError("videos must be a list, not one video")
         moments = [None] * len(videos) if times is None else list(times)
         if len(moments) != len(videos):
             raise UsageError(f"{len(videos)} videos but {len(moments)} times")
-        frames, counts = list[ImageSource](), list[int]()
-        for number, (video, time) in enumerate(zip(videos, moments, strict=True)):
+        clips: list[VisualSource] = []
+        for video, time in zip(videos, moments, strict=True):
             if isinstance(video, str | os.PathLike):
-                taken: Sequence[ImageSource] = frames_of(video, None if time is None else to_moment(time))
-            else:
-                taken = _listed(video)
-                if time is not None or not len(taken):
-                    raise UsageError("a list of frames must have some, and no time")
-            frames += taken
-            counts.append(len(taken))
-            if len(frames) >= self.batch or number == len(videos) - 1:
-                yield pool_segments(torch.cat(list(self._visual(frames, None))), counts)
-                frames, counts = [], []
+                clips.append(Media("video", (Path(video),), None if time is None else to_moment(time)))
+                continue
+            frames = tuple(_listed(video))
+            if time is not None or not frames:
+                raise UsageError("a list of frames must have some, and no time")
+            clips.append(frames)
+        yield from self._visual(clips, None)
 
     @torch.inference_mode()
     def score(self, images: Sequence[ImageSource], texts: Sequence[str]) -> np.ndarray:
@@ -424,7 +422,7 @@ class MMGEM:
         vectors = torch.from_numpy(self.embed_texts(texts)).to(self.network.emb_token.device)
         return text_heatmaps(self.network, self.tokenizer.prep, image, vectors, cells).float().cpu().numpy()
 
-    def _visual(self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None) -> Iterator[Tensor]:
+    def _visual(self, images: Sequence[VisualSource], boxes: Sequence[Box | None] | None) -> Iterator[Tensor]:
         """Visual embeddings in chunks, one row an image or box; neighbours of one path share its maps."""
         images = _listed(images)
         if boxes is None:
@@ -433,7 +431,7 @@ class MMGEM:
             return
         if len(boxes) != len(images):
             raise UsageError(f"{len(images)} images but {len(boxes)} boxes")
-        groups: list[tuple[ImageSource, list[Box | None]]] = []
+        groups: list[tuple[VisualSource, list[Box | None]]] = []
         for image, box in zip(images, boxes, strict=True):
             if groups and _same(groups[-1][0], image):
                 groups[-1][1].append(box)
@@ -479,7 +477,7 @@ def open_index(
     return index
 
 
-def _listed(images: Sequence[ImageSource]) -> Sequence[ImageSource]:
+def _listed(images: Sequence[T]) -> Sequence[T]:
     if isinstance(images, str | bytes | os.PathLike | Image.Image):
         raise UsageError("images must be a list, not one image")
     if not isinstance(images, Sequence | np.ndarray):
@@ -495,6 +493,6 @@ def _clip_rescore_weight(weight: float, assess: float | None) -> float:
     return assess
 
 
-def _same(one: ImageSource, other: ImageSource) -> bool:
+def _same(one: VisualSource, other: VisualSource) -> bool:
     """Whether both are one picture for certain: one object, or one path."""
     return one is other or (isinstance(one, str | Path) and isinstance(other, str | Path) and one == other)

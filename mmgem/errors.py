@@ -40,6 +40,10 @@ class ImageError(DataError):
     """An image that cannot be decoded; names the file and the reason."""
 
 
+class MomentError(ImageError, UsageError):
+    """A moment that a clip does not have, being over by then; one of several such clips is skipped."""
+
+
 class TransientImageError(ImageError):
     """An image that could not be read now, for want of memory or files or by a fault of the disk: nothing is
     known of its bytes, so it is not a verdict on them, and the next run tries again."""

@@ -97,6 +97,7 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     films.save_gif(folder / "home" / "Pictures" / "cat.gif")
     for name in ("my", "flickr8k", "pairs"):
         toys.photos(folder / name)
+    toys.photos_and_clips(folder / "my" / "clips")
     (folder / "data.jsonl").symlink_to(folder / "my" / "captions.jsonl")
     (folder / "images").symlink_to(folder / "my" / "images")
     save_photos(folder / "classes" / "cat", 2)

@@ -72,6 +72,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "folder": folder,
         "tower": folder / "tower",
         "learned": learned,
+        "clips": str(toys.photos_and_clips(folder / "clips")),
         "shards": folder / "shards",
         "data": data,
         "regions": regions(data),
@@ -110,6 +111,7 @@ def cases(world: dict[str, Any]) -> dict[str, Recipe]:
         "corpus": made(world, "efficient", **corpus, optim__lr_embeddings=1e-3),
         # No queries: nothing is asked of what is read, and the last pass has no loss.
         "named": made(world, "efficient", **(corpus | {"self_retrieval__queries": []})),
+        "clips": made(world, data__train=world["clips"]),
         "chunks": made(world, train__grad_cache_chunk_size=2, **boxes),
         "streamed": made(
             world, data__train=str(world["shards"]), data__cached=False, data__workers=1, data__split=""

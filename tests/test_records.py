@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmgem.data.readers import load_dataset
 from mmgem.data.records import Media, Record, Region, keep_split, read_jsonl, write_jsonl
 from mmgem.errors import DataError, UsageError
 
@@ -322,5 +324,58 @@ def test_an_image_is_media_of_one_source(tmp_path):
     assert replace(record, captions=()) == Record(tmp_path / "1.jpg", label="dog")
     assert pickle.loads(pickle.dumps(record)) == record  # as workers get it
     clip = Record(Media("video", (tmp_path / "1.mp4",)))
-    with pytest.raises(UsageError, match=r"1\.mp4: video is no image"):
+    with pytest.raises(UsageError, match=r"1\.mp4: is a video, and only images"):
         _ = clip.image
+
+
+CLIP = {"video": "trip/a.mp4", "start": 3, "end": 7.5, "captions": ["A dog."], "video_id": 7}
+
+
+def test_clips(tmp_path):
+    file = tmp_path / "clips.jsonl"
+    rows = [CLIP, {"video": "b.gif"}, {"video": "b.gif", "start": None, "end": None, "captions_de": "Hund"}]
+    rows += [{"image": "c.jpg", "video": "c.mov", "start": 1, "end": "late"}]  # a live photo, say: an image
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, whole, other, image = records = read_jsonl(file)
+    assert first.media == Media("video", (tmp_path / "trip" / "a.mp4",), (3.0, 7.5))
+    assert first.source is first.media and first.meta == {"video_id": 7} and first.captions == ("A dog.",)
+    assert (str(first.media), first.media.name) == (f"{tmp_path}/trip/a.mp4 3-7.5", "a.mp4 3-7.5")
+    assert whole.media == other.media == Media("video", (tmp_path / "b.gif",)) and str(whole.media).endswith(
+        ".gif"
+    )
+    assert image.source == image.image == tmp_path / "c.jpg"
+    assert image.meta == {"video": "c.mov", "start": 1, "end": "late"}
+    with pytest.raises(UsageError, match=r"a\.mp4: is a video, and only images"):
+        _ = first.image
+    write_jsonl(tmp_path / "again.jsonl", records)
+    assert read_jsonl(tmp_path / "again.jsonl") == records == load_dataset(tmp_path / "again.jsonl")
+    (tmp_path / "one.json").write_text(json.dumps(CLIP))
+    assert load_dataset(tmp_path / "one.json") == [first]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": None}, "start and end must be seconds, 0 or more, both or none, not null and 7.5"),
+        ({"end": None}, "start and end must be seconds, 0 or more, both or none, not 3 and null"),
+        ({"start": 8}, "start and end must be seconds"),
+        ({"start": -1}, "start and end must be seconds"),
+        ({"start": True}, "start and end must be seconds"),
+        ({"end": "7"}, "start and end must be seconds"),
+        ({"end": 10**400}, "start and end must be seconds"),
+        ({"video": ""}, "video must be a file path, not an empty string"),
+        ({"video": ["a.mp4"]}, "video must be a file path, not a list"),
+        ({"video": "http://a/b.mp4"}, "video must be a file path, URLs are not fetched"),
+        ({"regions": [{"box": [0, 0, 1, 1]}]}, "regions: only images have some"),
+    ],
+)
+def test_malformed_clips(tmp_path, change, message):
+    (tmp_path / "a.jsonl").write_text(json.dumps(CLIP | change))
+    with pytest.raises(DataError, match=re.escape(f"a.jsonl:1: {message}")):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_a_video_is_no_image(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"image": "a.MP4", "captions": ["A dog."]}')
+    with pytest.raises(DataError, match=r'a\.jsonl:1: image is a video; write "video": "a\.MP4"'):
+        read_jsonl(tmp_path / "a.jsonl")

@@ -213,6 +213,32 @@ def photos(folder: Path, train: int = 24, dev: int = 8, seed: int = 0) -> Path:
     return path
 
 
+COLOURS = {"red": (220, 30, 30), "green": (30, 180, 30), "blue": (30, 30, 220), "black": (10, 10, 10)}
+
+
+def photos_and_clips(folder: Path, train: int = 24, dev: int = 8, seed: int = 0) -> Path:
+    """Write photos and clips of 6 seconds, as many each, of noise in four colours, captioned with these; of
+    some clips a moment is meant. Returns the dataset file."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(train + dev):
+        name, colour = list(COLOURS.items())[i % 4]
+        noisy = (np.array(colour) + rng.integers(0, 30, (6, 32, 32, 3))).astype(np.uint8)
+        first, *rest = map(Image.fromarray, noisy)
+        row: dict[str, Any] = {"captions": [f"a {name} {thing}" for thing in ("ball", "boat")]}
+        if i % 8 < 4:
+            first.save(folder / f"{i}.png")
+            row |= {"image": f"{i}.png"}
+        else:
+            first.save(folder / f"{i}.webp", save_all=True, append_images=rest, duration=1000, lossless=True)
+            row |= {"video": f"{i}.webp"} | ({"start": 1, "end": 5.2} if i % 3 else {})
+        lines.append(json.dumps(row | {"split": "train" if i < train else "dev"}))
+    path = folder / "captions.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def passages(count: int = 9, titles: int = 3, seed: int = 0) -> list[Passage]:
     """Passages of toy words, ``titles`` titles in turn."""
     rng = np.random.default_rng(seed)

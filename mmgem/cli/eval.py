@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mmgem.api import MMGEM
-    from mmgem.data.records import Record
+    from mmgem.data.records import Media, Record
 
 _TASKS = ("retrieval", "caption", "classify", "region", "place", "longtext")
 _REGIONS_A_PHOTO = 20  # regions of each photo, as in the index of the docs
@@ -68,7 +68,7 @@ def evaluate(
 ) -> None:
     """Measure a model on a test set: --data D, or --preset NAME --root DIR. All figures are percent.
 
-    Photos that cannot be read are left out, which is noted, and "skipped" counts them. With --json:
+    Photos and clips that cannot be read are left out, which is noted, and "skipped" counts them. With --json:
     retrieval {"i2t": {"R@1", "R@5", "R@10"}, "t2i": {...}, "images", "texts", "skipped"}, with --rerank
     "cosine", the same without, and "seconds_per_query", with --language "language";
     caption {"BLEU@1" to "BLEU@4", "ROUGE_L", "CIDEr", "images", "skipped"};
@@ -97,7 +97,7 @@ def evaluate(
         raise UsageError("--captions FILE needs --language")
     records, classes = _load_records(task, data, split, preset, root, captions_file, language)
     mmgem = load_model(model, device, precision)
-    skipped: list[tuple[Path, str]] = []
+    skipped: list[tuple[Path | Media, str]] = []
     if task == "retrieval":
         scores = _retrieval(mmgem, records, rerank, skipped)
         scores |= {} if language is None else {"language": language}
@@ -171,7 +171,7 @@ def _translated(records: list[Record], captions_file: Path | None, language: str
 
 
 def _retrieval(
-    mmgem: MMGEM, records: list[Record], rerank: bool, skipped: list[tuple[Path, str]]
+    mmgem: MMGEM, records: list[Record], rerank: bool, skipped: list[tuple[Path | Media, str]]
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -227,7 +227,7 @@ def _reranked(
 
 
 def _captions(
-    mmgem: MMGEM, records: list[Record], beams: int, skipped: list[tuple[Path, str]], by_domain: bool
+    mmgem: MMGEM, records: list[Record], beams: int, skipped: list[tuple[Path | Media, str]], by_domain: bool
 ) -> dict[str, Any]:
     from mmgem.evaluate.captions import caption_scores, grouped_caption_scores
 
@@ -243,7 +243,7 @@ def _captions(
 
 
 def _classification(
-    mmgem: MMGEM, records: list[Record], classes: dict[str, str], skipped: list[tuple[Path, str]]
+    mmgem: MMGEM, records: list[Record], classes: dict[str, str], skipped: list[tuple[Path | Media, str]]
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -256,7 +256,9 @@ def _classification(
     return dict(classification_scores(np.stack(vectors), prototypes, labels))
 
 
-def _long_texts(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, str]]) -> dict[str, Any]:
+def _long_texts(
+    mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path | Media, str]]
+) -> dict[str, Any]:
     """The model's own way of reading long texts, and beside it the others."""
     import numpy as np
 
@@ -289,7 +291,7 @@ def _long_texts(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, s
 
 
 def _regions(
-    mmgem: MMGEM, records: list[Record], beams: int, with_heat: bool, skipped: list[tuple[Path, str]]
+    mmgem: MMGEM, records: list[Record], beams: int, with_heat: bool, skipped: list[tuple[Path | Media, str]]
 ) -> dict[str, Any]:
     """Boxes of one photo go through the model together; what is the same captions is the same thing."""
     import numpy as np
@@ -338,7 +340,7 @@ def _regions(
     return scores
 
 
-def _places(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, str]]) -> dict[str, Any]:
+def _places(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path | Media, str]]) -> dict[str, Any]:
     """Every other record is the twin of the one before: the same captions at other places."""
     import numpy as np
 
@@ -374,12 +376,12 @@ def _places(mmgem: MMGEM, records: list[Record], skipped: list[tuple[Path, str]]
 
 
 def _results(
-    records: list[Record], work: Any, label: str, skipped: list[tuple[Path, str]]
+    records: list[Record], work: Any, label: str, skipped: list[tuple[Path | Media, str]]
 ) -> tuple[list[Record], list[Any]]:
-    """The records whose photo could be read, and their results."""
-    results = list(map_photos([record.image for record in records], work, label, skipped, batch=32))
+    """The records whose photo or clip could be read, and their results."""
+    results = list(map_photos([record.source for record in records], work, label, skipped, batch=32))
     skipped_photos = {photo for photo, _ in skipped}
-    readable = [record for record in records if record.image not in skipped_photos]
+    readable = [record for record in records if record.source not in skipped_photos]
     return readable, [result for _, result in results]
 
 

@@ -17,9 +17,10 @@ from mmgem.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from mmgem.api import MMGEM
-    from mmgem.data.records import Box
+    from mmgem.data.records import Box, Media
     from mmgem.inference.query_encoder import QueryEncoder
 
+S = TypeVar("S", Path, "Path | Media")
 T = TypeVar("T")
 
 ModelOption = Annotated[
@@ -194,14 +195,14 @@ def parse_box(text: str | None) -> Box | None:
 
 
 def map_photos(
-    photos: Sequence[Path],
-    function: Callable[[list[Path]], Sequence[T]],
+    photos: Sequence[S],
+    function: Callable[[list[S]], Sequence[T]],
     label: str,
-    failed: list[tuple[Path, str]],
+    failed: list[tuple[S, str]],
     box: Box | None = None,
     batch: int = 16,
-) -> Iterator[tuple[Path, T]]:
-    """Yield each photo and its result; ``function`` is given batches. Shows a bar.
+) -> Iterator[tuple[S, T]]:
+    """Yield each photo, or clip of a dataset, and its result; ``function`` is given batches. Shows a bar.
 
     A photo that cannot be read, or that ``box`` is outside of, is noted on standard error and added to
     ``failed`` with the reason. Raises ImageError once all are done if none is left.
@@ -212,10 +213,10 @@ def map_photos(
     if not photos:
         return
 
-    def checked(batch: list[Path]) -> Sequence[T]:
+    def checked(batch: list[S]) -> Sequence[T]:
         for photo in batch if box is not None else ():
             try:
-                check_photo(photo, box)
+                check_photo(photo if isinstance(photo, Path) else photo.path, box)
             except UsageError as error:
                 raise ImageError(f"{photo}: {error}") from error
         return function(batch)

@@ -71,7 +71,7 @@ def _batches(records: Sequence[Record], label: str) -> Iterator[list[Record]]:
 
 
 def _embed(model: MMGEM, records: Sequence[Record]) -> np.ndarray:
-    parts = [model.embed_images([r.image for r in part]) for part in _batches(records, "Embedding")]
+    parts = [model.embed_images([r.source for r in part]) for part in _batches(records, "Embedding")]
     return np.concatenate(parts)
 
 
@@ -106,7 +106,7 @@ def _second_look(
     matching: np.ndarray | None = None
     first = 0
     for part in _batches(records, "Looking again"):
-        visual = encode_images(network, model.tokenizer.prep, [record.image for record in part])
+        visual = encode_images(network, model.tokenizer.prep, [record.source for record in part])
         (pairs,) = ((first <= rows) & (rows < first + len(part))).nonzero()
         seen = visual[torch.from_numpy(rows[pairs] - first).to(visual.device)]
         given = photo_scores(network, seen, [ids[c] for c in columns[pairs]], model.tokenizer.end)
@@ -125,7 +125,7 @@ def _captions(model: MMGEM, records: Sequence[Record]) -> dict[str, Score]:
     written = [
         caption
         for part in _batches(records, "Captioning")
-        for caption in model.caption([record.image for record in part])
+        for caption in model.caption([record.source for record in part])
     ]
     words = [caption_words(caption) for caption in written]
     references = [[caption_words(caption) for caption in record.captions] for record in records]

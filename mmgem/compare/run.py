@@ -173,8 +173,8 @@ def _measured(recipe: Recipe, done: dict[str, Any], test: Any) -> dict[str, Any]
     key = {
         "model": fingerprint(folder),
         "records": [len(test.photos), len(test.classes), len(test.regions)],
-        "first": str(records[0].image) if records else "",
-        "last": str(records[-1].image) if records else "",
+        "first": str(records[0].media) if records else "",
+        "last": str(records[-1].media) if records else "",
         "rerank": test.rerank,
     }
     path = recipe.train.out / SCORES_FILE

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmgem.config import DataConfig
-from mmgem.data.features import Source
+from mmgem.data.features import ClipSource, Source
 from mmgem.data.images import image_size
 from mmgem.data.mirror import mirror_text
 from mmgem.data.mosaics import is_mosaic
@@ -53,7 +53,8 @@ class Batch:
     """What a training step reads. Token lists stay on the CPU (they are packed there).
 
     ``features``: ``(B, h, w, c)`` float32 of the encoder's lower part, of the whole images; where nothing is
-    cached they are yet to be computed from ``pixels`` ``(B, 3, S, S)``. ``box_features`` and ``box_pixels``:
+    cached they are yet to be computed from ``pixels`` ``(B, 3, S, S)``. ``frames``: how many of the B each
+    whole image has, in turn, some being clips; None: one each. ``box_features`` and ``box_pixels``:
     the same of the R images that boxes are taken from, perhaps of another side. The V items are the whole
     images, then the boxes: ``boxes`` ``(R, K, 4)`` in pixels of the encoder's own input side, ``box_valid``
     ``(R, K)`` says which of them are items, in reading order; None: there are no boxes.
@@ -71,6 +72,7 @@ class Batch:
     caption_owner: Tensor
     caption_targets: Tensor
     pixels: Tensor | None = None
+    frames: list[int] | None = None
     box_features: Tensor | None = None
     box_pixels: Tensor | None = None
     boxes: Tensor | None = None
@@ -85,6 +87,12 @@ class Batch:
     def caption_tokens(self) -> int:
         """How many tokens are predicted."""
         return len(self.caption_targets)
+
+    @property
+    def whole_images(self) -> int:
+        """How many of the items are whole images, or clips."""
+        rows = self.features if self.pixels is None else self.pixels
+        return len(rows) if self.frames is None else len(self.frames)
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on ``device``; token lists stay where they are."""
@@ -212,7 +220,7 @@ class Batches:
         for records, used in ((self.records, whole), (self.boxed, self.regional)):
             for record in (records[i] for i in used):
                 boxes = [(region.box, region.captions) for region in record.regions]
-                digest.update(json.dumps([record.image.name, record.captions, boxes]).encode())
+                digest.update(json.dumps([record.media.name, record.captions, boxes]).encode())
                 if self.config.translation_prob and record.translations:
                     digest.update(json.dumps(record.translations).encode())
         return digest.hexdigest()
@@ -246,7 +254,7 @@ class Batches:
             most = sum(len(self.ids[self.number[c]]) + 2 for c in record.captions)
             if len(record.captions) > 1 and most > limit:
                 raise DataError(
-                    f"data.joined_caption_prob: the captions of {record.image} are up to {most} tokens "
+                    f"data.joined_caption_prob: the captions of {record.media} are up to {most} tokens "
                     f"in one text, over preprocessing.max_text_tokens = {limit}"
                 )
 
@@ -257,6 +265,7 @@ class Batches:
         if images:
             read = self.source.read(images, views)
             batch.features, batch.pixels = (read, None) if self.source.cached else (read[:0], read)
+            batch.frames = self.source.frames(images) if isinstance(self.source, ClipSource) else None
         if box_images:
             read = self.box_source.read(box_images, box_views)
             batch.box_features, batch.box_pixels = (read, None) if self.box_source.cached else (None, read)
@@ -297,7 +306,7 @@ class Batches:
             flip = self._geometry(record, view).flip
             translated = self._translated(record, epoch, place, b)
             predicted = self._predicted(record, epoch, place, b)
-            items.append(_Item(str(record.image), numbers, flip, None, translated, predicted))
+            items.append(_Item(str(record.media), numbers, flip, None, translated, predicted))
         return images, views, items
 
     def _order(self, epoch: int) -> np.ndarray:
@@ -456,7 +465,7 @@ class Batches:
         return boxes, valid
 
     def _geometry(self, record: Record, view: int) -> Geometry:
-        return view_geometry(view, record.image.name, self.config.crop_scale)
+        return view_geometry(view, record.media.path.name, self.config.crop_scale)
 
     def _captions(self, key: tuple[int, ...], turn: int, count: int, want: int | None = None) -> list[int]:
         """Captions of an image or region in its ``turn``: walks through shuffled rounds of all of them."""

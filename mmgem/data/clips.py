@@ -7,20 +7,51 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mmgem.data import animation, video
+from mmgem.data.images import open_image
 from mmgem.data.moments import Moment, is_video
 from mmgem.data.photo_metadata import PhotoMetadata, read_metadata
+from mmgem.data.records import Media
 from mmgem.data.shots import FRAME_SIDE, Shot, build_shots
-from mmgem.errors import UsageError
+from mmgem.errors import ImageError, MomentError
 
 _SECONDS_A_FRAME = 2.0
-_FRAMES = 8  # of a moment, at most
+MAX_FRAMES = 8
+"""Of a moment."""
 _SECONDS_UNKNOWN = 1.0  # where a video does not say how long it is
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a clip shows at ``time`` (seconds), as one picture among others."""
+
+    clip: Media
+    time: float
+
+    @property
+    def path(self) -> Path:
+        """The file of the clip."""
+        return self.clip.path
+
+    @property
+    def name(self) -> str:
+        """The name of the file of the clip."""
+        return self.path.name
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+Picture = Path | Frame
+"""A photo, or a frame of a clip."""
 
 
 def is_clip(path: str | os.PathLike[str]) -> bool:
@@ -55,21 +86,31 @@ def middle_frame(path: str | os.PathLike[str], moment: Moment, side: int = FRAME
 
 
 def frames_of(path: str | os.PathLike[str], moment: Moment | None = None) -> list[Image.Image]:
-    """Frames spread evenly over a moment of a clip (None: all of it), one in two seconds, eight at most and
-    one at least. Raises as :func:`find_shots`, and UsageError for a moment after its end."""
+    """The frames of a clip at its :func:`frame_times`. Raises as they do."""
+    return read_frames(path, frame_times(path, moment))
+
+
+def frame_times(path: str | os.PathLike[str], moment: Moment | None = None) -> list[float]:
+    """The seconds at which a moment of a clip (None: all of it) is looked at: spread evenly,
+    :func:`frame_count` of them. Raises as :func:`find_shots`, and MomentError for a moment after its end."""
     seconds = clip_seconds(path)
     start, end = moment if moment is not None else (0.0, seconds or _SECONDS_UNKNOWN)
     check_start(path, start, seconds)
     end = max(start, end if seconds is None else min(end, seconds))
-    count = min(_FRAMES, max(1, round((end - start) / _SECONDS_A_FRAME)))
-    times = start + (np.arange(count) + 0.5) * (end - start) / count
-    return read_frames(path, times.tolist())
+    count = frame_count(end - start)
+    times: list[float] = (start + (np.arange(count) + 0.5) * (end - start) / count).tolist()
+    return times
+
+
+def frame_count(seconds: float) -> int:
+    """How many frames are looked at of so many seconds: one in two, eight at most and one at least."""
+    return min(MAX_FRAMES, max(1, round(seconds / _SECONDS_A_FRAME)))
 
 
 def check_start(path: str | os.PathLike[str], start: float, seconds: float | None) -> None:
-    """Raise UsageError if a clip that is ``seconds`` long (None: nobody knows) is over at ``start``."""
+    """Raise MomentError if a clip that is ``seconds`` long (None: nobody knows) is over at ``start``."""
     if seconds is not None and start > seconds:
-        raise UsageError(f"{os.fspath(path)}: is {seconds:.1f} seconds long, and has no second {start:g}")
+        raise MomentError(f"{os.fspath(path)}: is {seconds:.1f} seconds long, and has no second {start:g}")
 
 
 def clip_seconds(path: str | os.PathLike[str]) -> float | None:
@@ -83,3 +124,35 @@ def clip_metadata(path: Path) -> PhotoMetadata:
     if is_video(path):
         return video.video_metadata(path)
     return read_metadata(path)
+
+
+def pictures_of(media: Media) -> list[Picture]:
+    """What is looked at of an image or a clip: itself, or its frames at :func:`frame_times`. Images are not
+    looked into; raises for clips as that does."""
+    if media.kind == "image":
+        return [media.path]
+    return [Frame(media, time) for time in frame_times(media.path, media.moment)]
+
+
+def open_pictures(
+    pictures: Sequence[Picture], min_side: int | None = None
+) -> Iterator[Image.Image | ImageError]:
+    """Each picture as :func:`mmgem.data.images.open_image` and :func:`read_frames` decode it, or its error,
+    in order, when it is asked for. Frames of one clip that follow each other are decoded together, so that it
+    is read once. ``min_side``: of photos. Raises UsageError for a video without PyAV."""
+    for source, same in groupby(pictures, _decoded_with):
+        group = list(same)
+        times = [picture.time for picture in group if isinstance(picture, Frame)]
+        decoded: Sequence[Image.Image | ImageError]
+        try:
+            if times:
+                decoded = read_frames(source.path, times)
+            else:
+                decoded = [open_image(source, min_side)] * len(group)
+        except ImageError as error:
+            decoded = [error] * len(group)
+        yield from decoded
+
+
+def _decoded_with(picture: Picture) -> Any:
+    return picture.clip if isinstance(picture, Frame) else picture

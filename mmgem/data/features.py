@@ -1,11 +1,13 @@
-"""What batches of images are read from: the feature cache, or pixels."""
+"""What batches of images and clips are read from: the feature cache, or pixels.
+
+Both hold pictures, a photo or a frame each; :class:`ClipSource` makes records of them.
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mmgem.config import Preprocessing
-from mmgem.data.images import image_size, open_image
+from mmgem.data.clips import Frame, Picture, open_pictures
+from mmgem.data.images import image_size
 from mmgem.data.transforms import normalise, to_square, view_geometry
 from mmgem.errors import DataError, ImageError
 
@@ -64,17 +67,19 @@ class FeatureCache:
 class PixelSource:
     """The same interface without a cache, for encoders that train whole: normalised pixels, read every time.
 
-    Files without a readable image header are left out at once; damage further in is an error when read."""
+    Photos without a readable header are left out at once (clips were opened to know their frames); damage
+    further in is an error when read."""
 
     cached = False
 
-    def __init__(self, images: Sequence[Path], prep: Preprocessing, views: int, crop_scale: float):
+    def __init__(self, images: Sequence[Picture], prep: Preprocessing, views: int, crop_scale: float):
         self.images, self.prep, self.views, self.crop_scale = list(images), prep, views, crop_scale
         self.valid: list[int] = []
         self.problems: list[str] = []
-        for i, path in enumerate(self.images):
+        for i, image in enumerate(self.images):
             try:
-                image_size(path)
+                if not isinstance(image, Frame):
+                    image_size(image)
                 self.valid.append(i)
             except ImageError as error:
                 self.problems.append(str(error))
@@ -85,22 +90,55 @@ class PixelSource:
 
     def read(self, images: Sequence[int], views: Sequence[int]) -> Tensor:
         """Pixels ``(len(images), 3, S, S)`` float32. Raises ``ImageError`` for an unreadable file."""
-        pixels = [
-            to_square(
-                open_image(self.images[i], min_side=2 * self.prep.size),
-                self.prep,
-                view_geometry(v, self.images[i].name, self.crop_scale),
-            )
-            for i, v in zip(images, views, strict=True)
-        ]
+        pictures = [self.images[i] for i in images]
+        pixels = []
+        decoded = open_pictures(pictures, min_side=2 * self.prep.size)
+        for picture, view, image in zip(pictures, views, decoded, strict=True):
+            if isinstance(image, ImageError):
+                raise image
+            pixels.append(to_square(image, self.prep, view_geometry(view, picture.name, self.crop_scale)))
         return normalise(np.stack(pixels), self.prep)
+
+
+class ClipSource:
+    """A source of pictures as one of records: a photo is one of them, a clip as many as it has frames."""
+
+    def __init__(
+        self, pictures: FeatureCache | PixelSource, counts: Sequence[int], problems: Sequence[str] = ()
+    ):
+        """``counts``: how many of the pictures, in their order, each record has; 0: it could not be read, as
+        ``problems`` say. A record is valid if all of its pictures are."""
+        self.pictures, self.counts = pictures, np.asarray(counts)
+        self.starts = np.cumsum([0, *counts])
+        self.cached, self.views = pictures.cached, pictures.views
+        owners = np.searchsorted(self.starts, pictures.valid, side="right") - 1
+        readable = np.bincount(owners, minlength=len(self.counts))
+        self.valid: list[int] = np.flatnonzero((self.counts > 0) & (readable == self.counts)).tolist()
+        self.problems = list(dict.fromkeys([*problems, *pictures.problems]))
+
+    def views_of(self, images: Sequence[int]) -> np.ndarray:
+        """``(len(images),)``: how many versions of each there are."""
+        return np.full(len(images), self.views)
+
+    def frames(self, images: Sequence[int]) -> list[int]:
+        """How many rows of :meth:`read` each record has."""
+        counts: list[int] = self.counts[images].tolist()
+        return counts
+
+    def read(self, images: Sequence[int], views: Sequence[int]) -> Tensor:
+        """What the pictures of each record give, one after the other, all in the view of their record."""
+        rows = [row for i in images for row in range(self.starts[i], self.starts[i + 1])]
+        return self.pictures.read(rows, np.repeat(views, self.counts[images]).tolist())
+
+
+RecordSource = FeatureCache | PixelSource | ClipSource
 
 
 class Joined:
     """Several sources of one kind as one; images are numbered through."""
 
-    def __init__(self, parts: Sequence[FeatureCache | PixelSource], sizes: Sequence[int]):
-        """``sizes``: how many images, readable or not, each part was given."""
+    def __init__(self, parts: Sequence[RecordSource], sizes: Sequence[int]):
+        """``sizes``: how many images, readable or not, each part was given; no clip is read of them."""
         self.parts = list(parts)
         self.cached = self.parts[0].cached
         self.starts = np.cumsum([0, *sizes])
@@ -125,4 +163,4 @@ class Joined:
         return torch.cat(read)[np.argsort(np.concatenate(order))]
 
 
-Source = FeatureCache | PixelSource | Joined
+Source = RecordSource | Joined

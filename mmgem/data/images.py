@@ -39,6 +39,7 @@ from mmgem.data.image_kinds import (
     starts_as_image,
 )
 from mmgem.data.pixels import raw_mode, to_rgb
+from mmgem.data.records import Media
 from mmgem.errors import (
     ImageError,
     MissingFolderError,
@@ -259,7 +260,8 @@ def attempt(function: Callable[[list[S]], Sequence[T]], images: list[S]) -> list
             return [error]
     except MemoryError:
         if len(images) == 1:
-            return [TransientImageError(f"{_name(images[0])}: could not be read now: out of memory")]
+            name = str(images[0]) if isinstance(images[0], Media) else _name(images[0])
+            return [TransientImageError(f"{name}: could not be read now: out of memory")]
     middle = len(images) // 2
     return attempt(function, images[:middle]) + attempt(function, images[middle:])
 

@@ -2,7 +2,9 @@
 
 ``{"image": "images/1.jpg", "captions": ["..."], "split": "train", "label": "daisy",
 "regions": [{"box": [x0, y0, x1, y1], "captions": ["..."]}]}``: all but ``image`` may be absent or null.
-Image paths are relative to the file. Boxes are pixels of the stored, upright image, half-open, x right and
+Image paths are relative to the file. A clip is ``{"video": "trip/film.mp4", "start": 3, "end": 7.5}`` in the
+place of ``image``, a video or an animated picture; both seconds may be absent: all of it; it has no regions.
+Boxes are pixels of the stored, upright image, half-open, x right and
 y down; they may cross the border. Captions in other languages are ``"captions_de": ["..."]`` (or one string;
 any code of two or three letters) or ``"captions_other": {"de": ["..."]}``. Unknown keys of a line or a
 region are kept as ``meta``. Whatever is wrong is an error that names the file, the line and the field: a
@@ -23,12 +25,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmgem.data.moments import Moment, format_moment, is_video
 from mmgem.data.text_lines import line_error, read_lines
 from mmgem.data.texts import half_character
 from mmgem.errors import DataError, UsageError
 from mmgem.utils.files import atomic_file
 
 _RECORD_KEYS = frozenset({"image", "captions", "split", "label", "regions", "captions_other"})
+_CLIP_KEYS = _RECORD_KEYS - {"image"} | {"video", "start", "end"}
 _REGION_KEYS = frozenset({"box", "captions"})
 # Region and script begin with a capital, or "alt_text" and "src_id" would be languages.
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:[_-](?:[A-Z]{2}|[A-Z][a-z]{3}|\d{3}))*")
@@ -49,10 +53,28 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """What a record is of: ``kind`` says what the files ``sources`` hold; an image has one."""
+    """What a record is of: ``kind`` says what the files ``sources`` hold: ``image`` or ``video`` (any clip),
+    which have one. ``moment``: of a clip; None: all of it."""
 
     kind: str
     sources: tuple[Path, ...]
+    moment: Moment | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.sources[0]
+
+    @property
+    def name(self) -> str:
+        """The file's name, and the moment that is meant of it."""
+        return self._with_moment(self.path.name)
+
+    def __str__(self) -> str:
+        return self._with_moment(str(self.path))
+
+    def _with_moment(self, name: str) -> str:
+        return name if self.moment is None else f"{name} {format_moment(self.moment)}"
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -92,8 +114,13 @@ class Record:
     def image(self) -> Path:
         """The path of the image. Raises ``UsageError`` for another kind of media."""
         if self.media.kind != "image":
-            raise UsageError(f"{self.media.sources[0]}: {self.media.kind} is no image")
-        return self.media.sources[0]
+            raise UsageError(f"{self.media.path}: is a {self.media.kind}, and only images will do here")
+        return self.media.path
+
+    @property
+    def source(self) -> Path | Media:
+        """What a model is given to look at: the path of the image, or the clip."""
+        return self.media.path if self.media.kind == "image" else self.media
 
 
 def read_jsonl(path: str | os.PathLike[str], split: str | None = None) -> list[Record]:
@@ -133,7 +160,7 @@ def write_jsonl(path: str | os.PathLike[str], records: Iterable[Record]) -> None
                 try:
                     file.write(line_of(record, folder))
                 except (TypeError, ValueError) as error:
-                    raise DataError(f"{path}: record of {record.image}: meta: {error}") from error
+                    raise DataError(f"{path}: record of {record.media}: meta: {error}") from error
                 count += 1
             if not count:
                 raise UsageError(f"{path}: no records to write")
@@ -183,22 +210,52 @@ def record_of(value: Any, folder: str) -> Record:
     """A parsed line -> Record; ValueError names the field."""
     if type(value) is not dict:
         raise ValueError(f"must be one JSON object, not {_kind(value)}")
-    image = value.get("image")
-    if type(image) is not str or not image or "\0" in image:
-        raise ValueError(
-            f"image must be a file path, not {_kind(image)}" if "image" in value else 'no "image"'
-        )
-    if "://" in image:
-        raise ValueError(f"image must be a file path, URLs are not fetched: {image}")
+    clip = "image" not in value and "video" in value
+    media = _clip(value, folder) if clip else Media("image", (image_path(folder, _file(value, "image")),))
+    if not clip and is_video(media.path):
+        raise ValueError(f'image is a video; write "video": {json.dumps(value["image"])}')
     return Record(
-        image_path(folder, image),
+        media,
         _captions(value),
         _name(value, "split"),
         _name(value, "label"),
         _regions(value),
-        _meta(value, _RECORD_KEYS | _translated_keys(value)),
+        _meta(value, (_CLIP_KEYS if clip else _RECORD_KEYS) | _translated_keys(value)),
         translations_of(value),
     )
+
+
+def _file(value: dict[str, Any], key: str) -> str:
+    name = value.get(key)
+    if type(name) is not str or not name or "\0" in name:
+        raise ValueError(f"{key} must be a file path, not {_kind(name)}" if key in value else f'no "{key}"')
+    if "://" in name:
+        raise ValueError(f"{key} must be a file path, URLs are not fetched: {name}")
+    return name
+
+
+def _clip(value: dict[str, Any], folder: str) -> Media:
+    """The clip of a parsed line, and its moment; ValueError names the field."""
+    path = image_path(folder, _file(value, "video"))
+    if value.get("regions"):
+        raise ValueError("regions: only images have some")
+    start: Any = value.get("start")
+    end: Any = value.get("end")
+    if start is None and end is None:
+        return Media("video", (path,))
+    if not (_is_number(start) and _is_number(end) and 0 <= start <= end):
+        raise ValueError(
+            f"start and end must be seconds, 0 or more, both or none, not {json.dumps(start)[:40]} and "
+            f"{json.dumps(end)[:40]}"
+        )
+    return Media("video", (path,), (float(start), float(end)))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer beyond float
+        return False
 
 
 def language_code(text: str) -> bool:
@@ -297,12 +354,7 @@ def _name(value: dict[str, Any], key: str) -> str | None:
 
 
 def _box(value: Any) -> Box:
-    good = type(value) is list and len(value) == 4 and {type(n) for n in value} <= {int, float}
-    try:
-        good = good and all(map(math.isfinite, value))
-    except OverflowError:  # an integer beyond float
-        good = False
-    if not good:
+    if not (type(value) is list and len(value) == 4 and all(map(_is_number, value))):
         raise ValueError(f"box must be 4 finite numbers [x0, y0, x1, y1], not {json.dumps(value)[:80]}")
     x0, y0, x1, y1 = map(float, value)
     if x1 <= x0 or y1 <= y0:
@@ -324,13 +376,16 @@ def _kind(value: Any) -> str:
 
 def line_of(record: Record, folder: str) -> bytes:
     """One line of the file. Empty fields are left out; lone surrogates (odd file names) are escaped."""
-    image = os.path.normpath(record.image if record.image.is_absolute() else record.image.absolute())
-    if image.startswith(folder + os.sep):
-        image = image[len(folder) + 1 :]
+    media = record.media
+    path = os.path.normpath(media.path if media.path.is_absolute() else media.path.absolute())
+    if path.startswith(folder + os.sep):
+        path = path[len(folder) + 1 :]
     else:
         with suppress(ValueError):  # another Windows drive
-            image = os.path.relpath(image, folder)
-    value: dict[str, Any] = {"image": image.replace(os.sep, "/")}
+            path = os.path.relpath(path, folder)
+    value: dict[str, Any] = {media.kind: path.replace(os.sep, "/")}
+    if media.moment is not None:
+        value["start"], value["end"] = media.moment
     if record.captions:
         value["captions"] = record.captions
     if record.split is not None:
@@ -340,7 +395,8 @@ def line_of(record: Record, folder: str) -> bytes:
     if record.regions:
         value["regions"] = [_region_value(region) for region in record.regions]
     value |= {f"{_TRANSLATED}{language}": texts for language, texts in record.translations.items() if texts}
-    value |= _free_meta(record.meta, _RECORD_KEYS | _translated_keys(record.meta))
+    known = _RECORD_KEYS if media.kind == "image" else _CLIP_KEYS
+    value |= _free_meta(record.meta, known | _translated_keys(record.meta))
     try:
         text = json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

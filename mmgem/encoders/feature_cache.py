@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from mmgem.config import Preprocessing, to_dict
-from mmgem.data.content_hashes import ContentHashes
+from mmgem.data.clips import Frame, Picture, open_pictures
+from mmgem.data.content_hashes import ContentHashes, Identity
 from mmgem.data.features import FeatureCache
-from mmgem.data.images import open_image
 from mmgem.data.transforms import normalise, to_square, view_geometry
 from mmgem.encoders.base import Encoder
 from mmgem.errors import DataError, ImageError, TransientImageError, is_transient_reason
@@ -54,13 +54,14 @@ def encoder_fingerprint(encoder: Encoder) -> str:
 def cache_features(
     encoder: Encoder,
     prep: Preprocessing,
-    images: Sequence[Path],
+    images: Sequence[Picture],
     folder: Path,
     views: int = 1,
     crop_scale: float = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> FeatureCache:
-    """Compute what is missing, in ``dtype``, and return the cache for ``images`` (order kept).
+    """Compute what is missing, in ``dtype``, and return the cache for ``images`` (order kept), a row each;
+    frames of a clip that follow each other are decoded together.
 
     Raises ``DataError`` if no image can be read.
     """
@@ -71,7 +72,7 @@ def cache_features(
     base = {
         "encoder": encoder_fingerprint(encoder),
         "prep": pixels,
-        "images": ContentHashes(folder / HASHES).identities(images),
+        "images": _identities(images, folder),
     }
     if dtype != torch.float32:
         base["dtype"] = str(dtype)
@@ -94,10 +95,17 @@ def cache_features(
     return FeatureCache(maps, valid, list(problems.values()), crcs)
 
 
+def _identities(images: Sequence[Picture], folder: Path) -> list[Identity | list[str | int | float]]:
+    """What tells each picture from others: its file's identity, and the second of a frame."""
+    paths = list(dict.fromkeys(picture.path if isinstance(picture, Frame) else picture for picture in images))
+    of = dict(zip(paths, ContentHashes(folder / HASHES).identities(paths), strict=True))
+    return [[*of[p.path], p.time] if isinstance(p, Frame) else of[p] for p in images]
+
+
 def _fill(
     encoder: Encoder,
     prep: Preprocessing,
-    images: Sequence[Path],
+    images: Sequence[Picture],
     folder: Path,
     view: int,
     crop_scale: float,
@@ -129,17 +137,16 @@ def _fill(
 
     todo = np.flatnonzero(state == _TODO).tolist()
     chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
+    decoded = open_pictures([images[row] for row in todo])
     try:
         for rows in track(chunks, f"features, view {view + 1} of {views}", sizes=[len(c) for c in chunks]):
             pixels, good = [], []
-            for row in rows:
-                try:
-                    image = open_image(images[row])
-                except TransientImageError as error:
-                    transient[row] = str(error)
+            for row, image in zip(rows, decoded, strict=False):
+                if isinstance(image, TransientImageError):
+                    transient[row] = str(image)
                     continue
-                except ImageError as error:
-                    leave_out(row, str(error))
+                if isinstance(image, ImageError):
+                    leave_out(row, str(image))
                     continue
                 pixels.append(to_square(image, prep, view_geometry(view, images[row].name, crop_scale)))
                 good.append(row)

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from mmgem.data.images import attempt
-from mmgem.data.records import Record
+from mmgem.data.records import Media, Record
 from mmgem.errors import DataError, ImageError
 from mmgem.evaluate.classify import class_embeddings
 from mmgem.evaluate.match import MatchDraws, alike_by_text, auroc, draw_classes, draw_searches
@@ -47,7 +47,7 @@ _FUNCTION_WORDS = frozenset(
 class EmbeddingModel(Protocol):
     """What is calibrated: unit vectors ``(n, D)`` float32 of images and texts."""
 
-    def embed_images(self, images: Sequence[Path], /) -> np.ndarray: ...  # noqa: D102
+    def embed_images(self, images: Sequence[Path | Media], /) -> np.ndarray: ...  # noqa: D102
     def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
 
 
@@ -91,7 +91,7 @@ def fit_calibration(
     model: EmbeddingModel,
     records: Sequence[Record],
     options: CalibrationOptions | None = None,
-    write_captions: Callable[[Sequence[Path]], Sequence[DecodedCaption]] | None = None,
+    write_captions: Callable[[Sequence[Path | Media]], Sequence[DecodedCaption]] | None = None,
 ) -> tuple[MatchCalibration, CalibrationReport]:
     """Fit the calibration of ``model`` on records with captions (for search) and with labels (for classes);
     of the captions that ``write_captions`` makes of photos, if given, against their own.
@@ -126,7 +126,7 @@ def fit_calibration(
     written = caption_auroc = None
     if has_texts and write_captions is not None:
         told = [captioned[i] for i in _evenly_spaced(len(captioned), options.max_written)]
-        written, caption_auroc = fit_captions(told, _write(write_captions, [r.image for r in told]))
+        written, caption_auroc = fit_captions(told, _write(write_captions, [r.source for r in told]))
     counts = len(captioned), len(captions), len(labelled)
     report = CalibrationReport(*counts, search_auroc, class_auroc, caption_auroc)
     return MatchCalibration(background, search, classes, written), report
@@ -159,7 +159,8 @@ def shared_words(caption: str, references: Sequence[str]) -> float:
 
 
 def _write(
-    write_captions: Callable[[Sequence[Path]], Sequence[DecodedCaption]], photos: Sequence[Path]
+    write_captions: Callable[[Sequence[Path | Media]], Sequence[DecodedCaption]],
+    photos: Sequence[Path | Media],
 ) -> list[DecodedCaption]:
     chunks = [photos[at : at + _BATCH] for at in range(0, len(photos), _BATCH)]
     progress = track(chunks, "Captioning", [len(chunk) for chunk in chunks], unit=" photos")
@@ -308,7 +309,7 @@ def _embed_photos(model: EmbeddingModel, records: list[Record]) -> tuple[np.ndar
     vectors, readable = [], []
     chunks = [records[at : at + _BATCH] for at in range(0, len(records), _BATCH)]
     for chunk in track(chunks, "Embedding photos", [len(chunk) for chunk in chunks], unit=" photos"):
-        images = [record.image for record in chunk]
+        images = [record.source for record in chunk]
         results = attempt(lambda batch: list(model.embed_images(batch)), images)
         for record, result in zip(chunk, results, strict=True):
             if isinstance(result, ImageError):

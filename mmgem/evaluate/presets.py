@@ -171,7 +171,7 @@ def load_preset(name: str, root: str | os.PathLike[str]) -> list[Record]:
             if record.split is not None:
                 raise UsageError(f"{source}: has {record.split}/ but none of {', '.join(preset.source[:-1])}")
             if record.label not in class_names:
-                raise DataError(f"{record.image}: its class {record.label} is not in the class-name file")
+                raise DataError(f"{record.media}: its class {record.label} is not in the class-name file")
         return records
     images = next((path for sub in preset.images if (path := folder / sub).is_dir()), None)
     records = load_dataset(source, split=preset.split, images=images)

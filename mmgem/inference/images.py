@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmgem.config import Preprocessing
+from mmgem.data.clips import frames_of
 from mmgem.data.images import ImageSource, check_box, image_size, open_image
-from mmgem.data.records import Box
+from mmgem.data.records import Box, Media
 from mmgem.data.transforms import normalise, place_box, shown_part, to_square
 from mmgem.errors import UsageError
 from mmgem.inference.pyramid import assign_pyramid_levels, global_sizes, input_sizes
@@ -36,8 +37,12 @@ from mmgem.inference.region_proposals import (
     spread_windows,
 )
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.pooling import pool_segments
 
+S = TypeVar("S")
 T = TypeVar("T")
+VisualSource = ImageSource | Media | tuple[ImageSource, ...]
+"""An image, a clip, or the frames of one."""
 
 _BATCH_SIZE = 8  # images; bounds what their windows, or their maps at a large side, need to some 100 MB
 
@@ -45,23 +50,27 @@ _BATCH_SIZE = 8  # images; bounds what their windows, or their maps at a large s
 def encode_images(
     network: MMGEMNetwork,
     prep: Preprocessing,
-    images: Sequence[ImageSource],
+    images: Sequence[VisualSource],
     boxes: Sequence[Sequence[Box | None]] | None = None,
 ) -> Tensor:
     """Visual embeddings ``(n, 1 + tiles, D)``, not normalised, of the images, or of every box of each in turn
-    (None: the whole image). Raises ``ImageError``, and ``UsageError`` for a box that cannot be."""
+    (None: the whole image); of a clip the mean of its frames'. Raises ``ImageError``, and ``UsageError`` for
+    a box that cannot be, or is of a clip."""
     if boxes is None or all(box is None for image_boxes in boxes for box in image_boxes):
-        whole = encode_prepared(network, prep, map_images(partial(preprocess_image, prep), images))
+        frames = map_images(partial(_preprocess_frames, prep), images)
+        seen = encode_prepared(network, prep, [frame for own in frames for frame in own])
+        whole = pool_segments(seen, list(map(len, frames)))
         if boxes is None:
             return whole
         return whole[[i for i, image_boxes in enumerate(boxes) for _ in image_boxes]]
+    stills = [_still(image) for image in images]
     input_boxes = [
         [None if box is None else box_to_input_pixels(image, box, prep) for box in image_boxes]
-        for image, image_boxes in zip(images, boxes, strict=True)
+        for image, image_boxes in zip(stills, boxes, strict=True)
     ]
     embeddings = []
-    for at in range(0, len(images), _BATCH_SIZE):
-        decoded = map_images(partial(open_for_sizes, input_sizes(prep)), images[at : at + _BATCH_SIZE])
+    for at in range(0, len(stills), _BATCH_SIZE):
+        decoded = map_images(partial(open_for_sizes, input_sizes(prep)), stills[at : at + _BATCH_SIZE])
         embeddings.append(_encode_boxes(network, prep, decoded, input_boxes[at : at + _BATCH_SIZE]))
     return torch.cat(embeddings)
 
@@ -72,6 +81,19 @@ def preprocess_image(prep: Preprocessing, image: ImageSource) -> list[np.ndarray
     sides = global_sizes(prep)
     decoded = open_for_sizes(sides, image)
     return [to_square(decoded, dataclasses.replace(prep, size=side)) for side in sides]
+
+
+def _preprocess_frames(prep: Preprocessing, source: VisualSource) -> list[list[np.ndarray]]:
+    """:func:`preprocess_image` of an image, or of each frame of a clip."""
+    if isinstance(source, Media):
+        source = tuple(frames_of(source.path, source.moment))
+    return [preprocess_image(prep, frame) for frame in (source if isinstance(source, tuple) else (source,))]
+
+
+def _still(source: VisualSource) -> ImageSource:
+    if isinstance(source, Media | tuple):
+        raise UsageError("a box is one of an image, not of a clip")
+    return source
 
 
 def encode_prepared(
@@ -129,11 +151,12 @@ def open_for_sizes(sides: Sequence[int], image: ImageSource) -> Image.Image:
     return open_image(image, min_side=2 * max(sides))
 
 
-def map_images(function: Callable[[ImageSource], T], images: Sequence[ImageSource]) -> list[T]:
+def map_images(function: Callable[[S], T], images: Sequence[S]) -> list[T]:
     """``function`` of each image (decoding, resizing), in order, by as many threads as torch uses
     (``OMP_NUM_THREADS``). Raises what the first image that fails raises."""
     threads = min(torch.get_num_threads(), len(images))
-    identities = [id(image) for image in images if isinstance(image, Image.Image)]
+    pictures = (image for source in images for image in (source if isinstance(source, tuple) else (source,)))
+    identities = [id(image) for image in pictures if isinstance(image, Image.Image)]
     if threads < 2 or len(set(identities)) < len(identities):  # one must not be loaded by two threads
         return [function(image) for image in images]
     with ThreadPoolExecutor(threads) as pool:

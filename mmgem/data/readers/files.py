@@ -56,8 +56,8 @@ def images_folder(
 
 
 def missing_images(records: Iterable[Record]) -> list[Path]:
-    """Return the images of ``records`` that are not files on disk, each once, in order."""
-    return [path for path in dict.fromkeys(r.image for r in records) if not is_file(path)]
+    """Return the images and clips of ``records`` that are not files on disk, each once, in order."""
+    return [path for path in dict.fromkeys(r.media.path for r in records) if not is_file(path)]
 
 
 def grouped(

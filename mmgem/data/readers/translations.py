@@ -34,7 +34,8 @@ def add_captions(records: Sequence[Record], path: str | os.PathLike[str]) -> lis
     path = Path(path)
     by_name: dict[str, dict[Path, list[int]]] = {}
     for number, record in enumerate(records):
-        by_name.setdefault(record.image.name, {}).setdefault(record.image, []).append(number)
+        if record.media.kind == "image":
+            by_name.setdefault(record.image.name, {}).setdefault(record.image, []).append(number)
     merged = [dict(record.translations) for record in records]
     ignored = lines = 0
     for line_number, line in read_lines(path):

@@ -13,8 +13,9 @@ import torch
 
 from mmgem.config import DataConfig, EncoderConfig, Preprocessing, Recipe
 from mmgem.data.batches import Batches, distinct_texts
+from mmgem.data.clips import Picture, pictures_of
 from mmgem.data.content_hashes import ContentHashes
-from mmgem.data.features import FeatureCache, Joined, PixelSource, Source
+from mmgem.data.features import ClipSource, FeatureCache, Joined, PixelSource, RecordSource, Source
 from mmgem.data.held_out import hold_out
 from mmgem.data.mosaics import FILE as MOSAICS
 from mmgem.data.mosaics import make_mosaics
@@ -29,15 +30,16 @@ from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import SINGLE_PROCESS, World
 from mmgem.encoders import encoder_class
 from mmgem.encoders.feature_cache import HASHES, cache_features
-from mmgem.errors import ConfigError, DataError, UsageError
+from mmgem.errors import ConfigError, DataError, ImageError, UsageError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.image_text.label_captions import with_label_captions
 from mmgem.tasks.image_text.teacher import embed_captions
 from mmgem.utils.files import cache_home
+from mmgem.utils.progress import track
 
 logger = logging.getLogger(__name__)
 
-Dev = tuple[list[Record], FeatureCache | PixelSource, list[str]]
+Dev = tuple[list[Record], RecordSource, list[str]]
 """Records, their features, and the class names that those with a label are told by."""
 
 
@@ -145,7 +147,7 @@ def _parted(data: DataConfig) -> tuple[list[Record], list[Record]]:
     if dev or data.dev is not None or not data.dev_split:
         return learned, dev
     hashes = ContentHashes((data.cache or cache_home() / "features") / HASHES)
-    identities = hashes.identities([record.image for record in learned])
+    identities = hashes.identities([record.media.path for record in learned])
     return hold_out(learned, [str(content or name) for name, _, content in identities], data.dev_share)
 
 
@@ -236,7 +238,7 @@ def _read_regions(
     network: MMGEMNetwork,
     prep: Preprocessing,
     records: list[Record],
-    source: FeatureCache | PixelSource,
+    source: RecordSource,
     labels: Container[str] = (),
 ) -> tuple[list[Record], Source]:
     """What boxes are taken from: the ``records`` that have some, and canvases, made unless the cache has
@@ -245,7 +247,7 @@ def _read_regions(
     if not data.region_share:
         return [], source
     region_records = [r for r in records if any(region.captions for region in r.regions)]
-    parts: list[FeatureCache | PixelSource] = []
+    parts: list[RecordSource] = []
     sizes: list[int] = []
     if region_records and data.region_size in (0, prep.size):
         region_records, parts, sizes = records, [source], [len(records)]
@@ -254,8 +256,8 @@ def _read_regions(
         parts = [image_source(recipe, network, prep, region_records, data.cached_augmentations)]
         sizes = [len(region_records)]
     if data.mosaics:
-        described = [i for i in source.valid if not any(c in labels for c in records[i].captions[:1])]
-        photos = [records[i] for i in described]
+        images = [i for i in source.valid if records[i].media.kind == "image"]
+        photos = [records[i] for i in images if not any(c in labels for c in records[i].captions[:1])]
         cache = data.cache or cache_home() / "features"
         identities = ContentHashes(cache / HASHES).identities([record.image for record in photos])
         identity = [prep.size, data.mosaics, recipe.train.seed, *identities]
@@ -281,19 +283,57 @@ def image_source(
     records: list[Record],
     views: int,
     precision: str | None = None,
-) -> FeatureCache | PixelSource:
+) -> RecordSource:
     """Cached features of ``records``, or their pixels where the whole encoder trains; says what it skips.
     ``precision``: what features are computed in; None: as ``train.precision``."""
-    paths = [r.image for r in records]
-    scale = recipe.data.crop_scale
-    source: FeatureCache | PixelSource
-    if recipe.data.cached:
-        folder = recipe.data.cache or cache_home() / "features"
-        dtype = getattr(torch, precision or recipe.train.precision)
-        source = cache_features(network.encoder.eval(), prep, paths, folder, views, scale, dtype)
+    if all(record.media.kind == "image" for record in records):
+        source: RecordSource = _picture_source(
+            recipe, network, prep, [r.image for r in records], views, precision
+        )
     else:
-        source = PixelSource(paths, prep, views, scale)
-    if source.problems:
-        count, first = len(source.problems), source.problems[0]
-        logger.warning("%d of %d images skipped; the first: %s", count, len(paths), first)
+        source = _clip_source(recipe, network, prep, records, views, precision)
+    if skipped := len(records) - len(source.valid):
+        logger.warning("%d of %d images skipped; the first: %s", skipped, len(records), source.problems[0])
     return source
+
+
+def _clip_source(
+    recipe: Recipe,
+    network: MMGEMNetwork,
+    prep: Preprocessing,
+    records: list[Record],
+    views: int,
+    precision: str | None,
+) -> ClipSource:
+    """The pictures of ``records``, clips among them: each is opened to know its frames."""
+    pictures: list[Picture] = []
+    counts: list[int] = []
+    problems: list[str] = []
+    for record in track(records, "clips"):
+        try:
+            own = pictures_of(record.media)
+        except ImageError as error:
+            own = []
+            problems.append(str(error))
+        pictures += own
+        counts.append(len(own))
+    if not pictures:
+        raise DataError(f"none of the {len(records)} records can be read; the first: {problems[0]}")
+    source = _picture_source(recipe, network, prep, pictures, views, precision)
+    return ClipSource(source, counts, problems)
+
+
+def _picture_source(
+    recipe: Recipe,
+    network: MMGEMNetwork,
+    prep: Preprocessing,
+    pictures: Sequence[Picture],
+    views: int,
+    precision: str | None,
+) -> FeatureCache | PixelSource:
+    scale = recipe.data.crop_scale
+    if not recipe.data.cached:
+        return PixelSource(pictures, prep, views, scale)
+    folder = recipe.data.cache or cache_home() / "features"
+    dtype = getattr(torch, precision or recipe.train.precision)
+    return cache_features(network.encoder.eval(), prep, pictures, folder, views, scale, dtype)

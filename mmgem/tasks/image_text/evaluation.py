@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmgem.data.features import FeatureCache, PixelSource
+from mmgem.data.features import ClipSource, RecordSource
 from mmgem.data.records import Record
 from mmgem.data.tokens import Tokenizer
 from mmgem.evaluate.captions import caption_scores
@@ -17,6 +17,7 @@ from mmgem.evaluate.retrieval import retrieval_scores
 from mmgem.inference.captioning import generate_captions
 from mmgem.inference.texts import embed_texts, unit_rows
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.pooling import pool_segments
 
 
 @torch.inference_mode()
@@ -24,7 +25,7 @@ def evaluate(
     network: MMGEMNetwork,
     tokenizer: Tokenizer,
     records: list[Record],
-    source: FeatureCache | PixelSource,
+    source: RecordSource,
     names: Sequence[str] = (),
     retrieval: bool = True,
     captions: bool = True,
@@ -43,9 +44,13 @@ def evaluate(
     visual = []
     for start in range(0, len(shown), batch):
         rows = shown[start : start + batch]
-        inputs = source.read(rows, [0] * len(rows)).to(network.emb_token.device)
-        features = inputs if isinstance(source, FeatureCache) else network.encoder.frozen_stem(inputs)
-        visual.append(network.encode_image(network.encoder.trainable_head(features)))
+        frames = []
+        for inputs in source.read(rows, [0] * len(rows)).split(batch):
+            features = inputs.to(network.emb_token.device)
+            features = features if source.cached else network.encoder.frozen_stem(features)
+            frames.append(network.encode_image(network.encoder.trainable_head(features)))
+        seen = torch.cat(frames)
+        visual.append(pool_segments(seen, source.frames(rows)) if isinstance(source, ClipSource) else seen)
     shown_visual = torch.cat(visual)
     images = shown_visual[[place[i] for i in captioned]]
     scores: dict[str, Any] = {}

@@ -56,7 +56,7 @@ def fake_batch(
         teacher_texts=fake_tensor(len(texts), TEACHER_WIDTH) if has_teacher else None,
         vocabulary=torch.arange(min(captions.words, network.llm.vocabulary)),
     )
-    _add_images(batch, recipe, network, images, boxes_per_image, fake_tensor)
+    _add_images(batch, recipe, network, captions, images, boxes_per_image, fake_tensor)
     assert batch.vocabulary is not None
     width = len(batch.vocabulary) + sampled_softmax if sampled_softmax else network.llm.vocabulary
     return FakeBatch(batch, len(texts), len(lengths), frozenset({width}))
@@ -111,6 +111,7 @@ def _add_images(
     batch: Batch,
     recipe: Recipe,
     network: MMGEMNetwork,
+    captions: CaptionStats,
     images: int,
     boxes_per_image: Sequence[int],
     fake_tensor: FakeTensorFactory,
@@ -127,7 +128,9 @@ def _add_images(
         return fake_tensor(count, *cell)
 
     if images:
-        inputs = encoder_input(images, side)
+        frames = list(_spread_sample(captions.frames, images, seed=5))
+        inputs = encoder_input(sum(frames), side)
+        batch.frames = frames if sum(frames) > images else None
         batch.features, batch.pixels = (inputs, None) if cached else (batch.features, inputs)
     if boxes_per_image:
         inputs = encoder_input(len(boxes_per_image), recipe.data.region_size or side)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,9 +55,12 @@ class ImageTextGradCache:
 
     def sizes(self, part: Batch) -> dict[str, int]:
         """``images`` (boxes too), ``texts`` and ``drawn`` texts of a part."""
-        pixels = part.features if part.pixels is None else part.pixels
         boxes = 0 if part.box_valid is None else int(part.box_valid.sum())
-        return {"images": len(pixels) + boxes, "texts": len(part.texts), "drawn": len(drawn_texts(part))}
+        return {
+            "images": part.whole_images + boxes,
+            "texts": len(part.texts),
+            "drawn": len(drawn_texts(part)),
+        }
 
     def embed(self, network: MMGEMNetwork, part: Batch) -> dict[str, Tensor]:
         """``images`` ``(V, D)``, ``texts`` ``(N, D)`` and ``drawn`` texts ``(T, D)``, not normalised."""
@@ -136,13 +140,19 @@ class ImageTextGradCache:
 
 
 def chunks(batch: Batch, size: int) -> Iterator[Batch]:
-    """Parts of ``batch`` of at most ``size`` items (of one image more, where its boxes are), in its order."""
-    inputs = batch.features if batch.pixels is None else batch.pixels
-    for start in range(0, len(inputs), size):
-        rows = slice(start, min(start + size, len(inputs)))
+    """Parts of ``batch`` of at most ``size`` items (of one image more, where its boxes are), in its order. Of
+    clips their frames count, but for one that has more."""
+    images = batch.whole_images
+    ends = np.cumsum([0, *(batch.frames or [1] * images)])
+    stop = 0
+    while stop < images:
+        start = stop
+        stop = max(start + 1, int(np.searchsorted(ends, ends[start] + size, side="right")) - 1)
+        rows = slice(int(ends[start]), int(ends[stop]))
         pixels = None if batch.pixels is None else batch.pixels[rows]
         features = batch.features[rows] if batch.pixels is None else batch.features
-        yield _part(batch, rows.start, rows.stop, features=features, pixels=pixels)
+        frames = None if batch.frames is None else batch.frames[start:stop]
+        yield _part(batch, start, stop, features=features, pixels=pixels, frames=frames)
     no_features = batch.features[:0]
     for section, drawn in batch.drawn.items():
         for start in range(0, len(drawn.texts), size):
@@ -151,10 +161,9 @@ def chunks(batch: Batch, size: int) -> Iterator[Batch]:
             yield _part(batch, 0, 0, features=no_features, pixels=None, drawn={section: part})
     if batch.boxes is None or batch.box_valid is None:
         return
-    first = len(inputs)
-    images = max(1, size // batch.boxes.shape[1])
-    for start in range(0, len(batch.boxes), images):
-        rows = slice(start, start + images)
+    first, boxed = images, max(1, size // batch.boxes.shape[1])
+    for start in range(0, len(batch.boxes), boxed):
+        rows = slice(start, start + boxed)
         valid = batch.box_valid[rows]
         fields = {
             name: value[rows]
@@ -175,7 +184,7 @@ def _part(batch: Batch, start: int, stop: int, **fields: Any) -> Batch:
     tokens = slice(sum(lengths[:caption_start]), sum(lengths[:caption_end]))
     fields.setdefault("drawn", {})
     empty: dict[str, Any] = dict.fromkeys(
-        ("boxes", "box_valid", "box_features", "box_pixels", "photos", "text_keys", "teacher_texts")
+        ("frames", "boxes", "box_valid", "box_features", "box_pixels", "photos", "text_keys", "teacher_texts")
     )
     return replace(
         batch,

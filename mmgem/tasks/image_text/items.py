@@ -9,13 +9,16 @@ from mmgem.data.batches import Batch
 from mmgem.models.llm import autocast
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import PackedOutput
+from mmgem.models.pooling import pool_segments
 
 
 def embed_items(network: MMGEMNetwork, batch: Batch) -> Tensor:
-    """Visual embeddings ``(V, 1 + tiles, D)`` of the batch's whole images, then of its boxes."""
+    """Visual embeddings ``(V, 1 + tiles, D)`` of the batch's whole images, then of its boxes; that of a clip
+    is the mean of its frames'."""
     items = []
     if len(batch.features) or batch.pixels is not None:
-        items.append(network.encode_image(_maps(network, batch.features, batch.pixels)))
+        frames = network.encode_image(_maps(network, batch.features, batch.pixels))
+        items.append(frames if batch.frames is None else pool_segments(frames, batch.frames))
     has_boxes = batch.box_features is not None or batch.box_pixels is not None
     if has_boxes and batch.boxes is not None and batch.box_valid is not None:
         maps = _maps(network, batch.box_features, batch.box_pixels)

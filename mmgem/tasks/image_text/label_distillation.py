@@ -27,6 +27,7 @@ from mmgem.distributed.world import World
 from mmgem.errors import ConfigError
 from mmgem.models.classifier import Classifier
 from mmgem.models.network import MMGEMNetwork
+from mmgem.models.pooling import pool_segments
 from mmgem.tasks.base import FakeTensorFactory, Terms
 from mmgem.tasks.image_text.config import LabelDistillationConfig
 from mmgem.tasks.image_text.label_captions import TEMPLATES, name_sentences
@@ -112,13 +113,13 @@ class LabelDistillationTerm(TextTerm):
 
     @torch.no_grad()
     def _probabilities(self, batch: Batch) -> Tensor:
-        """The classifier's, ``(V, classes)`` float32, of a batch's whole images, then of its boxes."""
+        """The classifier's, ``(V, classes)`` float32, of a batch's whole images, then of its boxes; of a
+        clip the mean of its frames'."""
         parts = []
         stem = self.classifier.encoder.frozen_stem
-        if batch.pixels is not None:
-            parts.append(self.classifier(stem(batch.pixels)))
-        elif len(batch.features):
-            parts.append(self.classifier(batch.features))
+        if batch.pixels is not None or len(batch.features):
+            frames = self.classifier(batch.features if batch.pixels is None else stem(batch.pixels))
+            parts.append(frames if batch.frames is None else pool_segments(frames, batch.frames))
         features = batch.box_features
         if batch.box_pixels is not None:
             features = stem(batch.box_pixels)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from mmgem.config import DataConfig
+from mmgem.data.clips import MAX_FRAMES, frame_count
 from mmgem.data.readers.translations import add_captions
-from mmgem.data.records import Record
+from mmgem.data.records import Media, Record
 from mmgem.data.shards import find_shards, is_shards
 from mmgem.data.shards.find import named_by, open_shard
 from mmgem.data.text_corpus import read_texts
@@ -32,8 +33,8 @@ class CaptionStats:
     ``images``: that are trained on, None if unknown; ``boxed``: of which boxes are taken; ``tokens``: lengths
     of captions; ``each``: captions of an image; ``regions``: described boxes of an image that has some;
     ``region_tokens``: lengths of their captions; ``translation_tokens``: of captions in other languages, of
-    which a share ``translated`` of the images has some; ``words``: different tokens in use; ``assumed``: what
-    was not to be read, in words.
+    which a share ``translated`` of the images has some; ``frames``: pictures of each image, some being
+    clips; ``words``: different tokens in use; ``assumed``: what was not to be read, in words.
     """
 
     images: int | None = None
@@ -44,6 +45,7 @@ class CaptionStats:
     region_tokens: list[int] = field(default_factory=list)
     translation_tokens: list[int] = field(default_factory=list)
     translated: float = 0.0
+    frames: list[int] = field(default_factory=lambda: [1])
     words: int = ASSUMED_WORDS
     assumed: str = ""
 
@@ -127,10 +129,18 @@ def _read_loose(stats: CaptionStats, data: DataConfig) -> list[Record]:
         records, _ = with_label_captions(records)
     stats.images = sum(bool(r.captions) for r in records)
     stats.boxed = sum(any(g.captions for g in r.regions) for r in records)
+    stats.frames = [_frames(record.media) for record in records if record.captions] or stats.frames
     for path in data.translations if data.translation_prob else ():
         if path.exists():
             records = add_captions(records, path)
     return records
+
+
+def _frames(media: Media) -> int:
+    """How many pictures are looked at of an image or a clip, which is not opened."""
+    if media.kind == "image":
+        return 1
+    return MAX_FRAMES if media.moment is None else frame_count(media.moment[1] - media.moment[0])
 
 
 def _read_first_shard(stats: CaptionStats, data: DataConfig) -> list[Record]:
