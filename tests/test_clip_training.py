@@ -16,11 +16,12 @@ import toys
 from PIL import Image
 
 from mmgem.api import MMGEM
-from mmgem.data import clips, content_hashes
+from mmgem.data import content_hashes, pictures
 from mmgem.data.batches import Batch
-from mmgem.data.clips import frames_of, open_pictures, pictures_of
+from mmgem.data.clips import frames_of
 from mmgem.data.features import ClipSource, RecordSource
 from mmgem.data.images import open_image
+from mmgem.data.pictures import open_pictures, pictures_of
 from mmgem.data.records import Media, Record, read_jsonl
 from mmgem.data.transforms import normalise, to_square
 from mmgem.data.video import has_av
@@ -144,13 +145,13 @@ def test_a_still_clip_is_the_photo(encoder: str, tmp_path: Path) -> None:
 
 def test_a_clip_is_decoded_once_a_view(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, int]] = []
-    plain = clips.read_frames
+    plain = pictures.read_frames
 
     def counting(path: Path, times: list[float], *more: Any) -> list[Image.Image]:
         read.append((Path(path).name, len(times)))
         return plain(path, times, *more)
 
-    monkeypatch.setattr(clips, "read_frames", counting)
+    monkeypatch.setattr(pictures, "read_frames", counting)
     monkeypatch.setattr(feature_cache, "_CHUNK", 3)
     monkeypatch.setattr(content_hashes, "SETTLED_NS", -1)
     network, records = toys.network(), records_in(folder)[:4]
@@ -166,8 +167,8 @@ def test_a_clip_is_decoded_once_a_view(folder: Path, tmp_path: Path, monkeypatch
 
 def test_pictures_come_one_by_one(folder: Path) -> None:
     photo, gif = folder / "photo.png", Media("video", (folder / "a.gif",))
-    pictures = open_pictures([photo, photo, folder / "none.png", *pictures_of(gif), photo])
-    kinds = [type(picture) for picture in pictures]
+    opened = open_pictures([photo, photo, folder / "none.png", *pictures_of(gif), photo])
+    kinds = [type(picture) for picture in opened]
     assert kinds == [Image.Image, Image.Image, ImageError, *[Image.Image] * 5]
     assert next(open_pictures([photo])) == open_image(photo)
 
@@ -310,7 +311,7 @@ def test_no_clip_can_be_read(tmp_path: Path) -> None:
 
 def test_boxes_are_of_images(folder: Path) -> None:
     model = MMGEM(toys.network(), toys.tokenizer())
-    with pytest.raises(UsageError, match="a box is one of an image"):
+    with pytest.raises(UsageError, match="a box is one of an image or a sound, not of a clip"):
         model.embed_images([Media("video", (folder / "a.gif",))], [(0, 0, 9, 9)])
     with pytest.raises(MomentError, match="has no second 99"):
         model.embed_images([Media("video", (folder / "a.gif",), (99, 99))])

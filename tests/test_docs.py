@@ -22,6 +22,7 @@ from typing import Any
 import adopt_toys
 import films
 import pytest
+import test_sound
 import torch.distributed.run
 import toys
 from forks import Forked, all_end_well
@@ -52,6 +53,8 @@ RECIPES = {
     "adopt": '[data]\ntexts = ["my/captions.jsonl"]\n[init]\nllm = "smollm2"\n'
     'encoder = "openai/clip-vit-base-patch32"\n[model.encoder]\nkind = "clip"\n'
     '[model.connector]\nkind = "unit_mlp"\n[text_distillation]\n',
+    "audio": f'{_DATA.replace("my/", "sounds/")}[init]\nllm = "smollm2"\nencoder = "hearing"\n'
+    '[model.encoder]\nkind = "audio"\nconfig = { size = 32 }\n',
     "adopt_pairs": f'{_DATA}[init]\ncheckpoint = "runs/adopt/model"\n',
     "tiny_regions": f"{_DATA}mosaics = 4\nregion_share = 0.4\n"
     f'[init]\ncheckpoint = "runs/tiny/model"\n{_ENCODER}',
@@ -98,6 +101,8 @@ def stocked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my", "flickr8k", "pairs"):
         toys.photos(folder / name)
     toys.photos_and_clips(folder / "my" / "clips")
+    test_sound.sounds(folder / "sounds")
+    test_sound.network().encoder.net.save_pretrained(folder / "hearing")
     (folder / "data.jsonl").symlink_to(folder / "my" / "captions.jsonl")
     (folder / "images").symlink_to(folder / "my" / "images")
     save_photos(folder / "classes" / "cat", 2)

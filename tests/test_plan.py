@@ -196,6 +196,7 @@ def test_every_recipe_is_planned_at_its_full_size(path: Path) -> None:
     expected = {
         "adopt": 224_286_210,
         "adopt_pairs": 56_469_130,
+        "audio": 222_574_530,
         "finetune": 56_469_130,
         "paper": 1_408_479_234,
         "laptop": 229_271_490,

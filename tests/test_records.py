@@ -366,7 +366,7 @@ def test_clips(tmp_path):
         ({"video": ""}, "video must be a file path, not an empty string"),
         ({"video": ["a.mp4"]}, "video must be a file path, not a list"),
         ({"video": "http://a/b.mp4"}, "video must be a file path, URLs are not fetched"),
-        ({"regions": [{"box": [0, 0, 1, 1]}]}, "regions: only images have some"),
+        ({"regions": [{"box": [0, 0, 1, 1]}]}, "regions: clips have none"),
     ],
 )
 def test_malformed_clips(tmp_path, change, message):

@@ -14,6 +14,7 @@ ENCODERS: Registry[Any] = Registry(
         "efficientnet_lite2": "mmgem.encoders.efficientnet:EfficientNetLite2",
         "transformers": "mmgem.encoders.transformers_vision:TransformersEncoder",
         "clip": "mmgem.encoders.clip:CLIPEncoder",
+        "audio": "mmgem.encoders.transformers_audio:SpectrogramEncoder",
         "none": "mmgem.encoders.none:NoEncoder",
     },
     "mmgem.encoders",

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from mmgem.config import DataConfig
 from mmgem.data.features import ClipSource, Source
-from mmgem.data.images import image_size
 from mmgem.data.mirror import mirror_text
 from mmgem.data.mosaics import is_mosaic
+from mmgem.data.pictures import media_size
 from mmgem.data.records import Box, Record
 from mmgem.data.sampling import group_similar, round_robin_sample
 from mmgem.data.tokens import Tokenizer
@@ -178,7 +178,7 @@ class Batches:
             self.regional = [i for i in usable if any(r.captions for r in self.boxed[i].regions)]
             if not self.regional:
                 raise DataError("data.region_share: no readable image has a region with a caption")
-            self.sizes = {i: image_size(self.boxed[i].image) for i in self.regional}
+            self.sizes = {i: media_size(self.boxed[i].media) for i in self.regional}
         if boxes < size and not self.usable:
             raise DataError("no readable image has a caption")
         self.extra: list[int] = []
@@ -385,7 +385,7 @@ class Batches:
             box, seen = place_box(region.box, self.sizes[i], self.tokenizer.prep, geometry)
             if seen >= _SEEN and len(items) < self.config.boxes_per_image:
                 (c,) = self._captions((i, r), turn, len(region.captions), 1)
-                photo = region.meta.get("photo", f"{record.image} {region.box}")
+                photo = region.meta.get("photo", f"{record.media} {region.box}")
                 items.append(_Item(str(photo), [[self.number[region.captions[c]]]], geometry.flip, box))
         return items
 

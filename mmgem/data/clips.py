@@ -7,51 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mmgem.data import animation, video
-from mmgem.data.images import open_image
 from mmgem.data.moments import Moment, is_video
 from mmgem.data.photo_metadata import PhotoMetadata, read_metadata
-from mmgem.data.records import Media
 from mmgem.data.shots import FRAME_SIDE, Shot, build_shots
-from mmgem.errors import ImageError, MomentError
+from mmgem.errors import MomentError
 
 _SECONDS_A_FRAME = 2.0
 MAX_FRAMES = 8
 """Of a moment."""
 _SECONDS_UNKNOWN = 1.0  # where a video does not say how long it is
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What a clip shows at ``time`` (seconds), as one picture among others."""
-
-    clip: Media
-    time: float
-
-    @property
-    def path(self) -> Path:
-        """The file of the clip."""
-        return self.clip.path
-
-    @property
-    def name(self) -> str:
-        """The name of the file of the clip."""
-        return self.path.name
-
-    def __str__(self) -> str:
-        return str(self.path)
-
-
-Picture = Path | Frame
-"""A photo, or a frame of a clip."""
 
 
 def is_clip(path: str | os.PathLike[str]) -> bool:
@@ -124,35 +94,3 @@ def clip_metadata(path: Path) -> PhotoMetadata:
     if is_video(path):
         return video.video_metadata(path)
     return read_metadata(path)
-
-
-def pictures_of(media: Media) -> list[Picture]:
-    """What is looked at of an image or a clip: itself, or its frames at :func:`frame_times`. Images are not
-    looked into; raises for clips as that does."""
-    if media.kind == "image":
-        return [media.path]
-    return [Frame(media, time) for time in frame_times(media.path, media.moment)]
-
-
-def open_pictures(
-    pictures: Sequence[Picture], min_side: int | None = None
-) -> Iterator[Image.Image | ImageError]:
-    """Each picture as :func:`mmgem.data.images.open_image` and :func:`read_frames` decode it, or its error,
-    in order, when it is asked for. Frames of one clip that follow each other are decoded together, so that it
-    is read once. ``min_side``: of photos. Raises UsageError for a video without PyAV."""
-    for source, same in groupby(pictures, _decoded_with):
-        group = list(same)
-        times = [picture.time for picture in group if isinstance(picture, Frame)]
-        decoded: Sequence[Image.Image | ImageError]
-        try:
-            if times:
-                decoded = read_frames(source.path, times)
-            else:
-                decoded = [open_image(source, min_side)] * len(group)
-        except ImageError as error:
-            decoded = [error] * len(group)
-        yield from decoded
-
-
-def _decoded_with(picture: Picture) -> Any:
-    return picture.clip if isinstance(picture, Frame) else picture

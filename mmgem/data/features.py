@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mmgem.config import Preprocessing
-from mmgem.data.clips import Frame, Picture, open_pictures
 from mmgem.data.images import image_size
+from mmgem.data.pictures import Frame, Picture, open_pictures
 from mmgem.data.transforms import normalise, to_square, view_geometry
 from mmgem.errors import DataError, ImageError
 

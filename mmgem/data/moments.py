@@ -16,6 +16,9 @@ VIDEO_SUFFIXES = (
     *(".3gp", ".3g2", ".wmv", ".flv", ".ogv"),
 )
 
+SOUND_COLUMNS, SOUND_BANDS = 100, 128
+"""A sound's picture (:mod:`mmgem.data.sound`): columns a second, and rows."""
+
 _CLOCK = re.compile(r"(?:(?:(\d+):)?(\d{1,3}):)?(\d+(?:\.\d*)?)")
 
 
@@ -47,6 +50,12 @@ def to_moment(time: str | float | tuple[float, float]) -> Moment:
     if not (math.isfinite(start) and math.isfinite(end) and 0 <= start <= end):
         raise UsageError(f"time {time!r}: must not be negative, nor end before it starts")
     return start, end
+
+
+def moment_box(moment: Moment) -> tuple[float, float, float, float]:
+    """A moment of a sound as a box in its picture, all pitches of it."""
+    start, end = moment
+    return SOUND_COLUMNS * start, 0.0, SOUND_COLUMNS * end, float(SOUND_BANDS)
 
 
 def format_moment(moment: Moment) -> str:

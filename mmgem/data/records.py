@@ -4,6 +4,7 @@
 "regions": [{"box": [x0, y0, x1, y1], "captions": ["..."]}]}``: all but ``image`` may be absent or null.
 Image paths are relative to the file. A clip is ``{"video": "trip/film.mp4", "start": 3, "end": 7.5}`` in the
 place of ``image``, a video or an animated picture; both seconds may be absent: all of it; it has no regions.
+A sound is ``{"sound": "tone.wav"}``, whose regions may have ``start`` and ``end`` in the place of ``box``.
 Boxes are pixels of the stored, upright image, half-open, x right and
 y down; they may cross the border. Captions in other languages are ``"captions_de": ["..."]`` (or one string;
 any code of two or three letters) or ``"captions_other": {"de": ["..."]}``. Unknown keys of a line or a
@@ -25,14 +26,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmgem.data.moments import Moment, format_moment, is_video
+from mmgem.data.moments import Moment, format_moment, is_video, moment_box
 from mmgem.data.text_lines import line_error, read_lines
 from mmgem.data.texts import half_character
 from mmgem.errors import DataError, UsageError
 from mmgem.utils.files import atomic_file
 
 _RECORD_KEYS = frozenset({"image", "captions", "split", "label", "regions", "captions_other"})
-_CLIP_KEYS = _RECORD_KEYS - {"image"} | {"video", "start", "end"}
+_KEYS = {
+    "image": _RECORD_KEYS,
+    "video": _RECORD_KEYS - {"image"} | {"video", "start", "end"},
+    "sound": _RECORD_KEYS - {"image"} | {"sound"},
+}
 _REGION_KEYS = frozenset({"box", "captions"})
 # Region and script begin with a capital, or "alt_text" and "src_id" would be languages.
 _LANGUAGE = re.compile(r"[a-z]{2,3}(?:[_-](?:[A-Z]{2}|[A-Z][a-z]{3}|\d{3}))*")
@@ -53,8 +58,8 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """What a record is of: ``kind`` says what the files ``sources`` hold: ``image`` or ``video`` (any clip),
-    which have one. ``moment``: of a clip; None: all of it."""
+    """What a record is of: ``kind`` says what the files ``sources`` hold: ``image``, ``video`` (any clip) or
+    ``sound``, which have one. ``moment``: of a clip; None: all of it."""
 
     kind: str
     sources: tuple[Path, ...]
@@ -119,7 +124,7 @@ class Record:
 
     @property
     def source(self) -> Path | Media:
-        """What a model is given to look at: the path of the image, or the clip."""
+        """What a model is given to look at: the path of the image, or the clip or sound."""
         return self.media.path if self.media.kind == "image" else self.media
 
 
@@ -210,17 +215,21 @@ def record_of(value: Any, folder: str) -> Record:
     """A parsed line -> Record; ValueError names the field."""
     if type(value) is not dict:
         raise ValueError(f"must be one JSON object, not {_kind(value)}")
-    clip = "image" not in value and "video" in value
-    media = _clip(value, folder) if clip else Media("image", (image_path(folder, _file(value, "image")),))
-    if not clip and is_video(media.path):
+    kind = next((kind for kind in _KEYS if kind in value), "image")
+    media = Media(
+        kind, (image_path(folder, _file(value, kind)),), _moment(value) if kind == "video" else None
+    )
+    if kind == "image" and is_video(media.path):
         raise ValueError(f'image is a video; write "video": {json.dumps(value["image"])}')
+    if kind == "video" and value.get("regions"):
+        raise ValueError("regions: clips have none")
     return Record(
         media,
         _captions(value),
         _name(value, "split"),
         _name(value, "label"),
-        _regions(value),
-        _meta(value, (_CLIP_KEYS if clip else _RECORD_KEYS) | _translated_keys(value)),
+        _regions(value, kind == "sound"),
+        _meta(value, _KEYS[kind] | _translated_keys(value)),
         translations_of(value),
     )
 
@@ -234,21 +243,18 @@ def _file(value: dict[str, Any], key: str) -> str:
     return name
 
 
-def _clip(value: dict[str, Any], folder: str) -> Media:
-    """The clip of a parsed line, and its moment; ValueError names the field."""
-    path = image_path(folder, _file(value, "video"))
-    if value.get("regions"):
-        raise ValueError("regions: only images have some")
+def _moment(value: dict[str, Any]) -> Moment | None:
+    """The moment that ``start`` and ``end`` say, if they are there; ValueError names them."""
     start: Any = value.get("start")
     end: Any = value.get("end")
     if start is None and end is None:
-        return Media("video", (path,))
+        return None
     if not (_is_number(start) and _is_number(end) and 0 <= start <= end):
         raise ValueError(
             f"start and end must be seconds, 0 or more, both or none, not {json.dumps(start)[:40]} and "
             f"{json.dumps(end)[:40]}"
         )
-    return Media("video", (path,), (float(start), float(end)))
+    return float(start), float(end)
 
 
 def _is_number(value: Any) -> bool:
@@ -303,7 +309,7 @@ def checked_texts(name: str, value: Any) -> tuple[str, ...]:
     return _checked_list(name, value)
 
 
-def _regions(value: dict[str, Any]) -> tuple[Region, ...]:
+def _regions(value: dict[str, Any], sound: bool) -> tuple[Region, ...]:
     region_values = value.get("regions")
     if region_values is None:
         return ()
@@ -314,7 +320,10 @@ def _regions(value: dict[str, Any]) -> tuple[Region, ...]:
         if type(region) is not dict:
             raise ValueError(f"regions[{i}] must be an object, not {_kind(region)}")
         try:
-            regions.append(Region(_box(region.get("box")), _captions(region), _meta(region, _REGION_KEYS)))
+            moment = _moment(region) if sound and "box" not in region else None
+            box = _box(region.get("box") if moment is None else list(moment_box(moment)))
+            known = _REGION_KEYS if moment is None else _REGION_KEYS | {"start", "end"}
+            regions.append(Region(box, _captions(region), _meta(region, known)))
         except ValueError as error:
             raise ValueError(f"regions[{i}].{error}") from error
     return tuple(regions)
@@ -395,8 +404,7 @@ def line_of(record: Record, folder: str) -> bytes:
     if record.regions:
         value["regions"] = [_region_value(region) for region in record.regions]
     value |= {f"{_TRANSLATED}{language}": texts for language, texts in record.translations.items() if texts}
-    known = _RECORD_KEYS if media.kind == "image" else _CLIP_KEYS
-    value |= _free_meta(record.meta, known | _translated_keys(record.meta))
+    value |= _free_meta(record.meta, _KEYS[media.kind] | _translated_keys(record.meta))
     try:
         text = json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

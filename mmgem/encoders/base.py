@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmgem.config import EncoderConfig
-from mmgem.errors import CheckpointError, ConfigError
+from mmgem.errors import CheckpointError, ConfigError, UsageError
 
 
 @dataclass
@@ -80,6 +80,8 @@ class Encoder(nn.Module):
 
     channels: int
     size: int
+    media: ClassVar[tuple[str, ...]] = ("image", "video")
+    """Kinds of media that it sees."""
     sees_images: ClassVar[bool] = True
     """False: it stands in for an encoder in a model of texts only."""
     can_freeze_stages: ClassVar[bool] = False
@@ -148,6 +150,11 @@ class Encoder(nn.Module):
             return config.freeze_until is not None
         return cls.trainable_head is not Encoder.trainable_head
 
+    def check_media(self, kind: str) -> None:
+        """Raise ``UsageError`` for a kind of media that it does not see."""
+        if kind not in self.media:
+            raise UsageError(f"this model's encoder reads no {kind}, only {' and '.join(self.media)}")
+
     def frozen_stem(self, pixels: Tensor) -> Tensor:
         """``(B, 3, S, S)`` float, normalised -> features ``(B, h, w, c)``, the part that can be cached."""
         raise NotImplementedError
@@ -172,7 +179,8 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def check_maps(self) -> None:
         """Read two random images at once and the first of them alone. Raises ``ConfigError`` unless that
-        gives each its own square map of finite numbers; other random numbers stay as they would be."""
+        gives each its own map of finite numbers, which is square where it sees images; other random numbers
+        stay as they would be."""
         training, device = self.training, next((p.device for p in self.parameters()), torch.device("cpu"))
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randn(2, 3, self.size, self.size, generator=generator).to(device)
@@ -180,8 +188,9 @@ class Encoder(nn.Module):
             self.eval()
             both, alone = self.split_map(self(pixels))[0], self.split_map(self(pixels[:1]))[0]
             self.train(training)
-        grid = both.shape[1] if both.ndim == 4 else 0
-        if both.shape != (2, grid, grid, self.channels) or alone.shape[1:] != both.shape[1:]:
+        height, width = both.shape[1:3] if both.ndim == 4 else (0, 0)
+        square = height == width or "image" not in self.media
+        if both.shape != (2, height, width, self.channels) or alone.shape[1:] != both.shape[1:] or not square:
             raise ConfigError(
                 f"model.encoder: two images of {self.size} pixels became {tuple(both.shape)}, "
                 f"not (2, H, H, {self.channels})"

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from mmgem.config import Preprocessing, to_dict
-from mmgem.data.clips import Frame, Picture, open_pictures
 from mmgem.data.content_hashes import ContentHashes, Identity
 from mmgem.data.features import FeatureCache
+from mmgem.data.pictures import Frame, Picture, open_pictures
 from mmgem.data.transforms import normalise, to_square, view_geometry
 from mmgem.encoders.base import Encoder
 from mmgem.errors import DataError, ImageError, TransientImageError, is_transient_reason

@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmgem.config import Preprocessing
-from mmgem.data.clips import frames_of
 from mmgem.data.images import ImageSource, check_box, image_size, open_image
+from mmgem.data.pictures import Frame, decode_frames, pictures_of
 from mmgem.data.records import Box, Media
 from mmgem.data.transforms import normalise, place_box, shown_part, to_square
 from mmgem.errors import UsageError
@@ -57,13 +57,13 @@ def encode_images(
     (None: the whole image); of a clip the mean of its frames'. Raises ``ImageError``, and ``UsageError`` for
     a box that cannot be, or is of a clip."""
     if boxes is None or all(box is None for image_boxes in boxes for box in image_boxes):
-        frames = map_images(partial(_preprocess_frames, prep), images)
+        frames = map_images(partial(_preprocess_frames, network, prep), images)
         seen = encode_prepared(network, prep, [frame for own in frames for frame in own])
         whole = pool_segments(seen, list(map(len, frames)))
         if boxes is None:
             return whole
         return whole[[i for i, image_boxes in enumerate(boxes) for _ in image_boxes]]
-    stills = [_still(image) for image in images]
+    stills = [_still(network, image) for image in images]
     input_boxes = [
         [None if box is None else box_to_input_pixels(image, box, prep) for box in image_boxes]
         for image, image_boxes in zip(stills, boxes, strict=True)
@@ -83,17 +83,34 @@ def preprocess_image(prep: Preprocessing, image: ImageSource) -> list[np.ndarray
     return [to_square(decoded, dataclasses.replace(prep, size=side)) for side in sides]
 
 
-def _preprocess_frames(prep: Preprocessing, source: VisualSource) -> list[list[np.ndarray]]:
+def _preprocess_frames(
+    network: MMGEMNetwork, prep: Preprocessing, source: VisualSource
+) -> list[list[np.ndarray]]:
     """:func:`preprocess_image` of an image, or of each frame of a clip."""
     if isinstance(source, Media):
-        source = tuple(frames_of(source.path, source.moment))
+        source = _decoded(network, source)
+    else:
+        network.encoder.check_media("image")
     return [preprocess_image(prep, frame) for frame in (source if isinstance(source, tuple) else (source,))]
 
 
-def _still(source: VisualSource) -> ImageSource:
-    if isinstance(source, Media | tuple):
-        raise UsageError("a box is one of an image, not of a clip")
+def _still(network: MMGEMNetwork, source: VisualSource) -> ImageSource:
+    """What boxes are of: an image, or the picture of a sound."""
+    if isinstance(source, tuple) or (isinstance(source, Media) and source.kind == "video"):
+        raise UsageError("a box is one of an image or a sound, not of a clip")
+    if isinstance(source, Media):
+        return _decoded(network, source)[0]
+    network.encoder.check_media("image")
     return source
+
+
+def _decoded(network: MMGEMNetwork, media: Media) -> tuple[ImageSource, ...]:
+    """What is looked at of media; a photo is not decoded yet."""
+    network.encoder.check_media(media.kind)
+    pictures = pictures_of(media)
+    if media.kind == "image":
+        return (media.path,)
+    return tuple(decode_frames(media, [frame.time for frame in pictures if isinstance(frame, Frame)]))
 
 
 def encode_prepared(

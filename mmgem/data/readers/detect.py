@@ -101,7 +101,7 @@ def _json_reader(path: Path, text: str, images: Path | None) -> _Reader | str:
         return _list_reader(path, text, value, images)
     if value.keys() >= DCI_MARKS:
         return lambda: read_dci(path, images)
-    if "image" in value or "video" in value:
+    if {"image", "video", "sound"} & value.keys():
         return jsonl
     image_entries = value.get("images")
     if isinstance(image_entries, list) and image_entries and isinstance(image_entries[0], dict):

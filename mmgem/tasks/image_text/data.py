@@ -13,12 +13,12 @@ import torch
 
 from mmgem.config import DataConfig, EncoderConfig, Preprocessing, Recipe
 from mmgem.data.batches import Batches, distinct_texts
-from mmgem.data.clips import Picture, pictures_of
 from mmgem.data.content_hashes import ContentHashes
 from mmgem.data.features import ClipSource, FeatureCache, Joined, PixelSource, RecordSource, Source
 from mmgem.data.held_out import hold_out
 from mmgem.data.mosaics import FILE as MOSAICS
 from mmgem.data.mosaics import make_mosaics
+from mmgem.data.pictures import Picture, pictures_of
 from mmgem.data.readers import load_dataset
 from mmgem.data.readers.translations import add_captions
 from mmgem.data.records import Record, read_jsonl
@@ -286,6 +286,12 @@ def image_source(
 ) -> RecordSource:
     """Cached features of ``records``, or their pixels where the whole encoder trains; says what it skips.
     ``precision``: what features are computed in; None: as ``train.precision``."""
+    for kind in sorted({record.media.kind for record in records}):
+        network.encoder.check_media(kind)
+        if kind == "sound" and views > 1:
+            raise ConfigError(
+                "data.cached_augmentations: sounds are neither cropped nor mirrored; set it to 1"
+            )
     if all(record.media.kind == "image" for record in records):
         source: RecordSource = _picture_source(
             recipe, network, prep, [r.image for r in records], views, precision

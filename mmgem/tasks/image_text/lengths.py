@@ -138,7 +138,7 @@ def _read_loose(stats: CaptionStats, data: DataConfig) -> list[Record]:
 
 def _frames(media: Media) -> int:
     """How many pictures are looked at of an image or a clip, which is not opened."""
-    if media.kind == "image":
+    if media.kind != "video":
         return 1
     return MAX_FRAMES if media.moment is None else frame_count(media.moment[1] - media.moment[0])
 
