@@ -77,6 +77,23 @@ def test_nothing_is_computed_twice(images: list[Path], tmp_path: Path) -> None:
     assert again.seen == 40  # the third view only
 
 
+def test_an_image_that_is_listed_twice_is_computed_once(images: list[Path], tmp_path: Path) -> None:
+    (copy := tmp_path / "elsewhere" / images[3].name).parent.mkdir()
+    shutil.copy(images[3], copy)
+    missing = [tmp_path / "a" / "lost.png", tmp_path / "b" / "lost.png"]
+    once = cache_features(CountingEncoder(), toys.prep(), images, tmp_path / "cache", views=3)
+    encoder = CountingEncoder()
+    listed = [images[5], *images, copy, *missing, images[5]]
+    twice = cache_features(encoder, toys.prep(), listed, tmp_path / "twice", views=3)
+    assert encoder.seen == 3 * 40
+    assert twice.valid == [*range(42), 44] and len(twice.problems) == 2
+    at = [5, *range(40), 3, 5]
+    assert torch.equal(twice.read(twice.valid, [2] * 43), once.read(at, [2] * 43))
+    again = CountingEncoder()
+    cache_features(again, toys.prep(), [*images, images[0]], tmp_path / "cache", views=3)
+    assert again.seen == 0  # so a longer list of the same images shares what is there
+
+
 def test_resumes_where_it_stopped(images: list[Path], tmp_path: Path) -> None:
     encoder = CountingEncoder()
     encoder.fail_at = 32

@@ -21,7 +21,8 @@ class DataConfig:
     split: str | None = setting("train", help='Records of `train` that are learned; "": all.')
     extra_train: list[Path] = setting(
         default_factory=list,
-        help="More sets that are learned together with `train`, each in any form that it may have.",
+        help="More sets that are learned together with `train`, each in any form that it may have; a set "
+        "that is listed twice is drawn twice as often.",
         needs=(IMAGES, LOOSE_FILES),
     )
     extra_share: float = setting(

@@ -25,12 +25,14 @@ from mmgem.errors import DataError, ImageError
 class FeatureCache:
     """``maps``: one ``(n, h, w, c)`` float16 memory map per view; ``valid``: indices of readable images;
     ``problems``: one message per unreadable one. ``crcs``: the CRC-32 of each map, ``(n,)`` uint32 per view,
-    compared when it is first read; none: they are not."""
+    compared when it is first read; none: they are not. ``rows``: the row of each image in the maps, where
+    several share one; None: its own number."""
 
     maps: list[np.ndarray]
     valid: list[int]
     problems: list[str]
     crcs: list[np.ndarray] = field(default_factory=list)
+    rows: list[int] | None = None
     cached: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -49,6 +51,8 @@ class FeatureCache:
         """Features ``(len(images), h, w, c)`` float32 of each image in its view.
 
         Raises ``DataError`` if they are damaged."""
+        if self.rows is not None:
+            images = [self.rows[i] for i in images]
         if self.crcs:
             self._verify(images, views)
         return torch.from_numpy(

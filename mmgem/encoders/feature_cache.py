@@ -60,19 +60,28 @@ def cache_features(
     crop_scale: float = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> FeatureCache:
-    """Compute what is missing, in ``dtype``, and return the cache for ``images`` (order kept), a row each;
+    """Compute what is missing, in ``dtype``, and return the cache for ``images`` (order kept). One that is
+    there several times (a record a caption, a set listed twice to be seen more often) is computed once;
     frames of a clip that follow each other are decoded together.
 
     Raises ``DataError`` if no image can be read.
     """
     if not images:
         raise DataError("no images to compute features of")
+    identities = _identities(images, folder)
+    # An unreadable file has no content to be known by; its path tells it from others.
+    keys = [repr(p) if i[1] == -1 else json.dumps(i) for p, i in zip(images, identities, strict=True)]
+    firsts = {key: at for at, key in reversed([*enumerate(keys)])}
+    order = sorted(firsts.values())
+    numbers = {keys[at]: row for row, at in enumerate(order)}
+    rows = [numbers[key] for key in keys]
+    images, identities = [images[at] for at in order], [identities[at] for at in order]
     plain = to_dict(prep)
     pixels = {name: plain[name] for name in ("size", "mean", "std", "resize", "interpolation")}
     base = {
         "encoder": encoder_fingerprint(encoder),
         "prep": pixels,
-        "images": _identities(images, folder),
+        "images": identities,
     }
     if dtype != torch.float32:
         base["dtype"] = str(dtype)
@@ -87,12 +96,12 @@ def cache_features(
         states.append(state)
         problems.update(bad)
     bad_rows = np.any([s != _DONE for s in states], axis=0)
-    valid = np.flatnonzero(~bad_rows).tolist()
+    valid = np.flatnonzero(~bad_rows[rows]).tolist()
     if not valid:
         raise DataError(
             f"none of the {len(images)} images can be read; first: {next(iter(problems.values()))}"
         )
-    return FeatureCache(maps, valid, list(problems.values()), crcs)
+    return FeatureCache(maps, valid, list(problems.values()), crcs, None if len(order) == len(rows) else rows)
 
 
 def _identities(images: Sequence[Picture], folder: Path) -> list[Identity | list[str | int | float]]:
