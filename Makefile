@@ -48,9 +48,7 @@ tiny: install
 	$(BIN)/mmgem pull tiny
 	$(BIN)/mmgem train recipes/world.toml
 	$(BIN)/mmgem train recipes/world_more.toml
-	$(BIN)/mmgem export runs/world_more/model runs/average --average runs/world/model --alpha 0.3 --format full
-	$(BIN)/mmgem train recipes/world_captions.toml
-	$(BIN)/mmgem export runs/world_captions/model runs/tiny --pca-rotate $(DATA)/world
+	$(BIN)/mmgem export runs/world_more/model runs/tiny --average runs/world/model --alpha 0.3 --pca-rotate $(DATA)/world
 	$(BIN)/mmgem calibrate runs/tiny --split dev $(CALIBRATED:%=--data $(DATA)/%/captions.jsonl)
 
 # `mmgem adopt` on random weights of the exact shapes of the commonest checkpoints: minutes, 6 GB.

@@ -187,7 +187,6 @@ def test_every_recipe_is_planned_at_its_full_size(path: Path) -> None:
         "xquad": "self_retrieval.batch_size=4",
         "adopt": "text_distillation.batch_size=4",
         "world_more": "train.batch_size=8",  # of which a tenth is boxes
-        "world_captions": "train.batch_size=8",
     }
     small = [sizes.get(path.stem, "train.batch_size=4")]
     start = []
@@ -205,7 +204,6 @@ def test_every_recipe_is_planned_at_its_full_size(path: Path) -> None:
         "tiny_regions": 56_469_130,
         "world": 56_469_130,
         "world_more": 56_469_130,
-        "world_captions": 56_469_130,
         "xquad": 134_811_586,
     }
     assert told.parameters["total"] == expected[path.stem]
