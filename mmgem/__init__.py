@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from mmgem.train.loop import train as train_model
     from mmgem.utils.plugins import load_plugin
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Where each name is defined, `module` or `module:name`; imported when it is first asked for, so that
 # `import mmgem` and `mmgem --help` are fast. `mmgem.train` is the package: its function is train_model here.

@@ -110,7 +110,10 @@ def test_an_encoder_and_a_connector_of_ones_own(
     train = recipe(tmp_path)
     code, _, err = run(*train)
     assert code == 2 and err.count("\n") == 1
-    assert "model.encoder.kind: no encoder is called 'color_grid' (known: clip, efficientnet_lite0, " in err
+    assert (
+        "model.encoder.kind: no encoder is called 'color_grid' (known: audio, clip, efficientnet_lite0, "
+        in err
+    )
     assert "--plugin" in err
 
     # Planned, and trained: alone; then stopped, and gone on with by two processes.

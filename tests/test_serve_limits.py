@@ -109,7 +109,7 @@ def test_busy_is_said_and_when_to_come_again(model: MMGEM, monkeypatch: pytest.M
 
 
 def test_nobody_waits_beyond_the_deadline(model: MMGEM, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(model, seconds=0.3) as (client, _):
+    with serving(model, seconds=2) as (client, _):
         go = threading.Event()
         monkeypatch.setattr(model, "batch", _Blocking(go))
         began = time.monotonic()
