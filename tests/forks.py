@@ -5,6 +5,7 @@ A process that fails says on its standard error why, and that is what the test t
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import socket
@@ -72,12 +73,21 @@ def all_end_well(started: Sequence[Forked], seconds: float = 600) -> None:
             forked.process.join()
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_PORTS = itertools.cycle(range(20_000 + 200 * (_WORKER % 60), 20_200 + 200 * (_WORKER % 60)))
+"""One after the other, of this worker alone, and below those that the system gives to whoever asks for any: a
+port is taken only a moment after it was found to be free."""
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) != 0
+
+
 def run_ranks(said: Path, size: int, call: Callable[..., Any], *arguments: Any) -> None:
     """Call ``call(*arguments)`` in ``size`` processes that find each other as torchrun's do; all have to end
     well. Each has one thread."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = next(filter(_is_free, _PORTS))
     shared = os.environ | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [shared | {"RANK": str(r), "LOCAL_RANK": str(r)} for r in range(size)]
     all_end_well(
