@@ -25,7 +25,7 @@ from mmgem.models.network import MMGEMNetwork
 from mmgem.models.networks import make_network, network_class
 from mmgem.models.packing_check import check_packing
 from mmgem.utils.hf_config import export_config
-from mmgem.utils.pretrained import load_pretrained, local_folder
+from mmgem.utils.pretrained import load_pretrained, local_folder, refuse_missing
 
 C = TypeVar("C", ModelConfig, Preprocessing)
 
@@ -179,7 +179,7 @@ def _language_model(options: InitConfig) -> tuple[nn.Module, Path, MMGEMNetwork 
             lm = old.llm.lm
         else:
             lm, found = load_pretrained(AutoModelForCausalLM, folder)
-            _complete(found, str(folder))
+            refuse_missing(found, str(folder), spare="pooler")
     except CheckpointError as error:
         raise CheckpointError(f"init.llm: {error}") from error
     if options.layers is not None or options.keep_layers:
@@ -209,10 +209,3 @@ def _take_text_side(network: MMGEMNetwork, old: MMGEMNetwork) -> None:
             sizes = f"its {name} is {tuple(value.shape)}, that of the recipe {tuple(values[name].shape)}"
             raise ConfigError(f"init.llm: {sizes}; set [model] as it is there")
         values[name].copy_(value)
-
-
-def _complete(found: dict[str, Any], where: str) -> None:
-    """Refuse base weights that leave part of the model random; a pooler is not part of the map."""
-    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise CheckpointError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")

@@ -203,3 +203,14 @@ class Encoder(nn.Module):
     def frozen_parameters(self) -> list[nn.Parameter]:
         """Parameters used by :meth:`frozen_stem`; frozen whenever its output is cached."""
         return list(self.parameters())
+
+
+class ConfiguredEncoder(Encoder):
+    """An encoder whose constructor takes ``model.encoder.config`` whole, a config of transformers with fields
+    of its own, and checks it."""
+
+    @classmethod
+    def build(cls, config: EncoderConfig) -> Self:
+        """The encoder of ``config``, with random weights. Raises ``ConfigError`` naming the field."""
+        cls.check_freezing(config)
+        return cls(config.config)

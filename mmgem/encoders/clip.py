@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from mmgem.config import EncoderConfig
 from mmgem.encoders.base import (
     Alignment,
     BaseWeights,
-    Encoder,
+    ConfiguredEncoder,
     pack_whole,
     refuse_contradictions,
     take_base_config,
@@ -42,7 +42,7 @@ _PATCH_MAPS = ("last", "value")
 _DEFAULT_PATCH_MAP = {"clip_vision_model": "value", "siglip_vision_model": "last"}
 
 
-class CLIPEncoder(Encoder):
+class CLIPEncoder(ConfiguredEncoder):
     """A vision tower that is aligned with texts, whole in ``frozen_stem``.
 
     ``config``: a transformers config of CLIP's or SigLIP's vision tower, ``model_type`` and its fields, and
@@ -61,12 +61,6 @@ class CLIPEncoder(Encoder):
         net = getattr(transformers, VISION_MODELS[self.config.model_type])
         self.net: Any = build_model(net, self.config, _WHERE)
         self.size, self.channels = self.config.image_size, self.config.hidden_size
-
-    @classmethod
-    def build(cls, config: EncoderConfig) -> Self:
-        """The encoder of ``config``, with random weights. Raises ``ConfigError`` naming the field."""
-        cls.check_freezing(config)
-        return cls(config.config)
 
     @classmethod
     def base_config(cls, source: str, config: EncoderConfig) -> EncoderConfig:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmgem.encoders import open_clip
 from mmgem.errors import CheckpointError
 from mmgem.utils.model_files import read_json_object
-from mmgem.utils.pretrained import load_config, load_pretrained
+from mmgem.utils.pretrained import load_config, load_pretrained, refuse_missing
 
 MODELS = {"clip": "CLIPModel", "siglip": "SiglipModel"}
 """Classes of transformers by the ``model_type`` of a checkpoint of two towers."""
@@ -91,8 +91,7 @@ def load_dual(folder: Path) -> DualCheckpoint:
         model, bias = open_clip.load_clip(folder, config)
     else:
         model, found = load_pretrained(getattr(transformers, MODELS[config.model_type]), folder)
-        if missing := sorted(found["missing_keys"]):
-            raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+        refuse_missing(found, str(folder))
         bias = getattr(model, "logit_bias", None)
     model.eval()
     scalar = torch.zeros(()) if bias is None else bias.detach().reshape(())

@@ -71,11 +71,12 @@ def cache_features(
     identities = _identities(images, folder)
     # An unreadable file has no content to be known by; its path tells it from others.
     keys = [repr(p) if i[1] == -1 else json.dumps(i) for p, i in zip(images, identities, strict=True)]
-    firsts = {key: at for at, key in reversed([*enumerate(keys)])}
-    order = sorted(firsts.values())
-    numbers = {keys[at]: row for row, at in enumerate(order)}
+    firsts: dict[str, int] = {}
+    for at, key in enumerate(keys):
+        firsts.setdefault(key, at)
+    numbers = {key: row for row, key in enumerate(firsts)}
     rows = [numbers[key] for key in keys]
-    images, identities = [images[at] for at in order], [identities[at] for at in order]
+    images, identities = [images[at] for at in firsts.values()], [identities[at] for at in firsts.values()]
     plain = to_dict(prep)
     pixels = {name: plain[name] for name in ("size", "mean", "std", "resize", "interpolation")}
     base = {
@@ -101,7 +102,9 @@ def cache_features(
         raise DataError(
             f"none of the {len(images)} images can be read; first: {next(iter(problems.values()))}"
         )
-    return FeatureCache(maps, valid, list(problems.values()), crcs, None if len(order) == len(rows) else rows)
+    return FeatureCache(
+        maps, valid, list(problems.values()), crcs, None if len(firsts) == len(rows) else rows
+    )
 
 
 def _identities(images: Sequence[Picture], folder: Path) -> list[Identity | list[str | int | float]]:

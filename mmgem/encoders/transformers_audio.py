@@ -8,23 +8,23 @@ keeps no frequencies), so pooling is that of pictures: the mean of the whole, Ro
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmgem.config import EncoderConfig
-from mmgem.encoders.base import BaseWeights, Encoder, refuse_contradictions, take_base_config
+from mmgem.encoders.base import BaseWeights, ConfiguredEncoder, refuse_contradictions, take_base_config
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.utils.hf_config import export_config, make_config
-from mmgem.utils.pretrained import build_model, load_config, load_pretrained, local_folder
+from mmgem.utils.pretrained import build_model, load_config, load_pretrained, local_folder, refuse_missing
 
 _WHERE = "model.encoder.config"
 _AST, _WHISPER = "audio-spectrogram-transformer", "whisper"
 _STRIDE = 2  # of Whisper's convolutions, in steps
 
 
-class SpectrogramEncoder(Encoder):
+class SpectrogramEncoder(ConfiguredEncoder):
     """An audio encoder of transformers, whole in ``frozen_stem``.
 
     ``config``: the model's own, with its ``model_type``, and optionally ``size``, the side of the square that
@@ -53,12 +53,6 @@ class SpectrogramEncoder(Encoder):
             self.grid = 1, made.max_source_positions
 
     @classmethod
-    def build(cls, config: EncoderConfig) -> Self:
-        """The encoder of ``config``, with random weights. Raises ``ConfigError`` naming the field."""
-        cls.check_freezing(config)
-        return cls(config.config)
-
-    @classmethod
     def base_config(cls, source: str, config: EncoderConfig) -> EncoderConfig:
         """``config`` with the configuration of ``source``, unless it names its own ``model_type``."""
         return take_base_config(
@@ -76,10 +70,7 @@ class SpectrogramEncoder(Encoder):
             net, found = load_pretrained(AutoModel, local_folder(source))
         except CheckpointError as error:
             raise CheckpointError(f"init.encoder: {error}") from error
-        if missing := sorted(found["missing_keys"]):
-            raise CheckpointError(
-                f"init.encoder: {source}: {len(missing)} tensors are missing, the first is {missing[0]}"
-            )
+        refuse_missing(found, f"init.encoder: {source}")
         refuse_contradictions(config, net.config, _WHERE, "size")
         size = {"size": config.config["size"]} if "size" in config.config else {}
         own = net.encoder if net.config.model_type == _WHISPER else net

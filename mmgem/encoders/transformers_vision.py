@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from mmgem.config import EncoderConfig
-from mmgem.encoders.base import BaseWeights, Encoder, refuse_contradictions, take_base_config
+from mmgem.encoders.base import BaseWeights, ConfiguredEncoder, refuse_contradictions, take_base_config
 from mmgem.encoders.families import REFUSED, forced_config, model_inputs
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.utils.hf_config import export_config, make_config
-from mmgem.utils.pretrained import build_model, load_config, load_pretrained, local_folder
+from mmgem.utils.pretrained import build_model, load_config, load_pretrained, local_folder, refuse_missing
 
 _WHERE = "model.encoder.config"
 
 
-class TransformersEncoder(Encoder):
+class TransformersEncoder(ConfiguredEncoder):
     """A vision model of transformers, whole in ``frozen_stem``.
 
     ``config``: the model's own, and optionally ``size``, the input side where it is not ``image_size``.
@@ -52,12 +52,6 @@ class TransformersEncoder(Encoder):
         self.prefix_tokens, self.channels = self._layout(hf_config)
 
     @classmethod
-    def build(cls, config: EncoderConfig) -> Self:
-        """The encoder of ``config``, with random weights. Raises ``ConfigError`` naming the field."""
-        cls.check_freezing(config)
-        return cls(config.config)
-
-    @classmethod
     def base_config(cls, source: str, config: EncoderConfig) -> EncoderConfig:
         """``config`` with the configuration of ``source``, unless it names its own ``model_type``."""
 
@@ -80,11 +74,7 @@ class TransformersEncoder(Encoder):
             net, found = load_pretrained(_model_class(vision), folder, vision)
         except CheckpointError as error:
             raise CheckpointError(f"init.encoder: {error}") from error
-        # A pooler is not part of the map.
-        if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
-            raise CheckpointError(
-                f"init.encoder: {source}: {len(missing)} tensors are missing, the first is {missing[0]}"
-            )
+        refuse_missing(found, f"init.encoder: {source}", spare="pooler")  # which is not part of the map
         refuse_contradictions(config, net.config, _WHERE, "size")
         size = {"size": config.config["size"]} if "size" in config.config else {}
         weights = {f"net.{name}": value for name, value in net.state_dict().items()}

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmgem.errors import CheckpointError
 from mmgem.utils.model_files import read_json_object
-from mmgem.utils.pretrained import load_config, load_pretrained, load_tokenizer, local_folder
+from mmgem.utils.pretrained import load_config, load_pretrained, load_tokenizer, local_folder, refuse_missing
 
 
 def default_prompt(folder: Path) -> str:
@@ -51,8 +51,7 @@ def sentence_encoder(
     half = load_config(folder).dtype in (torch.float16, torch.bfloat16)
     tokenizer = load_tokenizer(folder)
     model, told = load_pretrained(AutoModel, folder)
-    if missing := sorted(name for name in told["missing_keys"] if "pooler" not in name):
-        raise CheckpointError(f"{folder}: {len(missing)} tensors are missing, the first is {missing[0]}")
+    refuse_missing(told, str(folder), spare="pooler")
     rows = model.get_input_embeddings().weight.shape[0]
     if max(tokenizer.get_vocab().values()) >= rows:
         raise CheckpointError(f"{folder}: the tokenizer has ids beyond the model's table of {rows} rows")

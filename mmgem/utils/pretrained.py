@@ -189,6 +189,14 @@ def load_pretrained(model_class: Any, folder: Path, config: Any = None) -> tuple
     return model, told
 
 
+def refuse_missing(told: dict[str, Any], where: str, spare: str = "") -> None:
+    """Raise ``CheckpointError``, which begins with ``where``, if the weights that :func:`load_pretrained`
+    tells of leave part of a model random, but for tensors with ``spare`` in their names."""
+    missing = sorted(name for name in told["missing_keys"] if not spare or spare not in name)
+    if missing:
+        raise CheckpointError(f"{where}: {len(missing)} tensors are missing, the first is {missing[0]}")
+
+
 def load_gguf(file: Path) -> tuple[Any, Any]:
     """Model (float32) and tokenizer of a GGUF file, a format of numbers and text. It is not checked as
     folders are: give it files of a known checksum."""
