@@ -180,10 +180,13 @@ class MMGEM:
         similarity. A text of several sentences, however long, is the mean of their embeddings (see
         ``preprocessing.long_text``). ``dimensions`` as in :meth:`embed_images`. Raises ``DataError`` for an
         empty text and for half a character, ``UsageError`` for anything but a list of strings."""
-        texts = check_texts(texts)
-        return truncate_embeddings(
-            embed_texts(self.network, self.tokenizer, texts, 4 * self.batch), dimensions
-        )
+        rows = embed_texts(self.network, self.tokenizer, check_texts(texts), 4 * self.batch)
+        return truncate_embeddings(rows, dimensions)
+
+    def embed_queries(self, texts: Sequence[str], dimensions: int | None = None) -> np.ndarray:
+        """Embed what is searched for: as :meth:`embed_texts`, but a text of up to six words is a name, which
+        is read behind the model's ``preprocessing.query_prefix`` (``"dog"`` as ``"a picture of dog"``)."""
+        return self.embed_texts(self.tokenizer.query_texts(texts), dimensions)
 
     def caption(
         self,
@@ -396,8 +399,7 @@ class MMGEM:
 
     def reranker(self, index: PhotoIndex, text: str, options: RerankOptions | None = None) -> Reranker:
         """:meth:`rerank` for a ``k`` and then a larger one: photos are assessed once."""
-        text = check_text(text)
-        return Reranker(self.network, self.tokenizer, index, text, options, self.calibration)
+        return Reranker(self.network, self.tokenizer, index, check_text(text), options, self.calibration)
 
     @torch.inference_mode()
     def find_regions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from mmgem.evaluate.calibrate import (
     logistic_regression,
     shared_words,
 )
-from mmgem.evaluate.match import alike_by_text, auroc, draw_classes, draw_searches
+from mmgem.evaluate.match import alike_by_text, auroc, draw_classes, draw_names, draw_searches
 from mmgem.export.compress import compress_model
 from mmgem.inference.calibration import (
     CALIBRATION_FILE,
@@ -66,6 +67,9 @@ class Embeddings:
         if any(path.stem == "bad" for path in images):
             raise ImageError("bad.jpg: cannot be read")
         return self.images[[int(path.stem) for path in images]]
+
+    def embed_queries(self, texts: list[str]) -> np.ndarray:
+        return self.embed_texts(texts)
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         return self.texts[[int("".join(c for c in text if c.isdigit())) for text in texts]]
@@ -208,6 +212,44 @@ def test_labels_calibrate_classes() -> None:
     assert (wrong > 0.5).mean() > 0.7
 
 
+def test_names_that_are_searched_for_are_calibrated_with_captions() -> None:
+    """Photos lie farther from their name than from their caption: what says no to that has to learn it."""
+    captioned, texts, _ = photos_and_captions(noise=0.3)
+    rng = np.random.default_rng(1)
+    kinds = units(rng.standard_normal((40, DIM)) + 0.3)
+    labels = np.repeat(np.arange(40), 6)
+    labelled = units(kinds[labels] + 0.9 * rng.standard_normal((240, DIM)) / DIM**0.5)
+    names = units(kinds)
+    model = Embeddings(np.concatenate([captioned, labelled]), np.concatenate([texts, names]))
+    records = known(noise=0.3)[1] + [
+        Record(Path(f"/{240 + n}.jpg"), label=f"{480 + label}") for n, label in enumerate(labels)
+    ]
+    both, report = fit_calibration(model, records, OPTIONS)
+    alone, without = fit_calibration(model, records[:240], OPTIONS)
+    assert list(report.names) == [5, 20, 100] and not without.names
+    assert report.names[5] > 0.9 and report.search[5] > 0.9
+
+    def accuracy(calibration: MatchCalibration) -> float:
+        draws = draw_names(labelled, names, labels, 20, 500, 1)
+        sides = (draws.present, draws.present_query), (draws.absent, draws.absent_query)
+        yes, no = (calibration.probability(cosines, names[query], 20) >= 0.5 for cosines, query in sides)
+        return float((yes.mean() + 1 - no.mean()) / 2)
+
+    assert accuracy(both) > accuracy(alone) + 0.1
+
+
+def test_searches_for_names_have_a_photo_of_it_or_none() -> None:
+    names = np.eye(DIM, dtype=np.float32)[:8]
+    labels = np.arange(40) % 8
+    draws = draw_names(names[labels], names, labels, 10, 50)
+    assert draws.size == 10 and (draws.present == 1).all() and (draws.absent == 0).all()
+    assert (labels[draws.present_photos[:, 0]] == draws.present_query).all()
+    assert (labels[draws.absent_photos] != draws.absent_query[:, None]).all()
+    assert draw_names(names[labels], names, labels, 1000, 5).size == 35  # all of other labels
+    with pytest.raises(UsageError, match="same label"):
+        draw_names(names[:2], names, np.zeros(2, int), 10, 5)
+
+
 def test_unreadable_photos_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     model, records = known(photos=40)
     _, report = fit_calibration(model, [*records, Record(Path("/bad.jpg"), ("1",))], OPTIONS)
@@ -281,7 +323,7 @@ def test_hits_of_texts_get_a_probability_and_others_none(model_copy: Path) -> No
     vectors = units(np.random.default_rng(1).standard_normal((20, model.dim)))
     index = photo_index(vectors)
     index.load_embedder = lambda: model
-    query = model.embed_texts(["a dog"])[0]
+    query = model.embed_queries(["a dog"])[0]
     hits = index.search_text("a dog", 5)
     expected = model.calibration.probability(np.array([h.score for h in hits]), query, 20)
     assert [hit.match for hit in hits] == pytest.approx(expected.tolist())
@@ -391,6 +433,14 @@ def test_the_command_calibrates_and_search_tells(
         out, _ = run("classify", photo, "--classes", "dog,cat", "-m", model_copy, "--json")
         row = json.loads(out)["photos"][0]
         assert (row["none"] > 0.5) is doubtful
+        assert row["class"] == (None if doubtful else row["guesses"][0]["class"])
+        shown = [
+            float(percent)
+            for percent in re.findall(
+                r"(\d+)%", run("classify", photo, "--classes", "dog,cat", "-m", model_copy)[0]
+            )
+        ]
+        assert sum(shown) == pytest.approx(100, abs=1)
         assert sum(guess["probability"] for guess in row["guesses"]) == pytest.approx(1, abs=1e-5)
     index = open_index(tmp_path / "idx", model_copy)
     assert all(hit.match < 0.5 for hit in index.search_text("a dog"))

@@ -193,7 +193,7 @@ def test_index_without_changes_needs_no_torch(photo_index, tiny_photos, tiny_mod
 def test_search_by_text_uses_the_model_of_the_index(run, model, photo_index, tiny_photos):
     out, err = run("search", photo_index, "a red house", "-k", 4, "--json", model=None)
     told = json.loads(out)
-    scores = model.embed_images(tiny_photos) @ model.embed_texts(["a red house"])[0]
+    scores = model.embed_images(tiny_photos) @ model.embed_queries(["a red house"])[0]
     best = np.argsort(-scores)[:4]
     assert [hit["file"] for hit in told["hits"]] == [str(tiny_photos[i]) for i in best]
     assert [hit["score"] for hit in told["hits"]] == pytest.approx(scores[best].tolist(), abs=1e-5)
@@ -223,7 +223,7 @@ def test_search_by_box(run, model, photo_index, tiny_photos):
 
 
 def test_search_filters_and_combines(run, model, photo_index, tiny_photos):
-    vector = model.embed_texts(["a dog"])[0] - 0.5 * model.embed_texts(["the sea"])[0]
+    vector = model.embed_queries(["a dog"])[0] - 0.5 * model.embed_queries(["the sea"])[0]
     scores = model.embed_images(tiny_photos) @ (vector / np.linalg.norm(vector))
     told = json.loads(run("search", photo_index, "a", 'dog -"the sea"', "-k", 2, "--json", model=None)[0])
     assert [hit["file"] for hit in told["hits"]] == [str(tiny_photos[i]) for i in np.argsort(-scores)[:2]]

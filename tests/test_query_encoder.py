@@ -40,6 +40,8 @@ def test_as_the_network_embeds(tmp_path: Path, options: dict[str, str], small: b
     for text in TEXTS:
         np.testing.assert_allclose(encoder.embed_texts([text]), model.embed_texts([text]), atol=2e-6)
     np.testing.assert_allclose(encoder.embed_texts(TEXTS), model.embed_texts(TEXTS), atol=2e-6)
+    for queries in (["dog"], TEXTS):
+        np.testing.assert_allclose(encoder.embed_queries(queries), model.embed_queries(queries), atol=2e-6)
     assert encoder.embed_texts([]).shape == (0, model.dim)
     for wrong in ([""], ["a\ud800"]):
         for embed in (encoder.embed_texts, model.embed_texts):

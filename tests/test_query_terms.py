@@ -90,7 +90,7 @@ def test_the_vector_is_the_weighted_sum(tiny_model_folder: Path, tiny_photos: li
         QueryTerm("the sea", weight=-0.5),
     ]
     vector = embed_terms(model, terms)
-    texts, image = model.embed_texts(["a red dog", "the sea"]), model.embed_images([tiny_photos[1]])[0]
+    texts, image = model.embed_queries(["a red dog", "the sea"]), model.embed_images([tiny_photos[1]])[0]
     expected = texts[0] + 2 * image - 0.5 * texts[1]
     np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-6)
     assert vector.dtype == np.float32

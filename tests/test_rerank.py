@@ -49,7 +49,7 @@ def alone(mmgem: MMGEM, vector: np.ndarray, ids: Tensor, length: float) -> float
 @pytest.mark.parametrize("llm", ["llama", "gpt2", "gemma2"])
 def test_order_and_figures_are_those_of_one_pair_at_a_time(llm: str) -> None:
     mmgem, vectors, options = model(llm), units(60), RerankOptions(candidates=40, weight=9, embedding_norm=2)
-    query = mmgem.embed_texts([TEXT])[0]
+    query = mmgem.embed_queries([TEXT])[0]
     near = np.argsort(-(vectors @ query))[:40]
     (ids,) = mmgem.tokenizer.encode_all([TEXT])
     given = np.array([alone(mmgem, vectors[row], ids, 2) for row in near])
@@ -80,7 +80,7 @@ def test_what_is_asked_for_is_what_comes() -> None:
     assert len(everything) == 5 and everything[:2] == mmgem.rerank(index, TEXT, 2)
     assert [hit.score for hit in everything] == sorted((hit.score for hit in everything), reverse=True)
     # Weight 0 is the search itself.
-    plain = index.search(mmgem.embed_texts([TEXT])[0], 3)
+    plain = index.search(mmgem.embed_queries([TEXT])[0], 3)
     assert [(h.path, h.score) for h in mmgem.rerank(index, TEXT, 3, RerankOptions(weight=0))] == [
         (h.path, h.score) for h in plain
     ]

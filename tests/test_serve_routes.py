@@ -89,7 +89,7 @@ def test_a_photo_and_its_small_copy_by_id(client: httpx.Client, index: Path) -> 
 
 
 def test_search_by_words_is_the_index_s_own(client: httpx.Client, index: Path, model: MMGEM) -> None:
-    expected = PhotoIndex.open(index).search(model.embed_texts(["red dog"])[0], 3)
+    expected = PhotoIndex.open(index).search(model.embed_queries(["red dog"])[0], 3)
     hits = ok(client.post("/search", json={"text": "red dog", "k": 3}))["hits"]
     assert [hit["name"] for hit in hits] == [hit.path.name for hit in expected]
     assert [hit["score"] for hit in hits] == pytest.approx([hit.score for hit in expected], abs=1e-4)
@@ -106,7 +106,7 @@ def test_search_of_regions_knows_place_words(client: httpx.Client, index: Path, 
 
 def test_filters_are_the_library_s(client: httpx.Client, index: Path, model: MMGEM) -> None:
     view = PhotoIndex.open(index).filtered(Filters(name="000?.png", date="2020.."))
-    vector = model.embed_texts(["red dog"])[0]
+    vector = model.embed_queries(["red dog"])[0]
     body = {"text": "red dog", "k": 3, "filters": {"name": "000?.png", "date": "2020.."}}
     for _ in range(2):  # the second time from memory
         reply = ok(client.post("/search", json=body))
@@ -142,7 +142,7 @@ def test_terms_are_the_library_s(client: httpx.Client, index: Path, model: MMGEM
 
 
 def test_copies_are_folded(client: httpx.Client, index: Path, model: MMGEM) -> None:
-    opened, vector = PhotoIndex.open(index), model.embed_texts(["red dog"])[0]
+    opened, vector = PhotoIndex.open(index), model.embed_queries(["red dog"])[0]
     expected = fold_copies(opened, lambda count: opened.search(vector, count), 3)
     hits = ok(client.post("/search", json={"text": "red dog", "k": 3, "fold": True}))["hits"]
     assert [hit["name"] for hit in hits] == [hit.path.name for hit in expected]

@@ -15,6 +15,7 @@ import pytest
 import toys
 from tiny import save_photos
 
+from mmgem import MMGEM
 from mmgem.cli.classify import read_classes
 from mmgem.cli.main import main
 from mmgem.cli.serve import _token
@@ -24,10 +25,11 @@ from mmgem.data.readers import load_dataset
 from mmgem.data.readers.translations import add_captions
 from mmgem.data.records import read_jsonl
 from mmgem.data.text_corpus import read_texts
-from mmgem.data.texts import check_text, check_texts, half_character
+from mmgem.data.texts import check_text, check_texts, half_character, query_sentence
 from mmgem.errors import ConfigError, DataError, MMGEMError, UsageError
 from mmgem.evaluate.presets import _read_classes
 from mmgem.integrations.langchain import TextEmbeddings
+from mmgem.search.query_terms import QueryTerm, embed_terms
 from mmgem.self_retrieval.documents import read_document
 from mmgem.self_retrieval.passages import load_corpus, load_queries
 from mmgem.utils.text_files import read_text
@@ -37,6 +39,35 @@ HALF = "a \udce9 dog"
 
 
 # --- the edge of the API
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("dog", "a picture of dog"),
+        (" a  red\tcar ", "a picture of a red car"),
+        ("two dogs run in the snow", "a picture of two dogs run in the snow"),
+        ("A picture of a dog", "A picture of a dog"),
+        ("two dogs run in the deep snow", "two dogs run in the deep snow"),  # seven words
+        ("x" * 41, "x" * 41),
+        (" ", " "),
+    ],
+)
+def test_a_search_for_a_name_is_read_in_a_phrase(text: str, read: str) -> None:
+    assert query_sentence(text, "a picture of ") == read
+    assert query_sentence(text, "") in (text, " ".join(text.split()))
+
+
+def test_every_search_by_text_reads_it_so(model_copy: Path, tmp_path: Path) -> None:
+    model = MMGEM.from_pretrained(model_copy)
+    vector = model.embed_texts(["a picture of dog"])[0]
+    np.testing.assert_allclose(model.embed_queries(["dog"])[0], vector, atol=1e-6)
+    assert not np.allclose(model.embed_texts(["dog"])[0], vector, atol=1e-3)
+    np.testing.assert_allclose(TextEmbeddings(model).embed_query("dog"), vector, atol=1e-6)
+    np.testing.assert_allclose(embed_terms(model, [QueryTerm("dog")]), vector, atol=1e-6)
+    model.tokenizer.prep.query_prefix = ""
+    np.testing.assert_allclose(model.embed_queries(["dog"]), model.embed_texts(["dog"]), atol=1e-6)
+
 
 WRONG = [
     (None, UsageError, r"texts must be a list of strings, not None$"),

@@ -29,14 +29,15 @@ def calibrate(
     """Let MODEL say what is probably no match: learned from photos that it was not trained on.
 
     Captions calibrate search: hits get the probability that they match; and captions, of up to 400 photos:
-    `mmgem caption --confidence`. Labels calibrate classify: it can say "none of these". All lies in one file
+    `mmgem caption --confidence`. Labels calibrate classify: it can say "none of these"; and, with captions,
+    the search for names. All lies in one file
     of the model's folder, in the place of an earlier calibration; indexes made by the model stay valid.
 
     Prints AUROC by the size of the index and by the number of classes: how often the best similarity is
     higher where the photo, or class, that is asked for is there than where it has been taken out; fitted on
     half of the photos and measured on the other. And how often log P of a caption is higher where people say
     half of its words or more. With --json: {"file", "photos", "texts", "labelled", "search": {size: AUROC},
-    "classes": {count: AUROC}, "captions": AUROC or null}.
+    "names": {size: AUROC}, "classes": {count: AUROC}, "captions": AUROC or null}.
     """
     from mmgem.checkpoints.model_lock import lock_model
     from mmgem.checkpoints.resolve import fingerprint, resolve
@@ -60,11 +61,13 @@ def calibrate(
         raise UsageError(f"{file}: cannot be written: {error.strerror}") from error
     if as_json:
         counts = {name: getattr(report, name) for name in ("photos", "texts", "labelled")}
-        results = {name: getattr(report, name) for name in ("search", "classes", "captions")}
+        results = {name: getattr(report, name) for name in ("search", "names", "classes", "captions")}
         print_json({"file": str(file), **counts, **results})
         return
     for size, value in report.search.items():
         print(f"search among {size:,} photos: AUROC {value:.3f}")
+    for size, value in report.names.items():
+        print(f"search for a name among {size:,} photos: AUROC {value:.3f}")
     for size, value in report.classes.items():
         print(f"classify among {size:,} classes: AUROC {value:.3f}")
     if report.captions is not None:

@@ -38,9 +38,10 @@ def classify(
     """Say which of the classes each photo shows: its path, then the most likely, tab-separated.
 
     If the model is calibrated for classes (mmgem calibrate), "none of these" comes first where it is likelier
-    than not; the probabilities of classes are among those given, whether one fits or not. With --json:
-    {"photos": [{"file", "guesses": [{"class", "probability"}], "none"}], "failed": [{"file", "reason"}]};
-    "none" is the probability that no class fits, null for a model that is not calibrated.
+    than not, and with it the percentages of all classes make 100. With --json: {"photos": [{"file", "class",
+    "guesses": [{"class", "probability"}], "none"}], "failed": [{"file", "reason"}]}: "class" is the
+    likeliest, null where none of these is likelier; "none" the probability of that, null for a model that is
+    not calibrated; a "probability" is among the classes alone, as if one of them fitted.
     """
     names = read_classes(classes)
     photos = find_photos(files)
@@ -62,13 +63,17 @@ def classify(
         if mmgem.calibration is not None:
             none_probs = mmgem.calibration.none_of_these(vector[None], prototypes)
             none = None if none_probs is None else float(none_probs[0])
+        is_none = none is not None and none > MATCH_THRESHOLD
         if as_json:
             guesses_json = [{"class": name, "probability": round(share, 6)} for name, share in guesses]
             rounded = None if none is None else round(none, 6)
-            rows.append({"file": str(photo), "guesses": guesses_json, "none": rounded})
+            best = None if is_none else guesses[0][0]
+            rows.append({"file": str(photo), "class": best, "guesses": guesses_json, "none": rounded})
         else:
-            verdict = [] if none is None or none <= MATCH_THRESHOLD else [f"none of these {none:.0%}"]
-            show("\t".join([str(photo), *verdict, *(f"{name} {share:.0%}" for name, share in guesses)]))
+            verdict, some = [f"none of these {none:.0%}"] if is_none else [], 1 - (none or 0)
+            show(
+                "\t".join([str(photo), *verdict, *(f"{name} {some * share:.0%}" for name, share in guesses)])
+            )
     if as_json:
         print_json({"photos": rows, "failed": failed_json(failed)})
 

@@ -101,7 +101,7 @@ class Query:
 
             return embed_terms(mmgem, self.terms)
         if self.text is not None:
-            return mmgem.embed_texts([text or self.text])[0]
+            return mmgem.embed_queries([text or self.text])[0]
         assert self.image is not None
         return mmgem.embed_images([self.frame or self.image], [self.box])[0]
 

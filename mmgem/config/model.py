@@ -137,6 +137,12 @@ class Preprocessing:
     text_prefix: str = setting(
         "", help="Put before every text; a space makes the first word the token it is inside a sentence."
     )
+    query_prefix: str = setting(
+        "a picture of ",
+        help="Put before what is searched for, if it is up to six words: a name alone finds less than a "
+        "phrase like those that were trained on. Nothing of what is indexed or trained has it.",
+        free_on_init=True,
+    )
     max_text_tokens: int = setting(
         77, help="Longest text the LLM reads in one piece; never cut silently.", low=1, free_on_init=True
     )

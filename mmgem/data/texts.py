@@ -7,6 +7,9 @@ from typing import Any
 
 from mmgem.errors import DataError, UsageError
 
+_NAME_WORDS = 6
+_NAME_CHARACTERS = 40  # for languages that put no spaces between words
+
 
 def check_texts(texts: Any, name: str = "texts") -> list[str]:
     """``texts`` as a list, if they are a list (or another iterable) of strings of valid Unicode.
@@ -28,6 +31,16 @@ def check_text(text: Any, name: str = "text") -> str:
     if problem := half_character(text):
         raise DataError(f"{name} {problem}")
     return text
+
+
+def query_sentence(text: str, prefix: str) -> str:
+    """What is embedded of a search for ``text``: behind ``prefix`` if it is short, a name and no sentence
+    (CLIP's prompts, Radford et al. 2021, section 3.1.4), and does not begin so itself; else as it is."""
+    name = " ".join(text.split())
+    is_name = 0 < len(name) <= _NAME_CHARACTERS and name.count(" ") < _NAME_WORDS
+    if not is_name or name.lower().startswith(prefix.strip().lower()):
+        return text
+    return prefix + name
 
 
 def half_character(text: str) -> str | None:

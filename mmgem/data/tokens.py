@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mmgem.config import Preprocessing
 from mmgem.data.scripts import CJK, SENTENCE_MARKS
 from mmgem.data.sentences import split_sentences
-from mmgem.data.texts import check_texts
+from mmgem.data.texts import check_texts, query_sentence
 from mmgem.data.transforms import join_sentences, normalise_text
 from mmgem.errors import CheckpointError, DataError
 from mmgem.utils.pretrained import load_tokenizer
@@ -72,6 +72,10 @@ class Tokenizer:
             raise DataError(
                 f"text of {tokens} tokens is over the model's {self.prep.max_text_tokens}: {text[:60]!r}…"
             )
+
+    def query_texts(self, texts: Sequence[str]) -> list[str]:
+        """What is embedded of searches for ``texts`` (:func:`mmgem.data.texts.query_sentence`)."""
+        return [query_sentence(text, self.prep.query_prefix) for text in check_texts(texts)]
 
     def encode_short(self, texts: Sequence[str]) -> list[Tensor | None]:
         """As :meth:`encode_all`, but None in the place of a text over ``max_text_tokens``."""

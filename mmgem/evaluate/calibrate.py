@@ -4,15 +4,17 @@ and what log P of the captions it writes does.
 Notable choices. Data must be photos that the model was not trained on: those it knows by heart lie nearer to
 their captions than any others will, and half of what fits would be called no match. From the index with a
 text's photo taken out, photos that its words fit as well are taken out too, by their own captions: else a
-large index, which always holds some, would teach that a good hit is none. The fit is Newton's method on a
-handful of numbers, in numpy.
+large index, which always holds some, would teach that a good hit is none. Labels are searched for as well as
+captions, if photos have them: a name is nearer to photos in general than a sentence is, and a fit on
+sentences alone says "yes" to names that are not there. The fit is Newton's method on a handful of numbers.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +24,14 @@ from mmgem.data.images import attempt
 from mmgem.data.records import Media, Record
 from mmgem.errors import DataError, ImageError
 from mmgem.evaluate.classify import class_embeddings
-from mmgem.evaluate.match import MatchDraws, alike_by_text, auroc, draw_classes, draw_searches
+from mmgem.evaluate.match import (
+    MatchDraws,
+    alike_by_text,
+    auroc,
+    draw_classes,
+    draw_names,
+    draw_searches,
+)
 from mmgem.evaluate.tokenize import caption_words
 from mmgem.inference.calibration import (
     Background,
@@ -45,10 +54,11 @@ _FUNCTION_WORDS = frozenset(
 
 
 class EmbeddingModel(Protocol):
-    """What is calibrated: unit vectors ``(n, D)`` float32 of images and texts."""
+    """What is calibrated: unit vectors ``(n, D)`` float32 of images, texts and searches."""
 
     def embed_images(self, images: Sequence[Path | Media], /) -> np.ndarray: ...  # noqa: D102
     def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
+    def embed_queries(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +82,21 @@ class CalibrationOptions:
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class NamedPhotos:
+    """Photos with labels: their unit embeddings ``(n, D)``, those of the labels as searches ``(c, D)``, and
+    which each has, ``(n,)`` rows of ``names``."""
+
+    images: np.ndarray
+    names: np.ndarray
+    labels: np.ndarray
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """What was used, and AUROC by the size of the index and by the number of classes: of a fit on half of the
-    photos, measured on the other half. Empty where there was no data, or too little to halve. ``captions``:
+    """What was used, and AUROC by the size of the index, of captions (``search``) and labels (``names``) that
+    are searched for, and by the number of classes: of a fit on half of the photos, measured on the other
+    half. Empty where there was no data, or too little to halve. ``captions``:
     AUROC of log P a token, of captions of which people say half of the words or more and of others; None
     where all are one of these."""
 
@@ -83,6 +104,7 @@ class CalibrationReport:
     texts: int
     labelled: int
     search: dict[int, float] = field(default_factory=dict)
+    names: dict[int, float] = field(default_factory=dict)
     classes: dict[int, float] = field(default_factory=dict)
     captions: float | None = None
 
@@ -93,8 +115,9 @@ def fit_calibration(
     options: CalibrationOptions | None = None,
     write_captions: Callable[[Sequence[Path | Media]], Sequence[DecodedCaption]] | None = None,
 ) -> tuple[MatchCalibration, CalibrationReport]:
-    """Fit the calibration of ``model`` on records with captions (for search) and with labels (for classes);
-    of the captions that ``write_captions`` makes of photos, if given, against their own.
+    """Fit the calibration of ``model`` on records with captions (for search) and with labels (for classes,
+    and for search if there are captions, too); of the captions that ``write_captions`` makes of photos, if
+    given, against their own.
 
     The photos should be none that the model was trained on. Photos that cannot be read are left out, with a
     warning in the log. Raises ``DataError`` if there are neither four captioned photos nor four labelled ones
@@ -113,22 +136,28 @@ def fit_calibration(
     background = Background.of(np.concatenate(photos), options.rank)
     search = classes = None
     search_auroc: dict[int, float] = {}
+    name_auroc: dict[int, float] = {}
     class_auroc: dict[int, float] = {}
+    named = None
+    if has_classes:
+        labels = np.array([names.index(record.label or "") for record in labelled])
+        named = NamedPhotos(labelled_photos, model.embed_queries(names), labels)
     captions = [caption for record in captioned for caption in record.captions]
     if has_texts:
         owners = np.repeat(np.arange(len(captioned)), [len(record.captions) for record in captioned])
         texts = _embed_texts(model, captions)
-        search, search_auroc = fit_search(captioned_photos, texts, owners, background, options)
-    if has_classes:
+        search, search_auroc, name_auroc = fit_search(
+            captioned_photos, texts, owners, background, options, named
+        )
+    if named is not None:
         prototypes = class_embeddings(model.embed_texts, names)
-        labels = np.array([names.index(record.label or "") for record in labelled])
-        classes, class_auroc = fit_classes(labelled_photos, prototypes, labels, background, options)
+        classes, class_auroc = fit_classes(labelled_photos, prototypes, named.labels, background, options)
     written = caption_auroc = None
     if has_texts and write_captions is not None:
         told = [captioned[i] for i in _evenly_spaced(len(captioned), options.max_written)]
         written, caption_auroc = fit_captions(told, _write(write_captions, [r.source for r in told]))
     counts = len(captioned), len(captions), len(labelled)
-    report = CalibrationReport(*counts, search_auroc, class_auroc, caption_auroc)
+    report = CalibrationReport(*counts, search_auroc, name_auroc, class_auroc, caption_auroc)
     return MatchCalibration(background, search, classes, written), report
 
 
@@ -177,11 +206,13 @@ def fit_search(
     image_of_text: np.ndarray,
     background: Background,
     options: CalibrationOptions,
-) -> tuple[MatchWeights, dict[int, float]]:
-    """Weights for texts, and their AUROC by index size, held out.
+    named: NamedPhotos | None = None,
+) -> tuple[MatchWeights, dict[int, float], dict[int, float]]:
+    """Weights for texts, one fit for captions and ``named`` photos alike, and AUROC by index size of each of
+    the two, held out.
 
     ``images`` ``(n, D)`` and ``texts`` ``(m, D)``: unit embeddings; ``image_of_text`` ``(m,)``: rising rows
-    of ``images``. The AUROC is of the photo itself taken out, and no other.
+    of ``images``. The AUROC is of the photo itself taken out, and no other; with names, of all with that.
     """
 
     alike = alike_by_text(texts, image_of_text, len(images), options.lookalike_quantile)
@@ -202,7 +233,31 @@ def fit_search(
             for size in _sizes(options.sizes, len(photos))
         ]
 
-    return _fit_and_measure(len(present), draws, background.cosines(texts), options)
+    drawn: list[_Drawn] = [(len(present), draws)]
+    queries = texts
+    if named is not None:
+        drawn.append((len(named.images), partial(_name_draws, named, len(texts), options)))
+        queries = np.concatenate([texts, named.names])
+    weights, auroc_of = _fit_and_measure(drawn, background.cosines(queries), options)
+    return weights, auroc_of[0], auroc_of[1] if named is not None else {}
+
+
+def _name_draws(
+    named: NamedPhotos, first: int, options: CalibrationOptions, photos: np.ndarray, _: bool
+) -> list[MatchDraws]:
+    """Searches for the labels of ``photos``, the first of which is query number ``first``."""
+    images, labels = named.images[photos], named.labels[photos]
+    most = len(photos) - int(np.bincount(labels).max())
+    if most == 0:
+        return []
+    drawn = [
+        draw_names(images, named.names, labels, size, options.draws, options.seed)
+        for size in _sizes(options.sizes, most)
+    ]
+    return [
+        replace(draw, present_query=first + draw.present_query, absent_query=first + draw.absent_query)
+        for draw in drawn
+    ]
 
 
 def fit_classes(
@@ -223,7 +278,8 @@ def fit_classes(
             for size in _sizes(options.class_counts, len(classes) - 1)
         ]
 
-    return _fit_and_measure(len(images), draws, background.cosines(classes), options)
+    weights, auroc_of = _fit_and_measure([(len(images), draws)], background.cosines(classes), options)
+    return weights, auroc_of[0]
 
 
 def fit_weights(draws: Sequence[MatchDraws], mean: np.ndarray, std: np.ndarray) -> MatchWeights:
@@ -264,25 +320,34 @@ def logistic_regression(
     return slopes, float(weights[-1] - slopes @ centre)
 
 
+_Drawn = tuple[int, Callable[[np.ndarray, bool], list[MatchDraws]]]
+"""How many photos there are, and what makes the draws of some of them, to be fitted to or not."""
+
+
 def _fit_and_measure(
-    count: int,
-    draws: Callable[[np.ndarray, bool], list[MatchDraws]],
-    background_cosines: tuple[np.ndarray, np.ndarray],
-    options: CalibrationOptions,
-) -> tuple[MatchWeights, dict[int, float]]:
-    """Weights fitted on all ``count`` photos, and the AUROC on one half of those fitted on the other;
-    ``draws`` makes the draws of some photos, to be fitted to or not."""
-    weights = fit_weights(draws(np.arange(count), True), *background_cosines)
-    if count < 8:
-        return weights, {}
-    first, second = np.array_split(np.random.default_rng(options.seed).permutation(count), 2)
-    half = fit_weights(draws(np.sort(first), True), *background_cosines)
-    held_out = {}
-    for draw in draws(np.sort(second), False):
-        scores = [
-            half.probability(_features(draw, *background_cosines, present)) for present in (True, False)
-        ]
-        held_out[draw.size] = auroc(*scores)
+    drawn: Sequence[_Drawn], background_cosines: tuple[np.ndarray, np.ndarray], options: CalibrationOptions
+) -> tuple[MatchWeights, list[dict[int, float]]]:
+    """Weights fitted on all photos of ``drawn`` together, and for each the AUROC on one half of its photos
+    of those fitted on the other halves."""
+
+    def fit(photos: Sequence[np.ndarray]) -> MatchWeights:
+        draws = [draw for (_, make), rows in zip(drawn, photos, strict=True) for draw in make(rows, True)]
+        return fit_weights(draws, *background_cosines)
+
+    weights = fit([np.arange(count) for count, _ in drawn])
+    if any(count < 8 for count, _ in drawn):
+        return weights, [{} for _ in drawn]
+    rng = np.random.default_rng(options.seed)
+    halves = [np.array_split(rng.permutation(count), 2) for count, _ in drawn]
+    half = fit([np.sort(first) for first, _ in halves])
+    held_out: list[dict[int, float]] = []
+    for (_, make), (_, second) in zip(drawn, halves, strict=True):
+        held_out.append({})
+        for draw in make(np.sort(second), False):
+            present, absent = (
+                half.probability(_features(draw, *background_cosines, p)) for p in (True, False)
+            )
+            held_out[-1][draw.size] = auroc(present, absent)
     return weights, held_out
 
 
@@ -326,4 +391,4 @@ def _embed_texts(model: EmbeddingModel, texts: list[str]) -> np.ndarray:
     """Embeddings ``(n, D)`` of texts."""
     chunks = [texts[at : at + 8 * _BATCH] for at in range(0, len(texts), 8 * _BATCH)]
     progress = track(chunks, "Embedding captions", [len(chunk) for chunk in chunks], unit=" captions")
-    return np.concatenate([model.embed_texts(chunk) for chunk in progress])
+    return np.concatenate([model.embed_queries(chunk) for chunk in progress])

@@ -92,6 +92,36 @@ def draw_searches(
     return MatchDraws(min(size, len(pool)), with_own, without_own, rows, rows, with_photos, without_photos)
 
 
+def draw_names(
+    images: np.ndarray, names: np.ndarray, labels: np.ndarray, size: int, count: int, seed: int = 0
+) -> MatchDraws:
+    """``count`` searches for the label of a random photo, among ``size`` photos with it and without any.
+
+    ``images`` ``(n, D)`` and ``names`` ``(c, D)`` are unit embeddings of photos and of their labels as
+    searches, ``labels`` ``(n,)`` rows of ``names``. All but the photo itself have other labels; ``size`` is
+    what there is of these, if that is less. Raises UsageError if all have one label.
+    """
+    rng = np.random.default_rng((seed, size))
+    others_of = {int(label): np.flatnonzero(labels != label) for label in np.unique(labels)}
+    size = min(size, *map(len, others_of.values()))
+    if size == 0:
+        raise UsageError("all photos have the same label")
+    photos = rng.integers(len(images), size=count)
+    found: dict[str, list[tuple[float, np.ndarray]]] = {"present": [], "absent": []}
+    for photo in photos:
+        others = rng.permutation(others_of[int(labels[photo])])[:size]
+        for key, sample in (("present", np.append(others[:-1], photo)), ("absent", others)):
+            cosines = images[sample] @ names[labels[photo]]
+            best = np.resize(np.argsort(-cosines, kind="stable"), 2)
+            found[key].append((float(cosines[best[0]]), sample[best]))
+    (present, present_photos), (absent, absent_photos) = (
+        (np.array([cosine for cosine, _ in best]), np.stack([rows for _, rows in best]))
+        for best in found.values()
+    )
+    rows = labels[photos]
+    return MatchDraws(size, present, absent, rows, rows, present_photos, absent_photos)
+
+
 def draw_classes(
     images: np.ndarray, classes: np.ndarray, labels: np.ndarray, size: int, count: int, seed: int = 0
 ) -> MatchDraws:

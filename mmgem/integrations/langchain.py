@@ -28,8 +28,8 @@ class TextEmbeddings:
         return self.model.embed_texts(texts).tolist()
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of one text."""
-        return self.embed_documents([check_text(text)])[0]
+        """The vector of one text that is searched for (:meth:`MMGEM.embed_queries`)."""
+        return self.model.embed_queries([check_text(text)])[0].tolist()
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """:meth:`embed_documents` in a thread."""

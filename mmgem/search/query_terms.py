@@ -57,7 +57,7 @@ class QueryTerm:
 class TermEmbedder(Protocol):
     """What embedding terms needs of a model: unit vectors ``(n, D)`` float32."""
 
-    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
+    def embed_queries(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
     def embed_images(  # noqa: D102
         self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None, /
     ) -> np.ndarray: ...
@@ -70,7 +70,7 @@ def embed_terms(embedder: TermEmbedder, terms: Sequence[QueryTerm]) -> np.ndarra
     images = [term for term in terms if term.text is None]
     vectors: list[np.ndarray] = []
     if texts:
-        vectors += list(embedder.embed_texts([term.text or "" for term in texts]))
+        vectors += list(embedder.embed_queries([term.text or "" for term in texts]))
     if images:
         sources = [term.image for term in images if term.image is not None]
         vectors += list(embedder.embed_images(sources, [term.box for term in images]))

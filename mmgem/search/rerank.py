@@ -97,7 +97,7 @@ class Reranker:
         self._network, self._tokenizer, self._index = network, tokenizer, index
         self._options, self._calibration = options or RerankOptions(), calibration
         (self._ids,) = tokenizer.encode_all([text])
-        self._query = embed_texts(network, tokenizer, [text], PAIR_BATCH_SIZE)[0]
+        self._query = embed_texts(network, tokenizer, tokenizer.query_texts([text]), PAIR_BATCH_SIZE)[0]
         self._assessed: dict[tuple[Path, float | None], tuple[float, float | None]] = {}
 
     def __call__(self, k: int = 10) -> list[RerankedHit]:

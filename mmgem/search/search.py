@@ -48,7 +48,7 @@ _FEW = 8  # rows of one in so many, or fewer, are taken out before they are comp
 class QueryEmbedder(Protocol):
     """What searching by texts and images needs of a model: unit vectors ``(n, D)`` float32 of them."""
 
-    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
+    def embed_queries(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
     def embed_images(  # noqa: D102
         self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None, /
     ) -> np.ndarray: ...
@@ -291,7 +291,7 @@ class PhotoIndex:
         ``regions``: their best boxes instead, as :meth:`search_regions` finds them. Raises DataError for an
         empty text, UsageError as those do, and if this index was opened without a model.
         """
-        vector = self._embedder.embed_texts([check_text(text)])[0]
+        vector = self._embedder.embed_queries([check_text(text)])[0]
         if regions:
             return self.search_regions(vector, k)
         calibration = getattr(self._embedder, "calibration", None)

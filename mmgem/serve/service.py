@@ -178,7 +178,7 @@ class Service:
 
         async def embed(term: TermField) -> np.ndarray:
             if term.text is not None:
-                return (await self.texts([term.text]))[0][0]
+                return await self.query(term.text)
             return await self.vector(await self.photo(term.image, term.photo), term.box)
 
         vectors = await gather(*map(embed, terms))
@@ -199,6 +199,11 @@ class Service:
             some = zip(texts[at : at + _TEXTS_AT_ONCE], pieces[at : at + _TEXTS_AT_ONCE], strict=True)
             vectors += await gather(*(self._text_vector(text, text_pieces) for text, text_pieces in some))
         return np.stack(vectors), sum(len(ids) for text_pieces in pieces for ids in text_pieces)
+
+    async def query(self, text: str) -> np.ndarray:
+        """The unit vector ``(D,)`` float32 of what is searched for. Raises as :meth:`texts`."""
+        vectors, _ = await self.texts(self.tokenizer.query_texts([text]))
+        return np.asarray(vectors[0])
 
     async def vector(self, photo: PhotoSource, box: Box | None = None) -> np.ndarray:
         """The unit vector ``(D,)`` float32 of a photo or a box of it."""
@@ -260,12 +265,12 @@ class Service:
     async def rerank(self, gallery: Gallery, text: str, k: int) -> list[Hit]:
         """The best ``k`` photos for a text, as :class:`mmgem.search.rerank.Reranker` orders them."""
         options = RerankOptions()
-        vectors, _ = await self.texts([text])
+        vector = await self.query(text)
         (ids,) = await self.in_thread(self.tokenizer.encode_all, [text])
-        hits = await self.search(gallery, vectors[0], max(k, options.candidates), False, None)
+        hits = await self.search(gallery, vector, max(k, options.candidates), False, None)
         if not hits:
             return []
-        hits = with_match(hits, self.model.calibration, vectors[0], len(gallery))
+        hits = with_match(hits, self.model.calibration, vector, len(gallery))
         vectors_of_hits = np.stack([gallery.index.vector_of(hit.path, hit.start) for hit in hits])
         at_once = min(PAIR_BATCH_SIZE, max(1, RERANK_JOB_TOKENS // len(ids)))
         parts = [vectors_of_hits[at : at + at_once] for at in range(0, len(hits), at_once)]

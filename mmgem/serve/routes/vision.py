@@ -168,10 +168,10 @@ async def _by_words(
     query = {"text": text, "where": where and {"across": where.across, "down": where.down}}
     if body.rerank:
         return query, await service.rerank(gallery, text, body.k)
-    vectors, _ = await service.texts([text])
-    hits = await service.search(gallery, vectors[0], body.k, body.regions, where)
+    vector = await service.query(text)
+    hits = await service.search(gallery, vector, body.k, body.regions, where)
     if not body.regions:
-        hits = with_match(hits, service.model.calibration, vectors[0], len(gallery))
+        hits = with_match(hits, service.model.calibration, vector, len(gallery))
     return query, hits
 
 
