@@ -1,18 +1,19 @@
 """Do names find more with words around them? Photos of a kind, searched for by its name alone and in phrases.
 
     python benchmarks/name_search.py world/*/captions.jsonl [--among flickr8k/captions.jsonl] [--model tiny]
-    python benchmarks/name_search.py world/*/captions.jsonl --names translated.tsv     # name, a tab, its word
+    python benchmarks/name_search.py world/*/captions.jsonl --language de     # those of benchmarks/names.tsv
 
 Every label of the photos of a split is searched for among all of them, and among those of `--among`, but for
 photos whose captions have its last word. mAP over labels and how often the first hit has the label, in
 percent; the difference to the name alone with its standard error over labels. Then the captions of `--among`
-by their length, R@10: whether a phrase harms what is a sentence already. `--names`: other words for labels,
-as of another language; labels without one are left out.
+by their length, R@10: whether a phrase harms what is a sentence already. `--language`: labels that
+`names.tsv` has, by its words of that language, in the English phrases.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,12 @@ PHRASES = {
     f"the {len(PROMPTS)} prompts of classes, mean": PROMPTS,
 }
 LENGTHS = ((1, 5), (6, 6), (7, 8), (9, 12), (13, 99))
+
+
+def names_in(language: str) -> dict[str, str]:
+    """Words of a language for English labels."""
+    with Path(__file__).with_name("names.tsv").open(encoding="utf-8") as file:
+        return {row["en"]: row[language] for row in csv.DictReader(file, delimiter="\t")}
 
 
 def embedded(model: MMGEM, texts: list[str], templates: tuple[str, ...]) -> np.ndarray:
@@ -78,19 +85,19 @@ def main() -> None:
     parser.add_argument("--among", type=Path)
     parser.add_argument("--split", default="dev")
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--names", type=Path)
+    parser.add_argument("--language")
     args = parser.parse_args()
     model = MMGEM.from_pretrained(args.model)
     records = [r for path in args.data for r in load_dataset(path, split=args.split) if r.label]
     captioned = load_dataset(args.among, split=args.split) if args.among is not None else []
     images = model.embed_images([record.source for record in (*records, *captioned)])
     labels = sorted({record.label for record in records if record.label})
-    words = dict(line.split("\t") for line in args.names.read_text().splitlines()) if args.names else {}
-    labels = [label for label in labels if not words or label in words]
+    words = names_in(args.language) if args.language else {label: label for label in labels}
+    labels = [label for label in labels if label in words]
     print(f"{len(labels)} names, {len(images)} photos")
     alone = None
     for name, templates in PHRASES.items():
-        queries = embedded(model, [words.get(label, label) for label in labels], templates)
+        queries = embedded(model, [words[label] for label in labels], templates)
         scores = by_name([*records, *captioned], queries @ images.T, labels)
         alone = scores if alone is None else alone
         (precision, first), (gain, more) = scores.mean(axis=0), (scores - alone).mean(axis=0)

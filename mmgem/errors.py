@@ -53,8 +53,16 @@ class CheckpointError(MMGEMError):
     """A checkpoint folder that is incomplete, damaged or does not fit the model; names what is wrong."""
 
 
+class MissingModelError(CheckpointError, UsageError):
+    """A model that is named and not there."""
+
+
 class SearchIndexError(MMGEMError):
     """A search index that is missing, damaged or was built by another model."""
+
+
+class MissingIndexError(SearchIndexError, UsageError):
+    """A search index that is named and not there."""
 
 
 class MissingFolderError(UsageError):

@@ -158,7 +158,7 @@ def test_embed_a_box(run, model, tiny_photos):
 
 def test_embed_writes_an_array(run, model, tiny_photos, tmp_path):
     out, err = run("embed", *tiny_photos, "--out", tmp_path / "v.npy")
-    assert out == "" and str(tmp_path / "v.npy") in err
+    assert out.splitlines() == [str(path) for path in tiny_photos] and str(tmp_path / "v.npy") in err
     array = np.load(tmp_path / "v.npy")
     assert array.dtype == np.float32 and array.shape == (len(tiny_photos), model.dim)
     np.testing.assert_allclose(array, model.embed_images(tiny_photos), atol=1e-5)

@@ -66,6 +66,14 @@ def test_names_and_order(tmp_path: Path) -> None:
         cluster_photos(index, Namer(), 0)
 
 
+def test_no_two_groups_have_one_name(tmp_path: Path) -> None:
+    vectors = around(np.eye(3, 16, dtype=np.float32), 6)
+    names = [f"{'aab'[n // 6]}/{n}.jpg" for n in range(18)]
+    write_index(tmp_path / "idx", [(name, PhotoMetadata(4, 3), 0.0) for name in names], vectors)
+    clusters = cluster_photos(PhotoIndex.open(tmp_path / "idx"), Namer(), 3)
+    assert sorted(cluster.name for cluster in clusters) == ["a", "a (2)", "b"]
+
+
 def test_command(
     tiny_photos: list[Path], tmp_path: Path, tiny_model_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

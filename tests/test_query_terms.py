@@ -51,6 +51,7 @@ def test_plain_words_are_no_terms(query: str) -> None:
         ('"a"^101', r"character 5: \^101: a weight"),
         ('"a"b', "query, character 1: '\"a\"b' is no term; write"),
         ("a +no.jpg", r"query, character 3: no\.jpg: no such file"),
+        ('"a" - "b"', "query, character 5: a lone -; write it right before"),
         (" ".join(["+x"] * 40), "query: more than 32 terms"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from mmgem.config import ModelConfig, Preprocessing, from_dict
 from mmgem.config.checks import check_ranges
 from mmgem.config.legacy import current_config
-from mmgem.errors import CheckpointError, ConfigError
+from mmgem.errors import CheckpointError, ConfigError, MissingModelError
 from mmgem.utils.files import OLD
 from mmgem.utils.hf_config import check_sizes
 from mmgem.utils.model_files import check_file, read_json_object
@@ -41,7 +41,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
             raise CheckpointError(
                 f"{text}: no such model folder, and {str(error).partition(': ')[2]}"
             ) from error
-    raise CheckpointError(f"{text}: no such model (a folder, a hub id, or {', '.join(packaged_models())})")
+    raise MissingModelError(f"{text}: no such model (a folder, a hub id, or {', '.join(packaged_models())})")
 
 
 def own_folder(name: str) -> Path | None:

@@ -10,7 +10,7 @@ import typer
 
 from mmgem.cli.hits import NullOption
 from mmgem.cli.inputs import default_index
-from mmgem.cli.output import JsonOption, note, print_json
+from mmgem.cli.output import JsonOption, counted, note, print_json
 from mmgem.errors import UsageError
 
 
@@ -59,4 +59,5 @@ def duplicates(
         for path, same in zip(group.paths, group.exact, strict=True):
             print(f"{'same' if same else 'near'}\t{path}")
     count = sum(len(group.paths) - 1 for group in groups)
-    note(f"{count} copies in {len(groups)} groups, of {len(photos.files)} photos")
+    copies, found = counted(count, "copy", "copies"), counted(len(groups), "group")
+    note(f"{copies} in {found}, of {counted(len(photos.files), 'photo')}")

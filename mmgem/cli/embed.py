@@ -53,8 +53,8 @@ def embed(
     before texts, without photos that could not be read. With --box, photos are embedded as that box of each,
     with --time, clips as that moment;
     with --dimensions vectors are shorter, of unit length all the same. With --json:
-    {"embeddings": [{"file" or "text", "vector"}], "dim", "failed": [{"file", "reason"}]}; with --out as well,
-    the vectors are in the file only.
+    {"embeddings": [{"file" or "text", "vector"}], "dim", "failed": [{"file", "reason"}]}. With --out the
+    vectors are in the file only; lines are the path or text of each of its rows.
     """
     texts, region, moment = text or [], parse_box(box), parse_time(time)
     if not files and not texts:
@@ -103,9 +103,10 @@ def embed(
             for row, vector in zip(rows, vectors, strict=True):
                 row["vector"] = [round(x, 7) for x in vector.tolist()]
         print_json({"embeddings": rows, "dim": vectors.shape[1], "failed": failed_json(failed)})
-    elif out is None:
+    else:
         for (_, name), vector in zip(names, vectors, strict=True):
-            print("\t".join([" ".join(name.split()), *(f"{x:.7f}" for x in vector.tolist())]))
+            numbers = (f"{x:.7f}" for x in vector.tolist()) if out is None else ()
+            print("\t".join([" ".join(name.split()), *numbers]))
 
 
 def _check_dimensions(dimensions: int, model: str) -> None:

@@ -17,7 +17,7 @@ import typer
 
 from mmgem.cli.clips import full_frame, parse_time
 from mmgem.cli.inputs import check_photo, default_index, parse_box
-from mmgem.cli.output import note, prepare_output_file, print_json
+from mmgem.cli.output import counted, note, prepare_output_file, print_json
 from mmgem.data.moments import format_moment, is_video
 from mmgem.data.texts import check_text
 from mmgem.errors import CheckpointError, ImageError, UsageError
@@ -207,6 +207,8 @@ def split_words(words: Sequence[str]) -> tuple[Path, list[str]]:
             or first.suffix == ".idx"
         ):
             return first, list(words[1:])
+        if first.name == words[0].strip() and any(" " in word for word in words[1:]):
+            note(f"{first} is no folder, so it is a word of what is looked for in {default}")
     return default, list(words)
 
 
@@ -307,7 +309,7 @@ def print_hits(
         else:
             time = f"\t{format_moment(hit.moment)}" if hit.moment else ""
             box = "\t" + ",".join(f"{x:g}" for x in hit.box) if hit.box else ""
-            copies = f"\t{hit.copies} copies" if hit.copies else ""
+            copies = f"\t{counted(hit.copies, 'copy', 'copies')}" if hit.copies else ""
             first = f"{hit.score:.3f}"
             if dated:
                 first = f"{dates[number]:%Y-%m-%d %H:%M}" if dates[number] is not None else "-"

@@ -146,8 +146,8 @@ def quiet_libraries() -> None:
 def find_photos(files: Sequence[Path], box: Box | None = None) -> list[Path]:
     """The photos that ``files`` (photos and folders) name, folders in the order of their paths.
 
-    Raises UsageError for a folder without photos, ImageError if no file exists; and if it is one photo, what
-    is wrong with it or with a ``box`` of it, before a model is loaded for it.
+    Raises UsageError for a folder without photos and if no file exists; and if it is one photo, what is wrong
+    with it or with a ``box`` of it, before a model is loaded for it.
     """
     from mmgem.data.images import list_images
 
@@ -158,7 +158,7 @@ def find_photos(files: Sequence[Path], box: Box | None = None) -> list[Path]:
             raise UsageError(f"{file}: no photos in this folder")
         photos += listed
     if not any(photo.exists() for photo in photos):
-        raise ImageError(f"{photos[0]}: No such file or directory")
+        raise UsageError(f"{photos[0]}: no such file")
     if len(photos) == 1:
         check_photo(photos[0], box)
     return photos
@@ -179,6 +179,10 @@ def check_photo(photo: Path, box: Box | None) -> None:
         size = image_size(photo)
     if box is not None:
         check_box(box, size)
+        if box[0] < 0 or box[1] < 0 or box[2] > size[0] or box[3] > size[1]:
+            note(
+                f"warning: {photo}: the box reaches beyond its {size[0]} x {size[1]} pixels and is cut there"
+            )
 
 
 def parse_box(text: str | None) -> Box | None:

@@ -175,10 +175,10 @@ def _report(error: Exception) -> int:
     elif isinstance(error, _BadCommandLine):
         bad_line: Any = error
         command = bad_line.ctx.command_path if bad_line.ctx is not None else "mmgem"
-        message, code = (
-            f"{bad_line.format_message().rstrip('.')} (see {command} --help)",
-            UsageError.exit_code,
-        )
+        option = getattr(error, "option_name", None) or "--"
+        hint = "" if option.startswith("--") else "; what begins with a minus and is no option comes after --"
+        message = f"{bad_line.format_message().rstrip('.')}{hint} (see {command} --help)"
+        code = UsageError.exit_code
     elif isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename is not None else ""
         message = f"{where}{error.strerror}"

@@ -43,9 +43,9 @@ def note(text: str) -> None:
     print(f"mmgem: {text}", file=sys.stderr)
 
 
-def counted(number: int, thing: str) -> str:
-    """``1 part``, ``2 parts``, ``1,204 photos``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+def counted(number: int, thing: str, things: str = "") -> str:
+    """``1 part``, ``2 parts``, ``1,204 photos``; ``things`` if it is not an s that makes them many."""
+    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
 
 
 class _Lines(logging.Handler):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count as count_from
 from pathlib import Path
 from typing import Protocol
 
@@ -97,7 +98,7 @@ def _spread(vectors: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
 
 def _names(captioner: Captioner, members: Sequence[Sequence[Path]], centres: np.ndarray) -> list[str]:
     """A caption for each group: of those of its most typical photos the one whose cosine with its centre is
-    most above that with the others."""
+    most above that with the others, and is no other's name; where there is none, numbered."""
     captions: list[list[str]] = []
     for paths in members:
         told = attempt(captioner.caption, list(paths[:_CAPTIONED]))
@@ -107,9 +108,16 @@ def _names(captioner: Captioner, members: Sequence[Sequence[Path]], centres: np.
         return [""] * len(members)
     cosines = captioner.embed_texts(texts) @ centres.T
     number = {text: row for row, text in enumerate(texts)}
-    names = []
+    fits: list[tuple[float, int, str]] = []
     for group, own in enumerate(captions):
         others = np.delete(cosines, group, 1)
         margin = cosines[:, group] - (others.mean(1) if others.size else 0)
-        names.append(max(own, key=lambda text: (margin[number[text]], text), default=""))
-    return names
+        fits += [(float(margin[number[text]]), group, text) for text in set(own)]
+    names: dict[int, str] = {}
+    for _, group, text in sorted(fits, reverse=True):  # the clearest first; no two groups have one name
+        if group not in names and text not in names.values():
+            names[group] = text
+    for _, group, text in sorted(fits, reverse=True):
+        if group not in names:
+            names[group] = next(n for i in count_from(2) if (n := f"{text} ({i})") not in names.values())
+    return [names.get(group, "") for group in range(len(members))]

@@ -28,7 +28,7 @@ from types import TracebackType
 import numpy as np
 
 from mmgem.data.photo_metadata import PhotoMetadata
-from mmgem.errors import SearchIndexError
+from mmgem.errors import MissingIndexError, SearchIndexError
 from mmgem.search.index_checksums import (
     TABLE,
     VectorBlocks,
@@ -442,7 +442,7 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
     """
     database = database_file(out)
     if not database.is_file():
-        raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
+        raise MissingIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
     with errors_naming(out), closing(connect(database, create=False)) as db:
         version = check_version(db, out)
         if version == 0:

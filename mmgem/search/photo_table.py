@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mmgem.errors import SearchIndexError
+from mmgem.errors import MissingIndexError
 from mmgem.search.filters import EARTH_RADIUS, Filters, Period, parse_near, parse_period
 from mmgem.search.index_files import connect, database_file, errors_naming
 from mmgem.search.index_metadata import folded, wall_seconds
@@ -44,7 +44,7 @@ class PhotoTable:
         """Read the index ``out``. Raises SearchIndexError if it is missing or damaged."""
         database = database_file(out)
         if not database.is_file():
-            raise SearchIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
+            raise MissingIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
         with errors_naming(out), closing(connect(database, create=False)) as db:
             db.execute("BEGIN")
             self.paths = [path for (path,) in db.execute(f"SELECT path FROM {_PHOTOS}")]

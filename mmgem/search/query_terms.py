@@ -112,6 +112,9 @@ def parse_terms(query: str) -> list[QueryTerm] | None:
         terms.append(_term(start, found))
     if not terms:
         return None
+    for start, word in _words(query):
+        if word in ("+", "-"):
+            raise _error(start, f'a lone {word}; write it right before its words: {word}"snow"')
     if len(terms) >= MAX_TERMS:
         raise UsageError(f"query: more than {MAX_TERMS} terms")
     return [QueryTerm(" ".join(plain)), *terms] if plain else terms
