@@ -17,6 +17,7 @@ import toys
 from tiny import save_photos
 
 from mmgem import MMGEM
+from mmgem.checkpoints.model_folder import save_model
 from mmgem.checkpoints.tensors import load_tensors
 from mmgem.cli.main import main
 from mmgem.config import to_dict
@@ -252,6 +253,30 @@ def test_pairs_are_learned_after_it_and_images_stay(adopted: Adopted, tmp_path: 
     np.testing.assert_allclose(model.embed_images(adopted.photos), adopted.images, atol=1e-5)
     assert model.temperature == before.temperature
     assert np.abs(model.embed_texts(["the dog"]) - before.embed_texts(["the dog"])).max() > 1e-4
+
+
+def test_a_model_of_ours_is_adopted(bases: dict[str, Path], tmp_path: Path) -> None:
+    two = toys.network("gpt2", kind="dual_encoder", logit_scale=30.0)
+    save_model(tmp_path / "two", two, toys.tokenizer(), "")
+    source, photos = MMGEM.from_pretrained(tmp_path / "two"), save_photos(tmp_path / "photos", 3)
+    overrides = ["text_distillation.batch_size=16", "optim.lr_llm=3e-3", "optim.lr_heads=1e-2"]
+    overrides += ["optim.warmup_steps=1", "optim.ema_decay=0", "preprocessing.lowercase=false"]
+    asked = str(tmp_path / "two"), str(bases["lm"]), [bases["texts"]], tmp_path / "run", STEPS
+    recipe = adoption_recipe(*asked, overrides)
+    planned = plan(recipe)
+    model = MMGEM.from_pretrained(train(recipe))
+    assert planned.parameters["total"] == sum(p.numel() for p in model.network.parameters())
+    np.testing.assert_allclose(model.embed_images(photos), source.embed_images(photos), atol=1e-6)
+    assert model.temperature == pytest.approx(source.temperature) and model.caption(photos[:1])
+    steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    cosines = [step["text_cosine"] for step in steps if "text_cosine" in step]
+    assert cosines[-1] > cosines[0]
+    for wrong, told in (
+        (["model.dim=16"], r"model\.dim: 16, but init\.encoder has 8"),
+        (["model.encoder.kind=siglip"], r"model\.encoder"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            prepare(adoption_recipe(*asked, [*overrides, *wrong]))
 
 
 def test_the_verb_is_the_recipe(tmp_path: Path) -> None:

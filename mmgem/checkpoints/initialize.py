@@ -11,7 +11,7 @@ from torch import nn
 
 from mmgem.checkpoints.download import SOURCES, base_folder
 from mmgem.checkpoints.model_folder import build, check_size, load_model
-from mmgem.checkpoints.resolve import own_folder, resolve
+from mmgem.checkpoints.resolve import own_folder, read_config, resolve
 from mmgem.checkpoints.rounded import GROUP_OF_4_BITS
 from mmgem.checkpoints.tensors import dequantize, quantize
 from mmgem.config import EncoderConfig, InitConfig, ModelConfig, Preprocessing, Recipe, to_dict
@@ -19,6 +19,7 @@ from mmgem.config.checks import entries, free_on_init
 from mmgem.config.compare import difference
 from mmgem.data.tokens import Tokenizer
 from mmgem.encoders import encoder_class
+from mmgem.encoders.base import BaseWeights
 from mmgem.errors import CheckpointError, ConfigError
 from mmgem.models.llm import truncate
 from mmgem.models.network import MMGEMNetwork
@@ -64,11 +65,15 @@ def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
         lm, llm_folder, old = _language_model(recipe.init)
         _agree(recipe.model.llm.config, lm, "model.llm.config")
     kind, source = encoder_class(recipe.model.encoder), recipe.init.encoder
-    folder = str(base_folder(source)) if source in kind.pulled_weights else source
-    base = kind.load_base(folder, recipe.model.encoder)
-    if kind.aligned:
-        folder = str(local_folder(folder))
-    config, prep = config_from_encoder(recipe, folder, base.config)
+    seen = own_folder(source)
+    if seen is not None:
+        base = BaseWeights({}, recipe.model.encoder)
+    else:
+        source = str(base_folder(source)) if source in kind.pulled_weights else source
+        base = kind.load_base(source, recipe.model.encoder)
+        if kind.aligned:
+            source = str(local_folder(source))
+    config, prep = config_from_encoder(recipe, source, base.config)
     if lm is not None:
         config.llm = dataclasses.replace(config.llm, config=export_config(lm.config))
     network = make_network(config)
@@ -81,7 +86,9 @@ def _from_bases(recipe: Recipe) -> tuple[MMGEMNetwork, Tokenizer]:
         network.take_alignment(base.alignment)
     network.init_special_embeddings()
     if old is not None:
-        _take_text_side(network, old)
+        _take_side(network, old, _TEXT_SIDE, "init.llm")
+    if seen is not None:
+        _take_side(network, load_model(seen)[0], _IMAGE_SIDE, "init.encoder")
     tokenizer = Tokenizer.from_folder(llm_folder, prep)
     tokenizer.check_vocabulary(network.llm.vocabulary, f"init.llm: {llm_folder}")
     return network, tokenizer
@@ -117,9 +124,11 @@ def config_from_encoder(
     recipe: Recipe, source: str, encoder: EncoderConfig
 ) -> tuple[ModelConfig, Preprocessing]:
     """What model and preprocessing are where the base weights ``source`` of an encoder that is aligned with
-    texts decide of them: the width of the space and what is done to images.
+    texts, or a model of ours, decide of them: the width of the space and what is done to images.
 
     Raises ``ConfigError`` for fields that a recipe sets otherwise."""
+    if folder := own_folder(source):
+        return _own_image_side(recipe, *read_config(folder))
     kind, space = encoder_class(encoder), encoder_class(encoder).own_space(encoder)
     config = dataclasses.replace(recipe.model, encoder=encoder)
     prep = _fixed(recipe.preprocessing, kind.own_preprocessing(source, encoder), "preprocessing")
@@ -129,6 +138,20 @@ def config_from_encoder(
             if getattr(config, name) != getattr(ModelConfig(), name):
                 raise ConfigError(f"model.{name}: init.encoder brings its own; leave it out")
     return config, prep
+
+
+def _own_image_side(
+    recipe: Recipe, old: ModelConfig, prep: Preprocessing
+) -> tuple[ModelConfig, Preprocessing]:
+    encoder = old.encoder
+    if encoder_class(encoder).can_freeze_stages:
+        encoder = dataclasses.replace(encoder, freeze_until=recipe.model.encoder.freeze_until)
+        asked = dataclasses.replace(recipe.model.encoder, freeze_until=None)
+        if asked == EncoderConfig():
+            recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, encoder=asked))
+    own = {"encoder": encoder, "dim": old.dim, "projection": old.projection}
+    images = {name: getattr(prep, name) for name in _IMAGE_PREPROCESSING}
+    return _fixed(recipe.model, own, "model"), _fixed(recipe.preprocessing, images, "preprocessing")
 
 
 def _fixed(asked: C, own: dict[str, Any], where: str) -> C:
@@ -195,17 +218,20 @@ def _language_model(options: InitConfig) -> tuple[nn.Module, Path, MMGEMNetwork 
 
 
 _TEXT_SIDE = ("text_projection.", "visual_connector.", "emb_token", "cap_token", "logit_scale")
+_IMAGE_SIDE = ("encoder.", "visual_projection.", "logit_scale", "logit_bias")
+_IMAGE_PREPROCESSING = ("size", "mean", "std", "resize", "interpolation", "scales", "region_scales")
 
 
-def _take_text_side(network: MMGEMNetwork, old: MMGEMNetwork) -> None:
-    """Copy into ``network`` what ``old`` has learned beside its LLM, but for what reads its encoder (h1).
+def _take_side(network: MMGEMNetwork, old: MMGEMNetwork, side: tuple[str, ...], where: str) -> None:
+    """Copy into ``network`` what ``old`` has learned on one side: of texts, beside its LLM and without what
+    reads its encoder (h1), or of images.
 
     Raises ``ConfigError`` for shapes that differ."""
     values = network.state_dict()
     for name, value in old.state_dict().items():
-        if not name.startswith(_TEXT_SIDE) or name not in values:
+        if not name.startswith(side) or name not in values:
             continue
         if value.shape != values[name].shape:
             sizes = f"its {name} is {tuple(value.shape)}, that of the recipe {tuple(values[name].shape)}"
-            raise ConfigError(f"init.llm: {sizes}; set [model] as it is there")
+            raise ConfigError(f"{where}: {sizes}; set [model] as it is there")
         values[name].copy_(value)

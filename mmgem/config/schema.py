@@ -157,7 +157,8 @@ class InitConfig:
     )
     encoder: str = setting(
         "efficientnet_lite0",
-        help="Base weights: a pulled name, a transformers folder or a hub id.",
+        help="Base weights: a pulled name, a transformers folder or a hub id; or a model of ours, whose "
+        "encoder, image projection, temperature and bias are taken: its image side, before another LLM.",
         needs=BASE_WEIGHTS,
     )
     llm: str = setting(

@@ -90,6 +90,8 @@ def _truncated(config: dict[str, Any], keep: Sequence[int]) -> dict[str, Any]:
 
 
 def _encoder(recipe: Recipe) -> EncoderConfig:
+    if own_folder(recipe.init.encoder):
+        return recipe.model.encoder
     return encoder_class(recipe.model.encoder).base_config(recipe.init.encoder, recipe.model.encoder)
 
 

@@ -6,45 +6,60 @@ import hashlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mmgem.checkpoints.initialize import source_folder
+from mmgem.checkpoints.model_folder import load_model
+from mmgem.checkpoints.resolve import own_folder
 from mmgem.errors import CheckpointError
-from mmgem.models.text_tower import teacher_prompt, text_teacher
+from mmgem.inference.texts import embed_texts
+from mmgem.models.text_tower import Encode, teacher_prompt, text_teacher
 from mmgem.utils.files import cache_home
 from mmgem.utils.locks import lock_folder
 from mmgem.utils.progress import track
 
+_AT_ONCE = 128
 _CHUNK = 2048  # texts between two commits: what a kill loses
 
 
 def embed_captions(teacher: str, section: str, texts: Sequence[str]) -> np.ndarray:
     """``(len(texts), E)`` float32 unit rows; each text's row is kept on disk, whatever texts come with it.
 
-    The teacher is the text tower of a CLIP or SigLIP checkpoint (:mod:`mmgem.models.text_tower`), or a
-    transformers encoder whose token states are averaged (as all-MiniLM and e5 are used); before every caption
-    stands the prompt that its folder names, "query: " for e5.
+    The teacher is a model of ours, the text tower of a CLIP or SigLIP checkpoint
+    (:mod:`mmgem.models.text_tower`), or a transformers encoder whose token states are averaged (as all-MiniLM
+    and e5 are used); before every caption stands the prompt that its folder names, "query: " for e5.
     Raises ``CheckpointError`` if it cannot be read.
     """
-    folder = source_folder(teacher)
+    own = own_folder(teacher)
+    folder = own or source_folder(teacher)
     try:
-        prompt = teacher_prompt(folder)
+        prompt = teacher_prompt(folder) if own is None else ""
         path = cache_home() / "teacher" / f"{_digest(_stamp(folder), prompt).hex()}.sqlite"
         path.parent.mkdir(parents=True, exist_ok=True)
         # Who waits for the lock finds what he would have computed.
         with lock_folder(path), closing(sqlite3.connect(path, timeout=60)) as rows:
             rows.execute("create table if not exists rows (text blob primary key, row blob) without rowid")
-            return _embed(rows, texts, lambda: text_teacher(folder, batch=128))
+            return _embed(rows, texts, lambda: _load(folder, own is not None))
     except CheckpointError as error:
         raise CheckpointError(f"{section}: {error}") from error
+
+
+def _load(folder: Path, ours: bool) -> Encode:
+    if not ours:
+        return text_teacher(folder, _AT_ONCE)
+    network, tokenizer = load_model(folder)
+    if not network.embeds:
+        raise CheckpointError(f"{folder}: a model of kind {network.config.kind!r} has no embeddings")
+    return partial(embed_texts, network.eval(), tokenizer, batch=_AT_ONCE)
 
 
 def _embed(
     rows: sqlite3.Connection,
     texts: Sequence[str],
-    load: Callable[[], Callable[[Sequence[str]], np.ndarray]],
+    load: Callable[[], Encode],
 ) -> np.ndarray:
     keys = [_digest(text) for text in texts]
     stored = {key: _row(rows, key) for key in dict.fromkeys(keys)}

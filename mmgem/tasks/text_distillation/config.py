@@ -15,8 +15,8 @@ class TextDistillationConfig:
     batch_size: int = setting(128, help="Texts in a step.", low=2)
     teacher: Path | None = setting(
         None,
-        help="The text tower that is learned: a CLIP or SigLIP checkpoint, a folder or a hub id; none: that "
-        "of `init.encoder`.",
+        help="The text tower that is learned: a CLIP or SigLIP checkpoint, a folder or a hub id, or a model "
+        "of ours; none: that of `init.encoder`.",
     )
     cosine_weight: float = setting(
         1.0, help="Of the distance of each embedding from the teacher's, 1 - cosine; 0: left out.", low=0
