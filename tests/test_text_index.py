@@ -17,12 +17,13 @@ import toys
 from mmgem.checkpoints.model_folder import save_model
 from mmgem.checkpoints.resolve import fingerprint
 from mmgem.cli.main import main
-from mmgem.data.sentences import split_prose
+from mmgem.data.sentences import split_lines, split_prose
 from mmgem.errors import DataError, SearchIndexError, UsageError
 from mmgem.self_retrieval import text_index
 from mmgem.self_retrieval.check_text_index import check_text_index
 from mmgem.self_retrieval.code_comments import code_lines
 from mmgem.self_retrieval.corpus import Corpus
+from mmgem.self_retrieval.documents import split_document
 from mmgem.self_retrieval.embedding import embed_passages
 from mmgem.self_retrieval.prompts import Prompts
 from mmgem.self_retrieval.sentence_places import SentencePlaces
@@ -93,10 +94,32 @@ class Dog:
 '''
 
 
+def test_paragraphs_headings_items_and_code_are_lines() -> None:
+    text = "# T\n\n## How to\n\nRun it\nso. Then stop.\n\n- one\n  two\n- three\n"
+    text += "\n```\npip install x\n\n  x  run\n```\n"
+    text += "\n| a | b |\n|---|---|\n| c | d |\n"
+    title, (passage,) = split_document(text, markdown=True)
+    lines = [
+        "How to.",
+        "Run it so. Then stop.",
+        "one two",
+        "three",
+        "pip install x",
+        "x run",
+        "| a | b |",
+        "| c | d |",
+    ]
+    assert title == "T" and passage.split("\n") == lines
+    assert split_lines(passage) == [lines[0], "Run it so.", "Then stop.", *lines[2:]]
+    long = "\n".join(["```", *(f"line {n} of code" for n in range(100)), "```"])
+    parts = split_document(long, markdown=True)[1]
+    assert len(parts) == 2 and [line for part in parts for line in part.split("\n")] == long.split("\n")[1:-1]
+
+
 def test_source_code(tmp_path: Path) -> None:
     path = written(tmp_path / "a_b.py", PYTHON)
     assert read_source(path).title == "a_b.py"
-    text = " ".join(read_source(path).passages)
+    text = " ".join(" ".join(read_source(path).passages).split())
     assert (
         "What this is. More of it. but this." in text
         and "Class Dog: Runs." in text

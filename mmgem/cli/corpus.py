@@ -341,4 +341,4 @@ def _text(question: str) -> str:
 
 def _show(hits: list[ScoredPassage]) -> None:
     for hit in hits:
-        print(f"{hit.score:.3f}\t{hit.id}\t{hit.title}\t{hit.text[:80]}")
+        print(f"{hit.score:.3f}\t{hit.id}\t{hit.title}\t{' '.join(hit.text[:80].split())}")

@@ -136,6 +136,12 @@ def split_prose(text: str) -> list[str]:
     return [*found, text[start:]] if text[start:] else found
 
 
+def split_lines(text: str) -> list[str]:
+    """The sentences of each line of ``text`` in turn (:func:`split_prose`), where a line is a whole: a
+    paragraph, a heading, an item of a list, a line of code."""
+    return [sentence for line in text.split("\n") for sentence in split_prose(line)]
+
+
 def passage_sentences(text: str, least: int = 6, most: int = 49) -> list[str]:
     """The sentences of a passage with ``least`` to ``most`` words.
 
@@ -144,7 +150,7 @@ def passage_sentences(text: str, least: int = 6, most: int = 49) -> list[str]:
     text are its only sentence; a text without words has none.
     """
     joined: list[list[str]] = []
-    for sentence in split_prose(text):
+    for sentence in split_lines(text):
         for words in cut_words(text_units(sentence), most):
             short = joined and min(len(joined[-1]), len(words)) < least
             if short and len(joined[-1]) + len(words) <= most:

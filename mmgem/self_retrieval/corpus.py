@@ -143,7 +143,7 @@ class Corpus:
         metadata = read_json_object(folder / "corpus.json", folder)
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{folder}: format {metadata.get('format')!r}, this version reads {FORMAT}")
-        passages = load_corpus(folder / "passages.jsonl")
+        passages = load_corpus(folder / "passages.jsonl", keep_lines=True)
         scores = current_config(metadata.get("scoring", {}), "corpus.scoring")[0]
         try:
             scoring = from_dict(Scoring, scores, "scoring")

@@ -1,9 +1,10 @@
 """Plain text and Markdown as titles and passages.
 
 The title is a heading the text begins with, else the file's name. Passages have at most 200 words, never go
-on across a heading and end where a paragraph or else a sentence does. Headings stand as sentences before
-what they are about. Front matter and rules go; of Markdown also the addresses of images and links and the
-marks of lists, quotes, bold words and code. Code itself stays.
+on across a heading and end where a paragraph or else a sentence does. Each paragraph, heading, item of a
+list, row of a table and line of code is a line of its passage; headings stand before what they are about.
+Front matter and rules go; of Markdown also the addresses of images and links and the marks of lists, quotes,
+bold words and code. Code itself stays.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def plain_line(line: str) -> str:
 
 
 def split_document(text: str, markdown: bool) -> tuple[str, list[str]]:
-    """The title of a document, "" if it does not begin with a heading, and its passages, in single spaces.
+    """The title of a document, "" if it does not begin with a heading, and its passages, in lines of single
+    spaces.
 
     ``markdown``: its marks are no words.
     """
@@ -149,14 +151,21 @@ class _Parser:
             self.close()
             self._lines.append(f"{item[1] or ''} {line[item.end() :]}")
             self._item = True
+        elif self.markdown and line.lstrip().startswith("|"):
+            self.close()
+            self._lines.append(line)
+            self.close()
         else:
             self._lines.append(line)
 
     def close(self) -> None:
         """End a paragraph, or code."""
-        words = " ".join(self._lines)
-        if words := " ".join(words.split()) if self._fence else self._tidy(words):
-            self.sections[-1].append(" ".join([*self._headings, words]))
+        if self._fence:
+            text = "\n".join(words for line in self._lines if (words := " ".join(line.split())))
+        else:
+            text = self._tidy(" ".join(self._lines))
+        if text:
+            self.sections[-1].append("\n".join([*self._headings, text]))
             self._headings = []
         self._lines, self._fence, self._item = [], "", False
 
@@ -183,20 +192,30 @@ def _without_front_matter(lines: list[str]) -> list[str]:
 
 def _passages(paragraphs: list[str]) -> Iterator[str]:
     """Fill passages. One that is half full ends rather than to break into the next paragraph."""
-    words: list[str] = []
+    passage: list[list[str]] = []  # the words of each line
+    count = 0
     for paragraph in paragraphs:
-        paragraph_words = text_units(paragraph)
-        if len(words) + len(paragraph_words) <= MAX_WORDS:
-            words += paragraph_words
+        lines = [text_units(line) for line in paragraph.split("\n")]
+        length = sum(map(len, lines))
+        if count + length <= MAX_WORDS:
+            passage += lines
+            count += length
             continue
-        if 2 * len(words) >= MAX_WORDS:
-            yield join_units(words)
-            words = []
-        for sentence in split_prose(paragraph):
-            for piece in cut_words(text_units(sentence), MAX_WORDS):
-                if len(words) + len(piece) > MAX_WORDS:
-                    yield join_units(words)
-                    words = []
-                words += piece
-    if words:
-        yield join_units(words)
+        if 2 * count >= MAX_WORDS:
+            yield _text(passage)
+            passage, count = [], 0
+        for line in paragraph.split("\n"):
+            passage.append([])
+            for sentence in split_prose(line):
+                for piece in cut_words(text_units(sentence), MAX_WORDS):
+                    if count + len(piece) > MAX_WORDS:
+                        yield _text(passage)
+                        passage, count = [[]], 0
+                    passage[-1] += piece
+                    count += len(piece)
+    if count:
+        yield _text(passage)
+
+
+def _text(lines: list[list[str]]) -> str:
+    return "\n".join(join_units(words) for words in lines if words)

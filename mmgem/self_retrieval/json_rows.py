@@ -57,9 +57,14 @@ def field(value: dict[str, Any], key: str, where: str) -> Any:
     return value[key]
 
 
-def text_field(value: dict[str, Any], key: str, where: str) -> str:
-    """A field that must have words in it, white space made single spaces. Raises ``DataError``."""
-    return checked_text(field(value, key, where), key, where)
+def text_field(value: dict[str, Any], key: str, where: str, keep_lines: bool = False) -> str:
+    """A field that must have words in it, white space made single spaces; ``keep_lines``: in each of its
+    lines. Raises ``DataError``."""
+    found = field(value, key, where)
+    text = checked_text(found, key, where)
+    if not keep_lines:
+        return text
+    return "\n".join(words for line in found.split("\n") if (words := " ".join(line.split())))
 
 
 def list_field(value: dict[str, Any], key: str, where: str, of: str = "a list") -> list[Any]:

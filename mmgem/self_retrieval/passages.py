@@ -43,12 +43,15 @@ class Query:
     answers: tuple[str, ...]
 
 
-def load_corpus(path: str | os.PathLike[str], skipped: list[tuple[Path, str]] | None = None) -> list[Passage]:
+def load_corpus(
+    path: str | os.PathLike[str], skipped: list[tuple[Path, str]] | None = None, keep_lines: bool = False
+) -> list[Passage]:
     """Read a ``.jsonl`` file (ours, BEIR's, a knowledge source of KILT), SQuAD's ``.json``, a ``.txt``,
     ``.md`` or ``.markdown`` file, a folder of the last three, or a folder with a ``corpus.jsonl`` (BEIR).
 
     Files of a folder that cannot be read or have no text are appended to ``skipped`` with the reason (without
-    it, each is a warning in the log); hidden ones are passed over. Raises ``UsageError`` if ``path`` is
+    it, each is a warning in the log); hidden ones are passed over. ``keep_lines``: texts of a ``.jsonl`` keep
+    their lines, as those that were made of documents have them. Raises ``UsageError`` if ``path`` is
     missing or of another kind, ``DataError`` ("file:line: ...") for a malformed line, an id that is there
     twice, and where no passage is left.
     """
@@ -62,7 +65,7 @@ def load_corpus(path: str | os.PathLike[str], skipped: list[tuple[Path, str]] | 
     if path.exists() and path.suffix.lower() not in (".jsonl", ".json"):
         raise UsageError(f"{path}: a corpus is a .jsonl, .json, .txt or .md file, or a folder of texts")
     return [
-        Passage(value["id"], text_field(value, "title", where), text_field(value, "text", where))
+        Passage(value["id"], text_field(value, "title", where), text_field(value, "text", where, keep_lines))
         for where, value in _identified(passage_rows(path), path, "passages")
     ]
 

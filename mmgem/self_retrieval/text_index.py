@@ -24,7 +24,7 @@ import numpy as np
 
 from mmgem.data.content_hashes import content_hash
 from mmgem.data.scripts import join_units, text_units
-from mmgem.data.sentences import cut_words, split_prose
+from mmgem.data.sentences import cut_words, split_lines
 from mmgem.errors import MMGEMError, SearchIndexError, UsageError
 from mmgem.search.index_files import connect, errors_naming, write_lock
 from mmgem.self_retrieval.documents import text_files
@@ -198,7 +198,7 @@ class _Writer:
             piece for text in source.passages for piece in _fitting(source.title, text, self.model, path)
         ]
         for n, text in enumerate(texts, 1):
-            found = [places.next(sentence) for sentence in split_prose(text)]
+            found = [places.next(sentence) for sentence in split_lines(text)]
             self._passages.append((len(self._files), Passage(f"{name}#{n}", source.title, text), found))
         self._files.append((name, stat, digest))
         if len(self._passages) >= _AT_ONCE:
@@ -228,8 +228,10 @@ class _Writer:
 
 def _fitting(title: str, text: str, model: TextModel, path: Path) -> list[str]:
     """``text`` in as few equal pieces as the LLM can read."""
+    if model.tokens(title, text) <= model.max_tokens:
+        return [text]
     words = text_units(text)
-    for count in range(1, len(words) + 1):
+    for count in range(2, len(words) + 1):
         pieces = [join_units(piece) for piece in cut_words(words, -(-len(words) // count))]
         if all(model.tokens(title, piece) <= model.max_tokens for piece in pieces):
             return pieces

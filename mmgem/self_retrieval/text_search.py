@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mmgem.checkpoints.resolve import complete, fingerprint, resolve
-from mmgem.data.sentences import split_prose
+from mmgem.data.scripts import text_units
+from mmgem.data.sentences import split_lines
 from mmgem.data.tokens import Tokenizer
 from mmgem.errors import SearchIndexError, UsageError
 from mmgem.inference.texts import embed_texts
@@ -33,6 +34,7 @@ from mmgem.self_retrieval.source_texts import PDF
 from mmgem.self_retrieval.text_index import TextModel, TextSnapshot, open_text_index, rank_by_words
 from mmgem.utils.files import is_folder
 
+_LEAST_WORDS = 4  # of what is quoted, where there is more than that
 _QUESTION_TOKENS, _ANSWER_TOKENS = 80, 48  # that the LLM has room for after a passage, markers included
 
 
@@ -141,12 +143,14 @@ class TextSearch:
 
     def _hit(self, question: str, n: int, score: float) -> TextHit:
         passage, places = self.snapshot.passages[n], self.snapshot.places[n]
-        sentences = split_prose(passage.text)
-        best = 0
-        if len(sentences) > 1:
-            alone = [Passage("", passage.title, sentence) for sentence in sentences]
+        sentences = split_lines(passage.text)
+        whole = [m for m, sentence in enumerate(sentences) if len(text_units(sentence)) >= _LEAST_WORDS]
+        quotable = whole or list(range(len(sentences)))  # rather a sentence than a heading
+        best = quotable[0]
+        if len(quotable) > 1:
+            alone = [Passage("", passage.title, sentences[m]) for m in quotable]
             read = self._reader(alone).score_passages(question, range(len(alone)))
-            best = int(read.query_likelihood.argmax())
+            best = quotable[int(read.query_likelihood.argmax())]
         file = passage.id.rpartition("#")[0]
         fields = (passage.id, passage.title, passage.text, score, file, sentences[best], places[best])
         return TextHit(*fields)
