@@ -127,6 +127,12 @@ def test_a_comparison(world: dict[str, Any], tmp_path: Path, monkeypatch: pytest
     assert len(trained) == 4 and json.dumps(again.rows) == json.dumps(result.rows)
 
 
+def test_captions_that_nothing_has_taught_are_not_measured(world: dict[str, Any], tmp_path: Path) -> None:
+    recipe = recipe_file(world, tmp_path / "recipes", "mmgem", image_text__caption__weight=0.0)
+    (row,) = compare([recipe], tmp_path / "out", world["data"], train=train_here).rows
+    assert row["scores"].keys() == {"i2t R@1", "i2t R@10", "t2i R@1", "t2i R@10"}
+
+
 def test_the_command_trains_in_a_process_of_its_own(
     world: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,12 +41,14 @@ _BATCH = 32
 @dataclass(frozen=True)
 class TestData:
     """What systems are measured on. ``photos``: with captions; ``classes``: with a label; ``regions``: with
-    described boxes; ``rerank``: how many of the nearest are looked at again, 0: none."""
+    described boxes; ``rerank``: how many of the nearest are looked at again, 0: none; ``captions``: whether
+    they are written, too."""
 
     photos: Sequence[Record]
     classes: Sequence[Record] = field(default_factory=list)
     regions: Sequence[Record] = field(default_factory=list)
     rerank: int = 0
+    captions: bool = True
 
 
 def measure(model: MMGEM, data: TestData) -> dict[str, Score]:
@@ -56,7 +58,7 @@ def measure(model: MMGEM, data: TestData) -> dict[str, Score]:
     scores: dict[str, Score] = {}
     if network.embeds and data.photos:
         scores |= _retrieval(model, data)
-    if network.captions and data.photos:
+    if network.captions and data.captions and data.photos:
         scores |= _captions(model, data.photos)
     if network.embeds and data.classes:
         scores |= _classes(model, data.classes)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmgem.compare.report import markdown, plot
 from mmgem.compare.variants import Variation, over_seeds, read_variants, without
 from mmgem.compare.worker import finished, train_apart
-from mmgem.config import Recipe
+from mmgem.config import Recipe, to_dict
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record
 from mmgem.distributed.world import SINGLE_PROCESS
@@ -185,9 +185,18 @@ def _measured(recipe: Recipe, done: dict[str, Any], test: Any) -> dict[str, Any]
     except (OSError, ValueError, KeyError, TypeError):
         pass
     model = MMGEM.from_pretrained(folder, backend="torch")
-    scores, training = measure(model, test), training_facts(recipe, done, model)
+    scores, training = (
+        measure(model, replace(test, captions=_captions(recipe))),
+        training_facts(recipe, done, model),
+    )
     write_atomic(path, json.dumps({"of": key, "scores": scores, "training": training}))
     return {"scores": scores, "training": training}
+
+
+def _captions(recipe: Recipe) -> bool:
+    """Whether a recipe learns them, as far as its sections say."""
+    section = to_dict(recipe).get("image_text", {})
+    return bool(section.get("caption", {}).get("weight", 1.0))
 
 
 def _write(out: Path, rows: list[dict[str, Any]], recipe: Recipe, test: Any, seeds: Sequence[int]) -> None:
