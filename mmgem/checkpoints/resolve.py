@@ -82,15 +82,14 @@ def packaged_models() -> list[str]:
     return sorted(p.parent.name for p in PACKAGED.glob("*/config.json"))
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
-    """What the model in a folder is and how its inputs are prepared. Raises ``CheckpointError``."""
+def read_config(folder: Path, file: str = "config.json") -> tuple[ModelConfig, Preprocessing]:
+    """What the model in a folder is, by its ``file``, and how its inputs are prepared. Raises
+    ``CheckpointError``."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
-    raw = read_json_object(folder / "config.json")
+    raw = read_json_object(folder / file)
     if raw.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: format {raw.get('format')!r}, this version reads {FORMAT}"
-        )
+        raise CheckpointError(f"{folder / file}: format {raw.get('format')!r}, this version reads {FORMAT}")
     try:
         config = from_dict(ModelConfig, current_config(raw.get("model"), "model")[0], "model")
         prep = current_config(read_json_object(folder / "preprocessor.json"), "preprocessing")[0]
@@ -103,7 +102,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Preprocessing]:
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:  # a table where none can be
-        raise CheckpointError(f"{folder}: config.json: not the fields of a model ({error})") from error
+        raise CheckpointError(f"{folder}: {file}: not the fields of a model ({error})") from error
 
 
 def fingerprint(folder: Path) -> str:

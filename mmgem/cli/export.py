@@ -24,7 +24,8 @@ def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or name.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; a model there is replaced.")],
     kind: Annotated[
-        Literal["small", "full", "onnx", "openvino"], typer.Option("--format", help="What to write.")
+        Literal["small", "full", "adapter", "onnx", "openvino"],
+        typer.Option("--format", help="What to write."),
     ] = "small",
     precision: Annotated[
         Literal["float32", "bfloat16", "int8"],
@@ -48,6 +49,11 @@ def export(
             help="small, full: rotate the space so that the first numbers say most of these photos.",
         ),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="LLM", help="adapter: the LLM MODEL began from, a pulled name, folder or id."),
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, metavar="R", help="adapter: highest rank of a change.")] = 64,
     # Their names until 0.1.
     least: Annotated[float | None, typer.Option(min=-1, max=1, hidden=True)] = None,
     mix: Annotated[str | None, typer.Option(hidden=True)] = None,
@@ -62,6 +68,8 @@ def export(
     shortened ones (--dimensions) lose little: DIR has photos of the kind to be searched, a thousand or more.
     A corpus that MODEL has learned goes with it.
     full: the same in float32, such as an average that training goes on from.
+    adapter: only what MODEL, trained by LoRA, has beside the LLM that it began from; full makes a model of
+    that and the LLM again.
     onnx, openvino: a whole copy, and beside its weights graphs of how it embeds images and texts, which every
     command uses from then on. They are compared with torch on sample inputs: below cosine 0.999 (bfloat16
     and int8 0.99) nothing is written.
@@ -76,23 +84,32 @@ def export(
         raise UsageError("--average and --pca-rotate are for --format small and full; export their result")
     if alpha is not None and average is None:
         raise UsageError("--alpha needs --average")
+    if (kind == "adapter") != (base is not None):
+        raise UsageError("--format adapter and --base go together")
     quiet_libraries()
     from mmgem.checkpoints.resolve import resolve
+    from mmgem.export.adapter import compose_model, is_adapter, write_adapter
 
-    if kind == "small" or kind == "full":
-        from mmgem.export.compress import compress_model
-
-        embed = partial(_embed, find_photos([pca_rotate])) if pca_rotate is not None else None
-        other = resolve(average) if average else None
-        share_of_other = 0.5 if alpha is None else alpha
-        size = compress_model(resolve(model), out, other, share_of_other, embed, quantize=kind == "small")
-    else:
+    if base is not None:
+        size = write_adapter(resolve(model), base, out, rank)
+    elif is_adapter(Path(model)):
+        if kind != "full" or average is not None or pca_rotate is not None:
+            raise UsageError(f"{model}: is an adapter; make a model of it first, with --format full")
+        size = compose_model(Path(model), out)
+    elif kind == "onnx" or kind == "openvino":
         from mmgem.export.write import export_graphs
 
         info = export_graphs(resolve(model), out, kind, precision, min_cosine)
         agree = ", ".join(f"{name} {cosine:.5f}" for name, cosine in sorted(info.min_cosine.items()))
         note(f"lowest cosine with torch on samples: {agree}")
         size = folder_bytes(out)
+    else:
+        from mmgem.export.compress import compress_model
+
+        embed = partial(_embed, find_photos([pca_rotate])) if pca_rotate is not None else None
+        other = resolve(average) if average else None
+        share_of_other = 0.5 if alpha is None else alpha
+        size = compress_model(resolve(model), out, other, share_of_other, embed, quantize=kind == "small")
     note(f"{size / 1e6:.1f} MB")
     print(out)
 
