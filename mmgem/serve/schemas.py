@@ -351,9 +351,11 @@ class Guess(BaseModel):
 
 
 class ClassifyReply(Timed):
-    """The likeliest classes, best first. ``none``: the probability that no class fits, null where the model
-    is not calibrated."""
+    """The likeliest classes, best first, by their probabilities among those given. ``none``: the probability
+    that no class fits, null where the model is not calibrated. ``class``: the likeliest, null where none of
+    them is likelier."""
 
+    best: str | None = Field(alias="class")
     guesses: list[Guess]
     none: float | None
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmgem.data.records import Box
 from mmgem.evaluate.classify import PROMPTS, class_embeddings, classify, fill_prompt
+from mmgem.inference.calibration import MATCH_THRESHOLD
 from mmgem.inference.caption_options import CAPTION_DEFAULTS, CaptionOptions
 from mmgem.report.heatmap import draw_heatmap
 from mmgem.search.duplicates import fold_copies
@@ -111,7 +112,9 @@ async def classes(request: Request) -> Response:
     guesses = [{"class": names[i], "probability": round(float(probabilities[i]), 6)} for i in best]
     calibration = service.model.calibration
     none = None if calibration is None else calibration.none_of_these(vector[None], prototypes)
-    return _timed_reply(began, guesses=guesses, none=None if none is None else round(float(none[0]), 6))
+    doubt = None if none is None else round(float(none[0]), 6)
+    fits = names[best[0]] if (doubt or 0) <= MATCH_THRESHOLD else None
+    return _timed_reply(began, **{"class": fits}, guesses=guesses, none=doubt)
 
 
 @router.post(
