@@ -65,6 +65,8 @@ def test_every_search_by_text_reads_it_so(model_copy: Path, tmp_path: Path) -> N
     assert not np.allclose(model.embed_texts(["dog"])[0], vector, atol=1e-3)
     np.testing.assert_allclose(TextEmbeddings(model).embed_query("dog"), vector, atol=1e-6)
     np.testing.assert_allclose(embed_terms(model, [QueryTerm("dog")]), vector, atol=1e-6)
+    plain = model.embed_texts(["dog"])[0]  # boxes are found by the name alone
+    np.testing.assert_allclose(embed_terms(model, [QueryTerm("dog")], regions=True), plain, atol=1e-6)
     model.tokenizer.prep.query_prefix = ""
     np.testing.assert_allclose(model.embed_queries(["dog"]), model.embed_texts(["dog"]), atol=1e-6)
 

@@ -94,14 +94,17 @@ class Query:
         images = [self.image, *(term.image for term in self.terms)]
         return [image for image in images if isinstance(image, Path)]
 
-    def embed(self, mmgem: MMGEM | QueryEncoder, text: str | None = None) -> np.ndarray:
-        """Its embedding (D,); ``text``: the part of its text that is looked for."""
+    def embed(
+        self, mmgem: MMGEM | QueryEncoder, text: str | None = None, regions: bool = False
+    ) -> np.ndarray:
+        """Its embedding (D,); ``text``: the part of its text that is looked for; ``regions``: in boxes."""
         if self.terms:
             from mmgem.search.query_terms import embed_terms
 
-            return embed_terms(mmgem, self.terms)
+            return embed_terms(mmgem, self.terms, regions)
         if self.text is not None:
-            return mmgem.embed_queries([text or self.text])[0]
+            texts = [text or self.text]
+            return (mmgem.embed_texts(texts) if regions else mmgem.embed_queries(texts))[0]
         assert self.image is not None
         return mmgem.embed_images([self.frame or self.image], [self.box])[0]
 

@@ -160,7 +160,7 @@ def search(
     else:
         mmgem = load_query_model(model_name, parsed.images, device, precision)
         find = partial(photos.search_regions, where=spatial_filter) if regions else photos.search
-        vector = parsed.embed(mmgem, text)
+        vector = parsed.embed(mmgem, text, regions)
         hits = parsed.search(partial(find, vector), k, None if everything or regions else photos)
         if not regions:
             hits = parsed.with_match(mmgem, hits, vector, lambda: len(photos.photos))

@@ -57,20 +57,22 @@ class QueryTerm:
 class TermEmbedder(Protocol):
     """What embedding terms needs of a model: unit vectors ``(n, D)`` float32."""
 
+    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
     def embed_queries(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
     def embed_images(  # noqa: D102
         self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None, /
     ) -> np.ndarray: ...
 
 
-def embed_terms(embedder: TermEmbedder, terms: Sequence[QueryTerm]) -> np.ndarray:
-    """The unit vector ``(D,)`` float32 of a query of ``terms``. Raises UsageError for none, and for terms
-    that cancel out; ImageError for an image that cannot be read."""
+def embed_terms(embedder: TermEmbedder, terms: Sequence[QueryTerm], regions: bool = False) -> np.ndarray:
+    """The unit vector ``(D,)`` float32 of a query of ``terms``, for photos or for ``regions``. Raises
+    UsageError for none, and for terms that cancel out; ImageError for an image that cannot be read."""
     texts = [term for term in terms if term.text is not None]
     images = [term for term in terms if term.text is None]
     vectors: list[np.ndarray] = []
     if texts:
-        vectors += list(embedder.embed_queries([term.text or "" for term in texts]))
+        embed = embedder.embed_texts if regions else embedder.embed_queries
+        vectors += list(embed([term.text or "" for term in texts]))
     if images:
         sources = [term.image for term in images if term.image is not None]
         vectors += list(embedder.embed_images(sources, [term.box for term in images]))

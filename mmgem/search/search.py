@@ -48,6 +48,7 @@ _FEW = 8  # rows of one in so many, or fewer, are taken out before they are comp
 class QueryEmbedder(Protocol):
     """What searching by texts and images needs of a model: unit vectors ``(n, D)`` float32 of them."""
 
+    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
     def embed_queries(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
     def embed_images(  # noqa: D102
         self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None, /
@@ -291,9 +292,9 @@ class PhotoIndex:
         ``regions``: their best boxes instead, as :meth:`search_regions` finds them. Raises DataError for an
         empty text, UsageError as those do, and if this index was opened without a model.
         """
-        vector = self._embedder.embed_queries([check_text(text)])[0]
         if regions:
-            return self.search_regions(vector, k)
+            return self.search_regions(self._embedder.embed_texts([check_text(text)])[0], k)
+        vector = self._embedder.embed_queries([check_text(text)])[0]
         calibration = getattr(self._embedder, "calibration", None)
         return with_match(self.search(vector, k), calibration, vector, len(self.photos))
 
@@ -318,7 +319,7 @@ class PhotoIndex:
         Photos of the index that are terms are not among them. ``regions`` as in :meth:`search_text`. Raises
         UsageError and ImageError as :func:`mmgem.search.query_terms.embed_terms` does.
         """
-        vector = embed_terms(self._embedder, terms)
+        vector = embed_terms(self._embedder, terms, regions)
         images = [Path(term.image) for term in terms if isinstance(term.image, str | os.PathLike)]
         hits = (self.search_regions if regions else self.search)(vector, k + len(images))
         return [hit for hit in hits if not any(same_file(hit.path, image) for image in images)][:k]

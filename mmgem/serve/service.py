@@ -172,13 +172,13 @@ class Service:
             image = Upload(await self._fetch(image))
         return await self.in_thread(load_sent_photo, image, self.limits)
 
-    async def terms_vector(self, terms: Sequence[TermField]) -> np.ndarray:
-        """The unit vector ``(D,)`` float32 of a query of several terms. Raises as :meth:`vector` and
-        :func:`mmgem.search.query_terms.combined_vector`."""
+    async def terms_vector(self, terms: Sequence[TermField], regions: bool = False) -> np.ndarray:
+        """The unit vector ``(D,)`` float32 of a query of several terms, for photos or for ``regions``. Raises
+        as :meth:`vector` and :func:`mmgem.search.query_terms.combined_vector`."""
 
         async def embed(term: TermField) -> np.ndarray:
             if term.text is not None:
-                return await self.query(term.text)
+                return await self.query(term.text, regions)
             return await self.vector(await self.photo(term.image, term.photo), term.box)
 
         vectors = await gather(*map(embed, terms))
@@ -200,9 +200,10 @@ class Service:
             vectors += await gather(*(self._text_vector(text, text_pieces) for text, text_pieces in some))
         return np.stack(vectors), sum(len(ids) for text_pieces in pieces for ids in text_pieces)
 
-    async def query(self, text: str) -> np.ndarray:
-        """The unit vector ``(D,)`` float32 of what is searched for. Raises as :meth:`texts`."""
-        vectors, _ = await self.texts(self.tokenizer.query_texts([text]))
+    async def query(self, text: str, regions: bool = False) -> np.ndarray:
+        """The unit vector ``(D,)`` float32 of what is searched for, among photos or ``regions``. Raises as
+        :meth:`texts`."""
+        vectors, _ = await self.texts([text] if regions else self.tokenizer.query_texts([text]))
         return np.asarray(vectors[0])
 
     async def vector(self, photo: PhotoSource, box: Box | None = None) -> np.ndarray:

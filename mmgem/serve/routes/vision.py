@@ -171,7 +171,7 @@ async def _by_words(
     query = {"text": text, "where": where and {"across": where.across, "down": where.down}}
     if body.rerank:
         return query, await service.rerank(gallery, text, body.k)
-    vector = await service.query(text)
+    vector = await service.query(text, body.regions)
     hits = await service.search(gallery, vector, body.k, body.regions, where)
     if not body.regions:
         hits = with_match(hits, service.model.calibration, vector, len(gallery))
@@ -193,7 +193,7 @@ async def _by_photo(
 async def _by_terms(
     service: Service, gallery: Gallery, terms: Sequence[TermField], body: SearchRequest
 ) -> tuple[dict[str, Any], list[Hit]]:
-    vector = await service.terms_vector(terms)
+    vector = await service.terms_vector(terms, body.regions)
     where = None if body.where is None else parse_spatial_filter(body.where)
     photos = {term.photo for term in terms if term.photo is not None}
     hits = await service.search(gallery, vector, body.k + len(photos), body.regions, where)
