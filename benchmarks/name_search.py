@@ -5,7 +5,9 @@
 
 Every label of the photos of a split is searched for among all of them, and among those of `--among`, but for
 photos whose captions have its last word. mAP over labels and how often the first hit has the label, in
-percent; the difference to the name alone with its standard error over labels. Then the captions of `--among`
+percent; the difference to the name alone with its standard error over labels. Then how often the model's
+calibration calls the best of so many labelled photos a match, with a photo of the name among them and
+without. Then the captions of `--among`
 by their length, R@10: whether a phrase harms what is a sentence already. `--language`: labels that
 `names.tsv` has, by its words of that language, in the English phrases.
 """
@@ -24,7 +26,9 @@ from mmgem.api import MMGEM
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record
 from mmgem.evaluate.classify import PROMPTS, fill_prompt
+from mmgem.evaluate.match import draw_names
 from mmgem.evaluate.standard_error import standard_error
+from mmgem.inference.calibration import MATCH_THRESHOLD
 
 PHRASES = {
     "X": ("{}",),
@@ -62,6 +66,22 @@ def by_name(records: list[Record], scores: np.ndarray, labels: list[str]) -> np.
         precisions = np.cumsum(right) / np.arange(1, len(right) + 1)
         found.append((100 * precisions[right].mean(), 100 * right[0]))
     return np.array(found)
+
+
+def by_match(model: MMGEM, images: np.ndarray, names: list[str], owners: np.ndarray) -> None:
+    """Print how often the model's calibration calls a hit a match, where a photo of the name is there and
+    where none is. ``images`` ``(n, D)``; ``owners``: the name of each photo, -1 of those left out."""
+    queries, labels = model.embed_queries(names), owners[owners >= 0]
+    for size in (10, 30, 100, 300):
+        draws = draw_names(images, queries, labels, size, 2000)
+        sides = (draws.present, draws.present_query), (draws.absent, draws.absent_query)
+        yes = []
+        for cosines, rows in sides:
+            found = model.calibration.probability(cosines, queries[rows], size) if model.calibration else None
+            yes.append(100 * float(np.mean(np.asarray(found) >= MATCH_THRESHOLD)))
+        print(
+            f"{size:4d} photos: a match in {yes[0]:.0f}% with a photo of the name, in {yes[1]:.0f}% without"
+        )
 
 
 def by_caption(rank_of: Callable[[str], np.ndarray], lengths: np.ndarray) -> None:
@@ -103,6 +123,9 @@ def main() -> None:
         (precision, first), (gain, more) = scores.mean(axis=0), (scores - alone).mean(axis=0)
         error = standard_error((scores - alone)[:, 0])
         print(f"{name:34s} mAP {precision:.1f} ({gain:+.1f} +- {error:.1f}), first {first:.1f} ({more:+.1f})")
+    if model.calibration is not None and model.calibration.search is not None:
+        owners = np.array([labels.index(r.label) if r.label in labels else -1 for r in records])
+        by_match(model, images[: len(records)][owners >= 0], [words[label] for label in labels], owners)
     if captioned:
         texts = [caption for record in captioned for caption in record.captions]
         owners = np.repeat(np.arange(len(captioned)), [len(record.captions) for record in captioned])

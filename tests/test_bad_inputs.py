@@ -160,7 +160,7 @@ def below_a_file(place: Place) -> Path:
 # What is wrong, the command line that has it, what the line must say, the exit code.
 ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
     # files
-    "missing file": (lambda p: p.caption(p.folder / "no.jpg"), ["no.jpg: No such file"], 1),
+    "missing file": (lambda p: p.caption(p.folder / "no.jpg"), ["no.jpg: no such file"], 2),
     "empty file": (lambda p: p.caption(p.write("a.jpg", "")), ["a.jpg: is empty"], 1),
     "truncated JPEG": (lambda p: p.caption(truncated(p)), ["half.jpg: ", "truncated"], 1),
     "text named .jpg": (lambda p: p.caption(p.write("a.jpg", "hello")), ["a.jpg: not an image"], 1),
@@ -234,7 +234,7 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
     "no model": (
         lambda p: ["caption", p.photo, "--model", p.folder / "no"],
         ["no: no such model", "a folder, a hub id"],
-        1,
+        2,
     ),
     "no config": (lambda p: without(p, "config.json"), ["config.json: missing"], 1),
     "config not JSON": (lambda p: with_file(p, "config.json", "{"), ["config.json: not JSON"], 1),
@@ -267,7 +267,7 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
         1,
     ),
     # indexes
-    "no index": (lambda p: ["search", p.folder / "idx", "a dog"], ["no search index here"], 1),
+    "no index": (lambda p: ["search", p.folder / "idx", "a dog"], ["no search index here"], 2),
     "index of another model": (other_models_index, ["was built by another model"], 1),
     "damaged index": (damaged_index, ["idx: file is not a database"], 1),
     "model of the index is gone": (model_gone, ["gone: no such model", "say where it is with --model"], 1),

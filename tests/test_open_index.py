@@ -30,7 +30,7 @@ def test_a_folder_is_indexed_and_searched(
     assert len(index) == 6 and capsys.readouterr() == ("", "")
     text = "a dog runs on the beach"
     hits = index.search_text(text, k=3)
-    assert hits == index.search(model.embed_texts([text])[0], 3) and len(hits) == 3
+    assert hits == index.search(model.embed_queries([text])[0], 3) and len(hits) == 3
     like = index.search_image(files[0], k=5)
     assert files[0] not in {hit.path for hit in like} and len(like) == 5
     assert index.search_image(files[0].read_bytes(), k=1)[0].path == files[0]

@@ -54,8 +54,8 @@ class QueryTerm:
             )
 
 
-class TermEmbedder(Protocol):
-    """What embedding terms needs of a model: unit vectors ``(n, D)`` float32."""
+class QueryEmbedder(Protocol):
+    """What searching by texts and images needs of a model: unit vectors ``(n, D)`` float32 of them."""
 
     def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
     def embed_queries(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
@@ -64,7 +64,7 @@ class TermEmbedder(Protocol):
     ) -> np.ndarray: ...
 
 
-def embed_terms(embedder: TermEmbedder, terms: Sequence[QueryTerm], regions: bool = False) -> np.ndarray:
+def embed_terms(embedder: QueryEmbedder, terms: Sequence[QueryTerm], regions: bool = False) -> np.ndarray:
     """The unit vector ``(D,)`` float32 of a query of ``terms``, for photos or for ``regions``. Raises
     UsageError for none, and for terms that cancel out; ImageError for an image that cannot be read."""
     texts = [term for term in terms if term.text is not None]

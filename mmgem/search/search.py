@@ -18,7 +18,6 @@ from copy import copy
 from functools import cache, cached_property
 from itertools import compress
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -32,7 +31,7 @@ from mmgem.search.hits import Hit, best_of_each_photo, with_match
 from mmgem.search.hnsw import HNSWIndex
 from mmgem.search.index_store import IndexSnapshot, check_fingerprint, read_index
 from mmgem.search.photo_table import PhotoTable
-from mmgem.search.query_terms import QueryTerm, embed_terms
+from mmgem.search.query_terms import QueryEmbedder, QueryTerm, embed_terms
 from mmgem.search.region_search import RegionSearcher, top_rows
 from mmgem.search.spatial_filter import SpatialFilter, apply_spatial_filter
 from mmgem.utils.files import same_file
@@ -43,16 +42,6 @@ _log = logging.getLogger(__name__)
 # Queries scored at once: bounds the score matrix to 32 numbers per row of the index.
 _QUERY_BATCH_SIZE = 32
 _FEW = 8  # rows of one in so many, or fewer, are taken out before they are compared
-
-
-class QueryEmbedder(Protocol):
-    """What searching by texts and images needs of a model: unit vectors ``(n, D)`` float32 of them."""
-
-    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
-    def embed_queries(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
-    def embed_images(  # noqa: D102
-        self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None, /
-    ) -> np.ndarray: ...
 
 
 class PhotoIndex:
