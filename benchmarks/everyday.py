@@ -26,7 +26,7 @@ def say(name: str, photos: list[Path], queries: list[str]) -> dict[str, Any]:
     """Captions of ``photos`` and the first photo for each of ``queries``, by the model ``name``."""
     model = MMGEM.from_pretrained(name)
     captions = model.caption(list(photos))
-    cosines = model.embed_texts(queries) @ model.embed_images(list(photos)).T
+    cosines = model.embed_queries(queries) @ model.embed_images(list(photos)).T
     best = cosines.argmax(1)
     hits = [(photos[n].name, round(float(row[n]), 3)) for n, row in zip(best, cosines, strict=True)]
     return {
