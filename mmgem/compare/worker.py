@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mmgem.config import Recipe, from_dict, to_dict
 from mmgem.errors import CheckpointError, MMGEMError
 from mmgem.utils.files import write_atomic
 
+_FEW = 16  # photos
 RECIPE_FILE, DONE_FILE = "recipe.json", "done.json"
 
 
@@ -34,11 +36,13 @@ def train_apart(recipe: Recipe) -> None:
 
 
 def train_here(recipe: Recipe) -> None:
-    """Train ``recipe`` in this process, and note what it took: ``done.json`` in its folder."""
+    """Train ``recipe`` in this process, and note what it took: ``done.json`` in its folder. All of its dev
+    set is measured afterwards, so one evaluation, which is at the end, sees little of it."""
     from mmgem.train.loop import train
 
     started = time.monotonic()
-    train(recipe)
+    only_last = not recipe.train.evaluate_every
+    train(replace(recipe, train=replace(recipe.train, evaluate_images=_FEW)) if only_last else recipe)
     cost = {"seconds": time.monotonic() - started, "peak_memory_gb": peak_memory()}
     write_atomic(recipe.train.out / DONE_FILE, json.dumps({"recipe": to_dict(recipe), **cost}))
 
