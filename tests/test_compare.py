@@ -132,6 +132,15 @@ def test_captions_that_nothing_has_taught_are_not_measured(world: dict[str, Any]
     (row,) = compare([recipe], tmp_path / "out", world["data"], train=train_here).rows
     assert row["scores"].keys() == {"i2t R@1", "i2t R@10", "t2i R@1", "t2i R@10"}
 
+    def never(recipe: Recipe) -> None:
+        raise AssertionError(recipe.train.out)
+
+    resumable = ["train.checkpoint_every=1"]  # as a run may be resumed, it need not be done again
+    (again,) = compare([recipe], tmp_path / "out", world["data"], resumable, train=never).rows
+    assert again["training"] == row["training"]
+    with pytest.raises(AssertionError, match="mmgem"):
+        compare([recipe], tmp_path / "out", world["data"], ["train.epochs=2"], train=never)
+
 
 def test_the_command_trains_in_a_process_of_its_own(
     world: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]

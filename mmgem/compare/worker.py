@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mmgem.config import Recipe, from_dict, to_dict
+from mmgem.config.checks import free_on_resume
+from mmgem.config.compare import difference
 from mmgem.errors import CheckpointError, MMGEMError
 from mmgem.utils.files import write_atomic
 
@@ -58,10 +60,12 @@ def peak_memory() -> float:
 
 
 def finished(recipe: Recipe) -> dict[str, Any] | None:
-    """What :func:`train_here` noted of a run of this very recipe; None if it has not come to its end."""
+    """What :func:`train_here` noted of a run of this recipe, but for fields that may change when a run is
+    resumed; None if it has not come to its end."""
     try:
         done: dict[str, Any] = json.loads((recipe.train.out / DONE_FILE).read_text())
-        same = from_dict(Recipe, done["recipe"]) == recipe
+        of = from_dict(Recipe, done["recipe"])
+        same = set(difference(to_dict(of), to_dict(recipe))) <= free_on_resume(recipe)
     except (OSError, ValueError, KeyError, MMGEMError):
         return None
     return done if same and (recipe.train.out / "model").is_dir() else None
