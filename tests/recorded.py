@@ -200,6 +200,7 @@ def _shipped(model: Any, photos: list[Path], index: Path) -> dict[str, Any]:
     found = model.find_regions(photos[:10], 3)
     update_index(index, photos[0].parent, lambda: model, model.fingerprint)
     opened = PhotoIndex.open(index)
+    model.tokenizer.prep.query_prefix = ""  # which there was not yet
     ranked = [model.rerank(opened, text, 5) for text in TEXTS]
     return {
         "images": (vectors @ matrix).tolist(),

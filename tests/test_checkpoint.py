@@ -310,8 +310,8 @@ def test_dimensions_are_ordered_on_export(
     lengths = np.square(after).sum(0)
     assert (np.diff(lengths) <= 0.02).all() and lengths[:4].sum() > np.square(before).sum(0)[:4].sum()
     capsys.readouterr()
-    assert main([*command, "--pca-rotate", str(tmp_path / "none")]) == 1
-    assert "none: No such file" in capsys.readouterr().err
+    assert main([*command, "--pca-rotate", str(tmp_path / "none")]) == 2
+    assert "none: no such file" in capsys.readouterr().err
     assert main([*command, "--pca-rotate", str(tmp_path), "--format", "onnx"]) == 2
     assert "--average and --pca-rotate are for --format small" in capsys.readouterr().err
 

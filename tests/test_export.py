@@ -170,7 +170,7 @@ def test_what_would_embed_otherwise_is_not_written(
     assert "texts of the int8 graphs agree with torch to cosine 0.99" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     for wrong, said in (
-        (["--format", "tflite"], "'tflite' is not one of 'small', 'full', 'onnx', 'openvino'"),
+        (["--format", "tflite"], "'tflite' is not one of 'small', 'full', 'adapter', 'onnx', 'openvino'"),
         (["--precision", "int8"], "--precision and --min-cosine are for"),
         (["--format", "onnx", "--average", "tiny"], "--average and --pca-rotate are for"),
         (["--format", "onnx", "--precision", "bfloat16"], "bfloat16 is for openvino"),

@@ -133,7 +133,7 @@ def test_the_default_place(
     monkeypatch.setenv("MMGEM_INDEX", str(out))
     monkeypatch.chdir(tmp_path)
     (first / "song.wav").touch()
-    assert main(["search", "a", "dog"]) == 1
+    assert main(["search", "a", "dog"]) == 2
     assert "no search index here" in capfd.readouterr().err
     assert main(["index", str(first), str(second), "--exclude", "0.*", "-m", str(tiny_model_folder)]) == 0
     told, err = capfd.readouterr()

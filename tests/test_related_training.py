@@ -140,7 +140,7 @@ def _check_reranked(model: MMGEM, index: PhotoIndex, text: str, paths: list[Path
         (visual,) = model._visual([hit.path], None)
         (ids,) = model.tokenizer.encode_all([text])
         if (logit := network.match_scores(visual, [ids])) is not None:
-            cosine = float((model.embed_texts([text]) @ model.embed_images([hit.path]).T).item())
+            cosine = float((model.embed_queries([text]) @ model.embed_images([hit.path]).T).item())
             assert hit.score == pytest.approx(cosine + float(logit[0]), abs=1e-4)
 
 

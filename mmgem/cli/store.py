@@ -138,7 +138,7 @@ def search(
         model_name = resolve_model(payload.model, model, partial(check_model, store, payload))
         mmgem = load_query_model(model_name, parsed.images, device, precision)
         find = search_store_regions if regions else search_store
-        vector = parsed.embed(mmgem)
+        vector = parsed.embed(mmgem, regions=regions)
         hits = parsed.search(lambda count: find(store, vector, count, exact, filters, payload), k)
         if not regions:
             hits = list(parsed.with_match(mmgem, hits, vector, store.photos))
