@@ -183,10 +183,10 @@ class MMGEM:
         rows = embed_texts(self.network, self.tokenizer, check_texts(texts), 4 * self.batch)
         return truncate_embeddings(rows, dimensions)
 
-    def embed_queries(self, texts: Sequence[str], dimensions: int | None = None) -> np.ndarray:
-        """Embed what is searched for: as :meth:`embed_texts`, but a text of up to six words is a name, which
-        is read behind the model's ``preprocessing.query_prefix`` (``"dog"`` as ``"a picture of dog"``)."""
-        return self.embed_texts(self.tokenizer.query_texts(texts), dimensions)
+    def embed_queries(self, texts: Sequence[str], regions: bool = False) -> np.ndarray:
+        """Embed searches: as :meth:`embed_texts`, but a text of up to six words, unless for ``regions``, is
+        read behind the model's ``preprocessing.query_prefix`` (``"dog"`` as ``"a picture of dog"``)."""
+        return self.embed_texts(self.tokenizer.query_texts(texts, regions))
 
     def caption(
         self,

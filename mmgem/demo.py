@@ -272,7 +272,7 @@ def _region_searches(
     mmgem: MMGEM, index: PhotoIndex, queries: Sequence[str]
 ) -> tuple[list[QueryRow], list[HeatmapCard]]:
     """The best boxes for the texts that find a photo most clearly, and the heat maps of those photos."""
-    vectors = mmgem.embed_texts(queries)
+    vectors = mmgem.embed_queries(queries, regions=True)
     best = [hits[0] for hits in index.search_many(vectors, 1)]
     clear = sorted(range(len(queries)), key=lambda i: -best[i].score)
     rows = []

@@ -114,9 +114,7 @@ def config_from_checkpoint(
     free = entries(recipe.preprocessing)
     changed = {e.name: e.value for e in free if e.fact.free_on_init and e.value != e.default}
     config = dataclasses.replace(old, dropout=recipe.model.dropout)
-    if encoder_class(config.encoder).can_freeze_stages:
-        # Where the cut lies changes what is cached and trained, not the function.
-        config.encoder = dataclasses.replace(config.encoder, freeze_until=recipe.model.encoder.freeze_until)
+    config.encoder = _cut_as_asked(config.encoder, recipe)
     return config, dataclasses.replace(prep, **changed)
 
 
@@ -143,15 +141,20 @@ def config_from_encoder(
 def _own_image_side(
     recipe: Recipe, old: ModelConfig, prep: Preprocessing
 ) -> tuple[ModelConfig, Preprocessing]:
-    encoder = old.encoder
-    if encoder_class(encoder).can_freeze_stages:
-        encoder = dataclasses.replace(encoder, freeze_until=recipe.model.encoder.freeze_until)
-        asked = dataclasses.replace(recipe.model.encoder, freeze_until=None)
-        if asked == EncoderConfig():
-            recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, encoder=asked))
+    encoder, model = _cut_as_asked(old.encoder, recipe), recipe.model
+    if model.encoder == _cut_as_asked(EncoderConfig(), recipe) and encoder.freeze_until is not None:
+        model = dataclasses.replace(model, encoder=EncoderConfig())  # which says where it is cut alone
     own = {"encoder": encoder, "dim": old.dim, "projection": old.projection}
     images = {name: getattr(prep, name) for name in _IMAGE_PREPROCESSING}
-    return _fixed(recipe.model, own, "model"), _fixed(recipe.preprocessing, images, "preprocessing")
+    return _fixed(model, own, "model"), _fixed(recipe.preprocessing, images, "preprocessing")
+
+
+def _cut_as_asked(encoder: EncoderConfig, recipe: Recipe) -> EncoderConfig:
+    """``encoder`` cut where ``recipe`` says, if it has stages to cut at: that changes what is cached and
+    trained, not the function."""
+    if not encoder_class(encoder).can_freeze_stages:
+        return encoder
+    return dataclasses.replace(encoder, freeze_until=recipe.model.encoder.freeze_until)
 
 
 def _fixed(asked: C, own: dict[str, Any], where: str) -> C:

@@ -30,8 +30,8 @@ def calibrate(
 
     Captions calibrate search: hits get the probability that they match; and captions, of up to 400 photos:
     `mmgem caption --confidence`. Labels calibrate classify: it can say "none of these"; and, with captions,
-    the search for names. All lies in one file
-    of the model's folder, in the place of an earlier calibration; indexes made by the model stay valid.
+    the search for names. All lies in one file of the model's folder, in the place of an earlier calibration;
+    indexes made by the model stay valid.
 
     Prints AUROC by the size of the index and by the number of classes: how often the best similarity is
     higher where the photo, or class, that is asked for is there than where it has been taken out; fitted on

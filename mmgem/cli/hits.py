@@ -103,8 +103,7 @@ class Query:
 
             return embed_terms(mmgem, self.terms, regions)
         if self.text is not None:
-            texts = [text or self.text]
-            return (mmgem.embed_texts(texts) if regions else mmgem.embed_queries(texts))[0]
+            return mmgem.embed_queries([text or self.text], regions)[0]
         assert self.image is not None
         return mmgem.embed_images([self.frame or self.image], [self.box])[0]
 

@@ -16,7 +16,7 @@ from typing import Any
 from mmgem.compare.report import markdown, plot
 from mmgem.compare.variants import Variation, over_seeds, read_variants, without
 from mmgem.compare.worker import finished, train_apart
-from mmgem.config import Recipe, to_dict
+from mmgem.config import Recipe
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record
 from mmgem.distributed.world import SINGLE_PROCESS
@@ -195,8 +195,8 @@ def _measured(recipe: Recipe, done: dict[str, Any], test: Any) -> dict[str, Any]
 
 def _captions(recipe: Recipe) -> bool:
     """Whether a recipe learns them, as far as its sections say."""
-    section = to_dict(recipe).get("image_text", {})
-    return bool(section.get("caption", {}).get("weight", 1.0))
+    section = recipe.tasks.get("image_text")
+    return section is None or bool(section.caption.weight)
 
 
 def _write(out: Path, rows: list[dict[str, Any]], recipe: Recipe, test: Any, seeds: Sequence[int]) -> None:

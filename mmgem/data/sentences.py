@@ -136,6 +136,11 @@ def split_prose(text: str) -> list[str]:
     return [*found, text[start:]] if text[start:] else found
 
 
+def tidy_lines(text: str) -> str:
+    """``text`` with white space made single spaces in each of its lines, without empty ones."""
+    return "\n".join(words for line in text.split("\n") if (words := " ".join(line.split())))
+
+
 def split_lines(text: str) -> list[str]:
     """The sentences of each line of ``text`` in turn (:func:`split_prose`), where a line is a whole: a
     paragraph, a heading, an item of a list, a line of code."""

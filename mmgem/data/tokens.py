@@ -73,9 +73,11 @@ class Tokenizer:
                 f"text of {tokens} tokens is over the model's {self.prep.max_text_tokens}: {text[:60]!r}…"
             )
 
-    def query_texts(self, texts: Sequence[str]) -> list[str]:
-        """What is embedded of searches for ``texts`` (:func:`mmgem.data.texts.query_sentence`)."""
-        return [query_sentence(text, self.prep.query_prefix) for text in check_texts(texts)]
+    def query_texts(self, texts: Sequence[str], regions: bool = False) -> list[str]:
+        """What is embedded of searches for ``texts`` (:func:`mmgem.data.texts.query_sentence`); ``regions``:
+        among boxes, for which names are read as they are."""
+        prefix = "" if regions else self.prep.query_prefix
+        return [query_sentence(text, prefix) for text in check_texts(texts)]
 
     def encode_short(self, texts: Sequence[str]) -> list[Tensor | None]:
         """As :meth:`encode_all`, but None in the place of a text over ``max_text_tokens``."""

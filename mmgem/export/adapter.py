@@ -97,8 +97,8 @@ def compose_model(adapter: Path, out: Path) -> int:
     config, prep = read_config(adapter, _ABOUT)
     network = make_network(config)
     own = load_tensors(adapter / ADAPTER_FILE)
-    values = {f"{_LLM}{name}": value for name, value in tensors.items()}
-    values = {name: value for name, value in values.items() if name in own_tensors(network)}
+    known = own_tensors(network)
+    values = {f"{_LLM}{name}": value for name, value in tensors.items() if f"{_LLM}{name}" in known}
     for name, value in own.items():
         if name.endswith(_UP):
             matrix = name.removesuffix(_UP)
@@ -137,8 +137,9 @@ def _factors(change: Tensor, rank: int, what: str, base: str) -> tuple[Tensor, T
 
 
 def _digest(folder: Path) -> str:
-    """Of a base's weights."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    """Of a base's weights, a file after the other."""
+    digests = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return " ".join(digests)

@@ -94,9 +94,9 @@ class QueryEncoder:
         np.add.at(sums, owners, rows)
         return _unit(sums)
 
-    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+    def embed_queries(self, texts: Sequence[str], regions: bool = False) -> np.ndarray:
         """What is searched for, as :meth:`mmgem.api.MMGEM.embed_queries`."""
-        return self.embed_texts(self.tokenizer.query_texts(texts))
+        return self.embed_texts(self.tokenizer.query_texts(texts, regions))
 
     def embed_images(
         self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None, /

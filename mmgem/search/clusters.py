@@ -113,11 +113,12 @@ def _names(captioner: Captioner, members: Sequence[Sequence[Path]], centres: np.
         others = np.delete(cosines, group, 1)
         margin = cosines[:, group] - (others.mean(1) if others.size else 0)
         fits += [(float(margin[number[text]]), group, text) for text in set(own)]
+    fits.sort(reverse=True)  # the clearest first
     names: dict[int, str] = {}
-    for _, group, text in sorted(fits, reverse=True):  # the clearest first; no two groups have one name
+    for _, group, text in fits:
         if group not in names and text not in names.values():
             names[group] = text
-    for _, group, text in sorted(fits, reverse=True):
+    for _, group, text in fits:
         if group not in names:
             names[group] = next(n for i in count_from(2) if (n := f"{text} ({i})") not in names.values())
     return [names.get(group, "") for group in range(len(members))]

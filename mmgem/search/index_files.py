@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mmgem.errors import BusyError, SearchIndexError
+from mmgem.errors import BusyError, MissingIndexError, SearchIndexError
 from mmgem.utils.files import sync_folder
 from mmgem.utils.locks import FileLock
 
@@ -28,6 +28,14 @@ _DATABASE = "photos.sqlite3"
 def database_file(out: Path) -> Path:
     """The manifest of the index ``out``; the file changes whenever the index does."""
     return out / _DATABASE
+
+
+def existing_database(out: Path) -> Path:
+    """:func:`database_file`. Raises MissingIndexError if it is not there."""
+    database = database_file(out)
+    if not database.is_file():
+        raise MissingIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
+    return database
 
 
 def connect(path: Path, create: bool) -> sqlite3.Connection:

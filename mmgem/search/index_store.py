@@ -28,7 +28,7 @@ from types import TracebackType
 import numpy as np
 
 from mmgem.data.photo_metadata import PhotoMetadata
-from mmgem.errors import MissingIndexError, SearchIndexError
+from mmgem.errors import SearchIndexError
 from mmgem.search.index_checksums import (
     TABLE,
     VectorBlocks,
@@ -50,6 +50,7 @@ from mmgem.search.index_files import (
     decode_hex_path,
     decode_path,
     errors_naming,
+    existing_database,
     memmap,
     photo_folder,
     read_meta,
@@ -440,9 +441,7 @@ def read_index(out: Path, sizes: bool = False) -> IndexSnapshot:
 
     Raises SearchIndexError if it is missing, unfinished or damaged.
     """
-    database = database_file(out)
-    if not database.is_file():
-        raise MissingIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
+    database = existing_database(out)
     with errors_naming(out), closing(connect(database, create=False)) as db:
         version = check_version(db, out)
         if version == 0:

@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from mmgem.errors import MissingIndexError
 from mmgem.search.filters import EARTH_RADIUS, Filters, Period, parse_near, parse_period
-from mmgem.search.index_files import connect, database_file, errors_naming
+from mmgem.search.index_files import connect, errors_naming, existing_database
 from mmgem.search.index_metadata import folded, wall_seconds
 
 _PHOTOS = "photos WHERE content NOT IN (SELECT id FROM contents WHERE problem IS NOT NULL) ORDER BY path"
@@ -42,9 +41,7 @@ class PhotoTable:
 
     def __init__(self, out: Path) -> None:
         """Read the index ``out``. Raises SearchIndexError if it is missing or damaged."""
-        database = database_file(out)
-        if not database.is_file():
-            raise MissingIndexError(f"{out}: no search index here; make one with: mmgem index DIR --out IDX")
+        database = existing_database(out)
         with errors_naming(out), closing(connect(database, create=False)) as db:
             db.execute("BEGIN")
             self.paths = [path for (path,) in db.execute(f"SELECT path FROM {_PHOTOS}")]

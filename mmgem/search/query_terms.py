@@ -57,8 +57,7 @@ class QueryTerm:
 class QueryEmbedder(Protocol):
     """What searching by texts and images needs of a model: unit vectors ``(n, D)`` float32 of them."""
 
-    def embed_texts(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
-    def embed_queries(self, texts: Sequence[str], /) -> np.ndarray: ...  # noqa: D102
+    def embed_queries(self, texts: Sequence[str], regions: bool = False, /) -> np.ndarray: ...  # noqa: D102
     def embed_images(  # noqa: D102
         self, images: Sequence[ImageSource], boxes: Sequence[Box | None] | None = None, /
     ) -> np.ndarray: ...
@@ -71,8 +70,7 @@ def embed_terms(embedder: QueryEmbedder, terms: Sequence[QueryTerm], regions: bo
     images = [term for term in terms if term.text is None]
     vectors: list[np.ndarray] = []
     if texts:
-        embed = embedder.embed_texts if regions else embedder.embed_queries
-        vectors += list(embed([term.text or "" for term in texts]))
+        vectors += list(embedder.embed_queries([term.text or "" for term in texts], regions))
     if images:
         sources = [term.image for term in images if term.image is not None]
         vectors += list(embedder.embed_images(sources, [term.box for term in images]))
@@ -100,11 +98,11 @@ def parse_terms(query: str) -> list[QueryTerm] | None:
     not there.
     """
     terms: list[QueryTerm] = []
-    plain: list[str] = []
+    plain: list[tuple[int, str]] = []
     for start, word in _words(query):
         signed = word[0] in "+-" and len(word) > 1
         if not signed and word[0] != '"':
-            plain.append(word)
+            plain.append((start, word))
             continue
         found = _TERM.fullmatch(word)
         if found is None:
@@ -114,12 +112,12 @@ def parse_terms(query: str) -> list[QueryTerm] | None:
         terms.append(_term(start, found))
     if not terms:
         return None
-    for start, word in _words(query):
+    for start, word in plain:
         if word in ("+", "-"):
             raise _error(start, f'a lone {word}; write it right before its words: {word}"snow"')
     if len(terms) >= MAX_TERMS:
         raise UsageError(f"query: more than {MAX_TERMS} terms")
-    return [QueryTerm(" ".join(plain)), *terms] if plain else terms
+    return [QueryTerm(" ".join(word for _, word in plain)), *terms] if plain else terms
 
 
 def _words(query: str) -> list[tuple[int, str]]:

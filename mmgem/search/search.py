@@ -281,9 +281,9 @@ class PhotoIndex:
         ``regions``: their best boxes instead, as :meth:`search_regions` finds them. Raises DataError for an
         empty text, UsageError as those do, and if this index was opened without a model.
         """
+        vector = self._embedder.embed_queries([check_text(text)], regions)[0]
         if regions:
-            return self.search_regions(self._embedder.embed_texts([check_text(text)])[0], k)
-        vector = self._embedder.embed_queries([check_text(text)])[0]
+            return self.search_regions(vector, k)
         calibration = getattr(self._embedder, "calibration", None)
         return with_match(self.search(vector, k), calibration, vector, len(self.photos))
 

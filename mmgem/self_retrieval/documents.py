@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmgem.data.scripts import join_units, text_units
-from mmgem.data.sentences import cut_words, split_prose
+from mmgem.data.sentences import cut_words, split_prose, tidy_lines
 from mmgem.errors import DataError, UsageError
 from mmgem.utils.text_files import read_text
 
@@ -160,10 +160,7 @@ class _Parser:
 
     def close(self) -> None:
         """End a paragraph, or code."""
-        if self._fence:
-            text = "\n".join(words for line in self._lines if (words := " ".join(line.split())))
-        else:
-            text = self._tidy(" ".join(self._lines))
+        text = tidy_lines("\n".join(self._lines)) if self._fence else self._tidy(" ".join(self._lines))
         if text:
             self.sections[-1].append("\n".join([*self._headings, text]))
             self._headings = []

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmgem.data.sentences import tidy_lines
 from mmgem.data.text_lines import read_lines
 from mmgem.errors import DataError
 from mmgem.utils.text_files import read_text
@@ -62,9 +63,7 @@ def text_field(value: dict[str, Any], key: str, where: str, keep_lines: bool = F
     lines. Raises ``DataError``."""
     found = field(value, key, where)
     text = checked_text(found, key, where)
-    if not keep_lines:
-        return text
-    return "\n".join(words for line in found.split("\n") if (words := " ".join(line.split())))
+    return tidy_lines(found) if keep_lines else text
 
 
 def list_field(value: dict[str, Any], key: str, where: str, of: str = "a list") -> list[Any]:

@@ -203,7 +203,7 @@ class Service:
     async def query(self, text: str, regions: bool = False) -> np.ndarray:
         """The unit vector ``(D,)`` float32 of what is searched for, among photos or ``regions``. Raises as
         :meth:`texts`."""
-        vectors, _ = await self.texts([text] if regions else self.tokenizer.query_texts([text]))
+        vectors, _ = await self.texts(self.tokenizer.query_texts([text], regions))
         return np.asarray(vectors[0])
 
     async def vector(self, photo: PhotoSource, box: Box | None = None) -> np.ndarray:
