@@ -46,8 +46,12 @@ class Browser:
 
     def open(self, url: str) -> None:
         """A new visit: nothing is kept of earlier ones."""
-        self.driver.get("about:blank")
+        self.leave()
         self.driver.get(url)
+
+    def leave(self) -> None:
+        """End a visit, with what is still being loaded: before the server stops."""
+        self.driver.get("about:blank")
 
     def js(self, expression: str, *arguments: Any) -> Any:
         """The value of a JavaScript expression; in it, ``$`` finds an element and ``$$`` a list of them."""

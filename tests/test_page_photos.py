@@ -127,6 +127,7 @@ def test_on_its_own_machine_a_path_is_copied_and_a_folder_opened(
         page.click("#open-folder")
         page.until("$('#file-said').textContent.includes('open')")
         assert opened == [path]
+        page.leave()
 
 
 def _first(client: httpx.Client) -> dict[str, str]:
