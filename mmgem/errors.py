@@ -57,12 +57,16 @@ class MissingModelError(CheckpointError, UsageError):
     """A model that is named and not there."""
 
 
+class MissingCorpusError(CheckpointError, UsageError):
+    """A corpus that is asked of a model which has learned none."""
+
+
 class SearchIndexError(MMGEMError):
     """A search index that is missing, damaged or was built by another model."""
 
 
 class MissingIndexError(SearchIndexError, UsageError):
-    """A search index that is named and not there."""
+    """A search index or vector store that is named and not there."""
 
 
 class MissingFolderError(UsageError):

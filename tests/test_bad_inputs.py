@@ -268,6 +268,22 @@ ROWS: dict[str, tuple[Callable[[Place], list[object]], list[str], int]] = {
     ),
     # indexes
     "no index": (lambda p: ["search", p.folder / "idx", "a dog"], ["no search index here"], 2),
+    "no index of texts": (
+        lambda p: ["corpus", "search", "a dog", "--index", p.folder / "idx"],
+        ["no index of texts; mmgem corpus index makes one"],
+        2,
+    ),
+    "no corpus": (
+        lambda p: ["corpus", "ask", "a dog", "--model", p.good_model],
+        ["this model has learned no corpus; see mmgem corpus train"],
+        2,
+    ),
+    "no store": (
+        lambda p: ["store", "search", f"lance:{p.folder / 'no'}", "a dog"],
+        ["no such folder; mmgem store push makes it"],
+        2,
+    ),
+    "no photo for a heat map": (lambda p: ["heatmap", "no.jpg", "a dog"], ["no.jpg: no such file"], 2),
     "index of another model": (other_models_index, ["was built by another model"], 1),
     "damaged index": (damaged_index, ["idx: file is not a database"], 1),
     "model of the index is gone": (model_gone, ["gone: no such model", "say where it is with --model"], 1),

@@ -178,7 +178,7 @@ def test_bad_queries_name_the_line(learned: Path, tmp_path: Path, capfd: pytest.
 
 def test_a_model_without_a_corpus_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save_model(tmp_path / "m", toys.network("llama", "none"), toys.tokenizer(), "")
-    assert main(["corpus", "search", "a", "--model", str(tmp_path / "m")]) == 1
+    assert main(["corpus", "search", "a", "--model", str(tmp_path / "m")]) == 2
     assert "has learned no corpus" in capfd.readouterr().err
 
 

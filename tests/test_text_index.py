@@ -341,5 +341,5 @@ def test_one_of_model_and_index(tmp_path: Path, capfd: pytest.CaptureFixture[str
     for options in ([], ["--model", "m", "--index", "i"]):
         assert main(["corpus", "search", "a dog", *options]) == 2
         assert "give one of --model and --index" in capfd.readouterr().err
-    assert main(["corpus", "ask", "a dog", "--index", str(tmp_path)]) == 1
+    assert main(["corpus", "ask", "a dog", "--index", str(tmp_path)]) == 2
     assert "no index of texts" in capfd.readouterr().err

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mmgem.cli.inputs import DeviceOption, ModelOption, PrecisionOption, load_model
+from mmgem.cli.inputs import DeviceOption, ModelOption, PrecisionOption, find_photos, load_model
 from mmgem.cli.output import JsonOption, note, prepare_output_file, print_json
 from mmgem.errors import UsageError
 from mmgem.utils.files import atomic_file, same_file
@@ -35,6 +35,7 @@ def heatmap(
         prepare_output_file(out, ".png", ".jpg", ".jpeg", ".webp")
         if same_file(out, photo):
             raise UsageError(f"{out}: is the photo itself; write its heat map to another file")
+    find_photos([photo])
     from mmgem.data.images import image_size
 
     width, height = image_size(photo)

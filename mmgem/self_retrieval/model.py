@@ -16,7 +16,7 @@ from mmgem.checkpoints.model_lock import lock_model
 from mmgem.checkpoints.resolve import complete, fingerprint, resolve
 from mmgem.data.texts import check_text, check_texts
 from mmgem.data.tokens import Tokenizer
-from mmgem.errors import CheckpointError, UsageError
+from mmgem.errors import CheckpointError, MissingCorpusError, UsageError
 from mmgem.inference.texts import embed_texts
 from mmgem.models.network import MMGEMNetwork
 from mmgem.self_retrieval.config import Scoring
@@ -57,12 +57,13 @@ class SelfRetrieval:
         device: str = "cpu",
         precision: Literal["float32", "bfloat16"] = "float32",
     ) -> SelfRetrieval:
-        """Load a model folder (or hub id) that holds a corpus. Raises ``CheckpointError``."""
+        """Load a model folder (or hub id) that holds a corpus. Raises ``CheckpointError``;
+        ``MissingCorpusError`` if there is none."""
         from mmgem.checkpoints.model_folder import load_model
 
         folder = resolve(name)
         if not is_folder(folder / FOLDER):
-            raise CheckpointError(f"{folder}: this model has learned no corpus; see mmgem corpus train")
+            raise MissingCorpusError(f"{folder}: this model has learned no corpus; see mmgem corpus train")
         before = fingerprint(complete(folder))
         network, tokenizer = load_model(folder)
         network = network.to(device).to_inference_dtype(precision)

@@ -25,7 +25,7 @@ import numpy as np
 from mmgem.data.content_hashes import content_hash
 from mmgem.data.scripts import join_units, text_units
 from mmgem.data.sentences import cut_words, split_lines
-from mmgem.errors import MMGEMError, SearchIndexError, UsageError
+from mmgem.errors import MissingIndexError, MMGEMError, SearchIndexError, UsageError
 from mmgem.search.index_files import connect, errors_naming, write_lock
 from mmgem.self_retrieval.documents import text_files
 from mmgem.self_retrieval.json_rows import is_unicode
@@ -241,7 +241,7 @@ def _fitting(title: str, text: str, model: TextModel, path: Path) -> list[str]:
 def open_text_index(out: Path) -> TextSnapshot:
     """Read an index as it is now. Raises ``SearchIndexError`` if there is none or it is damaged."""
     if not (out / DATABASE).is_file():
-        raise SearchIndexError(f"{out}: no index of texts; mmgem corpus index makes one")
+        raise MissingIndexError(f"{out}: no index of texts; mmgem corpus index makes one")
     with _errors_naming(out), closing(connect(out / DATABASE, create=False)) as db:
         db.execute("BEGIN")
         _check_version(db, out)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mmgem.errors import SearchIndexError, UsageError
+from mmgem.errors import MissingIndexError, SearchIndexError, UsageError
 from mmgem.search.filters import NO_FILTERS, Filters
 from mmgem.search.stores.base import REQUIRED_FIELDS, Payload, Points, VectorStore, errors_naming
 from mmgem.search.stores.sql import sql_condition, sql_text
@@ -37,7 +37,7 @@ class LanceStore(VectorStore):
         self.place, self._name = f"lance:{where} ({name})", name
         folder = None if "://" in where else Path(where).expanduser()
         if folder is not None and not create and not folder.is_dir():
-            raise SearchIndexError(f"{self.place}: no such folder; mmgem store push makes it")
+            raise MissingIndexError(f"{self.place}: no such folder; mmgem store push makes it")
         self._lock: FileLock | None = None
         if folder is not None and create:  # two pushes at once would both add what is missing
             with self._errors_naming():

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmgem.errors import SearchIndexError, UsageError
+from mmgem.errors import MissingIndexError, SearchIndexError, UsageError
 from mmgem.search.filters import NO_FILTERS, Filters, parse_near, parse_period, shape
 from mmgem.search.index_metadata import wall_seconds
 from mmgem.search.stores.base import Payload, Points, VectorStore, errors_naming
@@ -42,7 +42,7 @@ class QdrantStore(VectorStore):
         self._remote = where.startswith(_URLS)
         folder = Path(where).expanduser()
         if not self._remote and not create and not folder.is_dir():
-            raise SearchIndexError(f"{self.place}: no such folder; mmgem store push makes it")
+            raise MissingIndexError(f"{self.place}: no such folder; mmgem store push makes it")
         with self._errors_naming():
             if self._remote:
                 key = os.environ.get("QDRANT_API_KEY")
