@@ -10,10 +10,11 @@ import torch
 import toys
 
 from mmgem import MMGEM
+from mmgem.checkpoints import resolve
 from mmgem.checkpoints.model_folder import save_model
 from mmgem.checkpoints.tensors import load_tensors, save_tensors
 from mmgem.cli.main import main
-from mmgem.errors import CheckpointError, UsageError
+from mmgem.errors import CheckpointError, MissingModelError, UsageError
 from mmgem.export.adapter import ADAPTER_FILE, compose_model, is_adapter, write_adapter
 from mmgem.utils.files import folder_bytes
 
@@ -80,3 +81,30 @@ def test_what_is_no_adapter_is_refused(trained: tuple[Path, Path], tmp_path: Pat
     (tmp_path / "adapter" / ADAPTER_FILE).write_bytes(b"x")
     with pytest.raises(CheckpointError, match=ADAPTER_FILE):
         compose_model(tmp_path / "adapter", tmp_path / "whole")
+
+
+def test_a_packaged_adapter_is_made_whole_by_pull(
+    trained: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base, model = trained
+    monkeypatch.setattr(resolve, "PACKAGED", tmp_path / "weights")
+    monkeypatch.setenv("MMGEM_CACHE", str(tmp_path / "cache"))
+    write_adapter(model, str(base), tmp_path / "weights" / "words", 2)
+    assert resolve.packaged_models() == ["words"]
+    with pytest.raises(MissingModelError, match=r"words: ships as .* mmgem pull words makes it whole"):
+        MMGEM.from_pretrained("words")
+    assert main(["pull", "word"]) == 2
+    assert "there are tiny, photos, words, smollm2" in capsys.readouterr().err
+    assert main(["pull", "words"]) == 0
+    name, _, folder = capsys.readouterr().out.strip().partition("\t")
+    assert name == "words" and Path(folder).is_relative_to(tmp_path / "cache")
+    one, other = (MMGEM.from_pretrained(name).embed_texts(TEXTS) for name in (model, "words"))
+    np.testing.assert_allclose(other, one, atol=5e-3)
+    assert resolve.lasting_name("words") == "words" and resolve.own_folder("words") == Path(folder)
+    made = (Path(folder) / "model.safetensors").stat().st_mtime_ns
+    assert main(["pull", "words"]) == main(["check", "words"]) == 0
+    assert (Path(folder) / "model.safetensors").stat().st_mtime_ns == made
+    assert resolve.packaged_adapter(str(tmp_path / "weights" / "words")) is None

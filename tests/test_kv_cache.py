@@ -69,6 +69,16 @@ def test_exported_rows_are_taken_up_again(network: MMGEMNetwork) -> None:
         torch.testing.assert_close(got, alone(network, tokens)[-1], atol=1e-5, rtol=1e-5)
 
 
+def test_exported_rows_are_taken_up_in_bfloat16() -> None:
+    network = toys.network("llama").eval().to_inference_dtype("bfloat16")
+    rows = BatchedKVCache.empty(network.llm, 1, torch.device("cpu"))
+    rows.append([[5, 6, 7]])
+    exported = rows.export(0)
+    want = rows.append([[8, 9]])
+    got = BatchedKVCache.load(network.llm, [exported], torch.device("cpu")).append([[8, 9]])
+    torch.testing.assert_close(got, want, atol=1e-2, rtol=1e-2)
+
+
 def test_a_shared_prefix_is_read_as_each_text_alone(network: MMGEMNetwork) -> None:
     texts = [torch.tensor(t, dtype=torch.long) for t in ([3, 4, 5], [6, 7], [], [8, 9], [10], [11, 12, 13])]
     parents = torch.tensor([-1, -1, 0, 0, 1, 0])

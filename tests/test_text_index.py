@@ -303,6 +303,11 @@ def test_search_and_ask(
     told = json.loads(capfd.readouterr().out)
     assert list(told) == ["query", "answer", "sentence", "file", "line", "hits"]
     assert learned or told["answer"] is None
+    assert main(["corpus", "ask", "the dog", "--index", out, "--json", "--precision", "bfloat16"]) == 0
+    halved = json.loads(capfd.readouterr().out)
+    assert {hit["id"]: hit["score"] for hit in halved["hits"]} == pytest.approx(
+        {hit["id"]: hit["score"] for hit in told["hits"]}, abs=0.05
+    )
 
 
 def test_the_judge_reads_what_words_and_embeddings_find(folder: Path, tmp_path: Path) -> None:

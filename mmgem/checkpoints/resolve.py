@@ -11,7 +11,8 @@ from mmgem.config import ModelConfig, Preprocessing, from_dict
 from mmgem.config.checks import check_ranges
 from mmgem.config.legacy import current_config
 from mmgem.errors import CheckpointError, ConfigError, MissingModelError
-from mmgem.utils.files import OLD
+from mmgem.utils.checksums import CHECKSUMS_FILE
+from mmgem.utils.files import OLD, cache_home
 from mmgem.utils.hf_config import check_sizes
 from mmgem.utils.model_files import check_file, read_json_object
 from mmgem.utils.pretrained import hub_folder
@@ -20,12 +21,15 @@ from mmgem.utils.safetensors_files import Header, read_header
 PACKAGED = Path(__file__).parent.parent / "weights"
 
 FORMAT = 1  # of config.json
+ADAPTER = "adapter.json"
+"""Of a folder that has what a model changed of its base LLM: what base that is."""
 _SAMPLES, _SAMPLE = 16, 4096  # of a large tensor: how many, bytes of each
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
     """Folder of a model: one that ships with the package, a path, or a hub id, ``owner/name`` or
-    ``owner/name@revision`` (fetched and cached; JSON, text and safetensors alone).
+    ``owner/name@revision`` (fetched and cached; JSON, text and safetensors alone). One that ships as an
+    adapter is in the cache once it has been pulled.
 
     Raises ``CheckpointError`` if there is none.
     """
@@ -34,6 +38,10 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         if not (folder / "config.json").exists() and (folder / "model" / "config.json").is_file():
             raise CheckpointError(f"{text}: the folder of a training run; its model is {folder / 'model'}")
         return folder
+    if packaged_adapter(text) is not None:
+        raise MissingModelError(
+            f"{text}: ships as what it has beside its LLM; mmgem pull {text} makes it whole"
+        )
     if text.partition("@")[0].count("/") == 1 and not text.startswith((".", "/", "~")):
         try:
             return hub_folder(text)
@@ -53,7 +61,22 @@ def own_folder(name: str) -> Path | None:
 def _local(name: str) -> Path:
     """The packaged model of that name, or the folder."""
     packaged = PACKAGED / name
-    return packaged if (packaged / "config.json").is_file() else complete(Path(name))
+    if (packaged / "config.json").is_file():
+        return packaged
+    adapter = packaged_adapter(name)
+    return complete(Path(name) if adapter is None else composed_folder(adapter))
+
+
+def packaged_adapter(name: str) -> Path | None:
+    """The folder of the adapter of that name that ships with the package, None if there is none."""
+    folder = PACKAGED / name
+    return folder if Path(name).name == name and (folder / ADAPTER).is_file() else None
+
+
+def composed_folder(adapter: Path) -> Path:
+    """Where the model that a packaged adapter and its base LLM make is, once it has been pulled."""
+    sums = hashlib.blake2b((adapter / CHECKSUMS_FILE).read_bytes(), digest_size=6).hexdigest()
+    return cache_home() / "models" / f"{adapter.name}-{sums}"
 
 
 def is_model(folder: Path) -> bool:
@@ -79,7 +102,7 @@ def complete(folder: Path) -> Path:
 
 def packaged_models() -> list[str]:
     """Names of the models that ship with the package."""
-    return sorted(p.parent.name for p in PACKAGED.glob("*/config.json"))
+    return sorted(p.parent.name for file in ("config.json", ADAPTER) for p in PACKAGED.glob(f"*/{file}"))
 
 
 def read_config(folder: Path, file: str = "config.json") -> tuple[ModelConfig, Preprocessing]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from mmgem.checkpoints.hub import read_card
 from mmgem.checkpoints.initialize import source_folder
 from mmgem.checkpoints.model_folder import load_into, load_model, own_tensors, save_model
-from mmgem.checkpoints.resolve import FORMAT, read_config
+from mmgem.checkpoints.resolve import ADAPTER, FORMAT, composed_folder, read_config
 from mmgem.checkpoints.tensors import load_tensors, save_tensors
 from mmgem.config import to_dict
 from mmgem.data.tokens import Tokenizer
@@ -26,11 +26,11 @@ from mmgem.errors import CheckpointError, UsageError
 from mmgem.models.networks import make_network
 from mmgem.utils.checksums import write_checksums
 from mmgem.utils.files import folder_bytes, replace_folder, write_atomic
+from mmgem.utils.locks import lock_folder
 from mmgem.utils.model_files import read_json_object
 from mmgem.utils.pretrained import load_pretrained, local_folder, refuse_missing
 
 ADAPTER_FILE = "adapter.safetensors"
-_ABOUT = "adapter.json"
 _UP, _DOWN = ".up", ".down"
 _LLM = "llm.lm."
 _NOTHING = 1e-6  # of a matrix's norm: what is no change
@@ -39,7 +39,7 @@ _LOST = 1e-3  # of the change's norm: what a rank may leave out
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds what :func:`write_adapter` writes."""
-    return (folder / _ABOUT).is_file()
+    return (folder / ADAPTER).is_file()
 
 
 def write_adapter(source: Path, base: str, out: Path, rank: int) -> int:
@@ -50,7 +50,7 @@ def write_adapter(source: Path, base: str, out: Path, rank: int) -> int:
     trained by LoRA), ``CheckpointError`` if one of the two cannot be read or they are of other shapes.
     """
     network, tokenizer = load_model(source)
-    folder, tensors = _base(base)
+    tensors = _base(base)[1]
     kept: dict[str, Tensor] = {}
     bits: dict[str, int] = {}
     for name, value in own_tensors(network).items():
@@ -71,8 +71,8 @@ def write_adapter(source: Path, base: str, out: Path, rank: int) -> int:
         bits |= {name + _UP: 16, name + _DOWN: 16}
 
     def fill(new: Path) -> None:
-        about = {"format": FORMAT, "base": base, "sha256": _digest(folder), "model": to_dict(network.config)}
-        write_atomic(new / _ABOUT, json.dumps(about, indent=1) + "\n")
+        about = {"format": FORMAT, "base": base, "sha256": _digest(tensors), "model": to_dict(network.config)}
+        write_atomic(new / ADAPTER, json.dumps(about, indent=1) + "\n")
         write_atomic(new / "preprocessor.json", json.dumps(to_dict(tokenizer.prep), indent=1) + "\n")
         save_tensors(new / ADAPTER_FILE, kept, bits)
         write_atomic(new / "README.md", read_card(source))
@@ -86,15 +86,12 @@ def compose_model(adapter: Path, out: Path) -> int:
     """Write the model that an adapter and its base make to ``out``, the LLM in 16 bits; returns its size in
     bytes. Raises ``CheckpointError`` for an adapter that is damaged or of another base, ``DownloadError`` if
     the base cannot be had."""
-    about = read_json_object(adapter / _ABOUT)
-    try:
-        base, digest = str(about["base"]), about["sha256"]
-    except KeyError as error:
-        raise CheckpointError(f"{adapter / _ABOUT}: {error} is missing") from error
+    base = adapter_base(adapter)
+    digest = read_json_object(adapter / ADAPTER).get("sha256")
     folder, tensors = _base(base)
-    if _digest(folder) != digest:
+    if _digest(tensors) != digest:
         raise CheckpointError(f"{adapter}: was made for other weights than those of {base} here")
-    config, prep = read_config(adapter, _ABOUT)
+    config, prep = read_config(adapter, ADAPTER)
     network = make_network(config)
     own = load_tensors(adapter / ADAPTER_FILE)
     known = own_tensors(network)
@@ -111,6 +108,26 @@ def compose_model(adapter: Path, out: Path) -> int:
     bits = {name: 16 for name in values if name.startswith(_LLM) and values[name].ndim == 2}
     save_model(out, network, Tokenizer.from_folder(folder, prep), read_card(adapter), bits)
     return folder_bytes(out)
+
+
+def adapter_base(adapter: Path) -> str:
+    """The base LLM an adapter was made for. Raises ``CheckpointError`` if it does not say."""
+    base = read_json_object(adapter / ADAPTER).get("base")
+    if not isinstance(base, str):
+        raise CheckpointError(f"{adapter / ADAPTER}: base is missing")
+    return base
+
+
+def pull_adapter(adapter: Path) -> Path:
+    """The folder of the model that a packaged adapter and its base make, made if it is not in the cache.
+    Raises as :func:`compose_model` does."""
+    folder = composed_folder(adapter)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with lock_folder(folder):
+            if not folder.is_dir():
+                compose_model(adapter, folder)
+    return folder
 
 
 def _base(name: str) -> tuple[Path, dict[str, Tensor]]:
@@ -136,10 +153,10 @@ def _factors(change: Tensor, rank: int, what: str, base: str) -> tuple[Tensor, T
     return left[:, :needed] * roots, roots[:, None] * right[:needed]
 
 
-def _digest(folder: Path) -> str:
-    """Of a base's weights, a file after the other."""
-    digests = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return " ".join(digests)
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Of a base's weights, however they are stored."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(value.shape)}".encode())
+        digest.update(value.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

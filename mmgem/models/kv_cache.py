@@ -41,7 +41,8 @@ class BatchedKVCache:
         for block in range(len(exported[0])):
             pair = []
             for which, part in enumerate(exported[0][block]):  # keys and values may differ in width
-                together = torch.zeros(len(exported), part.shape[0], most, part.shape[2], device=device)
+                shape = len(exported), part.shape[0], most, part.shape[2]
+                together = torch.zeros(shape, dtype=llm.dtype, device=device)
                 for row, parts in enumerate(exported):
                     together[row, :, : parts[block][which].shape[1]] = parts[block][which]
                 pair.append(together)
