@@ -63,6 +63,9 @@ def test_search(run: Callable[..., tuple[str, str]]) -> None:
     assert list(told["hits"][0]) == fields
     lines = run("search", "the dog runs", "-k", 4)[0].splitlines()
     assert [line.split("\t")[1] for line in lines] == [hit["id"] for hit in told["hits"]]
+    halved = json.loads(run("search", "the dog runs", "-k", 4, "--json", "--precision", "bfloat16")[0])
+    scores = {hit["id"]: hit["score"] for hit in told["hits"]}
+    assert {hit["id"]: hit["score"] for hit in halved["hits"]} == pytest.approx(scores, abs=0.05)
 
 
 def test_ask(run: Callable[..., tuple[str, str]]) -> None:
