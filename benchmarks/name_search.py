@@ -25,6 +25,7 @@ import numpy as np
 from mmgem.api import MMGEM
 from mmgem.data.readers import load_dataset
 from mmgem.data.records import Record
+from mmgem.errors import UsageError
 from mmgem.evaluate.classify import PROMPTS, fill_prompt
 from mmgem.evaluate.match import draw_names
 from mmgem.evaluate.standard_error import standard_error
@@ -45,6 +46,15 @@ def names_in(language: str) -> dict[str, str]:
     """Words of a language for English labels."""
     with Path(__file__).with_name("names.tsv").open(encoding="utf-8") as file:
         return {row["en"]: row[language] for row in csv.DictReader(file, delimiter="\t")}
+
+
+def labelled(path: Path, split: str) -> list[Record]:
+    """The records of a split that have a label; none, said, of data without that split."""
+    try:
+        return [record for record in load_dataset(path, split=split) if record.label]
+    except UsageError as error:
+        print(f"left out: {error}")
+        return []
 
 
 def embedded(model: MMGEM, texts: list[str], templates: tuple[str, ...]) -> np.ndarray:
@@ -72,7 +82,7 @@ def by_match(model: MMGEM, images: np.ndarray, names: list[str], owners: np.ndar
     """Print how often the model's calibration calls a hit a match, where a photo of the name is there and
     where none is. ``images`` ``(n, D)``; ``owners``: the name of each photo, -1 of those left out."""
     queries, labels = model.embed_queries(names), owners[owners >= 0]
-    for size in (10, 30, 100, 300):
+    for size in (1, 10, 30, 100, 300):
         draws = draw_names(images, queries, labels, size, 2000)
         sides = (draws.present, draws.present_query), (draws.absent, draws.absent_query)
         yes = []
@@ -108,7 +118,7 @@ def main() -> None:
     parser.add_argument("--language")
     args = parser.parse_args()
     model = MMGEM.from_pretrained(args.model)
-    records = [r for path in args.data for r in load_dataset(path, split=args.split) if r.label]
+    records = [record for path in args.data for record in labelled(path, args.split)]
     captioned = load_dataset(args.among, split=args.split) if args.among is not None else []
     images = model.embed_images([record.source for record in (*records, *captioned)])
     labels = sorted({record.label for record in records if record.label})

@@ -337,6 +337,25 @@ def test_hits_of_texts_get_a_probability_and_others_none(model_copy: Path) -> No
         model.calibration.probability(np.ones(1), np.ones(3), 20)
 
 
+@pytest.mark.parametrize("weights", [ALWAYS, NEVER])
+def test_a_heat_map_says_whether_its_text_fits_the_photo(
+    weights: MatchWeights, model_copy: Path, tiny_photos: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = MMGEM.from_pretrained(model_copy)
+    calibration_for(model.dim, weights).save(model_copy)
+    command = ["heatmap", str(tiny_photos[0]), "a dog", "-m", str(model_copy)]
+    assert main(command) == 0
+    assert ("probably not in this photo" in capfd.readouterr().err) == (weights is NEVER)
+    assert main([*command, "--json"]) == 0
+    told, err = capfd.readouterr()
+    assert json.loads(told)["match"] == pytest.approx(float(weights is ALWAYS), abs=1e-3) and err == ""
+    calibration = calibration_for(model.dim, weights)
+    image, query = model.embed_images(tiny_photos[:1])[0], model.embed_queries(["a dog"])[0]
+    (alone,) = calibration.probability(image[None] @ query, query, 1)
+    assert calibration.fits(image, query) == pytest.approx(float(alone), abs=1e-6)
+    assert calibration_for(model.dim).fits(image, query) is None
+
+
 def test_captions_are_calibrated_by_what_people_say() -> None:
     rng = np.random.default_rng(0)
     log_prob = -rng.random(4000) * 3

@@ -213,6 +213,7 @@ def test_heat_map_as_numbers_and_as_a_picture(client: httpx.Client, index: Path,
     path, photo = index.parent / "photos" / "0005.png", photos(client)["0005.png"]
     reply = ok(client.post("/heatmap", json={"photo": photo, "text": "red dog", "cells": 7}))
     assert np.array(reply["heat"]) == pytest.approx(model.heatmap(path, ["red dog"], 7)[0], abs=1e-3)
+    assert reply["match"] is None  # not calibrated
     drawn = client.post("/heatmap", json={"photo": photo, "text": "red dog", "format": "png", "side": 64})
     assert Image.open(io.BytesIO(drawn.content)).size == (48, 36)
 

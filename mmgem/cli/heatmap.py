@@ -26,8 +26,10 @@ def heatmap(
 ) -> None:
     """Show where in a photo a text is: prints the hottest place, x and y in pixels, and its similarity.
 
-    The colours of the picture span the map's own range: they say where, not whether. With --json:
-    {"file", "text", "peak": [x, y], "score", "heat": rows of cosines from the top}.
+    The colours of the picture span the map's own range: they say where, not whether; that the text is
+    probably not in the photo is said beside them. With --json: {"file", "text", "peak": [x, y], "score",
+    "match": how likely it is in the photo (null: the model is not calibrated), "heat": rows of cosines from
+    the top}.
     """
     if not text.strip():
         raise UsageError("the text to look for is empty")
@@ -42,6 +44,7 @@ def heatmap(
     mmgem = load_model(model, device, precision)
     from PIL import Image
 
+    from mmgem.inference.calibration import MATCH_THRESHOLD
     from mmgem.report.heatmap import draw_heatmap
 
     cosines = mmgem.heatmap(photo, [text])[0]
@@ -56,8 +59,13 @@ def heatmap(
         except OSError as error:
             raise UsageError(f"{out}: cannot be written: {error.strerror or error}") from error
     score = float(cosines.max())
+    match = None
+    if mmgem.calibration is not None:
+        match = mmgem.calibration.fits(mmgem.embed_images([photo])[0], mmgem.embed_queries([text])[0])
     if as_json:
-        peak_json = {"peak": [round(x, 1) for x in peak], "score": round(score, 6)}
-        print_json({"file": str(photo), "text": text, **peak_json, "heat": cosines.round(4).tolist()})
+        found = {"peak": [round(x, 1) for x in peak], "score": round(score, 6), "match": match}
+        print_json({"file": str(photo), "text": text, **found, "heat": cosines.round(4).tolist()})
     else:
+        if match is not None and match < MATCH_THRESHOLD:
+            note(f"probably not in this photo: that it fits is {match:.0%} likely")
         print(f"peak at {peak[0]:.0f},{peak[1]:.0f} (similarity {score:.3f})")

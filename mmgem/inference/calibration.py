@@ -126,6 +126,12 @@ class MatchCalibration:
         mean, std = self._background_cosines(np.atleast_2d(queries), size)
         return self.search.probability(match_features(np.asarray(cosines), mean, std, size))
 
+    def fits(self, image: np.ndarray, query: np.ndarray) -> float | None:
+        """The probability that a photo fits a text, of unit embeddings ``(D,)``: :meth:`probability` of an
+        index of that photo alone, a size below those it was fitted on (docs/results.md, "No match")."""
+        probability = self.probability(np.array([image @ query]), query, 1)
+        return None if probability is None else round(float(probability[0]), 6)
+
     def none_of_these(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray | None:
         """The probability that none of the classes fits: ``(n,)`` float32 for unit ``images`` ``(n, D)`` and
         class embeddings ``(c, D)`` (:func:`mmgem.evaluate.classify.class_embeddings`).

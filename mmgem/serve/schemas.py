@@ -374,11 +374,13 @@ class RegionsReply(Sized):
 
 
 class HeatmapReply(Sized):
-    """Cosines, rows from the top; where the highest is, in pixels; and it."""
+    """Cosines, rows from the top; where the highest is, in pixels; it; and how likely the text fits the
+    photo (null: the model is not calibrated)."""
 
     heat: list[list[float]]
     peak: Annotated[list[float], Field(min_length=2, max_length=2)]
     score: float
+    match: float | None
 
 
 class PassageReply(BaseModel):

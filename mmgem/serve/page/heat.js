@@ -3,6 +3,7 @@
 import { byId, keepInside, make } from "./dom.js";
 import { current } from "./route.js";
 import { askAbout } from "./subject.js";
+import { doubtful } from "./tile.js";
 import { clear, work } from "./work.js";
 
 // From cold to hot, RGB; those of mmgem heatmap.
@@ -43,11 +44,14 @@ function hide() {
   clear(byId("heat-said"));
 }
 
-function figures({ heat, score }) {
+function figures(answer) {
+  const { heat, score } = answer;
   const low = Math.min(...heat.flat());
   const ends = [low, score].map((value) => make("span", {}, value.toFixed(2)));
   const ramp = make("span", { className: "ramp" }, ends[0], make("i"), ends[1]);
-  return make("p", { className: "quiet" }, ramp, "Similarity from place to place; the ring is where it is highest.");
+  const doubt = doubtful(answer) ? "Probably not in this photo. " : "";
+  const said = `${doubt}Similarity from place to place; the ring is where it is highest.`;
+  return make("p", { className: "quiet" }, ramp, said);
 }
 
 function paint(heat) {

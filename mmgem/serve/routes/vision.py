@@ -152,6 +152,10 @@ async def heatmap(request: Request) -> Response:
     row, column = divmod(int(cosines.argmax()), cosines.shape[1])
     width, height = await service.size(photo)
     peak = [(column + 0.5) / cosines.shape[1] * width, (row + 0.5) / cosines.shape[0] * height]
+    calibration = service.model.calibration
+    match = None
+    if calibration is not None:
+        match = calibration.fits(await service.vector(photo), await service.query(body.text))
     return await _sized_reply(
         began,
         service,
@@ -159,6 +163,7 @@ async def heatmap(request: Request) -> Response:
         heat=cosines.round(4).astype(float).round(4).tolist(),
         peak=[round(x, 1) for x in peak],
         score=round(float(cosines.max()), 6),
+        match=match,
     )
 
 
