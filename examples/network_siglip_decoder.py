@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmgem import NETWORKS
 from mmgem.config import ModelConfig
-from mmgem.models.cross_attention import CrossAttention, ImageLayers, Shown, showing, shown_in
+from mmgem.models.cross_attention import CrossAttention, ImageLayers, showing, shown_in, shown_rows
 from mmgem.models.llm import LLM
 from mmgem.models.packing import Packing, Segment
 from mmgem.models.related.base import ImageReader
@@ -64,5 +64,5 @@ class SigLIPDecoder(ImageReader):
     def caption_states(
         self, inputs: Any, positions: Any, allowed: Any, cache: Any, prefixes: Tensor, rows: Any = None
     ) -> Tensor:
-        with showing(Shown(prefixes if rows is None else prefixes[rows])):
+        with showing(shown_rows(prefixes, rows, cache)):
             return self.decoder(inputs, positions, allowed, cache)

@@ -18,7 +18,7 @@ from mmgem.config import OptimConfig
 from mmgem.distributed.world import SINGLE_PROCESS
 from mmgem.errors import ConfigError, UsageError
 from mmgem.inference.captioning import generate_captions
-from mmgem.models.cross_attention import CrossAttention
+from mmgem.models.cross_attention import CrossAttention, MultiHeadAttention
 from mmgem.models.network import MMGEMNetwork
 from mmgem.search.rerank import text_log_probs
 from mmgem.tasks.image_text.captioning import caption_loss
@@ -49,6 +49,42 @@ def open_gates(network: MMGEMNetwork) -> None:
     for module in network.modules():
         if isinstance(module, CrossAttention) and module.gates is not None:
             torch.nn.init.constant_(module.gates, 0.7)
+
+
+def test_texts_that_share_an_image_are_matched_as_with_copies_of_it() -> None:
+    network = related_toys.network("blip")
+    ids = [torch.tensor([3, 4]), torch.tensor([5]), torch.tensor([6, 7, 8]), torch.tensor([4])]
+    of = [2, 0, 2, 1]
+    results = []
+    for shared in (True, False):
+        visual = seen(network).requires_grad_()
+        logits = network.match(visual, ids, of) if shared else network.match(visual[of], ids)
+        network.zero_grad()
+        logits.square().sum().backward()
+        layer = network.image_layers["0"].attention.key.weight
+        results.append((logits.detach(), visual.grad, layer.grad.clone()))
+    for one, other in zip(*results, strict=True):
+        close(one, other, 1e-5)
+
+
+@pytest.mark.parametrize("system", ["blip", "coca", "flamingo"])
+@torch.no_grad()
+def test_an_image_is_read_once_for_a_caption(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = related_toys.network(system)
+    open_gates(network)
+    visual = seen(network)
+    layers = [module.attention for module in network.modules() if isinstance(module, CrossAttention)]
+    read, plain = [], MultiHeadAttention.keys_values
+
+    def counted(self: MultiHeadAttention, context: Tensor) -> tuple[Tensor, Tensor]:
+        read.extend([len(context)] if self in layers else [])
+        return plain(self, context)
+
+    monkeypatch.setattr(MultiHeadAttention, "keys_values", counted)
+    together = generate_captions(network, visual, END, beams=3, max_tokens=6)
+    assert read == [len(visual)] * len(layers)
+    alone = [generate_captions(network, one[None], END, beams=3, max_tokens=6)[0] for one in visual]
+    assert [caption.ids for caption in together] == [caption.ids for caption in alone]
 
 
 @pytest.mark.parametrize("system", CAPTIONING)

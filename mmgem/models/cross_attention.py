@@ -3,7 +3,8 @@ stay as they are and every kind of LLM can have them.
 
 What is shown is set around a pass of the LLM (:func:`showing`), apart for each thread; without it the layers
 do nothing. Rows may hold several sequences, each of an image of its own: they are laid out one a row for the
-attention and put back.
+attention and put back. Keys and values of an image are made once, however many sequences are shown it, and
+once for all the tokens of a caption that is written.
 """
 
 from __future__ import annotations
@@ -20,14 +21,21 @@ from torch import Tensor, nn
 
 from mmgem.models.packing import Packing, Segment
 
+KeysValues = tuple[Tensor, Tensor]
+"""``(N, heads, M, d)`` both."""
+
 
 @dataclass(frozen=True)
 class Shown:
-    """``images``: vectors ``(S, M, W)``, an image a sequence; ``places`` ``(S, L)`` int64: where the tokens
-    of each lie in the flat rows, -1 behind its end; None: row i of the pass is sequence i."""
+    """``images``: vectors ``(N, M, W)``; ``of`` ``(S,)`` int64: which of them each sequence is shown, None:
+    sequence i the i-th; ``places`` ``(S, L)`` int64: where the tokens of each lie in the flat rows, -1 behind
+    its end; None: row i of the pass is sequence i. ``kept``: keys and values of the images by layer, if they
+    are to serve later passes too."""
 
     images: Tensor
+    of: Tensor | None = None
     places: Tensor | None = None
+    kept: dict[nn.Module, KeysValues] | None = None
 
 
 _SHOWN: ContextVar[Shown | None] = ContextVar("shown", default=None)
@@ -43,17 +51,34 @@ def showing(shown: Shown | None) -> Iterator[None]:
         _SHOWN.reset(token)
 
 
+def shown_rows(images: Tensor, rows: Tensor | None, cache: Any) -> Shown:
+    """What the rows of a pass are shown while captions are written: row i image ``rows[i]`` of ``images``
+    ``(N, M, W)`` (None: the i-th). ``cache``: that of the captions' tokens; the images' keys and values are
+    kept with it."""
+    kept = None if cache is None else vars(cache).setdefault("shown_images", {})
+    return Shown(images, rows, kept=kept)
+
+
 def shown_in(packing: Packing, segments: Sequence[Segment], device: torch.device) -> Shown | None:
     """What packed ``segments`` are shown, each its ``image``; None if none has one."""
     numbers = [n for n, segment in enumerate(segments) if segment.image is not None]
     if not numbers:
         return None
-    images = [segment.image for segment in segments if segment.image is not None]
+    firsts: dict[int, int] = {}
+    images: list[Tensor] = []
+    of: list[int] = []
+    for some, row in (segment.image for segment in segments if segment.image is not None):
+        if id(some) not in firsts:
+            firsts[id(some)] = sum(map(len, images))
+            images.append(some)
+        of.append(firsts[id(some)] + row)
+    together = images[0] if len(images) == 1 else torch.cat(images)
     lengths = torch.tensor([_length(segments[n]) for n in numbers])
     steps = torch.arange(int(lengths.max()))
     places = packing.flat(torch.zeros_like(lengths), torch.tensor(numbers))[:, None] + steps
     places = places.masked_fill(steps >= lengths[:, None], -1)
-    return Shown(torch.stack(images), places.to(device))
+    each = of == list(range(len(together)))
+    return Shown(together, None if each else torch.tensor(of, device=device), places.to(device))
 
 
 def _length(segment: Segment) -> int:
@@ -73,11 +98,19 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
         """``(B, L, width)``."""
-        q, k, v = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x in (self.query(queries), self.key(context), self.value(context))
-        )
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.attend(queries, self.keys_values(context))
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Of vectors ``(B, M, context)``."""
+        return self._apart(self.key(context)), self._apart(self.value(context))
+
+    def attend(self, queries: Tensor, keys_values: KeysValues) -> Tensor:
+        """:meth:`forward`, of what :meth:`keys_values` gave."""
+        attended = F.scaled_dot_product_attention(self._apart(self.query(queries)), *keys_values)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+    def _apart(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def feed_forward(width: int, times: int = 4) -> nn.Sequential:
@@ -97,14 +130,24 @@ class CrossAttention(nn.Module):
         self.dense = feed_forward(width) if dense else None
         self.gates = nn.Parameter(torch.zeros(2)) if gated else None
 
-    def forward(self, states: Tensor, images: Tensor) -> Tensor:
-        """States ``(B, L, width)`` that have seen ``images`` ``(B, M, context)``."""
+    def forward(self, states: Tensor, shown: Shown) -> Tensor:
+        """States ``(S, L, width)`` of sequences that have seen what is ``shown`` to each."""
         attended: Tensor | float = 1.0
         dense: Tensor | float = 1.0
         if self.gates is not None:
             attended, dense = self.gates.tanh().unbind()
-        states = states + attended * self.attention(self.norm(states), self.context_norm(images))
+        states = states + attended * self.attention.attend(self.norm(states), self._keys_values(shown))
         return states if self.dense is None else states + dense * self.dense(states)
+
+    def _keys_values(self, shown: Shown) -> KeysValues:
+        """Of the image of each sequence."""
+        found = None if shown.kept is None else shown.kept.get(self)
+        if found is None:
+            images = shown.images.to(self.context_norm.weight.dtype)
+            found = self.attention.keys_values(self.context_norm(images))
+        if shown.kept is not None:
+            shown.kept[self] = found
+        return found if shown.of is None else (found[0][shown.of], found[1][shown.of])
 
 
 class AttentionPool(nn.Module):
@@ -168,10 +211,10 @@ def _seen(layer: nn.Module, states: Tensor) -> Tensor:
     shown = _SHOWN.get()
     if shown is None:
         return states
-    images = shown.images.to(next(layer.parameters()).dtype)
+    dtype = next(layer.parameters()).dtype
     if shown.places is None:
-        return layer(states.to(images.dtype), images).to(states.dtype)
+        return layer(states.to(dtype), shown).to(states.dtype)
     flat = states.flatten(0, 1)
     valid = shown.places >= 0
-    new = layer(flat[shown.places.clamp(min=0)].to(images.dtype), images)
+    new = layer(flat[shown.places.clamp(min=0)].to(dtype), shown)
     return flat.index_copy(0, shown.places[valid], new[valid].to(flat.dtype)).view_as(states)

@@ -31,8 +31,9 @@ class Segment:
     """The number of the segment that it continues and may look at, which continues none itself; -1: none."""
     causal: bool = True
     """Whether a position sees only those before it."""
-    image: Tensor | None = None
-    """Vectors ``(M, W)`` that cross-attention shows it, in networks that have some."""
+    image: tuple[Tensor, int] | None = None
+    """Vectors of images ``(N, M, W)``, and which of them cross-attention shows it, in networks that have
+    some."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmgem.config import ModelConfig
 from mmgem.errors import ConfigError
-from mmgem.models.cross_attention import Shown, showing, shown_in
+from mmgem.models.cross_attention import showing, shown_in, shown_rows
 from mmgem.models.network import MMGEMNetwork
 from mmgem.models.packing import Packing, Segment
 
@@ -83,7 +83,7 @@ class ImageReader(MMGEMNetwork):
     def caption_segments(self, ids: Sequence[Tensor], prefixes: Tensor) -> list[Segment]:
         """As in MM-GEM; ``prefixes`` ``(M, n, W)`` are what cross-attention shows."""
         segments = super().caption_segments(ids, prefixes)
-        return [replace(segment, image=image) for segment, image in zip(segments, prefixes, strict=True)]
+        return [replace(segment, image=(prefixes, n)) for n, segment in enumerate(segments)]
 
     def caption_states(
         self,
@@ -95,7 +95,7 @@ class ImageReader(MMGEMNetwork):
         rows: Tensor | None = None,
     ) -> Tensor:
         """Show each row its image."""
-        with showing(Shown(prefixes if rows is None else prefixes[rows])):
+        with showing(shown_rows(prefixes, rows, cache)):
             return self.llm(inputs, positions, allowed, cache)
 
     def run_packed(

@@ -87,12 +87,13 @@ class BLIP(ImageReader):
             states = llm(inputs, packing.positions.to(inputs.device), allowed).flatten(0, 1)
         return states, states
 
-    def match(self, visual: Tensor, ids: Sequence[Tensor]) -> Tensor:
-        """Logits ``(n, 2)`` that image ``(n, ..., W)`` and text do not, and do, belong together (ITM)."""
+    def match(self, visual: Tensor, ids: Sequence[Tensor], of: Sequence[int] | None = None) -> Tensor:
+        """Logits ``(n, 2)`` that image and text do not, and do, belong together (ITM): text i and image
+        ``of[i]`` of ``visual`` ``(m, ..., W)``, None: the i-th."""
         images, marker = self.project_visual_prefix(visual), self.match_token[None]
         segments = [
-            Segment(tokens, marker, causal=False, image=image)
-            for tokens, image in zip(ids, images, strict=True)
+            Segment(tokens, marker, causal=False, image=(images, n))
+            for tokens, n in zip(ids, range(len(images)) if of is None else of, strict=True)
         ]
         states = self.forward_packed(segments).prediction_states
         return self.match_head(states[starts(ids).to(states.device)])

@@ -77,7 +77,7 @@ class MatchingTerm(PairTerm):
         ids = batch.texts
         paired = [*ids, *(ids[int(n)] for n in other_text.tolist()), *ids]
         seen = torch.cat([owner, owner, other_image])
-        logits = network.match(visual[seen], paired).float()
+        logits = network.match(visual, paired, [int(n) for n in seen.tolist()]).float()
         labels = torch.zeros(len(paired), dtype=torch.long, device=logits.device)
         labels[: len(ids)] = 1
         (count,) = world.all_reduce_sum(len(paired))
