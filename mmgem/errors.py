@@ -85,6 +85,12 @@ class BusyError(MMGEMError):
         self.holder = holder
 
 
+class StoppedError(MMGEMError):
+    """Training that was asked to stop by SIGTERM, and has saved where it is."""
+
+    exit_code = 143
+
+
 class DownloadError(MMGEMError):
     """Base weights that could not be fetched or whose checksum is wrong."""
 

@@ -24,7 +24,7 @@ from mmgem.checkpoints.model_lock import RUN_LOCK
 from mmgem.config import Recipe, to_dict
 from mmgem.data.tokens import Tokenizer
 from mmgem.distributed.world import SINGLE_PROCESS, World, init_world
-from mmgem.errors import BusyError, ConfigError
+from mmgem.errors import BusyError, ConfigError, StoppedError
 from mmgem.models.network import MMGEMNetwork
 from mmgem.tasks.base import Task
 from mmgem.train.checks import check, check_compiler
@@ -39,6 +39,7 @@ from mmgem.train.optim import (
 )
 from mmgem.train.state import CheckpointWriter, load_state, take_snapshot
 from mmgem.train.step import accumulate_gradients
+from mmgem.train.stop_request import StopRequest
 from mmgem.train.throughput import ThroughputMeter
 from mmgem.utils.heap import trim_heap
 from mmgem.utils.locks import FileLock
@@ -81,7 +82,8 @@ def train(recipe: Recipe) -> Path:
     """Run ``recipe`` to its end and return the folder of the model it chose.
 
     Raises ``ConfigError``, ``DataError`` or ``CheckpointError`` before the first step where it can;
-    ``BusyError`` at once if another process trains into ``train.out``.
+    ``BusyError`` at once if another process trains into ``train.out``; ``StoppedError`` where SIGTERM came
+    to one of the processes: after the step it came in, which is saved.
     """
     # Gradients run into denormal numbers, which cost CPUs a hundred times more; before any worker thread. It
     # holds for the whole process, so it is undone: a caller's own arithmetic is none of our business.
@@ -139,7 +141,8 @@ def _train_locked(recipe: Recipe, world: World, tasks: list[Task[Any]]) -> Path:
         Meter("training", run.total, first_step, " pairs", world.is_main_process),
         CheckpointWriter(out / "checkpoints"),
     )
-    with meter, writer:
+    stopped_at = None
+    with meter, writer, StopRequest() as request:
         if state is None and recipe.init.checkpoint is not None and run.evaluates:
             before = evaluate_tasks(run)
             if log:
@@ -164,7 +167,9 @@ def _train_locked(recipe: Recipe, world: World, tasks: list[Task[Any]]) -> Path:
                 if best is None or scores["score"] > best["score"]:
                     best = {"step": done_steps, **scores}
                     export_model(run, out / "model", best)
-            if done_steps % recipe.train.checkpoint_every == 0 or last:
+            if any(world.all_reduce_sum(request.asked)) and not last:
+                stopped_at = done_steps
+            if done_steps % recipe.train.checkpoint_every == 0 or last or stopped_at is not None:
                 if log:
                     log.sync()
                 writer.save(
@@ -173,9 +178,15 @@ def _train_locked(recipe: Recipe, world: World, tasks: list[Task[Any]]) -> Path:
                     {"recipe": plain, "best": best, "before": before, "data": data},
                     recipe.train.keep_checkpoints,
                 )
+            if stopped_at is not None:
+                break
     for task in run.tasks:
         for problem in task.close():
             meter.note(problem)
+    if stopped_at is not None:
+        if log:
+            log.close()
+        raise StoppedError(f"{out}: stopped by SIGTERM; step {stopped_at} is saved, the same command goes on")
     if before is not None and best is not None:
         meter.note(gain(before, best))
     if not run.evaluates and (first_step < run.total or not world.broadcast((out / "model").is_dir())):
