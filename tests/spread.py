@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from mmgem.config import Recipe, from_dict
 from mmgem.distributed.world import SINGLE_PROCESS, World, gather_full_tensors, init_world
+from mmgem.errors import StoppedError
 from mmgem.train import loop
 from mmgem.train.step import accumulate_gradients
 
@@ -68,6 +69,18 @@ def train_until(recipe: dict[str, Any], end: int) -> None:
     """A run that stops at step ``end``."""
     before_step(end, sys.exit)
     loop.train(from_dict(Recipe, recipe))
+
+
+def train_asked_to_stop(recipe: dict[str, Any]) -> None:
+    """A run of which the second process alone gets SIGTERM, before step 3."""
+    if os.environ["RANK"] == "1":
+        before_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        loop.train(from_dict(Recipe, recipe))
+    except StoppedError as error:
+        assert "step 4 is saved" in str(error)
+    else:
+        raise AssertionError("was not stopped")
 
 
 def train_killed(calm: Recipe, killed: Recipe) -> None:

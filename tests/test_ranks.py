@@ -29,6 +29,7 @@ from mmgem.tasks.image_text.contrastive import contrastive_terms
 from mmgem.tasks.image_text.grad_cache import chunks
 from mmgem.tasks.image_text.items import embed_items
 from mmgem.train import loop
+from mmgem.train.state import saved_steps
 
 WORKER = Path(spread.__file__)
 
@@ -290,6 +291,12 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(
     assert not left
     assert len(curve(calm)) == 3 * 8
     assert curve(killed) == pytest.approx(curve(calm), abs=1e-5)
+
+
+def test_sigterm_to_one_rank_stops_all_where_it_is_saved(world: dict[str, Any], tmp_path: Path) -> None:
+    recipe = made(world, train__out=str(tmp_path / "run"), train__epochs=2, train__checkpoint_every=100)
+    run_ranks(tmp_path / "said", 2, spread.train_asked_to_stop, to_dict(recipe))
+    assert saved_steps(tmp_path / "run" / "checkpoints") == [4]
 
 
 def test_ranks_of_an_earlier_attempt_are_never_met() -> None:
