@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -23,9 +22,9 @@ import mmgem.train.state as state_file
 from mmgem.checkpoints.tensors import load_tensors, save_tensors
 from mmgem.config import Recipe, from_dict, to_dict
 from mmgem.config.compare import difference
-from mmgem.errors import CheckpointError, ConfigError, StoppedError
+from mmgem.errors import CheckpointError, ConfigError
 from mmgem.train.log import MetricsLogger
-from mmgem.train.loop import train, train_step
+from mmgem.train.loop import train
 from mmgem.train.state import Snapshot, load_state, save_state, saved_steps, take_snapshot
 
 
@@ -440,43 +439,6 @@ def train_plain(recipe: dict[str, Any]) -> None:
 def logged_steps(recipe: Recipe) -> int:
     path = recipe.train.out / "log.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-def test_sigterm_saves_the_step_and_equals_uninterrupted(make: Any, tmp_path: Path) -> None:
-    options = {"train__epochs": 20, "train__checkpoint_every": 1000, "train__evaluate_every": 0}
-    whole, stopped = make("whole", **options), make("stopped", **options)
-    stopped.data.cache = tmp_path / "own"
-    train(whole)
-    process = Forked(tmp_path / "said", train_plain, to_dict(stopped)).process
-    while logged_steps(stopped) < 3 and process.is_alive():
-        time.sleep(0.002)
-    process.terminate()
-    process.join(30)
-    assert process.exitcode not in (0, -signal.SIGTERM)
-    (step,) = saved_steps(stopped.train.out / "checkpoints")
-    assert 3 <= step == logged_steps(stopped)
-    all_end_well([Forked(tmp_path / "said", train_plain, to_dict(stopped))], 60)
-    one, two = (r.train.out / "model" / "model.safetensors" for r in (whole, stopped))
-    assert one.read_bytes() == two.read_bytes()
-    assert without_speed(log_of(stopped)) == without_speed(log_of(whole))
-
-
-def test_sigterm_is_an_error_with_an_exit_code(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = make("stopped", train__epochs=20)
-    steps: list[int] = []
-
-    def stepped(*args: Any) -> Any:
-        steps.append(args[1])
-        if len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(*args)
-
-    monkeypatch.setattr(loop, "train_step", stepped)
-    with pytest.raises(StoppedError, match=r"stopped by SIGTERM; step 2 is saved") as told:
-        train(recipe)
-    assert steps == [0, 1] and told.value.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
