@@ -22,6 +22,7 @@ from mmgem.distributed.world import SINGLE_PROCESS, World, gather_full_tensors, 
 from mmgem.errors import StoppedError
 from mmgem.train import loop
 from mmgem.train.step import accumulate_gradients
+from mmgem.train.stop_request import StopRequest
 
 
 def first_gradients(recipe: Recipe, world: World) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -72,9 +73,12 @@ def train_until(recipe: dict[str, Any], end: int) -> None:
 
 
 def train_asked_to_stop(recipe: dict[str, Any]) -> None:
-    """A run of which the second process alone gets SIGTERM, before step 3."""
+    """A run of which the second process alone is asked to stop, before step 3."""
+    request = StopRequest()
+    request.__class__.__enter__ = lambda self: self  # type: ignore[method-assign]
+    loop.StopRequest = lambda: request  # type: ignore[assignment,misc]
     if os.environ["RANK"] == "1":
-        before_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        before_step(3, lambda: setattr(request, "asked", True))
     try:
         loop.train(from_dict(Recipe, recipe))
     except StoppedError as error:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import toys
-from forks import Forked, all_end_well
 
 import mmgem.train.loop as loop
-from mmgem.config import Recipe, from_dict, to_dict
+from mmgem.config import Recipe
 from mmgem.errors import StoppedError
-from mmgem.train.loop import train, train_step
+from mmgem.train.loop import train
 from mmgem.train.state import saved_steps
+from mmgem.train.stop_request import StopRequest
 
 LOGGED = {"step", "contrastive_loss", "caption_loss", "gradient_norm", "lr_factor", "score"}
 
@@ -35,9 +33,12 @@ def make(tmp_path: Path) -> Any:
     return recipe
 
 
-def train_plain(recipe: dict[str, Any]) -> None:
-    """What the process that is asked to stop does."""
-    train(from_dict(Recipe, recipe))
+class AskedAtOnce(StopRequest):
+    """One to which SIGTERM came when it was entered."""
+
+    def __enter__(self) -> StopRequest:
+        self._ask(signal.SIGTERM, None)
+        return self
 
 
 def logged(recipe: Recipe) -> list[dict[str, Any]]:
@@ -46,37 +47,28 @@ def logged(recipe: Recipe) -> list[dict[str, Any]]:
     return [{name: line[name] for name in line.keys() & LOGGED} for line in map(json.loads, lines)]
 
 
-def test_sigterm_saves_the_step_and_equals_uninterrupted(make: Any, tmp_path: Path) -> None:
-    options = {"train__epochs": 20, "train__checkpoint_every": 1000, "train__evaluate_every": 0}
-    whole, stopped = make("whole", **options), make("stopped", **options)
-    stopped.data.cache = tmp_path / "own"
+def test_a_run_that_was_asked_to_stop_saves_and_equals_uninterrupted(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = (make(name, train__epochs=3, train__checkpoint_every=1000) for name in ("a", "b"))
     train(whole)
-    process = Forked(tmp_path / "said", train_plain, to_dict(stopped)).process
-    while len(logged(stopped)) < 3 and process.is_alive():
-        time.sleep(0.002)
-    process.terminate()
-    process.join(30)
-    assert process.exitcode not in (0, -signal.SIGTERM)
-    (step,) = saved_steps(stopped.train.out / "checkpoints")
-    assert 3 <= step == len(logged(stopped))
-    all_end_well([Forked(tmp_path / "said", train_plain, to_dict(stopped))], 60)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "StopRequest", lambda: AskedAtOnce())
+        with pytest.raises(StoppedError, match=r"stopped by SIGTERM; step 1 is saved") as told:
+            train(stopped)
+    assert told.value.exit_code == 143 and saved_steps(stopped.train.out / "checkpoints") == [1]
+    train(stopped)
     one, two = (r.train.out / "model" / "model.safetensors" for r in (whole, stopped))
     assert one.read_bytes() == two.read_bytes()
     assert logged(stopped) == logged(whole)
 
 
-def test_sigterm_is_an_error_with_an_exit_code(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = make("stopped", train__epochs=20)
-    steps: list[int] = []
-
-    def stepped(*args: Any) -> Any:
-        steps.append(args[1])
-        if len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return train_step(*args)
-
-    monkeypatch.setattr(loop, "train_step", stepped)
-    with pytest.raises(StoppedError, match=r"stopped by SIGTERM; step 2 is saved") as told:
-        train(recipe)
-    assert steps == [0, 1] and told.value.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+def test_a_handler_of_somebody_else_stays() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        with StopRequest() as request:
+            signal.raise_signal(signal.SIGTERM)
+        assert not request.asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -33,4 +33,5 @@ class StopRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._listens:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
