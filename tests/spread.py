@@ -75,7 +75,6 @@ def train_until(recipe: dict[str, Any], end: int) -> None:
 def train_asked_to_stop(recipe: dict[str, Any]) -> None:
     """A run of which the second process alone is asked to stop, before step 3."""
     request = StopRequest()
-    request.__class__.__enter__ = lambda self: self  # type: ignore[method-assign]
     loop.StopRequest = lambda: request  # type: ignore[assignment,misc]
     if os.environ["RANK"] == "1":
         before_step(3, lambda: setattr(request, "asked", True))
